@@ -1,0 +1,48 @@
+import { readFileSync } from "node:fs";
+import type { Bench, Daemon } from "./harness.ts";
+import { followers, waitingJobs } from "./follow.ts";
+import { row, type Row } from "./report.ts";
+
+const COUNT = 1000;
+const WARM_UP = 100;
+
+/** Proportional set size in KiB: pages that are shared count for their share (proc_pid_smaps(5)). */
+function pssKib(pid: number): number {
+  return Number(/^Pss:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/smaps_rollup`, "utf8"))?.[1]);
+}
+
+function parentOf(pid: number): number {
+  return Number(/^PPid:\s+(\d+)$/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1]);
+}
+
+async function settledKib(daemon: Daemon): Promise<number> {
+  await daemon.collect();
+  return pssKib(daemon.pid);
+}
+
+/** What 1,000 running jobs and then 1,000 followers, one of each, add to the daemon; and each job's supervisor. */
+export async function memory(bench: Bench): Promise<Row[]> {
+  await using daemon = await bench.startDaemon({ preload: { heapMb: 0 } });
+  const { client } = daemon;
+  // What comes with the first few, such as compiled code, is no memory of each.
+  await (await followers(client, await waitingJobs(client, WARM_UP)))[Symbol.asyncDispose]();
+  const idle = await settledKib(daemon);
+  const jobs = await waitingJobs(client, COUNT);
+  const withJobs = await settledKib(daemon);
+  const pids = (await client.list({ limit: COUNT })).jobs.map(({ pid }) => pid);
+  const supervisors = pids.reduce((sum, pid) => sum + pssKib(parentOf(pid)), 0) / pids.length;
+  const processes = pids.reduce((sum, pid) => sum + pssKib(pid), 0) / pids.length;
+  await using _following = await followers(client, jobs);
+  const withFollowers = await settledKib(daemon);
+  return [
+    row(`Daemon's memory per running job, at ${COUNT}`, (withJobs - idle) / COUNT, "KiB", [
+      "all of the daemon before",
+      idle,
+    ]),
+    row(`Supervisor's memory per running job, at ${COUNT}`, supervisors, "KiB", ["the job itself, a sleep", processes]),
+    row(`Daemon's memory per follower, at ${COUNT}`, (withFollowers - withJobs) / COUNT, "KiB", [
+      "all of the daemon before",
+      idle,
+    ]),
+  ];
+}

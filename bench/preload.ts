@@ -1,0 +1,26 @@
+/** Loaded into a daemon that is measured: holds live heap beside it, and collects its garbage on SIGUSR2. */
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
+
+interface Entry {
+  readonly id: number;
+  readonly text: string;
+  readonly next: Entry | undefined;
+}
+
+const held: Entry[] = [];
+const wantedBytes = Number(process.env["JOBS_BENCH_HEAP_MB"]) * 1e6;
+
+for (const before = process.memoryUsage().heapUsed; process.memoryUsage().heapUsed - before < wantedBytes;)
+  for (let i = 0; i < 10_000; i++) {
+    const id = held.length;
+    held.push({ id, text: `entry ${id}`, next: held[id - 1] });
+  }
+
+setFlagsFromString("--expose-gc");
+const collect: unknown = runInNewContext("gc");
+process.on("SIGUSR2", () => {
+  if (typeof collect === "function") collect();
+  // What it holds must not look unused.
+  if (held.length === 1) held.pop();
+});

@@ -1,0 +1,131 @@
+import { execFile } from "node:child_process";
+import { promisify } from "node:util";
+import { HealthClient, type HealthCheckResponse } from "../proto/generated/grpc/health/v1/health.ts";
+import {
+  StartRequest,
+  WorkerServiceClient,
+  type StartResponse,
+  type WaitResponse,
+} from "../proto/generated/jobs/v1/worker.ts";
+import { unary } from "../src/client/calls.ts";
+import type { Credentials } from "../src/client/index.ts";
+import { channelFor, formatTarget, parseTarget, secureContext } from "../src/client/target.ts";
+import type { Bench } from "./harness.ts";
+import { format, median, row, type Row } from "./report.ts";
+
+const ROUNDS = 20;
+const STARTS_PER_ROUND = 15;
+const WARM_UP = 30;
+const HEAP_MB = 500;
+const FLIGHT = 32;
+const FLIGHT_ROUNDS = 3;
+const JOBS_PER_ROUND = 640;
+const MOST_ABOVE_MS = 1;
+const MOST_WORSE = 1.1;
+const TRUE = StartRequest.fromPartial({ command: "/bin/true" });
+
+/** Calls of the client library, and Check of the health service, all on one channel. */
+interface Calls extends Disposable {
+  readonly start: () => Promise<StartResponse>;
+  readonly wait: (jobId: string) => Promise<WaitResponse>;
+  readonly check: () => Promise<HealthCheckResponse>;
+}
+
+function callsOn(credentials: Credentials): Calls {
+  const target = parseTarget(credentials.server);
+  const channel = channelFor(secureContext(credentials), target);
+  const worker = new WorkerServiceClient(formatTarget(target), channel.credentials, channel.options);
+  const health = new HealthClient(formatTarget(target), channel.credentials, { channelOverride: worker.getChannel() });
+  const unwatched = () => () => undefined;
+  return {
+    start: () => unary((done) => worker.start(TRUE, done), undefined, unwatched),
+    wait: (jobId) => unary((done) => worker.wait({ jobId }, done), undefined, unwatched),
+    check: () => unary((done) => health.check({ service: "" }, done), undefined, unwatched),
+    [Symbol.dispose]: () => worker.close(),
+  };
+}
+
+async function timed<T>(into: number[], call: () => Promise<T>): Promise<T> {
+  const beganMs = performance.now();
+  const answer = await call();
+  into.push(performance.now() - beganMs);
+  return answer;
+}
+
+/** One empty call and one start, each right after another call; the job's end is waited for outside of both. */
+async function oneOfEach(calls: Calls, checks: number[], starts: number[]): Promise<void> {
+  await calls.check();
+  await timed(checks, calls.check);
+  const { jobId } = await timed(starts, calls.start);
+  await calls.wait(jobId);
+}
+
+/** What bench/floor.c measures: microseconds of each start, or, with more in flight, starts per second. */
+async function floor(program: string, bench: Bench, count: number, flight: number): Promise<number[]> {
+  const child = promisify(execFile)(program, [bench.group, String(count), String(flight)]);
+  bench.adopt(child.child);
+  return (await child).stdout.trim().split("\n").map(Number);
+}
+
+/** Starts one at a time, in a daemon as it is and in one with 500 MB of live heap, turn by turn. */
+export async function start(bench: Bench): Promise<Row[]> {
+  const program = await bench.compile("floor");
+  await using plainDaemon = await bench.startDaemon();
+  await using heapDaemon = await bench.startDaemon({ preload: { heapMb: HEAP_MB } });
+  using plain = callsOn(plainDaemon.credentials);
+  using heap = callsOn(heapDaemon.credentials);
+  for (let i = 0; i < WARM_UP; i++) for (const calls of [plain, heap]) await oneOfEach(calls, [], []);
+  const ms = { check: [] as number[], start: [] as number[], heapCheck: [] as number[], heapStart: [] as number[] };
+  const floorMs: number[] = [];
+  for (let round = 0; round < ROUNDS; round++) {
+    floorMs.push(...(await floor(program, bench, STARTS_PER_ROUND, 1)).map((us) => us / 1000));
+    for (let i = 0; i < STARTS_PER_ROUND; i++) {
+      await oneOfEach(plain, ms.check, ms.start);
+      await oneOfEach(heap, ms.heapCheck, ms.heapStart);
+    }
+  }
+  const aboveMs = median(ms.start) - median(ms.check);
+  const above = {
+    text: `at most ${MOST_ABOVE_MS.toFixed(1)} ms above (it is ${format(aboveMs)} ms)`,
+    met: aboveMs <= MOST_ABOVE_MS,
+  };
+  const worse = { text: "at most 1.10", met: median(ms.heapStart) <= MOST_WORSE * median(ms.start) };
+  return [
+    row(
+      "Start of /bin/true, median",
+      median(ms.start),
+      "ms",
+      ["empty unary call on the same channel", median(ms.check)],
+      above,
+    ),
+    row("… above the empty call", aboveMs, "ms", ["C floor: mkdir, fork, clone3, until exec", median(floorMs)]),
+    row(`… with ${HEAP_MB} MB of heap in the daemon`, median(ms.heapStart), "ms", ["without", median(ms.start)], worse),
+  ];
+}
+
+/** Starts and waits for the ends of `count` jobs, `FLIGHT` at once. Returns jobs per second. */
+async function manyAtOnce(calls: Calls, count: number): Promise<number> {
+  const beganMs = performance.now();
+  let left = count;
+  await Promise.all(
+    Array.from({ length: FLIGHT }, async () => {
+      while (left-- > 0) await calls.wait((await calls.start()).jobId);
+    }),
+  );
+  return (count / (performance.now() - beganMs)) * 1000;
+}
+
+/** Jobs per second from start to end with 32 in flight, turn by turn with the floor. */
+export async function flight(bench: Bench): Promise<Row[]> {
+  const program = await bench.compile("floor");
+  await using daemon = await bench.startDaemon();
+  using calls = callsOn(daemon.credentials);
+  await manyAtOnce(calls, JOBS_PER_ROUND / 2);
+  const [floors, jobs]: [number[], number[]] = [[], []];
+  for (let round = 0; round < FLIGHT_ROUNDS; round++) {
+    floors.push(...(await floor(program, bench, JOBS_PER_ROUND, FLIGHT)));
+    jobs.push(await manyAtOnce(calls, JOBS_PER_ROUND));
+  }
+  const name = `Jobs started and ended, ${FLIGHT} in flight`;
+  return [row(name, median(jobs), "jobs/s", [`C floor, ${FLIGHT} in flight`, median(floors)])];
+}

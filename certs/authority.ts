@@ -1,0 +1,179 @@
+import "reflect-metadata";
+import { createPublicKey, type KeyObject, X509Certificate as NodeCertificate } from "node:crypto";
+import {
+  AuthorityKeyIdentifierExtension,
+  BasicConstraintsExtension,
+  ExtendedKeyUsageExtension,
+  type Extension,
+  type JsonGeneralName,
+  KeyUsageFlags,
+  KeyUsagesExtension,
+  PublicKey,
+  SubjectAlternativeNameExtension,
+  SubjectKeyIdentifierExtension,
+  X509Certificate,
+  X509CertificateGenerator,
+} from "@peculiar/x509";
+import { CertError } from "./error.ts";
+import { readPem } from "./files.ts";
+import { toAltNames } from "./host.ts";
+import { generateKey, readKey, requireStrong, SIGNING, toCryptoKey } from "./key.ts";
+import { type Profile, purposes, roleExtension } from "./profile.ts";
+import type { CertificateRequest } from "./request.ts";
+
+/** A certificate authority that can sign: its certificate and the private key of it. */
+export interface Authority {
+  readonly certificate: X509Certificate;
+  readonly key: KeyObject;
+}
+
+export interface SignOptions {
+  /** Decided by the signer alone; a request cannot ask for it. */
+  readonly profile: Profile;
+  /** DNS names and IP addresses of a worker; those that the request asks for when absent. Not for clients. */
+  readonly hosts?: readonly string[] | undefined;
+  /** Life in days, 1 to 3650. 90 when absent, or until the CA ends if that is sooner. */
+  readonly days?: number | undefined;
+  /** The smallest RSA key accepted, in bits: 4096 when absent, never under 2048. */
+  readonly minBits?: number | undefined;
+  /** When the certificate's life begins. */
+  readonly now?: Date | undefined;
+}
+
+const LEAF_DAYS = 90;
+const CA_DAYS = 3650;
+const DAY_MS = 86_400_000;
+/** A certificate is valid from a little before it was made, for parties whose clocks are slow. */
+const BACKDATE_MS = 5 * 60_000;
+
+/** A new CA with a self-signed certificate of 10 years, which may sign leaves only. Throws CertError `invalid`. */
+export async function createAuthority(options: { bits?: number | undefined; now?: Date } = {}): Promise<Authority> {
+  const key = await generateKey(options.bits);
+  const publicKey = toCryptoKey(createPublicKey(key), "verify");
+  const subjectKeyId = await SubjectKeyIdentifierExtension.create(publicKey);
+  const certificate = await X509CertificateGenerator.createSelfSigned({
+    name: [{ CN: ["jobs CA"] }],
+    keys: { privateKey: toCryptoKey(key, "sign"), publicKey },
+    signingAlgorithm: SIGNING,
+    ...life(options.now ?? new Date(), CA_DAYS),
+    extensions: [
+      new BasicConstraintsExtension(true, 0, true),
+      new KeyUsagesExtension(KeyUsageFlags.keyCertSign | KeyUsageFlags.cRLSign, true),
+      subjectKeyId,
+      new AuthorityKeyIdentifierExtension(subjectKeyId.keyId),
+    ],
+  });
+  return { certificate, key };
+}
+
+/**
+ * Reads a CA from its two PEM files. Throws CertError `unreadable`, and `refused` when the certificate is no CA's,
+ * the key is another's, or others may read it.
+ */
+export async function openAuthority(certificatePath: string, keyPath: string): Promise<Authority> {
+  const [pem, key] = await Promise.all([readPem(certificatePath, "CERTIFICATE"), readKey(keyPath)]);
+  const { node, certificate } = parseCertificate(pem, certificatePath);
+  if (!node.ca) {
+    throw new CertError("refused", `${certificatePath}: is not a CA's certificate (CA:TRUE and keyCertSign)`);
+  }
+  if (!node.checkPrivateKey(key)) {
+    throw new CertError("refused", `${keyPath}: is not the key of ${certificatePath}`);
+  }
+  requireStrong(key, keyPath, 0);
+  return { certificate, key };
+}
+
+/**
+ * Signs a verified request with a profile's extensions and none of the request's own.
+ * Returns the certificate in PEM. Throws CertError `invalid` for an option, `refused` for the request or the CA.
+ */
+export async function sign(authority: Authority, request: CertificateRequest, options: SignOptions): Promise<string> {
+  const { profile, now = new Date() } = options;
+  const ca = authority.certificate;
+  requireStrong(request.publicKey, request.commonName, options.minBits);
+  const subject = `CN=${request.commonName}`;
+  if (subject === ca.subject) {
+    throw new CertError("refused", `${request.commonName}: is the CA's own name; the request needs another`);
+  }
+  const publicKey = new PublicKey(request.publicKey.export({ format: "der", type: "spki" }));
+  const certificate = await X509CertificateGenerator.create({
+    // Without a serial number given, the library takes 128 random bits as a positive integer.
+    subject: [{ CN: [request.commonName] }],
+    issuer: ca.subjectName,
+    publicKey,
+    signingKey: toCryptoKey(authority.key, "sign"),
+    signingAlgorithm: SIGNING,
+    ...leafLife(ca, now, options.days),
+    extensions: [
+      new BasicConstraintsExtension(false, undefined, true),
+      new KeyUsagesExtension(KeyUsageFlags.digitalSignature, true),
+      new ExtendedKeyUsageExtension([purposes[profile]]),
+      await SubjectKeyIdentifierExtension.create(publicKey),
+      await authorityKeyId(ca),
+      ...profileExtensions(profile, request, options.hosts),
+    ],
+  });
+  return toPem(certificate);
+}
+
+/** A certificate in PEM, ending in a newline. */
+export function toPem(certificate: X509Certificate): string {
+  return `${certificate.toString("pem")}\n`;
+}
+
+/** A PEM certificate as Node and as the library read it. Throws CertError `unreadable`, led by `from`. */
+export function parseCertificate(pem: string, from: string): { node: NodeCertificate; certificate: X509Certificate } {
+  try {
+    const node = new NodeCertificate(pem);
+    const certificate = new X509Certificate(node.raw);
+    // The library reads extensions on first use, and throws then.
+    void certificate.extensions;
+    return { node, certificate };
+  } catch (error) {
+    throw new CertError("unreadable", `${from}: is not a well-formed certificate`, error);
+  }
+}
+
+function profileExtensions(
+  profile: Profile,
+  request: CertificateRequest,
+  hosts: readonly string[] | undefined,
+): Extension[] {
+  if (profile === "worker") return [new SubjectAlternativeNameExtension(workerNames(request, hosts))];
+  if (hosts?.length) throw new CertError("invalid", `--host: is for --role worker; a ${profile} has no host`);
+  return [roleExtension(profile)];
+}
+
+function workerNames(request: CertificateRequest, hosts: readonly string[] = []): JsonGeneralName[] {
+  if (hosts.length > 0) return toAltNames(hosts);
+  const asked = request.altNames.map(({ type, value }) =>
+    type === "dns" || type === "ip" ? value : `${type}:${value}`,
+  );
+  if (asked.length > 0) return toAltNames(asked, `${request.commonName}'s request`);
+  throw new CertError("invalid", "--host: a worker's certificate needs the names or addresses it is reached by");
+}
+
+/** The CA's own identifier, which need not be the hash of its key. */
+async function authorityKeyId(ca: X509Certificate): Promise<Extension> {
+  const keyId = ca.getExtension(SubjectKeyIdentifierExtension)?.keyId;
+  return keyId ? new AuthorityKeyIdentifierExtension(keyId) : AuthorityKeyIdentifierExtension.create(ca.publicKey);
+}
+
+function leafLife(ca: X509Certificate, now: Date, days: number | undefined): { notBefore: Date; notAfter: Date } {
+  const caEnds = ca.notAfter.toISOString();
+  if (ca.notAfter <= now) throw new CertError("refused", `the CA's certificate has expired, on ${caEnds}`);
+  const wanted = life(now, days ?? LEAF_DAYS);
+  if (wanted.notAfter <= ca.notAfter) return wanted;
+  if (days === undefined) return { ...wanted, notAfter: ca.notAfter };
+  const most = Math.floor((ca.notAfter.getTime() - now.getTime()) / DAY_MS);
+  throw new CertError("invalid", `--days: ${days} is past the CA's own end on ${caEnds}; at most ${most}`);
+}
+
+function life(now: Date, days: number): { notBefore: Date; notAfter: Date } {
+  if (!Number.isInteger(days) || days < 1 || days > CA_DAYS) {
+    throw new CertError("invalid", `--days: ${days} must be a whole number from 1 to ${CA_DAYS}`);
+  }
+  // X.509 times are whole seconds; rounding here keeps a leaf of the CA's own age from seeming to outlive it.
+  const startMs = Math.floor(now.getTime() / 1000) * 1000;
+  return { notBefore: new Date(startMs - BACKDATE_MS), notAfter: new Date(startMs + days * DAY_MS) };
+}

@@ -1,0 +1,146 @@
+import "reflect-metadata";
+import type { KeyObject } from "node:crypto";
+import {
+  ExtendedKeyUsage,
+  ExtendedKeyUsageExtension,
+  type JsonGeneralName,
+  SubjectAlternativeNameExtension,
+} from "@peculiar/x509";
+import { parseCertificate } from "./authority.ts";
+import { CertError } from "./error.ts";
+import { readAnyPem } from "./files.ts";
+import { type Role, roleOf } from "./profile.ts";
+import { parseRequest } from "./request.ts";
+
+export interface KeyDescription {
+  /** As in `rsa`. */
+  readonly type: string;
+  /** The modulus of an RSA key. */
+  readonly bits?: number;
+}
+
+/** What a certificate says. */
+export interface CertificateDescription {
+  readonly kind: "certificate";
+  /** As in `CN=worker`. */
+  readonly subject: string;
+  readonly issuer: string;
+  /** In hexadecimal. */
+  readonly serial: string;
+  /** SHA-256 of the DER, in hexadecimal with colons. */
+  readonly fingerprint: string;
+  /** ISO 8601, as are all times here. */
+  readonly notBefore: string;
+  readonly notAfter: string;
+  /** Whole days; negative once it has expired. */
+  readonly daysLeft: number;
+  readonly ca: boolean;
+  /** Absent when it has none; `malformed` would be refused by the daemon. */
+  readonly role?: Role | "malformed";
+  /** Subject alternative names: `localhost`, `127.0.0.1`; those of other kinds as `email:…`. */
+  readonly hosts: readonly string[];
+  /** `serverAuth`, `clientAuth`, or an object identifier. */
+  readonly usages: readonly string[];
+  readonly key: KeyDescription;
+}
+
+/** What a certificate signing request asks for, its signature verified. */
+export interface RequestDescription {
+  readonly kind: "request";
+  readonly subject: string;
+  readonly hosts: readonly string[];
+  readonly key: KeyDescription;
+}
+
+export type Description = CertificateDescription | RequestDescription;
+
+const DAY_MS = 86_400_000;
+
+/** Reads a PEM file with a certificate or a request. Throws CertError `unreadable`, or `refused` for a bad request. */
+export async function inspectFile(path: string, now = new Date()): Promise<Description> {
+  const { label, pem } = await readAnyPem(path);
+  if (label === "CERTIFICATE") return describe(pem, path, now);
+  if (label !== "CERTIFICATE REQUEST") {
+    throw new CertError("unreadable", `${path}: holds a ${label}; a CERTIFICATE or a CERTIFICATE REQUEST is needed`);
+  }
+  const request = await parseRequest(pem, path);
+  return {
+    kind: "request",
+    subject: `CN=${request.commonName}`,
+    hosts: hostsOf(request.altNames),
+    key: describeKey(request.publicKey),
+  };
+}
+
+/** Describes a PEM certificate. Throws CertError `unreadable`, led by `from`. */
+export function describe(pem: string, from: string, now = new Date()): CertificateDescription {
+  const { node, certificate } = parseCertificate(pem, from);
+  const role = roleOf(certificate.extensions);
+  return {
+    kind: "certificate",
+    subject: certificate.subject,
+    issuer: certificate.issuer,
+    serial: node.serialNumber,
+    fingerprint: node.fingerprint256,
+    notBefore: node.validFromDate.toISOString(),
+    notAfter: node.validToDate.toISOString(),
+    daysLeft: Math.floor((node.validToDate.getTime() - now.getTime()) / DAY_MS),
+    ca: node.ca,
+    ...(role && { role }),
+    hosts: hostsOf(certificate.getExtension(SubjectAlternativeNameExtension)?.names.toJSON() ?? []),
+    usages: (certificate.getExtension(ExtendedKeyUsageExtension)?.usages ?? []).map(usageName),
+    key: describeKey(node.publicKey),
+  };
+}
+
+/** A description for people, one fact a line. */
+export function format(described: Description): string {
+  const { subject, hosts, key } = described;
+  const rows: (readonly [string, string | undefined])[] =
+    described.kind === "certificate"
+      ? [
+          ["subject", subject],
+          ["issuer", described.issuer],
+          ["serial", described.serial],
+          ["fingerprint", `SHA-256 ${described.fingerprint}`],
+          ["valid", `${described.notBefore} to ${described.notAfter}, ${lifeLeft(described.daysLeft)}`],
+          ["authority", described.ca ? "yes, it may sign certificates" : undefined],
+          ["role", described.role],
+          ["hosts", hosts.join(", ")],
+          ["usage", described.usages.join(", ")],
+          ["key", formatKey(key)],
+        ]
+      : [
+          ["request of", subject],
+          ["hosts", hosts.join(", ")],
+          ["key", formatKey(key)],
+        ];
+  return rows.flatMap(([label, value]) => (value ? [`${label.padEnd(12)}${printable(value)}\n`] : [])).join("");
+}
+
+function lifeLeft(days: number): string {
+  if (days < 0) return "expired";
+  return days === 1 ? "1 day left" : `${days} days left`;
+}
+
+function formatKey({ type, bits }: KeyDescription): string {
+  return bits ? `${type.toUpperCase()} ${bits}` : type;
+}
+
+/** A stranger's certificate must not drive the terminal that it is shown on. */
+function printable(text: string): string {
+  return text.replaceAll(/\p{C}/gu, "�");
+}
+
+function hostsOf(names: readonly JsonGeneralName[]): string[] {
+  return names.map(({ type, value }) => (type === "dns" || type === "ip" ? value : `${type}:${value}`));
+}
+
+function usageName(oid: unknown): string {
+  return Object.entries(ExtendedKeyUsage).find(([, value]) => value === oid)?.[0] ?? String(oid);
+}
+
+function describeKey(key: KeyObject): KeyDescription {
+  const bits = key.asymmetricKeyDetails?.modulusLength;
+  return { type: key.asymmetricKeyType ?? "unknown", ...(bits && { bits }) };
+}

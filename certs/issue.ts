@@ -1,0 +1,83 @@
+import { hostname } from "node:os";
+import { resolve } from "node:path";
+import { createAuthority, sign, toPem } from "./authority.ts";
+import { refuseExisting, writeFiles } from "./files.ts";
+import { isHost } from "./host.ts";
+import { type CertificateDescription, describe } from "./inspect.ts";
+import { generateKey, keyToPem } from "./key.ts";
+import { profiles } from "./profile.ts";
+import { createRequest, parseRequest } from "./request.ts";
+
+export interface IssueOptions {
+  /** The directory for the files; made 0700 when it is not there. */
+  readonly out: string;
+  /** More names and addresses that the worker is reached by, besides this host's own. */
+  readonly hosts?: readonly string[] | undefined;
+  /** RSA key size, 2048 to 8192; 4096 when absent. */
+  readonly bits?: number | undefined;
+  /** Life of the leaves in days, 1 to 3650; 90 when absent. The CA lives 10 years. */
+  readonly days?: number | undefined;
+  /** Replace files that are there. */
+  readonly force?: boolean | undefined;
+  /** When the certificates' lives begin; a time long past makes expired ones. */
+  readonly now?: Date | undefined;
+}
+
+/** One certificate and where it and its key are. */
+export interface Issued {
+  readonly name: "ca" | "worker" | "writer" | "reader";
+  readonly crt: string;
+  readonly key: string;
+  readonly certificate: CertificateDescription;
+}
+
+/**
+ * Makes a CA and, by request and signature, the certificates of a worker, a writer and a reader:
+ * NAME.crt (0644) and NAME.key (0600) in `out`. Writes all eight files or none.
+ * Throws CertError: `invalid` names the option, `exists` the file that is there already.
+ */
+export async function issueAll(options: IssueOptions): Promise<Issued[]> {
+  const { out, hosts = [], bits, days, force = false, now = new Date() } = options;
+  const place = (name: Issued["name"]) => ({ crt: resolve(out, `${name}.crt`), key: resolve(out, `${name}.key`) });
+  if (!force) {
+    await refuseExisting((["ca", ...profiles] as const).flatMap((name) => [place(name).crt, place(name).key]));
+  }
+  // The four keys are nearly all of the time that this takes, and are made on as many threads.
+  const [authority, ...keys] = await Promise.all([
+    createAuthority({ bits, now }),
+    ...profiles.map(async (name) => ({ name, key: await generateKey(bits) })),
+  ]);
+  const leaves = await Promise.all(
+    keys.map(async ({ name, key }) => {
+      const csr = await createRequest(name, key, name === "worker" ? [...localHosts(), ...hosts] : []);
+      const request = await parseRequest(csr, name);
+      return { name, key, pem: await sign(authority, request, { profile: name, days, now, minBits: bits }) };
+    }),
+  );
+  const made = [{ name: "ca" as const, key: authority.key, pem: toPem(authority.certificate) }, ...leaves];
+  await writeFiles(
+    made.flatMap(({ name, key, pem }) => [
+      { path: place(name).key, text: keyToPem(key), mode: 0o600 as const },
+      { path: place(name).crt, text: pem, mode: 0o644 as const },
+    ]),
+    force,
+  );
+  return made.map(({ name, pem }) => {
+    const { crt, key } = place(name);
+    return { name, crt, key, certificate: describe(pem, crt) };
+  });
+}
+
+/** What was made, for people: one certificate a line. */
+export function formatIssued(issued: readonly Issued[]): string {
+  const lines = issued.map(({ crt, certificate: { notAfter, role, hosts, key, ca } }) => {
+    const what = ca ? "signs the others; keep its key offline" : (role ?? hosts.join(" "));
+    return `${crt}  until ${notAfter.slice(0, 10)}  RSA ${key.bits}  ${what}\n`;
+  });
+  return `${lines.join("")}Each has its private key beside it, as NAME.key.\n`;
+}
+
+/** The names and addresses by which a daemon on this host is reached from this host. */
+function localHosts(): string[] {
+  return ["localhost", "127.0.0.1", "::1", hostname()].filter(isHost);
+}

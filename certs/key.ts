@@ -1,0 +1,63 @@
+import { createPrivateKey, generateKeyPair, KeyObject } from "node:crypto";
+import type { webcrypto } from "node:crypto";
+import { promisify } from "node:util";
+import { CertError } from "./error.ts";
+import { readPrivate } from "./files.ts";
+
+/** RSA bits of a new key, and the fewest that a signer accepts when nothing else is said. */
+export const DEFAULT_BITS = 4096;
+/** Under 2048 is broken by NIST SP 800-131A; over 8192 a handshake costs tens of milliseconds and buys nothing. */
+const BITS = { min: 2048, max: 8192 };
+
+/** How everything here is signed: SHA-256 with RSA, PKCS #1 v1.5. */
+export const SIGNING = { name: "RSASSA-PKCS1-v1_5", hash: "SHA-256" } as const;
+
+/** A new RSA private key, made off the main thread. Throws CertError `invalid` for a size outside 2048 to 8192. */
+export async function generateKey(bits = DEFAULT_BITS): Promise<KeyObject> {
+  if (!Number.isInteger(bits) || bits < BITS.min || bits > BITS.max) {
+    throw new CertError(
+      "invalid",
+      `bits: ${bits} is no size for an RSA key; ${BITS.min} to ${BITS.max}, 4096 by default`,
+    );
+  }
+  const { privateKey } = await promisify(generateKeyPair)("rsa", { modulusLength: bits, publicExponent: 0x10001 });
+  return privateKey;
+}
+
+/** A private key as PEM (PKCS #8), unencrypted: for a file of mode 0600. */
+export function keyToPem(key: KeyObject): string {
+  return key.export({ type: "pkcs8", format: "pem" });
+}
+
+/** Reads an unencrypted PEM private key that only its owner may read. Throws CertError `unreadable` or `refused`. */
+export async function readKey(path: string): Promise<KeyObject> {
+  const text = await readPrivate(path);
+  if (/BEGIN ENCRYPTED|Proc-Type: 4,ENCRYPTED/.test(text)) {
+    throw new CertError("unreadable", `${path}: is encrypted; decrypt it first (openssl pkey -in … -out …)`);
+  }
+  try {
+    return createPrivateKey(text);
+  } catch (error) {
+    throw new CertError("unreadable", `${path}: is not a PEM private key`, error);
+  }
+}
+
+/** Throws CertError `refused` unless the key is RSA of `minBits` (never under 2048) to 8192, exponent 65537 or more. */
+export function requireStrong(key: KeyObject, of: string, minBits = DEFAULT_BITS): void {
+  const { modulusLength: bits = 0, publicExponent = 0n } = key.asymmetricKeyDetails ?? {};
+  const least = Math.max(minBits, BITS.min);
+  if (key.asymmetricKeyType !== "rsa") {
+    throw new CertError("refused", `${of}: has a key of type ${key.asymmetricKeyType}; RSA of ${least} bits is needed`);
+  }
+  if (bits < least || bits > BITS.max) {
+    throw new CertError("refused", `${of}: has an RSA key of ${bits} bits; ${least} to ${BITS.max} are accepted`);
+  }
+  if (publicExponent < 0x10001n) {
+    throw new CertError("refused", `${of}: has an RSA key with exponent ${publicExponent}; 65537 is the usual one`);
+  }
+}
+
+/** A key for WebCrypto, which is what the X.509 library signs with. */
+export function toCryptoKey(key: KeyObject, usage: "sign" | "verify"): webcrypto.CryptoKey {
+  return key.toCryptoKey(SIGNING, true, [usage]);
+}

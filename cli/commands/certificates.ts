@@ -1,0 +1,64 @@
+import { EXIT } from "../exit.ts";
+import { print, printJson } from "../output.ts";
+import { parseCount, UsageError } from "../parse.ts";
+import type { Given } from "../program.ts";
+import * as certs from "./certs.ts";
+
+/** `jobs certs init|request|sign|inspect`. */
+export async function certificates(given: Given): Promise<number> {
+  const { value, text } = await make(given);
+  await (given.text("output") === "json" ? printJson(value) : print(text));
+  return EXIT.ok;
+}
+
+async function make(given: Given): Promise<{ readonly value: unknown; readonly text: string }> {
+  const [operand = ""] = given.operands;
+  switch (given.command) {
+    case "certs init": {
+      const value = await certs.init({ out: required(given, "out"), ...keys(given), days: number(given, "days") });
+      return { value, text: certs.formatInit(value) };
+    }
+    case "certs request": {
+      const value = await certs.request({ name: operand, out: required(given, "out"), ...keys(given) });
+      return { value, text: certs.formatRequest(value) };
+    }
+    case "certs sign": {
+      const value = await certs.sign({
+        csr: operand,
+        ca: required(given, "ca"),
+        caKey: given.text("ca-key"),
+        role: given.text("role"),
+        hosts: hosts(given),
+        days: number(given, "days"),
+        minBits: number(given, "min-bits"),
+        out: given.text("out"),
+        force: given.on("force"),
+      });
+      return { value, text: certs.formatSign(value) };
+    }
+    default: {
+      const value = await certs.inspect({ file: operand });
+      return { value, text: certs.formatInspect(value) };
+    }
+  }
+}
+
+function keys(given: Given): Pick<certs.RequestOptions, "hosts" | "bits" | "force"> {
+  return { hosts: hosts(given), bits: number(given, "bits"), force: given.on("force") };
+}
+
+function hosts(given: Given): readonly string[] | undefined {
+  const list = given.list("host");
+  return list.length > 0 ? list : undefined;
+}
+
+function number(given: Given, name: string): number | undefined {
+  const text = given.text(name);
+  return text === undefined ? undefined : Number(parseCount(`--${name}`, text));
+}
+
+function required(given: Given, name: string): string {
+  const text = given.text(name);
+  if (text !== undefined) return text;
+  throw new UsageError(`--${name} is missing: ${given.command} needs it`);
+}

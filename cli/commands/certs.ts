@@ -1,0 +1,111 @@
+import { stat } from "node:fs/promises";
+import { join, resolve } from "node:path";
+import { openAuthority, sign as signRequest } from "../../certs/authority.ts";
+import { readPem, refuseExisting, writeFiles } from "../../certs/files.ts";
+import { type CertificateDescription, type Description, describe, format, inspectFile } from "../../certs/inspect.ts";
+import { formatIssued, type Issued, issueAll, type IssueOptions } from "../../certs/issue.ts";
+import { generateKey, keyToPem } from "../../certs/key.ts";
+import { parseProfile } from "../../certs/profile.ts";
+import { createRequest, parseRequest, requireName } from "../../certs/request.ts";
+
+// Every command returns plain data for `--output json`; the format… functions make its text for people.
+// All throw CertError, whose message names the flag or the file and says what would be right.
+
+/** `jobs certs init --out DIR [--host NAME]… [--days N] [--bits N] [--force]`: a CA, a worker, a writer, a reader. */
+export function init(options: IssueOptions): Promise<Issued[]> {
+  return issueAll(options);
+}
+
+export interface RequestOptions {
+  /** The party's name: the common name, and NAME.key and NAME.csr. */
+  readonly name: string;
+  /** The directory for the files; made 0700 when it is not there. */
+  readonly out: string;
+  /** `--host`, repeatable: what a worker asks to be known by. */
+  readonly hosts?: readonly string[] | undefined;
+  /** RSA key size, 2048 to 8192; 4096 when absent. */
+  readonly bits?: number | undefined;
+  readonly force?: boolean | undefined;
+}
+
+export interface Requested {
+  readonly key: string;
+  readonly csr: string;
+}
+
+/** `jobs certs request NAME --out DIR`: run by the party itself, whose key never leaves its machine. */
+export async function request(options: RequestOptions): Promise<Requested> {
+  const { name, out, hosts, bits, force = false } = options;
+  requireName(name);
+  const made = { key: resolve(out, `${name}.key`), csr: resolve(out, `${name}.csr`) };
+  if (!force) await refuseExisting([made.key, made.csr]);
+  const key = await generateKey(bits);
+  const csr = await createRequest(name, key, hosts);
+  await writeFiles(
+    [
+      { path: made.key, text: keyToPem(key), mode: 0o600 },
+      { path: made.csr, text: csr, mode: 0o644 },
+    ],
+    force,
+  );
+  return made;
+}
+
+export interface SignOptions {
+  /** The request's file. */
+  readonly csr: string;
+  /** `--ca`: the CA's certificate, or a directory with ca.crt and ca.key. */
+  readonly ca: string;
+  /** `--ca-key`: beside the certificate, .crt read as .key, when absent. */
+  readonly caKey?: string | undefined;
+  /** `--role`: reader, writer or worker. */
+  readonly role: string | undefined;
+  /** `--host`, repeatable: for a worker; those in the request when absent. */
+  readonly hosts?: readonly string[] | undefined;
+  /** 1 to 3650; 90 when absent, or until the CA ends if that is sooner. */
+  readonly days?: number | undefined;
+  /** `--min-bits`: the smallest RSA key to accept; 4096 when absent, never under 2048. */
+  readonly minBits?: number | undefined;
+  /** The certificate's file; beside the request, .csr read as .crt, when absent. */
+  readonly out?: string | undefined;
+  readonly force?: boolean | undefined;
+}
+
+export interface Signed {
+  readonly crt: string;
+  readonly certificate: CertificateDescription;
+}
+
+/** `jobs certs sign CSR --ca DIR --role ROLE`: run by whoever holds the CA's key. */
+export async function sign(options: SignOptions): Promise<Signed> {
+  const { csr, hosts, days, minBits, force = false } = options;
+  const profile = parseProfile(options.role);
+  const crt = resolve(options.out ?? csr.replace(/(\.csr)?$/, ".crt"));
+  if (!force) await refuseExisting([crt]);
+  const isDirectory = await stat(options.ca).then(
+    (found) => found.isDirectory(),
+    () => false,
+  );
+  const ca = isDirectory ? join(options.ca, "ca.crt") : options.ca;
+  const authority = await openAuthority(ca, options.caKey ?? ca.replace(/(\.crt)?$/, ".key"));
+  const verified = await parseRequest(await readPem(csr, "CERTIFICATE REQUEST"), csr);
+  const pem = await signRequest(authority, verified, { profile, hosts, days, minBits });
+  await writeFiles([{ path: crt, text: pem, mode: 0o644 }], force);
+  return { crt, certificate: describe(pem, crt) };
+}
+
+/** `jobs certs inspect FILE`: what a certificate or a request says. */
+export function inspect(options: { readonly file: string }): Promise<Description> {
+  return inspectFile(options.file);
+}
+
+export const formatInit: (issued: readonly Issued[]) => string = formatIssued;
+export const formatInspect: (described: Description) => string = format;
+
+export function formatRequest({ key, csr }: Requested): string {
+  return `${key}  private key, for this party alone\n${csr}  to be signed: jobs certs sign ${csr} --ca DIR --role ROLE\n`;
+}
+
+export function formatSign({ crt, certificate }: Signed): string {
+  return `${crt}\n${format(certificate)}`;
+}

@@ -1,0 +1,42 @@
+import { type Job, ListResponse, State } from "../../proto/generated/jobs/v1/worker.ts";
+import { withClient } from "../connection.ts";
+import { EXIT } from "../exit.ts";
+import { formatTable } from "../format.ts";
+import { print, printJson } from "../output.ts";
+import { parseCount, parsePairs, parseWord } from "../parse.ts";
+import type { Given } from "../program.ts";
+
+const TIMEOUT_MS = 30_000;
+const DEFAULT_LIMIT = 100;
+/** What a worker gives at most at once. */
+const PAGE = 1000;
+
+const STATES = {
+  starting: State.STATE_STARTING,
+  running: State.STATE_RUNNING,
+  stopping: State.STATE_STOPPING,
+  ended: State.STATE_ENDED,
+} as const;
+
+/** `jobs list [flags]`: a job a line, newest first. */
+export async function list(given: Given): Promise<number> {
+  const words = given.list("state").flatMap((text) => text.split(","));
+  const states = words.map((word) => STATES[parseWord("--state", word, ["starting", "running", "stopping", "ended"])]);
+  const labels = parsePairs("--label", given.list("label"));
+  const limitText = given.text("limit");
+  const limit = limitText === undefined ? DEFAULT_LIMIT : Number(parseCount("--limit", limitText)) || Infinity;
+  return withClient(given, async (client) => {
+    const jobs: Job[] = [];
+    let pageToken = "";
+    do {
+      const request = { states, labels, limit: Math.min(PAGE, limit - jobs.length), pageToken };
+      const page = await client.list(request, { timeoutMs: TIMEOUT_MS });
+      jobs.push(...page.jobs);
+      pageToken = page.nextPageToken;
+    } while (pageToken !== "" && jobs.length < limit);
+    if (given.text("output") === "json") await printJson(ListResponse.toJSON({ jobs, nextPageToken: pageToken }));
+    else if (given.on("quiet")) await print(jobs.map(({ id }) => `${id}\n`).join(""));
+    else await print(formatTable(jobs));
+    return EXIT.ok;
+  });
+}

@@ -1,0 +1,83 @@
+import type { Job } from "../../proto/generated/jobs/v1/worker.ts";
+import type { Client } from "../../src/client/index.ts";
+import { retrying } from "../../src/client/resume.ts";
+import { withClient } from "../connection.ts";
+import { ClosedPipe, EXIT, exitCodeOfJob } from "../exit.ts";
+import { describeEnd } from "../format.ts";
+import { exit, say } from "../output.ts";
+import { toDuration } from "../parse.ts";
+import type { Given } from "../program.ts";
+import { startJob, startRequest } from "./start.ts";
+import { copy } from "./stream.ts";
+
+const STOP_LIMIT_MS = 60_000;
+
+/**
+ * `jobs run [flags] -- CMD ARGS…`: starts a job, streams its output and exits as it does. The job belongs to this
+ * program: an interrupt, or a reader of stdout that goes away, stops it.
+ */
+export async function run(given: Given): Promise<number> {
+  const request = startRequest(given, process.env);
+  return withClient(given, async (client) => {
+    using interrupts = onInterrupt(client);
+    const { jobId } = await startJob(client, request);
+    interrupts.started(jobId);
+    const job = await follow(client, jobId);
+    if (job.ended?.how?.$case !== "exited") say(`job ${jobId}: ${describeEnd(job).words}`);
+    return exitCodeOfJob(job);
+  });
+}
+
+async function follow(client: Client, jobId: string): Promise<Job> {
+  try {
+    const end = await copy(client, { jobId, position: { $case: "offset", value: 0n }, follow: true });
+    if (end?.ended) return end;
+  } catch (error) {
+    if (error instanceof ClosedPipe) await stop(client, jobId);
+    else say(`job ${jobId} may still be running; jobs stop ${jobId} stops it`);
+    throw error;
+  }
+  const { job } = await client.wait(jobId);
+  if (job) return job;
+  throw new Error(`the worker does not tell how job ${jobId} ended`);
+}
+
+/** Also when the worker is away for a moment: nobody else would stop this job. */
+async function stop(client: Client, jobId: string, graceMs?: number): Promise<void> {
+  const grace = graceMs === undefined ? {} : { grace: toDuration(graceMs) };
+  await retrying(() => client.stop({ jobId, ...grace }), { limitMs: STOP_LIMIT_MS });
+}
+
+/** First interrupt: stop; second: kill; third: leave it to itself. */
+function onInterrupt(client: Client): Disposable & { started(jobId: string): void } {
+  let interrupts = 0;
+  let jobId: string | undefined;
+  const act = (): void => {
+    if (jobId === undefined) return;
+    const id = jobId;
+    const kill = interrupts > 1;
+    say(kill ? `killing job ${id}` : `stopping job ${id}; interrupt again to kill it`);
+    stop(client, id, kill ? 0 : undefined).catch((error: Error) =>
+      say(`job ${id} could not be stopped: ${error.message}`),
+    );
+  };
+  const onSignal = (): void => {
+    interrupts++;
+    if (interrupts <= (jobId === undefined ? 1 : 2)) {
+      act();
+      return;
+    }
+    say(jobId === undefined ? "given up before the worker answered" : `job ${jobId} may still be running`);
+    void exit(EXIT.interrupted);
+  };
+  process.on("SIGINT", onSignal).on("SIGTERM", onSignal);
+  return {
+    started(id) {
+      jobId = id;
+      if (interrupts > 0) act();
+    },
+    [Symbol.dispose]() {
+      process.off("SIGINT", onSignal).off("SIGTERM", onSignal);
+    },
+  };
+}

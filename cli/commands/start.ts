@@ -1,0 +1,81 @@
+import { randomUUID } from "node:crypto";
+import { StartResponse } from "../../proto/generated/jobs/v1/worker.ts";
+import type { Client, StartInput } from "../../src/client/index.ts";
+import { retrying } from "../../src/client/resume.ts";
+import { withClient } from "../connection.ts";
+import { EXIT } from "../exit.ts";
+import { print, printJson } from "../output.ts";
+import {
+  parseCount,
+  parseCpus,
+  parseDurationMs,
+  parseLimitBytes,
+  parsePairs,
+  parseSizeBytes,
+  toDuration,
+  UsageError,
+} from "../parse.ts";
+import { type Given, optional } from "../program.ts";
+
+const TIMEOUT_MS = 60_000;
+/** A worker that restarts is away for a moment; one that is not there at all should be told of soon. */
+const RETRY_LIMIT_MS = 2_000;
+
+/** `jobs start [flags] -- CMD ARGS…`: prints the job's id. */
+export async function start(given: Given): Promise<number> {
+  const request = startRequest(given, process.env);
+  const started = await withClient(given, (client) => startJob(client, request));
+  if (given.text("output") === "json") await printJson(StartResponse.toJSON(started));
+  else await print(`${started.jobId}\n`);
+  return EXIT.ok;
+}
+
+/** Starts a job, and tries again when no answer came: the request's id makes sure that it starts once. */
+export function startJob(client: Client, request: StartInput, signal?: AbortSignal): Promise<StartResponse> {
+  return retrying(() => client.start(request, { signal, timeoutMs: TIMEOUT_MS }), { signal, limitMs: RETRY_LIMIT_MS });
+}
+
+/** What the flags ask for; `--env NAME` takes its value from `env`. Throws UsageError. */
+export function startRequest(given: Given, env: NodeJS.ProcessEnv): StartInput {
+  const [command, ...args] = given.words;
+  if (!command) throw new UsageError(`no command: jobs ${given.command} [flags] -- CMD ARGS… is right`);
+  const timeLimit = optional(given, "time-limit", parseDurationMs);
+  if (timeLimit === 0) throw new UsageError("--time-limit 0 would end the job at once; leave it out for no limit");
+  return {
+    command,
+    args,
+    env: parsePairs("--env", given.list("env"), (name) => {
+      const value = env[name];
+      if (value === undefined) throw new UsageError(`--env ${name}: not set here; --env ${name}=VALUE sets it`);
+      return value;
+    }),
+    cwd: given.text("cwd") ?? "",
+    user: given.text("user") ?? "",
+    group: given.text("group") ?? "",
+    labels: parsePairs("--label", given.list("label")),
+    timeLimit: timeLimit === undefined ? undefined : toDuration(timeLimit),
+    requestId: given.text("request-id") ?? randomUUID(),
+    resources: resources(given),
+  };
+}
+
+function resources(given: Given): StartInput["resources"] {
+  const cpus = optional(given, "cpus", parseCpus);
+  const shares = optional(given, "cpu-shares", (flag, text) => parseCount(flag, text, 2));
+  const limit = optional(given, "memory", parseLimitBytes);
+  const reservation = optional(given, "memory-reservation", parseSizeBytes);
+  const swap = optional(given, "memory-swap", parseLimitBytes);
+  const pids = optional(given, "pids", (flag, text) => parseCount(flag, text, -1));
+  const cpu = { ...cpus, ...(shares !== undefined && { shares }) };
+  const memory = {
+    ...(limit !== undefined && { limit }),
+    ...(reservation !== undefined && { reservation }),
+    ...(swap !== undefined && { swap }),
+  };
+  const asked = {
+    ...(Object.keys(cpu).length > 0 && { cpu }),
+    ...(Object.keys(memory).length > 0 && { memory }),
+    ...(pids !== undefined && { pids: { limit: pids } }),
+  };
+  return Object.keys(asked).length > 0 ? asked : undefined;
+}

@@ -1,0 +1,40 @@
+import { StopResponse } from "../../proto/generated/jobs/v1/worker.ts";
+import { withClient } from "../connection.ts";
+import { EXIT } from "../exit.ts";
+import { count, describeEnd } from "../format.ts";
+import { print, printJson, say } from "../output.ts";
+import { parseDurationMs, parseSignal, toDuration } from "../parse.ts";
+import type { Given } from "../program.ts";
+
+const DEFAULT_GRACE_MS = 10_000;
+/** After the grace period: even SIGKILL takes a moment for a large tree. */
+const MARGIN_MS = 60_000;
+
+/** `jobs stop [flags] ID…`: prints each id once nothing of the job runs any more. */
+export async function stop(given: Given): Promise<number> {
+  const signalText = given.text("signal");
+  const graceText = given.text("grace");
+  const graceMs = graceText === undefined ? DEFAULT_GRACE_MS : parseDurationMs("--grace", graceText);
+  const how = {
+    ...(signalText !== undefined && { signal: parseSignal("--signal", signalText) }),
+    grace: toDuration(graceMs),
+  };
+  return withClient(given, async (client) => {
+    const answers = await Promise.allSettled(
+      given.operands.map((jobId) => client.stop({ jobId, ...how }, { timeoutMs: graceMs + MARGIN_MS })),
+    );
+    for (const [index, answer] of answers.entries()) {
+      if (answer.status === "rejected") continue;
+      const { job, killed } = answer.value;
+      const id = given.operands[index] ?? "";
+      if (given.text("output") === "json") await printJson(StopResponse.toJSON(answer.value));
+      else await print(`${id}\n`);
+      const forced = killed > 0 ? `; ${count(killed, "process", "es")} had to be killed` : "";
+      if (job) say(`job ${id}: ${describeEnd(job).words}${forced}`);
+    }
+    const failures = answers.flatMap((answer) => (answer.status === "rejected" ? [answer.reason] : []));
+    for (const failure of failures.slice(1)) say(failure instanceof Error ? failure.message : String(failure));
+    if (failures.length > 0) throw failures[0];
+    return EXIT.ok;
+  });
+}

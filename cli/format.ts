@@ -1,0 +1,188 @@
+import { constants } from "node:os";
+import { styleText } from "node:util";
+import type { Duration } from "../proto/generated/google/protobuf/duration.ts";
+import { type Job, stateToJSON } from "../proto/generated/jobs/v1/worker.ts";
+import { printable } from "./output.ts";
+
+/** How a job ended: a word without spaces for a column, and the end of a sentence. A job's state until then. */
+export interface End {
+  /** `running`, `exited(3)`, `killed(SIGSEGV)`. */
+  readonly word: string;
+  /** "exited with code 3". */
+  readonly words: string;
+}
+
+export function describeEnd({ state, ended }: Pick<Job, "state" | "ended">): End {
+  if (!ended?.how) {
+    const word = stateToJSON(state).replace("STATE_", "").toLowerCase();
+    return { word, words: word };
+  }
+  const { how, killed } = ended;
+  const left = killed > 0 ? `; ${count(killed, "process", "es")} left over had to be killed` : "";
+  switch (how.$case) {
+    case "exited":
+      return { word: `exited(${how.value.code})`, words: `exited with code ${how.value.code}${left}` };
+    case "signalled": {
+      const name = signalName(how.value.signal);
+      return {
+        word: `killed(${name})`,
+        words: `killed by ${name}${how.value.coreDumped ? " (core dumped)" : ""}${left}`,
+      };
+    }
+    case "stopped":
+      return how.value.escalated
+        ? { word: "stopped(killed)", words: `stopped by ${how.value.by} and had to be killed` }
+        : { word: "stopped", words: `stopped by ${how.value.by}` };
+    case "timedOut":
+      return { word: "timed-out", words: `timed out after ${formatDuration(how.value.limit)}${left}` };
+    case "outOfMemory": {
+      const kills = count(Number(how.value.kills), "process", "es");
+      return { word: "out-of-memory", words: `out of memory: the kernel killed ${kills}` };
+    }
+    case "failedToStart":
+      return {
+        word: `failed(${how.value.stage})`,
+        words: `failed to start (${how.value.stage}): ${how.value.message}`,
+      };
+    default:
+      return { word: "lost", words: `lost: ${how.value.reason}` };
+  }
+}
+
+/** A job for a person, a line a fact. */
+export function formatJob(job: Job): string {
+  const { usage, output } = job;
+  const cpu = usage && [`${formatDuration(usage.cpuUser)} user`, `${formatDuration(usage.cpuSystem)} system`];
+  if (cpu && toMs(usage.cpuThrottled) > 0) cpu.push(`throttled ${formatDuration(usage.cpuThrottled)}`);
+  const facts: [string, string | false | undefined][] = [
+    ["id", job.id],
+    ["status", coloured(job, describeEnd(job).words)],
+    ["command", formatCommand(job)],
+    ["pid", job.pid > 0 && String(job.pid)],
+    ["owner", job.owner],
+    ["user", `${job.user}:${job.group}`],
+    ["directory", job.cwd],
+    ["environment", job.envNames.join(" ")],
+    ["labels", pairs(job.labels)],
+    ["created", job.createdAt?.toISOString()],
+    ["started", job.startedAt?.toISOString()],
+    ["ended", job.endedAt?.toISOString()],
+    ["elapsed", usage?.elapsed && formatDuration(usage.elapsed)],
+    ["time limit", job.timeLimit && formatDuration(job.timeLimit)],
+    ["cpu", cpu?.join(", ")],
+    ["memory", nowAndPeak(usage?.memoryCurrent, usage?.memoryPeak, formatBytes)],
+    ["memory events", events(usage?.memoryMaxEvents, usage?.oomKills)],
+    ["processes", nowAndPeak(usage?.processes, usage?.processesPeak, String)],
+    ["disk", usage?.ioReadBytes !== undefined && diskUse(usage.ioReadBytes, usage.ioWriteBytes ?? 0n)],
+    ["usage of", usage && !usage.fromCgroup && "the main process and the children it waited for"],
+    ["output", output && outputExtent(output)],
+    ["limits", pairs(job.limits)],
+  ];
+  const lines = facts.flatMap(([name, value]) => (value ? [`${`${name}:`.padEnd(15)}${value}\n`] : []));
+  return [...lines, ...job.warnings.map((warning) => `warning:       ${printable(warning)}\n`)].join("");
+}
+
+/** Columns with a header, the last one as long as it is. */
+export function formatTable(jobs: readonly Job[]): string {
+  const rows = jobs.map((job) =>
+    [
+      job.id,
+      describeEnd(job).word,
+      job.createdAt?.toISOString().replace(/\.\d+/, "") ?? "-",
+      formatDuration(job.usage?.elapsed),
+      job.pid > 0 ? String(job.pid) : "-",
+      job.owner || "-",
+      job.user || "-",
+      formatCommand(job),
+    ].map(printable),
+  );
+  const table = [["ID", "STATUS", "CREATED", "ELAPSED", "PID", "OWNER", "USER", "COMMAND"], ...rows];
+  const widths = table[0]?.map((_, column) => Math.max(...table.map((row) => row[column]?.length ?? 0))) ?? [];
+  return table
+    .map((row, line) => {
+      const cells = row.map((cell, column) => (column < row.length - 1 ? cell.padEnd(widths[column] ?? 0) : cell));
+      const job = jobs[line - 1];
+      if (job && cells[1] !== undefined) cells[1] = coloured(job, cells[1]);
+      return `${cells.join("  ")}\n`;
+    })
+    .join("");
+}
+
+/** The command line as a shell would take it. */
+export function formatCommand({ command, args }: Pick<Job, "command" | "args">): string {
+  return [command, ...args].map(quoteWord).join(" ");
+}
+
+/** `1.5s`, `250ms`, `2m05s`, `3h04m`, `2d01h`. */
+export function formatDuration(duration: Duration | undefined): string {
+  if (!duration) return "-";
+  const ms = toMs(duration);
+  if (ms < 1000) return `${Math.round(ms)}ms`;
+  const s = ms / 1000;
+  if (s < 60) return `${s.toFixed(1).replace(/\.0$/, "")}s`;
+  if (s < 3600) return `${Math.trunc(s / 60)}m${two(s % 60)}s`;
+  if (s < 86_400) return `${Math.trunc(s / 3600)}h${two((s % 3600) / 60)}m`;
+  return `${Math.trunc(s / 86_400)}d${two((s % 86_400) / 3600)}h`;
+}
+
+function two(value: number): string {
+  return String(Math.trunc(value)).padStart(2, "0");
+}
+
+/** `512 B`, `1.5 MiB`. */
+export function formatBytes(bytes: bigint): string {
+  const power = Math.min(4, Math.max(0, Math.trunc((bytes.toString(2).length - 1) / 10)));
+  if (power === 0) return `${bytes} B`;
+  return `${(Number(bytes) / 1024 ** power).toFixed(1).replace(/\.0$/, "")} ${"KMGT"[power - 1]}iB`;
+}
+
+export function signalName(signal: number): string {
+  const name = Object.entries(constants.signals).find(([, number]) => number === signal)?.[0];
+  return name ?? `signal ${signal}`;
+}
+
+/** "1 process", "2 processes". */
+export function count(number: number, noun: string, plural = "s"): string {
+  return `${number} ${noun}${number === 1 ? "" : plural}`;
+}
+
+function quoteWord(word: string): string {
+  return /^[\w@%+=:,./-]+$/.test(word)
+    ? word
+    : `'${printable(word)
+        .replaceAll("'", `'\\''`)
+        .replace(/[\n\t]/g, " ")}'`;
+}
+
+function coloured({ ended }: Job, text: string): string {
+  const good = !ended || (ended.how?.$case === "exited" && ended.how.value.code === 0);
+  return styleText(good ? "green" : "red", text, { stream: process.stdout });
+}
+
+function pairs(map: ReadonlyMap<string, string>): string {
+  return [...map].map(([key, value]) => printable(`${key}=${value.trim().replaceAll("\n", "; ")}`)).join(", ");
+}
+
+function nowAndPeak(now: bigint | undefined, peak: bigint | undefined, format: (value: bigint) => string): string {
+  return [now !== undefined && `${format(now)} now`, peak !== undefined && `${format(peak)} at most`]
+    .filter(Boolean)
+    .join(", ");
+}
+
+function events(maxEvents = 0n, oomKills = 0n): string {
+  if (maxEvents === 0n && oomKills === 0n) return "";
+  return `${count(Number(maxEvents), "time")} at the limit, ${count(Number(oomKills), "process", "es")} killed for it`;
+}
+
+function diskUse(read: bigint, written: bigint): string {
+  return `${formatBytes(read)} read, ${formatBytes(written)} written`;
+}
+
+function outputExtent({ size, first, dropped }: NonNullable<Job["output"]>): string {
+  const kept = first > 0n ? `, kept from offset ${first} on` : "";
+  return `${size} bytes${kept}${dropped > 0n ? `, ${dropped} dropped` : ""}`;
+}
+
+function toMs(duration: Duration | undefined): number {
+  return duration ? Number(duration.seconds) * 1000 + duration.nanos / 1e6 : 0;
+}

@@ -1,0 +1,169 @@
+import manifest from "../package.json" with { type: "json" };
+import { parseWord } from "./parse.ts";
+import { type Command, type Flag, parse, type Program } from "./program.ts";
+
+const output: Flag = { name: "output", short: "o", value: "text|json", about: "json: the API's own messages" };
+const force: Flag = { name: "force", about: "replace files that are there" };
+const host: Flag = { name: "host", value: "NAME", about: "DNS name or address of the worker; repeatable" };
+const bits: Flag = { name: "bits", value: "N", about: "size of the RSA keys, 4096 when not given" };
+const days: Flag = { name: "days", value: "N", about: "life of the certificates, 90 when not given" };
+
+const connectionFlags: readonly Flag[] = [
+  { name: "server", value: "HOST:PORT", about: "the worker; or JOBS_SERVER" },
+  { name: "ca", value: "FILE", about: "certificate of the CA; or JOBS_CA" },
+  { name: "cert", value: "FILE", about: "your certificate; or JOBS_CERT" },
+  { name: "key", value: "FILE", about: "your certificate's private key; or JOBS_KEY" },
+  { name: "context", value: "NAME", about: "of those in $XDG_CONFIG_HOME/jobs/config.json; or JOBS_CONTEXT" },
+];
+
+const startFlags: readonly Flag[] = [
+  { name: "env", short: "e", value: "NAME[=VALUE]", about: "a variable; without VALUE its value here; repeatable" },
+  { name: "cwd", value: "DIR", about: "the job's directory, / when not given" },
+  { name: "user", short: "u", value: "USER", about: "whom the job runs as; the daemon's choice when not given" },
+  { name: "group", value: "GROUP", about: "the user's own when not given" },
+  { name: "label", short: "l", value: "KEY=VALUE", about: "to find the job by; repeatable" },
+  { name: "time-limit", value: "DURATION", about: "end the job when it has run so long: 500ms, 10s, 5m, 2h, 1d" },
+  { name: "cpus", value: "N", about: "CPUs at most, as in 0.5" },
+  { name: "cpu-shares", value: "N", about: "weight against other jobs, 2 to 262144; 1024 is usual" },
+  { name: "memory", short: "m", value: "SIZE", about: "memory at most, as in 256M" },
+  { name: "memory-reservation", value: "SIZE", about: "memory that stays with the job under pressure" },
+  { name: "memory-swap", value: "SIZE", about: "memory and swap together at most; -1 for no limit" },
+  { name: "pids", value: "N", about: "processes and threads at most; -1 for no limit" },
+  { name: "request-id", value: "ID", about: "a second start with the same one starts nothing" },
+];
+
+/** Each command's file is loaded when it runs, and gRPC with it: the help is there at once. */
+const commands: readonly Command[] = [
+  {
+    name: "start",
+    about: ["Starts a job and prints its id: jobs start [options] -- CMD ARGS..."],
+    takesCommand: true,
+    flags: [...startFlags, output],
+    examples: ["start --memory 256M --time-limit 10m -- make all"],
+    run: async (given) => (await import("./commands/start.ts")).start(given),
+  },
+  {
+    name: "run",
+    about: [
+      "Starts a job, streams its output, exits with its code: jobs run [options] -- CMD ARGS...",
+      "Ctrl-C stops the job, a second one kills it.",
+      "Exits with 128+N for signal N, 124 when timed out, 125 when jobs failed, 126/127 when CMD cannot run/be found.",
+    ],
+    takesCommand: true,
+    flags: startFlags,
+    examples: ["run --cpus 0.5 -- sh -c 'echo hello; exit 3'"],
+    run: async (given) => (await import("./commands/run.ts")).run(given),
+  },
+  {
+    name: "stop",
+    operands: "<id...>",
+    about: ["Ends jobs, every process of them."],
+    flags: [
+      { name: "signal", short: "s", value: "SIGNAL", about: "TERM when not given; a name or a number" },
+      { name: "grace", value: "DURATION", about: "from the signal to SIGKILL, 10s when not given" },
+      output,
+    ],
+    run: async (given) => (await import("./commands/stop.ts")).stop(given),
+  },
+  {
+    name: "query",
+    alias: "status",
+    operands: "<id...>",
+    about: ["Shows what is known of jobs: state, end, usage, limits."],
+    flags: [output],
+    run: async (given) => (await import("./commands/query.ts")).query(given),
+  },
+  {
+    name: "stream",
+    alias: "logs",
+    operands: "<id>",
+    about: ["Writes a job's output: its stdout to stdout, its stderr to stderr.", "Ctrl-C leaves the job alone."],
+    flags: [
+      { name: "follow", short: "f", about: "go on until the job has ended" },
+      { name: "offset", value: "N", about: "begin at this byte of the output" },
+      { name: "tail", short: "n", value: "N", about: "begin at the last N lines" },
+      { name: "tail-bytes", value: "N", about: "begin at the last N bytes" },
+      { name: "source", value: "stdout|stderr", about: "only this one" },
+      { name: "timestamps", short: "t", about: "the time in front of each line" },
+      output,
+    ],
+    run: async (given) => (await import("./commands/stream.ts")).stream(given),
+  },
+  {
+    name: "list",
+    alias: "ps",
+    about: ["Lists jobs, newest first."],
+    flags: [
+      { name: "state", value: "STATE", about: "starting, running, stopping or ended; repeatable" },
+      { name: "label", short: "l", value: "KEY=VALUE", about: "only jobs with this label; repeatable" },
+      { name: "limit", short: "n", value: "N", about: "at most so many, 100 when not given, 0 for all" },
+      { name: "quiet", short: "q", about: "ids only" },
+      output,
+    ],
+    run: async (given) => (await import("./commands/list.ts")).list(given),
+  },
+  {
+    name: "wait",
+    operands: "<id...>",
+    about: ["Waits until jobs have ended, and exits with the code of the first that did not exit with 0."],
+    flags: [output],
+    run: async (given) => (await import("./commands/wait.ts")).wait(given),
+  },
+  certs("init", undefined, "Makes a CA and certificates of a worker, a writer and a reader.", [
+    { name: "out", value: "DIR", about: "where to" },
+    host,
+    days,
+    bits,
+    force,
+  ]),
+  certs("request", "<name>", "Makes a private key and a request for its certificate.", [
+    { name: "out", value: "DIR", about: "where to" },
+    host,
+    bits,
+    force,
+  ]),
+  certs("sign", "<csr>", "Signs a request, with the role that you give.", [
+    { name: "ca", value: "DIR|FILE", about: "the CA's directory, or its certificate" },
+    { name: "ca-key", value: "FILE", about: "the CA's key; beside its certificate when not given" },
+    { name: "role", value: "ROLE", about: "reader, writer or worker" },
+    host,
+    days,
+    { name: "min-bits", value: "N", about: "the smallest key to accept, 4096 when not given" },
+    { name: "out", value: "FILE", about: "beside the request when not given" },
+    force,
+  ]),
+  certs("inspect", "<file>", "Shows what a certificate or a request says.", []),
+];
+
+function certs(verb: string, operands: string | undefined, about: string, flags: readonly Flag[]): Command {
+  return {
+    name: `certs ${verb}`,
+    ...(operands && { operands }),
+    about: [about],
+    offline: true,
+    flags: [...flags, output],
+    run: async (given) => (await import("./commands/certificates.ts")).certificates(given),
+  };
+}
+
+const program: Program = { name: "jobs", version: manifest.version, flags: connectionFlags, commands };
+
+const parsed = understand(process.argv.slice(2));
+// Help and version are on stdout already, and nothing else has to be loaded for them.
+if (parsed) {
+  const { finish } = await import("./output.ts");
+  await finish(parsed.name, parsed.run);
+}
+
+/** A command line as what is to be done; undefined when it asked for help or the version. */
+function understand(argv: readonly string[]): { name: string; run: () => Promise<number> } | undefined {
+  try {
+    const found = parse(program, argv);
+    if (!found) return undefined;
+    const { command, given } = found;
+    if (command.flags.includes(output)) parseWord("--output", given.text("output") ?? "text", ["text", "json"]);
+    return { name: command.name, run: () => command.run(given) };
+  } catch (error) {
+    return { name: "", run: () => Promise.reject(error) };
+  }
+}

@@ -1,0 +1,108 @@
+import { chmod, copyFile, mkdir, readFile, writeFile } from "node:fs/promises";
+import { join } from "node:path";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { type Host, launch, type Ran, startHost } from "./testing.ts";
+
+let host: Host;
+beforeAll(async () => {
+  host = await startHost(["--name", "w1", "--log-level", "debug"]);
+});
+afterAll(async () => {
+  await host[Symbol.asyncDispose]();
+});
+
+let daemons = 0;
+
+/** Runs a daemon that is to fail at its start. */
+function daemon(flags: Readonly<Record<string, string>> = {}, env: NodeJS.ProcessEnv = {}): Promise<Ran> {
+  const usual = {
+    listen: "127.0.0.1:0",
+    state: join(host.dir, `state-${daemons++}`),
+    ca: host.file("ca.crt"),
+    cert: host.file("worker.crt"),
+    key: host.file("worker.key"),
+  };
+  const args = Object.entries({ ...usual, ...flags }).map(([name, value]) => `--${name}=${value}`);
+  return launch("jobsd", args, env).ended;
+}
+
+describe("jobsd", () => {
+  it("puts its name in front of job ids and its audit log beside the jobs", async () => {
+    expect(await host.start("true")).toMatch(/^w1\./);
+    expect(await readFile(join(host.dir, "state", "audit.jsonl"), "utf8")).toContain("/jobs.v1.WorkerService/Start");
+  });
+
+  it("refuses to start in one line that names what is wrong", async () => {
+    const open = join(host.dir, "open.key");
+    await copyFile(host.file("worker.key"), open);
+    await chmod(open, 0o640);
+    const file = join(host.dir, "file");
+    await writeFile(file, "no PEM");
+    await mkdir(join(host.dir, "taken"));
+    const port = host.server.split(":").at(-1);
+    const cases: readonly (readonly [Record<string, string>, RegExp])[] = [
+      [{ ca: "/missing/ca.crt" }, /\/missing\/ca\.crt: no such file/],
+      [{ key: open }, /open\.key: others can read this private key \(mode 0640\): chmod 600/],
+      [{ key: host.file("writer.key") }, /key.*does not belong to the worker's certificate/],
+      [{ cert: file }, /certificate/],
+      [{ listen: `127.0.0.1:${port}` }, /port|in use/],
+      [{ state: join(host.dir, "state") }, /state|another|locked/],
+      [{ state: join(file, "below") }, /file|directory/],
+      [{ audit: join(host.dir, "no", "audit") }, /audit/],
+    ];
+    const ran = await Promise.all(cases.map(([flags]) => daemon(flags)));
+    for (const [index, { code, stdout, stderr }] of ran.entries()) {
+      expect(stderr).toMatch(cases[index]?.[1] ?? "");
+      expect(stderr.split("\n").filter((line) => line.startsWith("jobsd: "))).toHaveLength(1);
+      expect({ code, stdout }).toEqual({ code: 1, stdout: "" });
+    }
+  });
+
+  it.each([
+    [{ listen: "7443" }, /--listen: "7443" is no address: HOST:PORT is right/],
+    [{ "log-limit": "lots" }, /--log-limit "lots" is no size/],
+    [{ "log-keep": "all" }, /--log-keep "all" is not one of newest, oldest/],
+    [{ "max-jobs": "0" }, /--max-jobs "0"/],
+    [{ "shutdown-timeout": "10" }, /--shutdown-timeout "10" is no duration/],
+    [{ lisen: "x" }, /no flag --lisen, did you mean --listen\?/],
+  ])("refuses %j as a wrong command line", async (flags, message) => {
+    expect(await daemon(flags)).toMatchObject({ code: 2, stdout: "", stderr: expect.stringMatching(message) });
+  });
+
+  it("names what is missing, and the variables that could give it", async () => {
+    const env = { JOBSD_LISTEN: "127.0.0.1:0", JOBSD_STATE: join(host.dir, "other") };
+    expect(await launch("jobsd", [], env).ended).toMatchObject({
+      code: 2,
+      stderr: "jobsd: no --ca --cert --key: give the flags, or set JOBSD_CA JOBSD_CERT JOBSD_KEY\n",
+    });
+  });
+
+  it("listens on IPv6, is called there, and ends with 0 while its jobs run on", async () => {
+    const six = launch("jobsd", [], {
+      JOBSD_LISTEN: "[::1]:0",
+      JOBSD_STATE: join(host.dir, "six"),
+      JOBSD_CA: host.file("ca.crt"),
+      JOBSD_CERT: host.file("worker.crt"),
+      JOBSD_KEY: host.file("worker.key"),
+      JOBSD_SHUTDOWN_TIMEOUT: "5s",
+    });
+    await six.shows("\n");
+    const [, server = ""] = /^listening on (\[::1\]:\d+)\n$/.exec(six.output.stdout) ?? [];
+    const running = host.launch(["run", "--", "sh", "-c", "echo up; exec sleep 60"], { JOBS_SERVER: server });
+    await running.shows("up\n");
+    six.child.kill("SIGTERM");
+    expect(await six.ended).toMatchObject({ code: 0, stderr: expect.stringContaining("jobs keep running") });
+    await running.shows("connection lost (the worker is shutting down", "stderr");
+
+    const again = launch("jobsd", ["--listen", server, "--state", join(host.dir, "six")], {
+      JOBSD_CA: host.file("ca.crt"),
+      JOBSD_CERT: host.file("worker.crt"),
+      JOBSD_KEY: host.file("worker.key"),
+    });
+    await again.shows("listening on");
+    running.child.kill("SIGINT");
+    expect(await running.ended).toMatchObject({ code: 143 });
+    again.child.kill("SIGINT");
+    expect(await again.ended).toMatchObject({ code: 0 });
+  });
+});

@@ -1,0 +1,177 @@
+import { join, resolve } from "node:path";
+import { fileURLToPath } from "node:url";
+import type { Logger } from "pino";
+import manifest from "../package.json" with { type: "json" };
+import { ClientError } from "../src/client/errors.ts";
+import type { WorkerOptions } from "../src/worker/worker.ts";
+import { readKey, readPem } from "./connection.ts";
+import { EXIT } from "./exit.ts";
+import { exit, printable } from "./output.ts";
+import { parseCount, parseDurationMs, parseSizeBytes, parseWord, UsageError } from "./parse.ts";
+import { type Flag, type Given, optional, parse, type Program } from "./program.ts";
+
+const flags: readonly Flag[] = [
+  { name: "listen", value: "HOST:PORT", about: "where to listen; port 0 takes a free one" },
+  { name: "state", value: "DIR", about: "holds jobs and their output; made when it is not there" },
+  { name: "ca", value: "FILE", about: "certificate of the CA that signs clients" },
+  { name: "cert", value: "FILE", about: "the worker's certificate" },
+  { name: "key", value: "FILE", about: "its private key; nobody else may be able to read it" },
+  { name: "name", value: "NAME", about: "in front of each job's id, to tell workers apart" },
+  { name: "user", value: "USER", about: "whom jobs run as that name no user; nobody when the daemon is root" },
+  { name: "allow-root", about: "a start may name the user root" },
+  { name: "log-limit", value: "SIZE", about: "output kept of each job, 256M when not given, 0 for all" },
+  { name: "log-keep", value: "newest|oldest", about: "what to keep at that limit; newest when not given" },
+  { name: "max-jobs", value: "N", about: "at once" },
+  { name: "cgroup", value: "DIR", about: "the cgroup v2 directory to make jobs' groups in" },
+  { name: "audit", value: "FILE", about: "the audit log; STATE/audit.jsonl when not given" },
+  { name: "log-level", value: "LEVEL", about: "debug, info, warn or error; info when not given" },
+  { name: "shutdown-timeout", value: "DURATION", about: "how long a shutdown waits for calls, 10s when not given" },
+];
+
+const program: Program = {
+  name: "jobsd",
+  version: manifest.version,
+  flags: [],
+  commands: [
+    {
+      name: "",
+      about: [
+        "Runs jobs on this machine for clients with certificates. Each flag can be set as JOBSD_FLAG, as in JOBSD_LOG_LIMIT.",
+        "SIGTERM ends the daemon; jobs go on, and the next one on the same state directory has them again.",
+      ],
+      flags,
+      examples: ["--listen 0.0.0.0:7443 --state /var/lib/jobs --ca ca.crt --cert worker.crt --key worker.key"],
+      run: daemon,
+    },
+  ],
+};
+
+await exit(await main(process.argv.slice(2), process.env));
+
+/** Resolves to the exit code; a start that fails says why in one line on stderr. */
+async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Promise<number> {
+  try {
+    const parsed = parse(program, argv);
+    return parsed ? await parsed.command.run(withEnvironment(parsed.given, env)) : EXIT.ok;
+  } catch (error) {
+    const message = error instanceof Error ? error.message : String(error);
+    process.stderr.write(`jobsd: ${printable(message).replaceAll("\n", " ")}\n`);
+    return error instanceof UsageError || error instanceof ClientError ? EXIT.usage : EXIT.failed;
+  }
+}
+
+/** Serves until a signal comes. Throws what keeps it from starting. */
+async function daemon(given: Given): Promise<number> {
+  const stopping = signalled("SIGTERM", "SIGINT");
+  const { listen, tls, worker: workerOptions, audit, level, shutdownMs } = await settings(given);
+  const [{ pino, destination }, { parseTarget, formatTarget }, { openWorker }, { serve }] = await Promise.all([
+    import("pino"),
+    import("../src/client/target.ts"),
+    import("../src/worker/worker.ts"),
+    import("../src/server/server.ts"),
+  ]);
+  const { host, port: wanted } = parseTarget(listen, "--listen");
+  // Written at once: the last words of a daemon that dies are those that matter.
+  const log = pino(
+    {
+      level,
+      base: null,
+      formatters: { level: (label) => ({ level: label }) },
+      timestamp: pino.stdTimeFunctions.isoTime,
+    },
+    destination({ dest: 2, sync: true }),
+  );
+  const worker = await openWorker({ ...workerOptions, log: (at, message, facts) => log[at](facts ?? {}, message) });
+  try {
+    const server = await serve({ worker, host, port: wanted, tls, audit, log, shutdownMs });
+    logCrashes(log);
+    const address = formatTarget({ host, port: server.port });
+    log.info({ address, host: worker.host, version: manifest.version }, "listening");
+    process.stdout.write(`listening on ${address}\n`);
+    const signal = await stopping;
+    log.info({ signal }, "shutting down; jobs keep running");
+    await server.close();
+  } finally {
+    await worker.close();
+  }
+  log.info("closed");
+  return EXIT.ok;
+}
+
+interface Settings {
+  readonly listen: string;
+  readonly tls: { readonly ca: Buffer; readonly cert: Buffer; readonly key: Buffer };
+  readonly worker: WorkerOptions;
+  readonly audit: string;
+  readonly level: "debug" | "info" | "warn" | "error";
+  readonly shutdownMs: number;
+}
+
+async function settings(given: Given): Promise<Settings> {
+  const missing = ["listen", "state", "ca", "cert", "key"].filter((name) => !given.text(name));
+  if (missing.length > 0) {
+    const variables = missing.map((name) => `JOBSD_${name.toUpperCase()}`).join(" ");
+    throw new UsageError(`no ${missing.map((name) => `--${name}`).join(" ")}: give the flags, or set ${variables}`);
+  }
+  const text = (name: string): string => given.text(name) ?? "";
+  const stateDir = resolve(text("state"));
+  const [name, user, cgroup] = [given.text("name"), given.text("user"), given.text("cgroup")];
+  const logKeep = optional(given, "log-keep", (flag, word): "newest" | "oldest" =>
+    parseWord(flag, word, ["newest", "oldest"]),
+  );
+  const logLimitBytes = optional(given, "log-limit", (flag, size) => Number(parseSizeBytes(flag, size)));
+  const maxJobs = optional(given, "max-jobs", (flag, count) => Number(parseCount(flag, count, 1)));
+  const worker: WorkerOptions = {
+    stateDir,
+    // Beside cli/ and beside dist/, which holds this file once it is built.
+    supervisor: fileURLToPath(new URL("../build/supervisor", import.meta.url)),
+    allowRoot: given.on("allow-root"),
+    ...(name && { name }),
+    ...(user && { user }),
+    ...(cgroup && { cgroup }),
+    ...(logKeep && { logKeep }),
+    ...(logLimitBytes !== undefined && { logLimitBytes }),
+    ...(maxJobs !== undefined && { maxJobs }),
+  };
+  const level = parseWord("--log-level", given.text("log-level") ?? "info", ["debug", "info", "warn", "error"]);
+  const shutdownMs = parseDurationMs("--shutdown-timeout", given.text("shutdown-timeout") ?? "10s");
+  const tls = { ca: await readPem(text("ca")), cert: await readPem(text("cert")), key: await readKey(text("key")) };
+  return {
+    listen: text("listen"),
+    tls,
+    worker,
+    audit: given.text("audit") ?? join(stateDir, "audit.jsonl"),
+    level,
+    shutdownMs,
+  };
+}
+
+/** Flags over JOBSD_ variables. */
+function withEnvironment(given: Given, env: NodeJS.ProcessEnv): Given {
+  const variable = (name: string): string | undefined =>
+    env[`JOBSD_${name.toUpperCase().replaceAll("-", "_")}`] || undefined;
+  return {
+    ...given,
+    text: (name) => given.text(name) ?? variable(name),
+    on: (name) =>
+      given.text(name) === "true" || (given.text(name) === undefined && /^(1|true|yes)$/.test(variable(name) ?? "")),
+  };
+}
+
+/** The first of these signals; a second one ends the process at once, as it would without this. */
+function signalled(...signals: readonly NodeJS.Signals[]): Promise<NodeJS.Signals> {
+  return new Promise((settle) => {
+    const listener = (signal: NodeJS.Signals): void => {
+      for (const each of signals) process.off(each, listener);
+      settle(signal);
+    };
+    for (const each of signals) process.on(each, listener);
+  });
+}
+
+function logCrashes(log: Logger): void {
+  process.on("uncaughtException", (error) => {
+    log.fatal({ err: error }, "crashed; jobs keep running");
+    process.exit(EXIT.failed);
+  });
+}

@@ -1,0 +1,113 @@
+import * as fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import {
+  parseCount,
+  parseCpus,
+  parseDurationMs,
+  parseLimitBytes,
+  parsePairs,
+  parseSignal,
+  parseSizeBytes,
+  parseWord,
+  toDuration,
+  UsageError,
+} from "./parse.ts";
+
+describe("a duration", () => {
+  it.each([
+    ["0", 0],
+    ["500ms", 500],
+    ["10s", 10_000],
+    ["1.5m", 90_000],
+    ["2h", 7_200_000],
+    ["1d", 86_400_000],
+    ["1h30m", 5_400_000],
+    ["0s", 0],
+  ])("%s is %i ms", (text, ms) => {
+    expect(parseDurationMs("--grace", text)).toBe(ms);
+  });
+
+  it.each(["", "10", "s", "-1s", "1 s", "1w", "1e3s", "10sx", "ten", "99999d"])(
+    "%j is refused, naming the flag",
+    (text) => {
+      expect(() => parseDurationMs("--grace", text)).toThrow(UsageError);
+      expect(() => parseDurationMs("--grace", text)).toThrow(/^--grace ".*" is no duration: 500ms, 10s/);
+    },
+  );
+
+  it("loses nothing as a protobuf duration", () => {
+    expect(toDuration(1500)).toEqual({ seconds: 1n, nanos: 500_000_000 });
+    fc.assert(
+      fc.property(fc.nat(), (ms) => {
+        const { seconds, nanos } = toDuration(ms);
+        return Number(seconds) * 1000 + nanos / 1e6 === ms;
+      }),
+    );
+  });
+});
+
+describe("a size", () => {
+  it.each([
+    ["1048576", 1_048_576n],
+    ["64k", 65_536n],
+    ["256M", 268_435_456n],
+    ["256MiB", 268_435_456n],
+    ["256mb", 268_435_456n],
+    ["1.5G", 1_610_612_736n],
+    ["2t", 2_199_023_255_552n],
+    ["10b", 10n],
+  ])("%s is %i bytes", (text, bytes) => {
+    expect(parseSizeBytes("--memory", text)).toBe(bytes);
+  });
+
+  it.each(["", "M", "-1", "1e3", "10bb", "5x", "1.M", "0x10", "99999999t"])(
+    "%j is refused, naming the flag",
+    (text) => {
+      expect(() => parseSizeBytes("--memory", text)).toThrow(/^--memory ".*" is no size/);
+    },
+  );
+
+  it("of a limit may be -1 for none", () => {
+    expect(parseLimitBytes("--memory-swap", "-1")).toBe(-1n);
+    expect(parseLimitBytes("--memory-swap", "1k")).toBe(1024n);
+  });
+});
+
+describe("other values", () => {
+  it("turn CPUs into quota and period, and refuse what the kernel would", () => {
+    expect(parseCpus("--cpus", "0.5")).toEqual({ quota: 50_000n, period: 100_000n });
+    expect(parseCpus("--cpus", "2")).toEqual({ quota: 200_000n, period: 100_000n });
+    for (const text of ["0", "0.001", "-1", "x", "", "1e9"]) {
+      expect(() => parseCpus("--cpus", text)).toThrow(/^--cpus ".*" is no number of CPUs/);
+    }
+  });
+
+  it("read signals by name and by number", () => {
+    expect(["TERM", "SIGTERM", "term", "15"].map((text) => parseSignal("--signal", text))).toEqual([15, 15, 15, 15]);
+    expect(parseSignal("--signal", "64")).toBe(64);
+    for (const text of ["0", "65", "NOPE", "", "-9"])
+      expect(() => parseSignal("--signal", text)).toThrow(/is no signal/);
+  });
+
+  it("read counts from the least on", () => {
+    expect(parseCount("--pids", "-1", -1)).toBe(-1n);
+    for (const text of ["-2", "1.5", "x", "", "1e3"]) expect(() => parseCount("--pids", text, -1)).toThrow(/--pids/);
+  });
+
+  it("read pairs: the last of a name, values with = in them, and names whose value is elsewhere", () => {
+    const pairs = parsePairs("--env", ["A=1", "B=x=y", "A=2", "C", "D="], (name) => (name === "C" ? "3" : undefined));
+    expect([...pairs]).toEqual([
+      ["A", "2"],
+      ["B", "x=y"],
+      ["C", "3"],
+      ["D", ""],
+    ]);
+    expect(() => parsePairs("--label", ["x"])).toThrow('--label "x" has no value: --label NAME=VALUE is right');
+    expect(() => parsePairs("--label", ["=x"])).toThrow('--label "=x" has no name');
+  });
+
+  it("take only the words they know", () => {
+    expect(parseWord("--source", "stdout", ["stdout", "stderr"])).toBe("stdout");
+    expect(() => parseWord("--source", "both", ["stdout", "stderr"])).toThrow('"both" is not one of stdout, stderr');
+  });
+});

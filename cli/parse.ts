@@ -1,0 +1,101 @@
+import { constants } from "node:os";
+
+/** A command line that is wrong; the message says what would be right. */
+export class UsageError extends Error {
+  override readonly name = "UsageError";
+}
+
+/** As google.protobuf.Duration. */
+export interface Duration {
+  readonly seconds: bigint;
+  readonly nanos: number;
+}
+
+const UNIT_MS: Readonly<Record<string, number>> = { ms: 1, s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 };
+const LONGEST_MS = 3650 * 86_400_000;
+
+/** `500ms`, `10s`, `1.5m`, `2h`, `1d` or a sum of them as in `1h30m`, and `0`; ms. Throws UsageError naming `flag`. */
+export function parseDurationMs(flag: string, text: string): number {
+  const parts = [...text.matchAll(/(\d+(?:\.\d+)?)(ms|[smhd])/g)];
+  const whole = parts.map(([part]) => part).join("") === text && parts.length > 0;
+  const sumMs = parts.reduce((sum, [, count, unit]) => sum + Number(count) * (UNIT_MS[unit ?? ""] ?? Number.NaN), 0);
+  if (text === "0") return 0;
+  if (whole && sumMs <= LONGEST_MS) return Math.round(sumMs);
+  throw new UsageError(`${flag} ${quoted(text)} is no duration: 500ms, 10s, 5m, 2h, 1d or 1h30m is right`);
+}
+
+export function toDuration(ms: number): Duration {
+  return { seconds: BigInt(Math.trunc(ms / 1000)), nanos: Math.round((ms % 1000) * 1e6) };
+}
+
+const UNIT_POWER: Readonly<Record<string, number>> = { b: 0, k: 1, m: 2, g: 3, t: 4 };
+
+/** `1048576`, `64k`, `256M`, `1.5GiB`; bytes, units of 1024 as docker has them. Throws UsageError naming `flag`. */
+export function parseSizeBytes(flag: string, text: string): bigint {
+  const [, count, unit = "b"] = /^(\d+(?:\.\d+)?)(?:([kmgt])(?:i?b)?|b)?$/i.exec(text) ?? [];
+  const bytes = Number(count) * 1024 ** (UNIT_POWER[unit.toLowerCase()] ?? Number.NaN);
+  if (Number.isSafeInteger(Math.round(bytes))) return BigInt(Math.round(bytes));
+  throw new UsageError(`${flag} ${quoted(text)} is no size: 1048576, 64k, 256M or 1.5G is right`);
+}
+
+/** As parseSizeBytes, and -1 for no limit. */
+export function parseLimitBytes(flag: string, text: string): bigint {
+  return text === "-1" ? -1n : parseSizeBytes(flag, text);
+}
+
+/** A whole number from `least` on. Throws UsageError naming `flag`. */
+export function parseCount(flag: string, text: string, least = 0): bigint {
+  const count = /^-?\d{1,18}$/.test(text) ? BigInt(text) : undefined;
+  if (count !== undefined && count >= least) return count;
+  throw new UsageError(`${flag} ${quoted(text)} is no whole number from ${least} on`);
+}
+
+const CPU_PERIOD_US = 100_000;
+
+/** `0.5` CPUs as the quota in each period of 100 ms, both in µs; a quota below 1 ms is refused by the kernel. */
+export function parseCpus(flag: string, text: string): { readonly quota: bigint; readonly period: bigint } {
+  const cpus = /^\d+(\.\d+)?$/.test(text) ? Number(text) : 0;
+  if (cpus >= 0.01 && cpus <= 10_000) {
+    return { quota: BigInt(Math.round(cpus * CPU_PERIOD_US)), period: BigInt(CPU_PERIOD_US) };
+  }
+  throw new UsageError(`${flag} ${quoted(text)} is no number of CPUs: 0.5 or 2 is right, 0.01 is the least`);
+}
+
+/** `TERM`, `SIGTERM`, `term` or `15`. Throws UsageError naming `flag`. */
+export function parseSignal(flag: string, text: string): number {
+  const name = text.toUpperCase().replace(/^(SIG)?/, "SIG");
+  const byName = Object.entries(constants.signals).find(([known]) => known === name)?.[1];
+  const number = /^\d{1,2}$/.test(text) ? Number(text) : (byName ?? 0);
+  if (number >= 1 && number <= 64) return number;
+  throw new UsageError(`${flag} ${quoted(text)} is no signal: TERM, SIGKILL or a number from 1 to 64 is right`);
+}
+
+/** `KEY=VALUE`s, a later one overriding; `absent` gives the value of a bare `KEY`. Throws UsageError naming `flag`. */
+export function parsePairs(
+  flag: string,
+  pairs: readonly string[],
+  absent: (key: string) => string | undefined = () => undefined,
+): Map<string, string> {
+  return new Map(
+    pairs.map((pair) => {
+      const at = pair.indexOf("=");
+      const key = at < 0 ? pair : pair.slice(0, at);
+      const value = at < 0 ? absent(key) : pair.slice(at + 1);
+      if (key !== "" && value !== undefined) return [key, value];
+      throw new UsageError(
+        `${flag} ${quoted(pair)} has no ${key === "" ? "name" : "value"}: ${flag} NAME=VALUE is right`,
+      );
+    }),
+  );
+}
+
+/** One of a few words, as they are given. Throws UsageError naming `flag` and the words. */
+export function parseWord<Word extends string>(flag: string, text: string, words: readonly Word[]): Word {
+  const word = words.find((known) => known === text);
+  if (word !== undefined) return word;
+  throw new UsageError(`${flag} ${quoted(text)} is not one of ${words.join(", ")}`);
+}
+
+function quoted(text: string): string {
+  return JSON.stringify(text);
+}

@@ -1,0 +1,126 @@
+import { spawnSync } from "node:child_process";
+import { readFile, symlink } from "node:fs/promises";
+import { fileURLToPath } from "node:url";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { type Host, startHost } from "./testing.ts";
+
+let host: Host;
+beforeAll(async () => {
+  host = await startHost();
+});
+afterAll(async () => {
+  await host[Symbol.asyncDispose]();
+});
+
+describe("jobs run", () => {
+  it.each([0, 1, 2, 125, 255])("exits with the job's code %i", async (code) => {
+    const ran = await host.jobs(["run", "--", "sh", "-c", `echo out; echo err >&2; exit ${code}`]);
+    expect(ran).toEqual({ code, stdout: "out\n", stderr: "err\n" });
+  });
+
+  it.each([
+    ["with 128 + the signal that killed it", ["sh", "-c", "kill -SEGV $$"], 139, /killed by SIGSEGV/],
+    ["with 127 when the command is not found", ["nosuchcommand"], 127, /nosuchcommand/],
+    ["with 126 when the command is not executable", ["/etc/passwd"], 126, /\/etc\/passwd/],
+  ])("exits %s", async (_, command, code, message) => {
+    expect(await host.jobs(["run", "--", ...command])).toMatchObject({
+      code,
+      stdout: "",
+      stderr: expect.stringMatching(message),
+    });
+  });
+
+  it("exits with 124 when the time limit ended the job", async () => {
+    const ran = await host.jobs(["run", "--time-limit", "50ms", "--", "sleep", "60"]);
+    expect(ran).toMatchObject({ code: 124, stderr: expect.stringContaining("timed out after 50ms") });
+  });
+
+  it.each([
+    ["a missing directory", ["--cwd", "/missing"], /cwd/],
+    ["an unknown user", ["--user", "nosuchuser"], /user/],
+    ["an environment variable's name", ["--env", "A B\n=x", "--env", "=x"], /--env/],
+  ])("starts nothing for %s", async (_, flags, message) => {
+    const { code, stderr } = await host.jobs(["run", ...flags, "--", "true"]);
+    expect(stderr).toMatch(message);
+    expect([2, 125]).toContain(code);
+  });
+
+  it("gives the job the variables that it names, and no others", async () => {
+    const ran = await host.jobs(["run", "-e", "ONE=1", "-e", "TWO", "--", "env"], { TWO: "2 2", THREE: "3" });
+    expect(
+      ran.stdout
+        .split("\n")
+        .map((line) => line.replace(/=.*/, ""))
+        .filter(Boolean)
+        .toSorted(),
+    ).toEqual(["HOME", "LOGNAME", "ONE", "PATH", "TWO", "USER"]);
+    expect(ran.stdout).toContain("TWO=2 2\n");
+  });
+
+  it.each(["SIGINT", "SIGTERM"] as const)("stops the job on %s", async (signal) => {
+    const running = host.launch(["run", "--", "sh", "-c", "echo up; exec sleep 60"]);
+    await running.shows("up\n");
+    running.child.kill(signal);
+    const ran = await running.ended;
+    expect(ran).toMatchObject({ code: 143, stderr: expect.stringContaining("stopped by writer") });
+  });
+
+  it("kills the job on a second interrupt", async () => {
+    const running = host.launch([
+      "run",
+      "--",
+      "sh",
+      "-c",
+      "trap 'echo asked' TERM; echo up; while :; do sleep 0.05; done",
+    ]);
+    await running.shows("up\n");
+    running.child.kill("SIGINT");
+    await running.shows("asked\n");
+    running.child.kill("SIGINT");
+    expect(await running.ended).toMatchObject({ code: 137, stderr: expect.stringContaining("killing job") });
+  });
+
+  it("stops the job, quietly, when nobody reads its output any more", async () => {
+    const running = host.launch(["run", "--label", "reader=gone", "--", "yes"]);
+    await running.shows("y\n");
+    running.child.stdout?.destroy();
+    expect(await running.ended).toMatchObject({ code: 141, stderr: "" });
+    const [id = ""] = (await host.jobs(["ps", "-q", "--label", "reader=gone"])).stdout.split("\n");
+    expect((await host.jobs(["wait", id])).stdout).toContain("stopped by writer");
+  });
+
+  it("holds the job's output back, and not in memory, while stdout is full", async () => {
+    const running = host.launch(["run", "--", "head", "-c", "200M", "/dev/zero"]);
+    await running.shows("\0");
+    running.child.stdout?.pause();
+    const [id = ""] = (await host.jobs(["ps", "-q", "-n", "1"])).stdout.split("\n");
+    // While another client takes all of it, this one could have.
+    expect((await host.jobs(["stream", "-f", id])).stdout.length).toBe(200 * 1024 * 1024);
+    const status = await readFile(`/proc/${running.child.pid}/status`, "utf8");
+    const [, residentKib] = /^VmRSS:\s+(\d+) kB$/m.exec(status) ?? [];
+    expect(Number(residentKib) * 1024).toBeLessThan(220e6);
+    running.child.stdout?.resume();
+    expect((await running.ended).stdout.length).toBe(200 * 1024 * 1024);
+  });
+});
+
+describe("jobs stream", () => {
+  it("only detaches on an interrupt", async () => {
+    const id = await host.start("sh", "-c", "echo up; exec sleep 60");
+    const running = host.launch(["stream", "-f", id]);
+    await running.shows("up\n");
+    running.child.kill("SIGINT");
+    expect(await running.ended).toMatchObject({ code: 130, stderr: "" });
+    expect((await host.jobs(["status", id])).stdout).toMatch(/^status: +running$/m);
+  });
+});
+
+describe("the launchers in bin/", () => {
+  it("find the checkout through a symlink and pass the exit code on, or say that it is not built", async () => {
+    const launcher = fileURLToPath(new URL("../bin/jobs", import.meta.url));
+    const link = `${host.dir}/link`;
+    await symlink(launcher, link);
+    const { stderr } = spawnSync(link, ["nosuchcommand"], { cwd: "/", encoding: "utf8" });
+    expect(stderr).toMatch(/^jobs: (no command "nosuchcommand"|not built: run npm ci in \/)/);
+  });
+});

@@ -1,0 +1,136 @@
+import { type ChildProcess, spawn } from "node:child_process";
+import { once } from "node:events";
+import { chmod, mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { fileURLToPath } from "node:url";
+import { issueAll } from "../certs/issue.ts";
+
+/** Half of a program's start from source is its compilation. */
+const CACHE = fileURLToPath(new URL("../node_modules/.cache/jobs-tests", import.meta.url));
+
+/** How a program ended and what it wrote. */
+export interface Ran {
+  readonly code: number | null;
+  readonly stdout: string;
+  readonly stderr: string;
+}
+
+/** A program that runs; `output` grows as it writes. */
+export interface Running {
+  readonly child: ChildProcess;
+  readonly output: { stdout: string; stderr: string };
+  readonly ended: Promise<Ran>;
+  /** Resolves when stdout (or stderr) has the text; rejects when the program ends without. */
+  shows(text: string, where?: "stdout" | "stderr"): Promise<void>;
+}
+
+/** A test that fails leaves its programs to the host's end. */
+const launched = new Set<ChildProcess>();
+
+/** Runs one of the programs of cli/ from its source. */
+export function launch(program: "jobs" | "jobsd", args: readonly string[], env: NodeJS.ProcessEnv = {}): Running {
+  const file = fileURLToPath(new URL(`${program}.ts`, import.meta.url));
+  const child = spawn(process.execPath, [file, ...args], {
+    env: { PATH: process.env["PATH"], HOME: "/nonexistent", NODE_COMPILE_CACHE: CACHE, ...env },
+  });
+  const output = { stdout: "", stderr: "" };
+  const changed = new EventTarget();
+  for (const name of ["stdout", "stderr"] as const) {
+    child[name].setEncoding("latin1").on("data", (text: string) => {
+      output[name] += text;
+      changed.dispatchEvent(new Event("change"));
+    });
+  }
+  launched.add(child);
+  const ended = once(child, "close").then(([code]: (number | null)[]) => {
+    changed.dispatchEvent(new Event("change"));
+    return { code: code ?? null, ...output };
+  });
+  return {
+    child,
+    output,
+    ended,
+    async shows(text, where = "stdout") {
+      while (!output[where].includes(text)) {
+        if (child.exitCode !== null || child.signalCode !== null)
+          throw new Error(`ended without: ${JSON.stringify(output)}`);
+        await once(changed, "change");
+      }
+    },
+  };
+}
+
+/** A daemon with certificates of its own in a temporary directory. */
+export interface Host extends AsyncDisposable {
+  readonly dir: string;
+  readonly server: string;
+  /** A file of its certificates: "ca.crt", "writer.key". */
+  file(name: string): string;
+  /** The environment of a client with a role. */
+  as(role: "reader" | "writer"): NodeJS.ProcessEnv;
+  /** Runs `jobs` as the writer. */
+  jobs(args: readonly string[], env?: NodeJS.ProcessEnv): Promise<Ran>;
+  launch(args: readonly string[], env?: NodeJS.ProcessEnv): Running;
+  /** Starts a job and returns its id. */
+  start(...command: readonly string[]): Promise<string>;
+  /** Kills the daemon as a crash would, and starts another one on the same address and state. */
+  crash(): Promise<void>;
+}
+
+/** Resolves once the daemon is ready. Disposing stops its jobs, ends it and removes all that it made. */
+export async function startHost(flags: readonly string[] = []): Promise<Host> {
+  const dir = await mkdtemp(join(tmpdir(), "jobs-cli-"));
+  // Jobs, which run as nobody, see the files that a test puts there.
+  await chmod(dir, 0o755);
+  await issueAll({ out: join(dir, "certs"), bits: 2048 });
+  const file = (name: string): string => join(dir, "certs", name);
+  const tls = ["--ca", file("ca.crt"), "--cert", file("worker.crt"), "--key", file("worker.key")];
+  const boot = async (listen: string): Promise<{ daemon: Running; server: string }> => {
+    const daemon = launch("jobsd", ["--listen", listen, "--state", join(dir, "state"), ...tls, ...flags]);
+    await daemon.shows("\n");
+    return { daemon, server: daemon.output.stdout.trim().replace("listening on ", "") };
+  };
+  const as = (role: "reader" | "writer"): NodeJS.ProcessEnv => ({
+    JOBS_SERVER: server,
+    JOBS_CA: file("ca.crt"),
+    JOBS_CERT: file(`${role}.crt`),
+    JOBS_KEY: file(`${role}.key`),
+  });
+  let { daemon, server } = await boot("127.0.0.1:0");
+  const jobs = (args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<Ran> =>
+    launch("jobs", args, { ...as("writer"), ...env }).ended;
+  return {
+    dir,
+    get server() {
+      return server;
+    },
+    file,
+    as,
+    jobs,
+    launch: (args, env = {}) => launch("jobs", args, { ...as("writer"), ...env }),
+    async start(...command) {
+      const { stdout, stderr } = await jobs(["start", "--", ...command]);
+      if (stdout === "") throw new Error(stderr);
+      return stdout.trim();
+    },
+    async crash() {
+      daemon.child.kill("SIGKILL");
+      await daemon.ended;
+      ({ daemon } = await boot(server));
+    },
+    async [Symbol.asyncDispose]() {
+      const died = daemon.child.exitCode !== null;
+      if (!died) {
+        const { stdout } = await jobs(["list", "-q", "--state", "starting,running,stopping", "--limit", "0"]);
+        const left = stdout.split("\n").filter(Boolean);
+        if (left.length > 0) await jobs(["stop", "--grace", "0", ...left]);
+        daemon.child.kill("SIGTERM");
+        await daemon.ended;
+      }
+      for (const child of launched) child.kill("SIGKILL");
+      await rm(dir, { recursive: true, force: true });
+      if (died) throw new Error(`the daemon died:\n${daemon.output.stderr}`);
+    },
+  };
+}

@@ -1,0 +1,8 @@
+import { defineConfig } from "rolldown";
+
+// Two programs and what they share. Commands are chunks of their own, so that `jobs --help` loads no gRPC.
+export default defineConfig({
+  input: { jobs: "cli/jobs.ts", jobsd: "cli/jobsd.ts" },
+  platform: "node",
+  output: { dir: "dist", format: "esm", minify: true, cleanDir: true, chunkFileNames: "[name]-[hash].js" },
+});

@@ -1,0 +1,53 @@
+import { globSync, readFileSync } from "node:fs";
+import { dirname, join, normalize } from "node:path";
+import { expect, test } from "vitest";
+
+/** A file's room and what it may import; docs/design.md has the table in words. */
+const ROOMS: Readonly<Record<string, { readonly rooms: readonly string[]; readonly packages: readonly string[] }>> = {
+  "src/worker": { rooms: [], packages: [] },
+  "src/server": { rooms: ["src/worker", "proto"], packages: ["@grpc/grpc-js", "pino", "@bufbuild/protobuf"] },
+  "src/client": { rooms: ["proto"], packages: ["@grpc/grpc-js", "@bufbuild/protobuf"] },
+  certs: { rooms: [], packages: ["@peculiar/x509", "reflect-metadata"] },
+  cli: { rooms: ["src/client", "src/server", "src/worker", "certs", "proto"], packages: ["sade", "pino"] },
+  bench: { rooms: ["src/client", "src/server", "src/worker", "certs", "proto"], packages: ["@grpc/grpc-js"] },
+};
+/** Tests may make odd certificates and look at all that is theirs to prove. */
+const TEST_PACKAGES = ["vitest", "fast-check", "@peculiar/x509", "reflect-metadata", "@grpc/grpc-js"];
+
+const sources = globSync("{src,cli,certs,bench}/**/*.ts");
+const roomOf = (path: string): string =>
+  Object.keys(ROOMS).find((room) => path.startsWith(`${room}/`)) ?? path.split("/")[0] ?? "";
+const isTest = (path: string): boolean => /\.test\.ts$|\/testing\.ts$|\/testing\//.test(path);
+
+function importsOf(path: string): string[] {
+  const text = readFileSync(path, "utf8");
+  const found = text.matchAll(/^(?:import|export)\b[^"']*?from "([^"]+)"|^import "([^"]+)"|\bimport\("([^"]+)"\)/gm);
+  return [...found].map(([, from, bare, dynamic]) => from ?? bare ?? dynamic ?? "");
+}
+
+test("every source file is in a room", () => {
+  expect(sources.filter((path) => !(roomOf(path) in ROOMS) && !path.startsWith("src/supervisor/"))).toEqual([]);
+});
+
+test("a room imports only what the table of rooms allows", () => {
+  const strays = sources.flatMap((path) => {
+    const rule = ROOMS[roomOf(path)];
+    if (!rule) return [];
+    return importsOf(path).flatMap((name) => {
+      if (name.startsWith("node:")) return [];
+      if (!name.startsWith(".")) {
+        const root = name
+          .split("/")
+          .slice(0, name.startsWith("@") ? 2 : 1)
+          .join("/");
+        const allowed = [...rule.packages, ...(isTest(path) ? TEST_PACKAGES : [])];
+        return allowed.includes(root) ? [] : [`${path}: ${name}`];
+      }
+      const room = roomOf(normalize(join(dirname(path), name)));
+      return room === roomOf(path) || name.endsWith("/package.json") || rule.rooms.includes(room) || isTest(path)
+        ? []
+        : [`${path}: ${name}`];
+    });
+  });
+  expect(strays).toEqual([]);
+});

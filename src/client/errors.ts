@@ -1,0 +1,31 @@
+import type { status } from "@grpc/grpc-js";
+
+/** A gRPC status by name: google.rpc.Code tells what each is for. */
+export type Code = keyof typeof status;
+
+interface ClientErrorOptions {
+  readonly reason?: string | undefined;
+  readonly field?: string | undefined;
+  readonly facts?: Readonly<Record<string, string>> | undefined;
+  readonly cause?: unknown;
+}
+
+/** The one error of the client: a code for programs, a message for people. */
+export class ClientError extends Error {
+  override readonly name = "ClientError";
+  readonly code: Code;
+  /** UPPER_SNAKE_CASE, finer than the code; empty when the worker gave none (google.rpc.ErrorInfo). */
+  readonly reason: string;
+  /** The request's field that is wrong, as in `resources.memory.limit`. */
+  readonly field: string | undefined;
+  /** As in `{ stage: "exec", errno: "ENOENT" }`. */
+  readonly facts: Readonly<Record<string, string>>;
+
+  constructor(code: Code, message: string, options: ClientErrorOptions = {}) {
+    super(message, { cause: options.cause });
+    this.code = code;
+    this.reason = options.reason ?? "";
+    this.field = options.field;
+    this.facts = options.facts ?? {};
+  }
+}

@@ -1,0 +1,116 @@
+import { connectivityState, Metadata } from "@grpc/grpc-js";
+import {
+  ListRequest,
+  type ListResponse,
+  type QueryResponse,
+  StartRequest,
+  type StartResponse,
+  StopRequest,
+  type StopResponse,
+  StreamRequest,
+  type StreamResponse,
+  type WaitResponse,
+  WorkerServiceClient,
+} from "../../proto/generated/jobs/v1/worker.ts";
+import { type CallOptions, messages, unary, type Watch } from "./calls.ts";
+import { ClientError } from "./errors.ts";
+import { channelFor, type Credentials, formatTarget, parseTarget, secureContext } from "./target.ts";
+
+export { ClientError, type CallOptions, type Credentials };
+export { resuming, retrying, type RetryOptions } from "./resume.ts";
+
+export interface ConnectOptions extends Credentials {
+  /** A call fails as UNAVAILABLE when there is no connection after so long; 10 s when absent. */
+  readonly connectTimeoutMs?: number;
+}
+
+type Partially<Type extends { fromPartial: (part: never) => unknown }> = Parameters<Type["fromPartial"]>[0];
+
+/** A request may leave out what it does not set. */
+export type StartInput = Partially<typeof StartRequest>;
+export type StopInput = Partially<typeof StopRequest>;
+export type ListInput = Partially<typeof ListRequest>;
+export type StreamInput = Partially<typeof StreamRequest>;
+
+/** A worker, as worker.proto has it. Every method throws ClientError; `using` or close() lets go of the connection. */
+export interface Client extends Disposable {
+  start(request: StartInput, options?: CallOptions): Promise<StartResponse>;
+  stop(request: StopInput, options?: CallOptions): Promise<StopResponse>;
+  query(jobId: string, options?: CallOptions): Promise<QueryResponse>;
+  list(request?: ListInput, options?: CallOptions): Promise<ListResponse>;
+  wait(jobId: string, options?: CallOptions): Promise<WaitResponse>;
+  /** Messages are read only as they are asked for, so a slow consumer holds back the worker; leaving the loop cancels. */
+  stream(request: StreamInput, options?: CallOptions): AsyncGenerator<StreamResponse, void, void>;
+  close(): void;
+}
+
+const CONNECT_TIMEOUT_MS = 10_000;
+
+/** Per stream, in bytes: at the default of 64 KiB a stream over TLS runs at a quarter of its speed. */
+const WINDOW_BYTES = 4 * 1024 * 1024;
+
+const CHANNEL = {
+  "grpc-node.flow_control_window": WINDOW_BYTES,
+  "grpc.max_receive_message_length": 8 * 1024 * 1024,
+  // A follower may wait for days: without pings it would not learn that the worker's host is gone.
+  "grpc.keepalive_time_ms": 30_000,
+  "grpc.keepalive_timeout_ms": 10_000,
+  "grpc.initial_reconnect_backoff_ms": 200,
+  "grpc.max_reconnect_backoff_ms": 3_000,
+  // Neither a proxy of the web nor a TXT record of the name has a say in where a worker is.
+  "grpc.enable_http_proxy": 0,
+  "grpc.service_config_disable_resolution": 1,
+  "grpc.enable_channelz": 0,
+};
+
+/**
+ * A client of one worker; the connection is made by the first call. Throws ClientError INVALID_ARGUMENT when `server`
+ * is no address, UNAUTHENTICATED when the credentials are no PEM or the key does not belong to the certificate.
+ */
+export function connect(options: ConnectOptions): Client {
+  const target = parseTarget(options.server);
+  const channel = channelFor(secureContext(options), target);
+  const grpc = new WorkerServiceClient(formatTarget(target), channel.credentials, { ...CHANNEL, ...channel.options });
+  const watch = connecting(grpc, options);
+  const none = new Metadata();
+  const close = (): void => grpc.close();
+  return {
+    start: (request, call = {}) =>
+      unary((done) => grpc.start(StartRequest.fromPartial(request), none, deadline(call), done), call.signal, watch),
+    stop: (request, call = {}) =>
+      unary((done) => grpc.stop(StopRequest.fromPartial(request), none, deadline(call), done), call.signal, watch),
+    query: (jobId, call = {}) => unary((done) => grpc.query({ jobId }, none, deadline(call), done), call.signal, watch),
+    list: (request = {}, call = {}) =>
+      unary((done) => grpc.list(ListRequest.fromPartial(request), none, deadline(call), done), call.signal, watch),
+    wait: (jobId, call = {}) => unary((done) => grpc.wait({ jobId }, none, deadline(call), done), call.signal, watch),
+    stream: (request, call = {}) =>
+      messages(() => grpc.stream(StreamRequest.fromPartial(request), none, deadline(call)), call.signal, watch),
+    close,
+    [Symbol.dispose]: close,
+  };
+}
+
+function deadline({ timeoutMs }: CallOptions): { deadline?: number } {
+  return timeoutMs === undefined ? {} : { deadline: Date.now() + timeoutMs };
+}
+
+/** Without it, a call to a host that does not answer at all would wait for the kernel's two minutes. */
+function connecting(
+  grpc: WorkerServiceClient,
+  { server, connectTimeoutMs = CONNECT_TIMEOUT_MS }: ConnectOptions,
+): Watch {
+  const connected = (): boolean => grpc.getChannel().getConnectivityState(false) === connectivityState.READY;
+  return (call) => {
+    if (connected()) return () => undefined;
+    let error: ClientError | undefined;
+    const timer = setTimeout(() => {
+      if (connected()) return;
+      error = new ClientError("UNAVAILABLE", `no connection to ${server} within ${connectTimeoutMs / 1000} s`);
+      call.cancel();
+    }, connectTimeoutMs);
+    return () => {
+      clearTimeout(timer);
+      return error;
+    };
+  };
+}

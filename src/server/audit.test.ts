@@ -1,0 +1,88 @@
+import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { Writable } from "node:stream";
+import { status } from "@grpc/grpc-js";
+import { beforeAll, expect, onTestFinished, test } from "vitest";
+import { StartRequest } from "../../proto/generated/jobs/v1/worker.ts";
+import { openAudit, type AuditRecord } from "./audit.ts";
+import { MAX_REFUSALS_RECORDED_PER_SECOND } from "./limits.ts";
+import { recordRefusals } from "./refusals.ts";
+import { answer, authority, clientOf, errorOf, JOB, logTo, running, type Authority, type Pair } from "./testing.ts";
+
+let trusted: Authority;
+let writer: Pair;
+beforeAll(async () => {
+  trusted = await authority();
+  writer = await trusted.client("writer");
+});
+
+const RECORD: AuditRecord = { id: "1", event: "call", peer: "127.0.0.1:1", decision: "allowed" };
+const START = StartRequest.fromPartial({ command: "true" });
+
+function directory(): string {
+  const path = mkdtempSync(join(tmpdir(), "audit-"));
+  onTestFinished(() => rmSync(path, { recursive: true }));
+  return path;
+}
+
+test("records are lines of JSON, on disk when write returns, behind what the file had, for the owner's eyes only", () => {
+  const path = join(directory(), "audit.log");
+  writeFileSync(path, "earlier\n", { mode: 0o644 });
+  const audit = openAudit(path);
+  audit.write({ ...RECORD, method: "two\nlines" });
+  const [earlier, record, end] = readFileSync(path, "utf8").split("\n");
+  expect(earlier).toBe("earlier");
+  expect(JSON.parse(record ?? "")).toEqual({
+    ...RECORD,
+    method: "two\nlines",
+    time: expect.stringMatching(/^\d{4}-.*Z$/),
+  });
+  expect(end).toBe("");
+  expect(statSync(path).mode & 0o777).toBe(0o600);
+  audit.close();
+  expect(() => audit.write(RECORD)).toThrow("closed");
+});
+
+test("while the audit log cannot be written nothing is started or stopped, and reading goes on", async () => {
+  let changed = false;
+  const change = () => {
+    changed = true;
+    return Promise.resolve({ job: JOB, alreadyStarted: false, killed: 0 });
+  };
+  // The device that is always full.
+  await using server = await running(trusted, { start: change, stop: change }, { audit: "/dev/full" });
+  using client = clientOf(server.port, trusted.ca, writer);
+  const start = await errorOf(answer((done) => client.start(START, done)));
+  const stop = await errorOf(answer((done) => client.stop({ jobId: JOB.id, grace: undefined }, done)));
+  expect([start.code, stop.code]).toEqual([status.UNAVAILABLE, status.UNAVAILABLE]);
+  expect(start.details).toMatch(/audit log cannot be written/);
+  expect(changed).toBe(false);
+  expect(await answer((done) => client.query({ jobId: JOB.id }, done))).toMatchObject({ pid: JOB.pid });
+  expect(server.logged.map(({ msg }) => msg)).toContain("audit record lost");
+});
+
+test("a stream that was closed is as bad as a full disk", async () => {
+  const sink = new Writable({ write: (_chunk, _encoding, done) => done() });
+  await using server = await running(trusted, {}, { audit: sink });
+  using client = clientOf(server.port, trusted.ca, writer);
+  expect(await answer((done) => client.start(START, done))).toMatchObject({ jobId: JOB.id });
+  sink.destroy();
+  expect((await errorOf(answer((done) => client.start(START, done)))).code).toBe(status.UNAVAILABLE);
+});
+
+test("strangers cannot fill the disk with refusals, and how many were not recorded is", () => {
+  const records: AuditRecord[] = [];
+  const audit = { write: (record: AuditRecord) => void records.push(record), close: () => undefined };
+  const record = recordRefusals(
+    audit,
+    logTo(() => undefined),
+  );
+  const end = performance.now() + 1100;
+  let sent = 0;
+  for (; performance.now() < end; sent++) record({ peer: "192.0.2.1:1", reason: "ECONNRESET" });
+  const suppressed = records.reduce((sum, each) => sum + (each.suppressed ?? 0), 0);
+  expect(suppressed).toBeGreaterThan(MAX_REFUSALS_RECORDED_PER_SECOND);
+  expect(records.length).toBeLessThanOrEqual(3 * MAX_REFUSALS_RECORDED_PER_SECOND);
+  expect(sent).toBeGreaterThan(records.length + suppressed);
+});

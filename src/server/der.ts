@@ -1,0 +1,73 @@
+/**
+ * As much of DER (ITU-T X.690) as finding an extension in a certificate (RFC 5280, 4.1) takes, strictly: one-byte
+ * tags, definite lengths in their shortest form, nothing after the end.
+ */
+
+const SEQUENCE = 0x30;
+const OBJECT_IDENTIFIER = 0x06;
+const BOOLEAN = 0x01;
+const OCTET_STRING = 0x04;
+const EXTENSIONS = 0xa3;
+
+/** One value: its tag, and its content without tag and length. */
+export interface Element {
+  readonly tag: number;
+  readonly content: Uint8Array;
+}
+
+/** The values that `bytes` consists of, in order; undefined when it is not DER to its last byte. */
+export function elements(bytes: Uint8Array): readonly Element[] | undefined {
+  const found: Element[] = [];
+  let at = 0;
+  while (at < bytes.length) {
+    const tag = bytes[at] ?? 0;
+    const length = lengthAt(bytes, at + 1);
+    if ((tag & 0x1f) === 0x1f || length === undefined || length.end > bytes.length) return undefined;
+    found.push({ tag, content: bytes.subarray(length.start, length.end) });
+    at = length.end;
+  }
+  return found;
+}
+
+/**
+ * The contents of each extension of a certificate that has this object identifier (its DER content, in hex), in order;
+ * undefined when the certificate is malformed.
+ */
+export function extensions(certificate: Uint8Array, oidHex: string): readonly Uint8Array[] | undefined {
+  const toBeSigned = sequence(sequence(elements(certificate))?.slice(0, 1));
+  const list = toBeSigned?.filter(({ tag }) => tag === EXTENSIONS);
+  if (list?.length === 0) return [];
+  const found: Uint8Array[] = [];
+  for (const element of sequence(onlyContent(list)) ?? [undefined]) {
+    const [oid, ...rest] = sequence(element && [element]) ?? [];
+    if (rest.length === 2 && rest[0]?.tag === BOOLEAN) rest.shift();
+    const [value] = rest;
+    if (oid?.tag !== OBJECT_IDENTIFIER || value?.tag !== OCTET_STRING || rest.length !== 1) return undefined;
+    if (Buffer.from(oid.content).toString("hex") === oidHex) found.push(value.content);
+  }
+  return found;
+}
+
+/** The elements in `of`, when it is one SEQUENCE. */
+function sequence(of: readonly Element[] | undefined): readonly Element[] | undefined {
+  const [only, ...more] = of ?? [];
+  return only?.tag === SEQUENCE && more.length === 0 ? elements(only.content) : undefined;
+}
+
+function onlyContent(of: readonly Element[] | undefined): readonly Element[] | undefined {
+  const [only, ...more] = of ?? [];
+  return only && more.length === 0 ? elements(only.content) : undefined;
+}
+
+function lengthAt(bytes: Uint8Array, at: number): { start: number; end: number } | undefined {
+  const first = bytes[at];
+  if (first === undefined) return undefined;
+  if (first < 0x80) return { start: at + 1, end: at + 1 + first };
+  const count = first & 0x7f;
+  if (count === 0 || count > 4) return undefined;
+  let length = 0;
+  for (let i = 1; i <= count; i++) length = length * 256 + (bytes[at + i] ?? 0);
+  const shortest = length >= 0x80 && length >= 256 ** (count - 1);
+  const start = at + 1 + count;
+  return shortest ? { start, end: start + length } : undefined;
+}

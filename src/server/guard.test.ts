@@ -1,0 +1,134 @@
+import { once } from "node:events";
+import { credentials, Metadata, Server, ServerCredentials, status } from "@grpc/grpc-js";
+import { beforeAll, describe, expect, test } from "vitest";
+import { WorkerServiceClient, WorkerServiceService, StreamRequest } from "../../proto/generated/jobs/v1/worker.ts";
+import { JobError } from "../worker/errors.ts";
+import { guardedInterceptor, type Hooks } from "./guard.ts";
+import {
+  answer,
+  authority,
+  clientOf,
+  errorOf,
+  JOB,
+  logTo,
+  running,
+  until,
+  type Authority,
+  type Pair,
+} from "./testing.ts";
+
+function bang(): never {
+  throw new Error("secret");
+}
+
+const INTERNAL = /^internal error; the worker's log has it under ([0-9a-f-]{36})$/;
+
+describe("an interceptor that throws ends its call with INTERNAL and nothing else,", () => {
+  test.each<[string, () => Hooks]>([
+    ["when it is made", bang],
+    ["in start", () => ({ start: bang })],
+    ["in sendMessage", () => ({ sendMessage: bang })],
+    ["in sendStatus", () => ({ sendStatus: bang })],
+    ["when metadata arrive", () => ({ start: (next) => next({ onReceiveMetadata: bang }) })],
+    ["when a message arrives", () => ({ start: (next) => next({ onReceiveMessage: bang }) })],
+    ["when the request ends", () => ({ start: (next) => next({ onReceiveHalfClose: bang }) })],
+  ])("%s", async (_, hooks) => {
+    const logged: string[] = [];
+    const interceptor = guardedInterceptor(
+      hooks,
+      logTo(({ correlationId }) => logged.push(correlationId ?? "")),
+    );
+    const server = new Server({ interceptors: [interceptor] });
+    server.addService(
+      { query: WorkerServiceService.query },
+      { query: (_call: unknown, done: (error: null, value: object) => void) => done(null, { pid: 1, exitCode: 0 }) },
+    );
+    const port = await new Promise<number>((resolve, reject) => {
+      server.bindAsync("127.0.0.1:0", ServerCredentials.createInsecure(), (error, bound) =>
+        error ? reject(error) : resolve(bound),
+      );
+    });
+    const client = new WorkerServiceClient(`127.0.0.1:${port}`, credentials.createInsecure());
+    for (const _again of [1, 2]) {
+      const error = await errorOf(answer((done) => client.query({ jobId: "x" }, done)));
+      expect(error.code).toBe(status.INTERNAL);
+      expect(logged).toContain(INTERNAL.exec(error.details)?.[1]);
+    }
+    client.close();
+    server.forceShutdown();
+  });
+});
+
+describe("a handler that fails", () => {
+  let trusted: Authority;
+  let writer: Pair;
+  beforeAll(async () => {
+    trusted = await authority();
+    writer = await trusted.client("writer");
+  });
+
+  test("answers INTERNAL with an id that the log has, whether it throws or rejects, and the server goes on", async () => {
+    await using server = await running(trusted, {
+      query: bang,
+      wait: () => Promise.reject(new Error("secret")),
+      stop: () => Promise.reject(new JobError("internal", "secret")),
+      list: () => JSON.parse('{ "jobs": [{}] }'),
+      stream: bang,
+    });
+    using client = clientOf(server.port, trusted.ca, writer);
+    const failures = [
+      await errorOf(answer((done) => client.query({ jobId: "x" }, done))),
+      await errorOf(answer((done) => client.wait({ jobId: "x" }, done))),
+      await errorOf(answer((done) => client.stop({ jobId: "x", grace: undefined }, done))),
+      await errorOf(once(client.stream(StreamRequest.fromPartial({ jobId: "x" })), "end")),
+    ];
+    for (const { code, details, metadata } of failures) {
+      expect(code).toBe(status.INTERNAL);
+      const id = INTERNAL.exec(details)?.[1];
+      expect(server.logged.map(({ correlationId }) => correlationId)).toContain(id);
+      expect(JSON.stringify(metadata.toHttp2Headers())).not.toContain("secret");
+    }
+    const list = await errorOf(
+      answer((done) => client.list({ states: [], labels: new Map(), limit: 0, pageToken: "" }, done)),
+    );
+    expect(list.code).toBe(status.INTERNAL);
+    const started = { command: "true", args: [], resources: undefined, env: new Map(), cwd: "", user: "", group: "" };
+    const rest = { labels: new Map<string, string>(), timeLimit: undefined, requestId: "" };
+    expect(await answer((done) => client.start({ ...started, ...rest }, done))).toMatchObject({ jobId: JOB.id });
+  });
+
+  test("in the middle of a stream, leaves what came before and then the status", async () => {
+    await using server = await running(trusted, {
+      async *stream() {
+        yield { kind: "chunk", source: "stdout", timeMs: 0, offset: 0, bytes: Buffer.from("before") };
+        throw new JobError("exhausted", "too much", { facts: { limit: "1" } });
+      },
+    });
+    using client = clientOf(server.port, trusted.ca, writer);
+    const stream = client.stream(StreamRequest.fromPartial({ jobId: "x" }));
+    const received: string[] = [];
+    stream.on("data", ({ output }: { output: Buffer }) => received.push(output.toString()));
+    const [error] = await once(stream, "error");
+    expect(error).toMatchObject({ code: status.RESOURCE_EXHAUSTED, details: "too much" });
+    expect(received).toEqual(["before"]);
+  });
+
+  test("and requests that are too large, malformed or late, are recorded with how they ended", async () => {
+    await using server = await running(trusted);
+    using client = clientOf(server.port, trusted.ca, writer);
+    const path = WorkerServiceService.wait.path;
+    const send = (bytes: Buffer, deadline = Infinity) =>
+      errorOf(answer((done) => client.makeUnaryRequest(path, same, same, bytes, new Metadata(), { deadline }, done)));
+    expect((await send(Buffer.alloc(5 * 1024 * 1024))).code).toBe(status.RESOURCE_EXHAUSTED);
+    expect((await send(Buffer.from([0x0a, 0xff]))).code).toBe(status.INTERNAL);
+    expect((await send(Buffer.from([0x0a, 5, ...Buffer.from(JOB.id)]), Date.now() + 200)).code).toBe(
+      status.DEADLINE_EXCEEDED,
+    );
+    await until(() => server.audit.length === 3, "all three are recorded");
+    expect(server.audit).toMatchObject([{ code: "CANCELLED" }, { code: "CANCELLED" }, { code: "DEADLINE_EXCEEDED" }]);
+  });
+});
+
+function same(bytes: Buffer): Buffer {
+  return bytes;
+}

@@ -1,0 +1,169 @@
+import { randomUUID } from "node:crypto";
+import {
+  ServerInterceptingCall,
+  status,
+  type handleServerStreamingCall,
+  type handleUnaryCall,
+  type Metadata,
+  type ServerInterceptor,
+  type ServerListener,
+  type ServerWritableStream,
+} from "@grpc/grpc-js";
+import type { Logger } from "pino";
+import { JobError } from "../worker/errors.ts";
+import type { Principal } from "./identity.ts";
+import { failureOf, statusOf, type Failure } from "./status.ts";
+
+// grpc-js lets an exception in an interceptor and a rejection in a handler end the process. Everything that it calls
+// goes through this file, which turns both into INTERNAL with an id to find the log line by, and nothing else of it.
+
+/** The status of whatever was thrown; what is no error of the request's is logged, and told by its id only. */
+export function explain(error: unknown, log: Logger, method: string): Failure {
+  const known = failureOf(error);
+  if (known) return known;
+  const correlationId = randomUUID();
+  log.error({ err: error, method, correlationId }, "call failed");
+  const message = `internal error; the worker's log has it under ${correlationId}`;
+  return { code: status.INTERNAL, reason: "INTERNAL", message, facts: { correlation_id: correlationId } };
+}
+
+type Call = Parameters<ServerInterceptor>[1];
+type Method = Parameters<ServerInterceptor>[0];
+type Outbound = Parameters<Call["sendStatus"]>[0];
+
+/** What an interceptor does in one call; each must call `next` to let it go on. */
+export interface Hooks {
+  readonly start?: (next: (listener?: ServerListener) => void) => void;
+  readonly sendMessage?: (message: unknown, next: (message: unknown) => void) => void;
+  readonly sendStatus?: (outbound: Outbound, next: (outbound: Outbound) => void) => void;
+}
+
+/** An interceptor that ends only its own call when it throws, in whichever of its hooks and listeners. */
+export function guardedInterceptor(hooksFor: (method: Method, call: Call) => Hooks, log: Logger): ServerInterceptor {
+  return (method, call) => {
+    const guarded =
+      <A extends unknown[]>(run: (...args: A) => void) =>
+      (...args: A): void => {
+        try {
+          run(...args);
+        } catch (error) {
+          call.sendStatus(statusOf(explain(error, log, method.path)));
+        }
+      };
+    let hooks: Hooks;
+    try {
+      hooks = hooksFor(method, call);
+    } catch (error) {
+      hooks = {
+        start() {
+          throw error;
+        },
+      };
+    }
+    const { start = (next) => next(), sendMessage = pass, sendStatus = pass } = hooks;
+    return new ServerInterceptingCall(call, {
+      start: guarded((next) => start((listener) => next(listener && guardedListener(listener, guarded)))),
+      sendMetadata: pass,
+      sendMessage: guarded(sendMessage),
+      sendStatus: guarded(sendStatus),
+    });
+  };
+}
+
+function pass<T>(value: T, next: (value: T) => void): void {
+  next(value);
+}
+
+function guardedListener(
+  listener: ServerListener,
+  guarded: <A extends unknown[]>(run: (...args: A) => void) => (...args: A) => void,
+): ServerListener {
+  const { onReceiveMetadata, onReceiveMessage, onReceiveHalfClose, onCancel } = listener;
+  return {
+    ...(onReceiveMetadata && { onReceiveMetadata: guarded(onReceiveMetadata) }),
+    ...(onReceiveMessage && { onReceiveMessage: guarded(onReceiveMessage) }),
+    ...(onReceiveHalfClose && { onReceiveHalfClose: guarded(onReceiveHalfClose) }),
+    ...(onCancel && { onCancel: guarded(onCancel) }),
+  };
+}
+
+/** Who calls, and until when it is worth answering. */
+export interface Context {
+  readonly principal: Principal;
+  /** Aborted when the client has gone, its deadline has passed or, for handlers that `lasts`, the server shuts down. */
+  readonly signal: AbortSignal;
+}
+
+export interface Handlers {
+  /** A unary method from a function; `lasts` when it may take longer than a shutdown should. */
+  readonly unary: <Q, S>(
+    run: (request: Q, context: Context) => S | Promise<S>,
+    lasts?: "lasts",
+  ) => handleUnaryCall<Q, S>;
+  /** A server stream from a function, which ends when the function has. */
+  readonly streaming: <Q, S>(
+    run: (call: ServerWritableStream<Q, S>, context: Context) => Promise<void>,
+  ) => handleServerStreamingCall<Q, S>;
+  /** Ends every call that lasts with UNAVAILABLE. */
+  readonly end: () => void;
+}
+
+/** What unary calls and streams have in common. */
+interface AnyCall {
+  readonly metadata: Metadata;
+  getPath(): string;
+  on(event: "cancelled", listener: () => void): unknown;
+}
+
+/**
+ * Makes handlers for grpc-js from plain functions: what they throw becomes the call's status.
+ *
+ * @param principals whom the interceptor `authorise` let in, by the call's metadata
+ */
+export function handlers(principals: WeakMap<Metadata, Principal>, log: Logger): Handlers {
+  const lasting = new Set<AbortController>();
+  let ended = false;
+  const gone = new JobError("unavailable", "the worker is shutting down; its jobs keep running, try again");
+
+  async function run<T>(
+    call: AnyCall,
+    lasts: boolean,
+    body: (context: Context) => T | Promise<T>,
+    answer: { ok(value: T): void; failed(outbound: ReturnType<typeof statusOf>): void },
+  ): Promise<void> {
+    const cancel = new AbortController();
+    call.on("cancelled", () => cancel.abort(new JobError("unavailable", "the client has gone")));
+    if (lasts) lasting.add(cancel);
+    try {
+      if (lasts && ended) throw gone;
+      const principal = principals.get(call.metadata);
+      if (!principal) throw new Error("a handler was reached without authorisation");
+      answer.ok(await body({ principal, signal: cancel.signal }));
+    } catch (error) {
+      // Whatever an aborted handler threw, it was the abort that ended it.
+      const cause: unknown = cancel.signal.aborted ? cancel.signal.reason : error;
+      answer.failed(statusOf(explain(cause, log, call.getPath())));
+    } finally {
+      lasting.delete(cancel);
+    }
+  }
+
+  return {
+    unary: (body, lasts) => (call, callback) => {
+      void run(call, lasts !== undefined, (context) => body(call.request, context), {
+        ok: (value) => callback(null, value),
+        failed: (outbound) => callback(outbound),
+      });
+    },
+    streaming: (body) => (call) => {
+      void run(call, true, (context) => body(call, context), {
+        ok: () => call.end(),
+        failed: (outbound) => call.emit("error", outbound),
+      });
+    },
+    end() {
+      ended = true;
+      for (const cancel of lasting) cancel.abort(gone);
+    },
+  };
+}

@@ -1,0 +1,172 @@
+import { randomUUID } from "node:crypto";
+import { status, type Metadata, type ServerInterceptor } from "@grpc/grpc-js";
+import type { Logger } from "pino";
+import { audited, type Audit, type AuditRecord } from "./audit.ts";
+import type { Connections } from "./connections.ts";
+import { guardedInterceptor } from "./guard.ts";
+import type { Identity, Principal } from "./identity.ts";
+import { mutates, rolesOf } from "./roles.ts";
+import { statusOf, type Failure } from "./status.ts";
+
+const MAX_RECORDED_CHARS = 1024;
+
+const UNRECORDED: Failure = {
+  code: status.UNAVAILABLE,
+  reason: "AUDIT_UNAVAILABLE",
+  message: "the audit log cannot be written, so nothing may be changed; the worker's log says why",
+};
+
+/** Why a call is not allowed; undefined when it is. Default deny: `rolesOf` an unknown method is nobody. */
+function denial(identity: Identity, path: string): Failure | undefined {
+  if (!identity.ok) {
+    const { reason, message } = identity;
+    const code = reason.startsWith("ROLE_") ? status.PERMISSION_DENIED : status.UNAUTHENTICATED;
+    return { code, reason, message };
+  }
+  const { name, role } = identity.principal;
+  const roles = rolesOf(path);
+  if (roles.includes(role)) return undefined;
+  const method = path.slice(path.lastIndexOf("/") + 1);
+  const needed = roles.length > 0 ? `the role ${roles.join(" or ")}` : "a role that nobody has";
+  const message = `${method} needs ${needed}; the certificate of ${JSON.stringify(name)} has ${role}`;
+  return { code: status.PERMISSION_DENIED, reason: "ROLE_NOT_ALLOWED", message, facts: { role, method } };
+}
+
+/** Lets a call through to its handler, and its principal into `principals`, or answers why not. */
+export function authorise(
+  connections: Connections,
+  principals: WeakMap<Metadata, Principal>,
+  log: Logger,
+): ServerInterceptor {
+  return guardedInterceptor(
+    ({ path }, call) => ({
+      start(next) {
+        const identity = connections.identify(call.getConnectionInfo());
+        const denied = denial(identity, path);
+        if (denied) {
+          // Without `next` no handler runs.
+          call.sendStatus(statusOf(denied));
+          return;
+        }
+        next({
+          onReceiveMetadata(metadata, pass) {
+            if (identity.ok) principals.set(metadata, identity.principal);
+            pass(metadata);
+          },
+        });
+      },
+    }),
+    log,
+  );
+}
+
+/**
+ * Records every call. It comes before `authorise`, whose denials pass its `sendStatus`. One record when the call has
+ * ended; of a call that changes something or streams one more before its handler runs, so that nothing happens
+ * without a record on disk and that a stream of days is no secret. A call that changes something is refused when that
+ * first record cannot be written; others go on, and the failure is logged.
+ */
+export function auditCalls(audit: Audit, connections: Connections, log: Logger): ServerInterceptor {
+  return guardedInterceptor(({ path, responseStream }, call) => {
+    const startedMs = performance.now();
+    const identity = connections.identify(call.getConnectionInfo());
+    const certificate = identity.ok ? identity.principal : identity.certificate;
+    let facts: Omit<AuditRecord, "decision"> = {
+      id: randomUUID(),
+      event: "call",
+      method: path,
+      peer: call.getPeer(),
+      ...(certificate && { principal: audited(certificate) }),
+    };
+    const twice = responseStream || mutates(path);
+    let allowed = false;
+    let ended = false;
+
+    function record(more: Partial<AuditRecord>): boolean {
+      return writeRecord(audit, log, { ...facts, decision: allowed ? "allowed" : "denied", ...more });
+    }
+    function end(code: status, reason?: string): void {
+      if (ended) return;
+      ended = true;
+      record({
+        ...(twice && allowed && { stage: "end" }),
+        code: status[code],
+        durationMs: Math.round(performance.now() - startedMs),
+        ...(reason !== undefined && { reason }),
+      });
+    }
+
+    return {
+      start(next) {
+        allowed = true;
+        next({
+          onReceiveMessage(message, pass) {
+            facts = { ...facts, ...requestFacts(message) };
+            if (!twice || record({ stage: "begin" }) || !mutates(path)) {
+              pass(message);
+              return;
+            }
+            end(UNRECORDED.code, UNRECORDED.reason);
+            call.sendStatus(statusOf(UNRECORDED));
+          },
+          onCancel() {
+            // Also after a status that grpc-js sends by itself: a deadline, or a request that is too large or malformed.
+            const late = Number(call.getDeadline()) <= Date.now();
+            end(late ? status.DEADLINE_EXCEEDED : status.CANCELLED, "ended before it was answered");
+          },
+        });
+      },
+      sendMessage(message, next) {
+        if (facts.jobId === undefined) facts = { ...facts, ...jobIdIn(message) };
+        next(message);
+      },
+      sendStatus(outbound, next) {
+        const code = outbound.code ?? status.UNKNOWN;
+        end(code, allowed ? undefined : denial(identity, path)?.reason);
+        next(outbound);
+      },
+    };
+  }, log);
+}
+
+/** True when it is on disk; the reason is logged when not. */
+export function writeRecord(audit: Audit, log: Logger, record: AuditRecord): boolean {
+  try {
+    audit.write(record);
+    return true;
+  } catch (error) {
+    log.error({ err: error, record }, "audit record lost");
+    return false;
+  }
+}
+
+function requestFacts(message: unknown): Partial<AuditRecord> {
+  if (typeof message !== "object" || message === null) return {};
+  if (!("command" in message) || typeof message.command !== "string") return jobIdIn(message);
+  const argc = "args" in message && Array.isArray(message.args) ? message.args.length : 0;
+  const limits = "resources" in message ? limitNames(message.resources) : [];
+  const command = message.command.slice(0, MAX_RECORDED_CHARS);
+  return { request: { command, argc, ...(limits.length > 0 && { limits }) } };
+}
+
+function jobIdIn(message: unknown): { jobId?: string } {
+  if (typeof message !== "object" || message === null || !("jobId" in message)) return {};
+  return typeof message.jobId === "string" ? { jobId: message.jobId.slice(0, MAX_RECORDED_CHARS) } : {};
+}
+
+/** `memory.limit`, `unified.memory.high`, `devices`: which limits were asked for, not how high. */
+function limitNames(resources: unknown): string[] {
+  if (typeof resources !== "object" || resources === null) return [];
+  return Object.entries(resources).flatMap(([group, value]: [string, unknown]) => {
+    if (Array.isArray(value)) return value.length > 0 ? [group] : [];
+    const names = value instanceof Map ? value.keys() : definedNames(value);
+    return [...names].map((name) => `${group}.${String(name).slice(0, 64)}`);
+  });
+}
+
+function definedNames(group: unknown): string[] {
+  const entries: [string, unknown][] = Object.entries(group ?? {});
+  return entries
+    .filter(([, value]) => value !== undefined && !(Array.isArray(value) && value.length === 0))
+    .map(([name]) => name);
+}

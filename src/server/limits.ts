@@ -1,0 +1,43 @@
+/** Every limit of the server in one place; what a client sends beyond one is refused, not queued. */
+
+const SECOND_MS = 1000;
+const MINUTE_MS = 60 * SECOND_MS;
+
+/** Connections at once, handshakes among them. */
+export const MAX_CONNECTIONS = 1024;
+/** TLS handshakes at once: each costs an RSA signature before anyone is known. */
+export const MAX_HANDSHAKES = 128;
+export const HANDSHAKE_TIMEOUT_MS = 10 * SECOND_MS;
+/** Refused connections that are recorded each second; the rest are counted, so that strangers cannot fill the disk. */
+export const MAX_REFUSALS_RECORDED_PER_SECOND = 50;
+
+/** Calls at once on one connection: followers are calls, and one client may have a thousand. */
+const MAX_CALLS_PER_CONNECTION = 2000;
+/** Of one HTTP/2 session, in MB as node:http2 counts: queued output, headers, streams. */
+const MAX_SESSION_MEMORY_MB = 64;
+/** Of one request, after decompression. */
+const MAX_REQUEST_BYTES = 4 * 1024 * 1024;
+
+/** An idle peer is asked for a sign of life this often … */
+const KEEPALIVE_MS = MINUTE_MS;
+/** … and has so long to give it. */
+const KEEPALIVE_TIMEOUT_MS = 20 * SECOND_MS;
+/** Connections are renewed, because a handshake is when certificates are verified whole. */
+const MAX_CONNECTION_AGE_MS = 60 * MINUTE_MS;
+/** For calls that are open then. */
+const MAX_CONNECTION_AGE_GRACE_MS = 60 * MINUTE_MS;
+
+/** When to try again, as RetryInfo says to clients. */
+export const RETRY_DELAY_MS = SECOND_MS;
+
+/** The same, under the names that grpc-js knows them by. */
+export const GRPC_OPTIONS = {
+  "grpc.max_concurrent_streams": MAX_CALLS_PER_CONNECTION,
+  "grpc.max_receive_message_length": MAX_REQUEST_BYTES,
+  "grpc.keepalive_time_ms": KEEPALIVE_MS,
+  "grpc.keepalive_timeout_ms": KEEPALIVE_TIMEOUT_MS,
+  "grpc.max_connection_age_ms": MAX_CONNECTION_AGE_MS,
+  "grpc.max_connection_age_grace_ms": MAX_CONNECTION_AGE_GRACE_MS,
+  "grpc-node.max_session_memory": MAX_SESSION_MEMORY_MB,
+  "grpc.enable_channelz": 0,
+} as const;

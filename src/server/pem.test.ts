@@ -1,0 +1,72 @@
+import { beforeAll, describe, expect, test } from "vitest";
+import { checkPem } from "./pem.ts";
+import { authority, logTo, type Authority } from "./testing.ts";
+
+let trusted: Authority;
+let other: Authority;
+beforeAll(async () => {
+  [trusted, other] = await Promise.all([authority(), authority("another CA")]);
+});
+
+const DAY_MS = 24 * 3600 * 1000;
+
+describe("a server's own files are refused", () => {
+  test.each<[string, string, object]>([
+    ["bad-ca", "the CA certificate (ca) holds no certificate", { ca: "" }],
+    [
+      "bad-ca",
+      "the CA certificate (ca) cannot be parsed",
+      { ca: "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----" },
+    ],
+    ["bad-certificate", "the worker's certificate (cert) holds no certificate", { cert: "hello" }],
+    ["bad-key", "the private key (key) cannot be parsed", { key: "hello" }],
+  ])("%s: %s", (code, message, wrong) => {
+    const pem = { ca: trusted.ca.cert, ...trusted.server, ...wrong };
+    expect(() =>
+      checkPem(
+        pem,
+        logTo(() => undefined),
+      ),
+    ).toThrow(expect.objectContaining({ code, message: expect.stringContaining(message) }));
+  });
+
+  test("when the key belongs to another certificate, which is named", () => {
+    const pem = { ca: trusted.ca.cert, cert: trusted.server.cert, key: other.server.key };
+    expect(() =>
+      checkPem(
+        pem,
+        logTo(() => undefined),
+      ),
+    ).toThrow(
+      expect.objectContaining({
+        code: "key-mismatch",
+        message: expect.stringMatching(/\(key\).*\(cert: CN=worker, serial /),
+      }),
+    );
+  });
+});
+
+test("what clients will refuse is warned of", async () => {
+  const warnings = async (pem: { cert: string; key: string }, ca = trusted.ca.cert) => {
+    const said: string[] = [];
+    checkPem(
+      { ca, ...pem },
+      logTo(({ msg }) => said.push(msg)),
+    );
+    return said.join("\n");
+  };
+  const server = { usages: ["serverAuth"] } as const;
+  const far = { ...server, notAfter: new Date(Date.now() + 100 * DAY_MS) };
+  expect(await warnings(await trusted.issue(far))).toBe("");
+  expect(await warnings(await trusted.issue({ ...server, notAfter: new Date(Date.now() - 1000) }))).toMatch(
+    /expired at 2/,
+  );
+  expect(await warnings(await trusted.issue({ ...far, notBefore: new Date(Date.now() + DAY_MS) }))).toMatch(
+    /valid only from/,
+  );
+  expect(await warnings(await trusted.issue({ ...far, notAfter: new Date(Date.now() + DAY_MS) }))).toMatch(
+    /expires at/,
+  );
+  expect(await warnings(await trusted.issue(far), other.ca.cert)).toMatch(/not signed by the CA/);
+  expect(await warnings(await trusted.issue({ ...far, usages: ["clientAuth"] }))).toMatch(/not for servers/);
+});

@@ -1,0 +1,97 @@
+import { randomUUID } from "node:crypto";
+import { subscribe, unsubscribe } from "node:diagnostics_channel";
+import type { IncomingHttpHeaders, ServerHttp2Stream } from "node:http2";
+import type { Logger } from "pino";
+import { audited, type Audit } from "./audit.ts";
+import { peerOf, type Connections } from "./connections.ts";
+import { inspect } from "./identity.ts";
+import { writeRecord } from "./interceptors.ts";
+import { MAX_REFUSALS_RECORDED_PER_SECOND } from "./limits.ts";
+import { METHODS } from "./roles.ts";
+import type { Refusal } from "./tls.ts";
+
+const MAX_PATH_CHARS = 256;
+
+/** Records connections that did not get in, as many a second as strangers may fill the disk with. */
+export function recordRefusals(audit: Audit, log: Logger): (refusal: Refusal) => void {
+  let second = 0;
+  let recorded = 0;
+  let suppressed = 0;
+  return ({ peer, reason, certificate }) => {
+    const now = Math.floor(performance.now() / 1000);
+    if (now !== second) [second, recorded] = [now, 0];
+    if (recorded >= MAX_REFUSALS_RECORDED_PER_SECOND) {
+      suppressed++;
+      return;
+    }
+    recorded++;
+    const presented = certificate && inspect(certificate);
+    const written = writeRecord(audit, log, {
+      id: randomUUID(),
+      event: "connection",
+      peer,
+      decision: "denied",
+      reason,
+      ...(presented && { presented: audited(presented) }),
+      ...(suppressed > 0 && { suppressed }),
+    });
+    if (written) suppressed = 0;
+  };
+}
+
+/** What node:http2 publishes when a request's headers have come. */
+const STREAM_START = "http2.server.stream.start";
+
+/**
+ * Records requests that no interceptor sees, because grpc-js answers them itself: methods that do not exist, and
+ * requests that are not gRPC. Returns what ends it.
+ */
+export function recordUnknownMethods(audit: Audit, connections: Connections, log: Logger): () => void {
+  function onStart(message: unknown): void {
+    try {
+      const request = startOf(message);
+      // The channel is the whole process's: other servers' streams come by too.
+      if (!request || !connections.has(request.ends)) return;
+      const { path, contentType, ends } = request;
+      const known = METHODS.has(path);
+      if (known && contentType.startsWith("application/grpc")) return;
+      const identity = connections.identify(ends);
+      const certificate = identity.ok ? identity.principal : identity.certificate;
+      writeRecord(audit, log, {
+        id: randomUUID(),
+        event: "call",
+        method: path.slice(0, MAX_PATH_CHARS),
+        peer: peerOf(ends),
+        ...(certificate && { principal: audited(certificate) }),
+        decision: "denied",
+        reason: known ? "NOT_GRPC" : "UNKNOWN_METHOD",
+        ...(!known && { code: "UNIMPLEMENTED" }),
+      });
+    } catch (error) {
+      log.error({ err: error }, "an unknown method was not recorded");
+    }
+  }
+  subscribe(STREAM_START, onStart);
+  return () => void unsubscribe(STREAM_START, onStart);
+}
+
+interface StreamStart {
+  readonly stream: ServerHttp2Stream;
+  readonly headers: IncomingHttpHeaders;
+}
+
+function startOf(message: unknown) {
+  const socket = isStreamStart(message) && message.stream.session?.socket;
+  if (!isStreamStart(message) || !socket) return undefined;
+  const { localAddress, localPort, remoteAddress, remotePort } = socket;
+  return {
+    path: message.headers[":path"] ?? "",
+    contentType: message.headers["content-type"] ?? "",
+    ends: { localAddress, localPort, remoteAddress, remotePort },
+  };
+}
+
+/** As documented in node:diagnostics_channel, "HTTP/2". */
+function isStreamStart(message: unknown): message is StreamStart {
+  return typeof message === "object" && message !== null && "stream" in message && "headers" in message;
+}

@@ -1,0 +1,21 @@
+import { expect, test } from "vitest";
+import { HealthService } from "../../proto/generated/grpc/health/v1/health.ts";
+import { WorkerServiceService } from "../../proto/generated/jobs/v1/worker.ts";
+import { METHODS, mutates, rolesOf } from "./roles.ts";
+
+test("every method of both services has its roles, and nothing else has any", () => {
+  const served = [...Object.values(WorkerServiceService), ...Object.values(HealthService)].map(({ path }) => path);
+  expect([...METHODS].toSorted()).toEqual(served.toSorted());
+});
+
+test("only Start and Stop are for writers alone", () => {
+  const writersOnly = [...METHODS].filter(mutates);
+  expect(writersOnly.toSorted()).toEqual(["/jobs.v1.WorkerService/Start", "/jobs.v1.WorkerService/Stop"]);
+  for (const path of METHODS) expect(rolesOf(path)).toContain("writer");
+});
+
+test("nobody may call what is not in the map", () => {
+  for (const path of ["", "/", "/jobs.v1.WorkerService/start", "/jobs.v1.WorkerService/Query/", "__proto__"]) {
+    expect(rolesOf(path)).toEqual([]);
+  }
+});

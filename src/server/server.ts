@@ -1,0 +1,108 @@
+import type { Writable } from "node:stream";
+import { setImmediate as nextTurn } from "node:timers/promises";
+import { Server, ServerCredentials, type Metadata } from "@grpc/grpc-js";
+import type { Logger } from "pino";
+import { HealthService } from "../../proto/generated/grpc/health/v1/health.ts";
+import type { Worker } from "../worker/worker.ts";
+import { openAudit } from "./audit.ts";
+import { connectionTable } from "./connections.ts";
+import { handlers } from "./guard.ts";
+import { health } from "./health.ts";
+import type { Principal } from "./identity.ts";
+import { auditCalls, authorise } from "./interceptors.ts";
+import { GRPC_OPTIONS } from "./limits.ts";
+import type { TlsPem } from "./pem.ts";
+import { recordRefusals, recordUnknownMethods } from "./refusals.ts";
+import { workerService } from "./service.ts";
+import { SERVICE } from "./stream.ts";
+import { listenTls, type TlsListener } from "./tls.ts";
+
+export interface ServeOptions {
+  /** Stays the caller's: closing the server does not close it. */
+  readonly worker: Worker;
+  readonly host: string;
+  /** 0 takes a free one. */
+  readonly port: number;
+  readonly tls: TlsPem;
+  /** The audit log: a file's path, or a stream. */
+  readonly audit: string | Writable;
+  readonly log: Logger;
+  /** How long a shutdown waits for calls that are being answered, in ms. */
+  readonly shutdownMs: number;
+}
+
+export interface Served {
+  readonly port: number;
+  readonly address: string;
+  /** Ends streams with UNAVAILABLE, lets other calls finish, and is done after `shutdownMs` at the latest. */
+  close(): Promise<void>;
+}
+
+/**
+ * Serves a worker over gRPC with mutual TLS 1.3, audit and authorisation.
+ *
+ * @throws ServeError when a PEM is wrong or the port cannot be had; Node's error when the audit log cannot be opened
+ */
+export async function serve({
+  worker,
+  host,
+  port,
+  tls,
+  audit: target,
+  log,
+  shutdownMs,
+}: ServeOptions): Promise<Served> {
+  const audit = openAudit(target);
+  const connections = connectionTable();
+  const principals = new WeakMap<Metadata, Principal>();
+  const calls = handlers(principals, log);
+  const probe = health(calls);
+  const server = new Server({
+    ...GRPC_OPTIONS,
+    interceptors: [auditCalls(audit, connections, log), authorise(connections, principals, log)],
+  });
+  server.addService(SERVICE, workerService(worker, calls));
+  server.addService(HealthService, probe.service);
+  // Insecure as far as grpc-js knows: what is injected is a TLS connection that has been verified.
+  const injector = server.createConnectionInjector(ServerCredentials.createInsecure());
+  const stopRecording = recordUnknownMethods(audit, connections, log);
+  function dispose(): void {
+    stopRecording();
+    audit.close();
+  }
+
+  let listener: TlsListener;
+  try {
+    listener = await listenTls({
+      host,
+      port,
+      tls,
+      log,
+      connections,
+      onConnection: (socket) => injector.injectConnection(socket),
+      onRefused: recordRefusals(audit, log),
+    });
+  } catch (error) {
+    dispose();
+    throw error;
+  }
+
+  let closed: Promise<void> | undefined;
+  async function close(): Promise<void> {
+    probe.stopServing();
+    listener.stop();
+    calls.end();
+    // grpc-js loses sight of injected connections once it was asked to shut down: these are ours to wait for.
+    injector.destroy();
+    let timer: NodeJS.Timeout | undefined;
+    const late = new Promise<void>((resolve) => (timer = setTimeout(resolve, shutdownMs)));
+    await Promise.race([connections.empty(), late]);
+    clearTimeout(timer);
+    connections.destroy();
+    await connections.empty();
+    // grpc-js tells handlers and interceptors of the end one turn later; they write the last records.
+    await nextTurn();
+    dispose();
+  }
+  return { port: listener.port, address: listener.address, close: () => (closed ??= close()) };
+}

@@ -1,0 +1,70 @@
+import { status } from "@grpc/grpc-js";
+import * as fc from "fast-check";
+import { describe, expect, test } from "vitest";
+import { BadRequest, ErrorInfo, RetryInfo, Status } from "../../proto/generated/google/rpc/details.ts";
+import { invalid, JobError, type JobErrorCode } from "../worker/errors.ts";
+import { failureOf, statusOf } from "./status.ts";
+
+/** What a client gets of a worker's error. */
+function received(error: JobError) {
+  const failure = failureOf(error);
+  if (!failure) throw new Error("no failure");
+  const { code, details: message, metadata } = statusOf(failure);
+  const { "grpc-status-details-bin": bin } = metadata.toHttp2Headers();
+  const all = Status.decode(Buffer.from(String(bin), "base64"));
+  const detail = (name: string) =>
+    all.details.find(({ typeUrl }) => typeUrl === `type.googleapis.com/google.rpc.${name}`)?.value;
+  return { code, message, headerBytes: encodeURI(message).length + String(bin).length, all, detail };
+}
+
+describe("an error of the worker is told as", () => {
+  test.each<[JobErrorCode, status, string]>([
+    ["invalid", status.INVALID_ARGUMENT, "INVALID"],
+    ["not-found", status.NOT_FOUND, "NOT_FOUND"],
+    ["forbidden", status.PERMISSION_DENIED, "FORBIDDEN"],
+    ["unsupported", status.FAILED_PRECONDITION, "UNSUPPORTED"],
+    ["exhausted", status.RESOURCE_EXHAUSTED, "EXHAUSTED"],
+    ["unavailable", status.UNAVAILABLE, "UNAVAILABLE"],
+  ])("%s", (code, expected, reason) => {
+    const { all, message, detail, ...rest } = received(new JobError(code, "why", { facts: { stage: "exec" } }));
+    expect(rest.code).toBe(expected);
+    expect(all).toMatchObject({ code: expected, message });
+    const info = ErrorInfo.decode(detail("ErrorInfo") ?? Buffer.alloc(0));
+    expect(info).toEqual({ reason, domain: "jobs", metadata: new Map([["stage", "exec"]]) });
+    const retriable = code === "exhausted" || code === "unavailable";
+    const retry = detail("RetryInfo");
+    expect(retry && RetryInfo.decode(retry)).toEqual(retriable ? { retryDelay: { seconds: 1n, nanos: 0 } } : undefined);
+  });
+
+  test("the field that is wrong", () => {
+    const { detail, message } = received(invalid("resources.memory.limit", "must be positive"));
+    expect(message).toBe("resources.memory.limit: must be positive");
+    expect(BadRequest.decode(detail("BadRequest") ?? Buffer.alloc(0))).toEqual({
+      fieldViolations: [{ field: "resources.memory.limit", description: message }],
+    });
+  });
+});
+
+test("what is no error of the request's is nobody's business", () => {
+  for (const error of [new JobError("internal", "secret"), new Error("secret"), "secret", undefined]) {
+    expect(failureOf(error)).toBeUndefined();
+  }
+});
+
+test("an error of any size and of any characters fits in 8 KiB of headers, and loses no character by half", () => {
+  // A few units, repeated: long, and quick to make and to shrink.
+  const unit = fc.oneof(
+    fc.string({ unit: "binary", maxLength: 3 }),
+    fc.constantFrom("\ud83d", "\ude00", "\ud83d\ude00", "é"),
+  );
+  const text = fc.tuple(unit, unit, fc.nat(1500)).map(([first, more, count]) => first + more.repeat(count));
+  fc.assert(
+    fc.property(text, fc.dictionary(text, text, { maxKeys: 10 }), (message, facts) => {
+      const got = received(new JobError("invalid", message, { field: message, facts }));
+      expect(got.headerBytes).toBeLessThan(8 * 1024);
+      expect(got.message.isWellFormed()).toBe(true);
+      if (Buffer.byteLength(message.toWellFormed()) <= 900) expect(got.message).toBe(message.toWellFormed());
+    }),
+    { numRuns: 500 },
+  );
+});

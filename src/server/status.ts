@@ -1,0 +1,82 @@
+import { Metadata, status, type StatusObject } from "@grpc/grpc-js";
+import { BadRequest, ErrorInfo, RetryInfo, Status } from "../../proto/generated/google/rpc/details.ts";
+import { JobError, type JobErrorCode } from "../worker/errors.ts";
+import { RETRY_DELAY_MS } from "./limits.ts";
+
+/** What a client learns of an error. */
+export interface Failure {
+  readonly code: status;
+  /** UPPER_SNAKE_CASE, for programs (AIP-193). */
+  readonly reason: string;
+  readonly message: string;
+  /** The request's field that is wrong. */
+  readonly field?: string | undefined;
+  readonly facts?: Readonly<Record<string, string>>;
+}
+
+/** The worker's errors and gRPC's statuses (google.rpc.Code tells what each is for). */
+const CODES: Readonly<Record<JobErrorCode, status>> = {
+  invalid: status.INVALID_ARGUMENT,
+  "not-found": status.NOT_FOUND,
+  forbidden: status.PERMISSION_DENIED,
+  unsupported: status.FAILED_PRECONDITION,
+  exhausted: status.RESOURCE_EXHAUSTED,
+  unavailable: status.UNAVAILABLE,
+  internal: status.INTERNAL,
+};
+
+const RETRIABLE: ReadonlySet<status> = new Set([status.RESOURCE_EXHAUSTED, status.UNAVAILABLE]);
+
+// Statuses travel in HTTP/2 headers: message (percent-encoded, up to 3 bytes a byte) and details (base64) must stay
+// below the 8 KiB that peers accept.
+const MAX_MESSAGE_BYTES = 900;
+const MAX_FIELD_BYTES = 200;
+const MAX_FACTS = 6;
+const MAX_FACT_NAME_BYTES = 64;
+const MAX_FACT_BYTES = 128;
+
+/** The failure that a worker's error is; undefined for `internal` and for everything else that was thrown. */
+export function failureOf(error: unknown): Failure | undefined {
+  if (!(error instanceof JobError) || error.code === "internal") return undefined;
+  return {
+    code: CODES[error.code],
+    reason: error.code.toUpperCase().replaceAll("-", "_"),
+    message: error.message,
+    field: error.field,
+    facts: error.facts,
+  };
+}
+
+/** What grpc-js sends for a failure: code, message, and google.rpc details under 8 KiB. */
+export function statusOf(failure: Failure): StatusObject {
+  const { code, reason, field, facts } = failure;
+  const message = clip(failure.message, MAX_MESSAGE_BYTES);
+  const kept = Object.entries(facts ?? {})
+    .slice(0, MAX_FACTS)
+    .map(([key, value]) => [clip(key, MAX_FACT_NAME_BYTES), clip(value, MAX_FACT_BYTES)] as const);
+  const details = [packed("ErrorInfo", ErrorInfo.encode({ reason, domain: "jobs", metadata: new Map(kept) }).finish())];
+  if (field !== undefined) {
+    const fieldViolations = [{ field: clip(field, MAX_FIELD_BYTES), description: message }];
+    details.push(packed("BadRequest", BadRequest.encode({ fieldViolations }).finish()));
+  }
+  if (RETRIABLE.has(code)) {
+    const retryDelay = { seconds: BigInt(Math.trunc(RETRY_DELAY_MS / 1000)), nanos: (RETRY_DELAY_MS % 1000) * 1e6 };
+    details.push(packed("RetryInfo", RetryInfo.encode({ retryDelay }).finish()));
+  }
+  const metadata = new Metadata();
+  metadata.set("grpc-status-details-bin", Buffer.from(Status.encode({ code, message, details }).finish()));
+  return { code, details: message, metadata };
+}
+
+function packed(name: string, value: Uint8Array): { typeUrl: string; value: Buffer } {
+  return { typeUrl: `type.googleapis.com/google.rpc.${name}`, value: Buffer.from(value) };
+}
+
+/** At most so many bytes of UTF-8, with no half character: grpc-js throws on a lone surrogate. */
+function clip(text: string, maxBytes: number): string {
+  const bytes = Buffer.from(text.toWellFormed());
+  if (bytes.length <= maxBytes) return text.toWellFormed();
+  let end = maxBytes - 3;
+  while (((bytes[end] ?? 0) & 0xc0) === 0x80) end--;
+  return `${bytes.toString("utf8", 0, end)}…`;
+}

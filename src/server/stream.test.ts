@@ -1,0 +1,157 @@
+import { once } from "node:events";
+import { connect, createServer, type Socket } from "node:net";
+import { status } from "@grpc/grpc-js";
+import { beforeAll, describe, expect, test } from "vitest";
+import { Source, State, StreamRequest, StreamResponse } from "../../proto/generated/jobs/v1/worker.ts";
+import type { Chunk } from "../worker/output.ts";
+import type { Worker } from "../worker/worker.ts";
+import { encode } from "./stream.ts";
+import { authority, clientOf, JOB, running, silence, until, type Authority, type Pair } from "./testing.ts";
+
+let trusted: Authority;
+let reader: Pair;
+beforeAll(async () => {
+  trusted = await authority();
+  reader = await trusted.client("reader");
+});
+
+const REQUEST = StreamRequest.fromPartial({ jobId: JOB.id, follow: true });
+const MESSAGE_BYTES = 256 * 1024;
+
+function chunk(offset: number, bytes: Buffer): Chunk {
+  return { kind: "chunk", source: offset % 2 === 0 ? "stdout" : "stderr", timeMs: 1_767_323_045_678, offset, bytes };
+}
+
+test.each([0, 1, 127, 128, 2 ** 31, 2 ** 32 + 1, Number.MAX_SAFE_INTEGER])(
+  "a chunk at offset %d is what the proto says",
+  (offset) => {
+    const message = encode(chunk(offset, Buffer.from("some bytes")));
+    const wire = Buffer.alloc(message.byteLength);
+    expect(message.copy(wire, 0)).toBe(wire.length);
+    expect(StreamResponse.decode(wire)).toEqual({
+      output: Buffer.from("some bytes"),
+      source: offset % 2 === 0 ? Source.SOURCE_STDOUT : Source.SOURCE_STDERR,
+      time: new Date(1_767_323_045_678),
+      offset: BigInt(offset),
+      gap: 0n,
+      end: undefined,
+    });
+  },
+);
+
+test("chunks whose buffer is used again at once, gaps and the end arrive whole and in order", async () => {
+  const count = 64;
+  await using server = await running(trusted, {
+    async *stream() {
+      const bytes = Buffer.alloc(MESSAGE_BYTES);
+      for (let i = 0; i < count; i++) yield chunk(i * MESSAGE_BYTES, bytes.fill(i));
+      bytes.fill(0xff);
+      yield { kind: "gap", offset: count * MESSAGE_BYTES, length: 42 };
+      return { offset: count * MESSAGE_BYTES + 42, job: { ...JOB, state: "ended" } };
+    },
+  });
+  using client = clientOf(server.port, trusted.ca, reader);
+  const messages: StreamResponse[] = await client.stream(REQUEST).toArray();
+  expect(messages).toHaveLength(count + 2);
+  for (const [i, { output, offset }] of messages.slice(0, count).entries()) {
+    expect(offset).toBe(BigInt(i * MESSAGE_BYTES));
+    expect(output.equals(Buffer.alloc(MESSAGE_BYTES, i))).toBe(true);
+  }
+  const [gap, end] = messages.slice(count);
+  expect(gap).toMatchObject({ offset: BigInt(count * MESSAGE_BYTES), gap: 42n, end: undefined });
+  expect(end).toMatchObject({
+    offset: BigInt(count * MESSAGE_BYTES + 42),
+    end: { id: JOB.id, state: State.STATE_ENDED },
+  });
+});
+
+describe("a client that does not read", () => {
+  /** Endless output, how much of it was taken, and whether it was let go of. */
+  function flood() {
+    const seen = { taken: 0, returned: false };
+    async function* stream(): ReturnType<Worker["stream"]> {
+      try {
+        for (;;) yield chunk(seen.taken++ * MESSAGE_BYTES, Buffer.alloc(MESSAGE_BYTES));
+      } finally {
+        seen.returned = true;
+      }
+    }
+    return { seen, stream };
+  }
+
+  async function standsStill(seen: { taken: number }): Promise<void> {
+    let [before, polls] = [0, 0];
+    await until(() => {
+      polls = seen.taken === before && before > 0 ? polls + 1 : 0;
+      before = seen.taken;
+      return polls > 30;
+    }, "no more output is taken");
+  }
+
+  test("holds back the job's output and not the server's memory, until it cancels", async () => {
+    const { seen, stream } = flood();
+    await using server = await running(trusted, { stream });
+    using client = clientOf(server.port, trusted.ca, reader);
+    const call = client.stream(REQUEST);
+    call.on("error", () => undefined);
+    await once(call, "readable");
+    await standsStill(seen);
+    // 16 messages in the client's queue; at the server one in HTTP/2 and one that was read ahead.
+    expect(seen.taken).toBeLessThan(22);
+    expect(seen.returned).toBe(false);
+    call.cancel();
+    await until(() => seen.returned, "the worker's iterator is returned");
+  });
+
+  test("and whose connection breaks is forgotten: no callback and no drain comes for it any more", async () => {
+    const { seen, stream } = flood();
+    await using server = await running(trusted, { stream });
+    const ends: Socket[] = [];
+    const proxy = createServer((near) => {
+      const far = connect(server.port, "127.0.0.1");
+      for (const socket of [near, far]) socket.on("error", () => undefined);
+      ends.push(near, far);
+      near.pipe(far).pipe(near);
+    }).listen(0, "127.0.0.1");
+    await once(proxy, "listening");
+    const address = proxy.address();
+    using client = clientOf(typeof address === "object" ? (address?.port ?? 0) : 0, trusted.ca, reader);
+    const call = client.stream(REQUEST);
+    call.on("error", () => undefined);
+    await once(call, "readable");
+    await standsStill(seen);
+    for (const socket of ends) socket.resetAndDestroy();
+    await until(() => seen.returned, "the worker's iterator is returned");
+    proxy.close();
+  });
+});
+
+test("a follower that goes while nothing is written lets go of the job's output at once", async () => {
+  let signal: AbortSignal | undefined;
+  let returned = false;
+  await using server = await running(trusted, {
+    async *stream(_, options) {
+      signal = options.signal;
+      try {
+        return yield* silence(signal);
+      } finally {
+        returned = true;
+      }
+    },
+  });
+  using client = clientOf(server.port, trusted.ca, reader);
+  const stream = client.stream(REQUEST);
+  stream.on("error", () => undefined);
+  await until(() => signal !== undefined, "the stream has begun");
+  stream.cancel();
+  await until(() => returned, "the iterator is returned");
+  await until(() => server.audit.length === 2, "the end is recorded");
+  expect(server.audit).toMatchObject([{ stage: "begin" }, { stage: "end", code: "CANCELLED", jobId: JOB.id }]);
+});
+
+test("a job that does not exist is told as such, not as an empty stream", async () => {
+  await using server = await running(trusted);
+  using client = clientOf(server.port, trusted.ca, reader);
+  const [error] = await once(client.stream(StreamRequest.fromPartial({ jobId: "../../etc/passwd" })), "error");
+  expect(error).toMatchObject({ code: status.NOT_FOUND, details: 'no job "../../etc/passwd"' });
+});

@@ -1,0 +1,138 @@
+import type { ServerWritableStream } from "@grpc/grpc-js";
+import {
+  Source,
+  StreamResponse,
+  WorkerServiceService,
+  type StreamRequest,
+} from "../../proto/generated/jobs/v1/worker.ts";
+import type { Job } from "../worker/job.ts";
+import type { Chunk, Gap } from "../worker/output.ts";
+import type { Worker } from "../worker/worker.ts";
+import type { Context } from "./guard.ts";
+import { fromJob, toStreamOptions } from "./translate.ts";
+
+/** The last message: the job as it is, and where to resume. */
+interface End {
+  readonly kind: "end";
+  readonly offset: number;
+  readonly job: Job;
+}
+
+export type StreamMessage = Chunk | Gap | End;
+
+/** Streams a job's output to a client until there is no more, or `signal` ends it: then throws its reason. */
+export async function streamOutput(
+  worker: Worker,
+  call: ServerWritableStream<StreamRequest, StreamMessage>,
+  { signal }: Context,
+): Promise<void> {
+  await using output = worker.stream(call.request.jobId, toStreamOptions(call.request, signal));
+  const write = writer(call, signal);
+  let sent = Promise.resolve();
+  for (;;) {
+    const next = await output.next();
+    await sent;
+    signal.throwIfAborted();
+    if (next.done) {
+      void write({ kind: "end", ...next.value });
+      return;
+    }
+    sent = write(next.value);
+  }
+}
+
+/**
+ * Writes one message at a time, and resolves when HTTP/2 has taken it or the call is over: then neither grpc-js's
+ * callback nor its 'drain' comes any more. Waiting for each message, while the next one is being read, is what bounds
+ * memory to one message a call, and it is what lets a chunk be serialised at once: grpc-js would keep those behind it
+ * in its queue as they are, up to 16, and their bytes are not theirs any longer by then.
+ */
+function writer(call: ServerWritableStream<unknown, StreamMessage>, signal: AbortSignal) {
+  let release: (() => void) | undefined;
+  signal.addEventListener("abort", () => release?.(), { once: true });
+  return (message: StreamMessage): Promise<void> =>
+    new Promise((resolve) => {
+      release = resolve;
+      call.write(message, () => resolve());
+    });
+}
+
+const SOURCES = { stdout: Source.SOURCE_STDOUT, stderr: Source.SOURCE_STDERR } as const;
+
+/** WorkerService with a Stream that takes the worker's own messages, and copies a chunk's bytes once. */
+export const SERVICE = {
+  ...WorkerServiceService,
+  stream: { ...WorkerServiceService.stream, responseSerialize: encode },
+} as const;
+
+const EMPTY = Buffer.alloc(0);
+// Tags of StreamResponse's and Timestamp's fields: number << 3 | wire type.
+const OUTPUT = 0x0a;
+const SOURCE = 0x10;
+const TIME = 0x1a;
+const OFFSET = 0x20;
+const SECONDS = 0x08;
+const NANOS = 0x10;
+/** Bytes of all of a chunk's fields but the output's, at most. */
+const MAX_HEADER = 64;
+
+/** StreamResponse on the wire. Fields may come in any order, so a chunk's bytes go last, behind a small header. */
+export function encode(message: StreamMessage): Buffer {
+  switch (message.kind) {
+    case "chunk":
+      return encodeChunk(message);
+    case "gap":
+      return encodeRest({ offset: BigInt(message.offset), gap: BigInt(message.length) });
+    default:
+      return encodeRest({ offset: BigInt(message.offset), end: fromJob(message.job) });
+  }
+}
+
+function encodeRest(fields: Partial<StreamResponse>): Buffer {
+  const message = { output: EMPTY, source: Source.SOURCE_UNSPECIFIED, time: undefined, offset: 0n, gap: 0n };
+  const bytes = StreamResponse.encode({ ...message, end: undefined, ...fields }).finish();
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
+}
+
+function encodeChunk({ source, timeMs, offset, bytes }: Chunk): Buffer {
+  const header = Buffer.allocUnsafe(MAX_HEADER);
+  const seconds = Math.floor(timeMs / 1000);
+  let at = varint(header, 0, SOURCE);
+  at = varint(header, at, SOURCES[source]);
+  at = varint(header, at, OFFSET);
+  at = varint(header, at, offset);
+  const timeAt = varint(header, at, TIME);
+  at = varint(header, timeAt + 1, SECONDS);
+  at = varint(header, at, seconds);
+  at = varint(header, at, NANOS);
+  at = varint(header, at, Math.trunc((timeMs - seconds * 1000) * 1e6));
+  header[timeAt] = at - timeAt - 1;
+  at = varint(header, at, OUTPUT);
+  at = varint(header, at, bytes.length);
+  return joined(header.subarray(0, at), bytes);
+}
+
+/**
+ * A message of two parts. grpc-js asks a message for its length and to copy itself behind the frame's header, and no
+ * more; a copy to make one buffer of both before that would cost a tenth of the throughput.
+ */
+function joined(head: Buffer, tail: Buffer): Buffer {
+  const { length } = head;
+  const copyHead = head.copy.bind(head);
+  return Object.defineProperties(head, {
+    byteLength: { value: length + tail.length },
+    copy: { value: (to: Buffer, at: number) => copyHead(to, at, 0, length) + tail.copy(to, at + length) },
+  });
+}
+
+/** Writes a whole number from 0 to 2^53-1 and returns where the next byte goes. */
+function varint(into: Buffer, at: number, value: number): number {
+  let rest = value;
+  let end = at;
+  while (rest >= 0x80) {
+    into[end++] = (rest % 0x80) | 0x80;
+    rest = Math.floor(rest / 0x80);
+  }
+  into[end++] = rest;
+  return end;
+}

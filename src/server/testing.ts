@@ -1,0 +1,262 @@
+import "reflect-metadata";
+import { randomBytes, type webcrypto } from "node:crypto";
+import { once } from "node:events";
+import { PassThrough, type Writable } from "node:stream";
+import { createSecureContext } from "node:tls";
+import { credentials, type ClientOptions, type ServiceError } from "@grpc/grpc-js";
+import {
+  BasicConstraintsExtension,
+  ExtendedKeyUsage,
+  ExtendedKeyUsageExtension,
+  Extension,
+  SubjectAlternativeNameExtension,
+  X509CertificateGenerator,
+} from "@peculiar/x509";
+import { pino, type Logger } from "pino";
+import { HealthClient } from "../../proto/generated/grpc/health/v1/health.ts";
+import { WorkerServiceClient } from "../../proto/generated/jobs/v1/worker.ts";
+import { JobError } from "../worker/errors.ts";
+import type { Job } from "../worker/job.ts";
+import type { Worker } from "../worker/worker.ts";
+import type { AuditRecord } from "./audit.ts";
+import { serve, type ServeOptions, type Served } from "./server.ts";
+
+const ALGORITHM = {
+  name: "RSASSA-PKCS1-v1_5",
+  hash: "SHA-256",
+  modulusLength: 2048,
+  publicExponent: new Uint8Array([1, 0, 1]),
+};
+const DAY_MS = 24 * 3600 * 1000;
+
+/** A certificate and its key, PEM each. */
+export interface Pair {
+  readonly cert: string;
+  readonly key: string;
+}
+
+export interface IssueOptions {
+  readonly name?: string;
+  readonly notBefore?: Date;
+  readonly notAfter?: Date;
+  readonly usages?: readonly ("clientAuth" | "serverAuth")[];
+  /** Values of as many role extensions. */
+  readonly roles?: readonly Uint8Array[];
+}
+
+/** A CA for tests, with two keys of its own for all that it signs. */
+export interface Authority {
+  readonly ca: Pair;
+  readonly server: Pair;
+  issue(options?: IssueOptions): Promise<Pair>;
+  /** A client's certificate as it should be. */
+  client(role: "reader" | "writer", options?: IssueOptions): Promise<Pair>;
+}
+
+/** A DER string: UTF8String unless another tag is given. */
+export function derString(text: string, tag = 0x0c): Uint8Array {
+  const bytes = Buffer.from(text);
+  return Uint8Array.from([tag, bytes.length, ...bytes]);
+}
+
+export async function authority(name = "test CA"): Promise<Authority> {
+  const [signing, leaf] = await Promise.all([generateKeys(), generateKeys()]);
+  const leafKey = await pemOf(leaf);
+  const issuer = `CN=${name}`;
+  const dates = { notBefore: new Date(Date.now() - DAY_MS), notAfter: new Date(Date.now() + DAY_MS) };
+  const common = () => ({ serialNumber: randomBytes(8).toString("hex"), issuer, signingAlgorithm: ALGORITHM });
+  const ca = await X509CertificateGenerator.create({
+    ...common(),
+    ...dates,
+    subject: issuer,
+    publicKey: signing.publicKey,
+    signingKey: signing.privateKey,
+    extensions: [new BasicConstraintsExtension(true, 0, true)],
+  });
+  async function issue(options: IssueOptions = {}): Promise<Pair> {
+    const { name: subject = "someone", usages = ["clientAuth"], roles = [] } = options;
+    const certificate = await X509CertificateGenerator.create({
+      ...common(),
+      ...dates,
+      ...options,
+      subject: subject === "" ? "" : `CN=${subject}`,
+      publicKey: leaf.publicKey,
+      signingKey: signing.privateKey,
+      extensions: [
+        ...(usages.length > 0 ? [new ExtendedKeyUsageExtension(usages.map((usage) => ExtendedKeyUsage[usage]))] : []),
+        ...roles.map((value) => new Extension("1.2.840.10070.8.1", false, value)),
+        new SubjectAlternativeNameExtension([
+          { type: "dns", value: "localhost" },
+          { type: "ip", value: "127.0.0.1" },
+        ]),
+      ],
+    });
+    return { cert: certificate.toString("pem"), key: leafKey };
+  }
+  return {
+    ca: { cert: ca.toString("pem"), key: await pemOf(signing) },
+    server: await issue({ name: "worker", usages: ["serverAuth"] }),
+    issue,
+    client: (role, options) => issue({ name: `some ${role}`, roles: [derString(role)], ...options }),
+  };
+}
+
+function generateKeys(): Promise<webcrypto.CryptoKeyPair> {
+  return crypto.subtle.generateKey(ALGORITHM, true, ["sign", "verify"]);
+}
+
+async function pemOf({ privateKey }: webcrypto.CryptoKeyPair): Promise<string> {
+  const der = Buffer.from(await crypto.subtle.exportKey("pkcs8", privateKey)).toString("base64");
+  return `-----BEGIN PRIVATE KEY-----\n${der.replaceAll(/.{64}/g, "$&\n")}\n-----END PRIVATE KEY-----\n`;
+}
+
+/** A server that runs, with what it wrote. */
+export interface Running extends Served, AsyncDisposable {
+  readonly audit: readonly AuditRecord[];
+  /** What was logged at level warn and above. */
+  readonly logged: readonly { readonly level: number; readonly msg: string; readonly correlationId?: string }[];
+}
+
+export async function running(
+  { ca, server }: Pick<Authority, "ca" | "server">,
+  worker: Partial<Worker> = {},
+  options: Partial<ServeOptions> = {},
+): Promise<Running> {
+  const audit: AuditRecord[] = [];
+  const logged: Running["logged"][number][] = [];
+  const served = await serve({
+    worker: workerOf(worker),
+    host: "127.0.0.1",
+    port: 0,
+    tls: { ca: ca.cert, ...server },
+    audit: lines((line) => audit.push(JSON.parse(line))),
+    log: logTo((entry) => logged.push(entry)),
+    shutdownMs: 500,
+    ...options,
+  });
+  return { ...served, audit, logged, [Symbol.asyncDispose]: () => served.close() };
+}
+
+/** A log for tests; `each` is told warnings and errors. */
+export function logTo(each: (entry: Running["logged"][number]) => void): Logger {
+  return pino(
+    { level: "warn" },
+    lines((line) => each(JSON.parse(line))),
+  );
+}
+
+/** A stream that hands on the lines written to it. */
+function lines(each: (line: string) => void): Writable {
+  const stream = new PassThrough();
+  stream.on("data", (chunk: Buffer) => {
+    for (const line of chunk.toString().split("\n").filter(Boolean)) each(line);
+  });
+  return stream;
+}
+
+/** Channel credentials and options for `localhost` as the server's certificate has it. */
+function channelOf(ca: Pair, pair: Pair | undefined) {
+  const context = createSecureContext({ ca: ca.cert, ...pair, minVersion: "TLSv1.3" });
+  return credentials.createFromSecureContext(context);
+}
+
+const CLIENT_OPTIONS: ClientOptions = { "grpc.ssl_target_name_override": "localhost", "grpc.enable_retries": 0 };
+
+export function clientOf(
+  port: number,
+  ca: Pair,
+  pair?: Pair,
+  options: ClientOptions = {},
+): WorkerServiceClient & Disposable {
+  const client = new WorkerServiceClient(`127.0.0.1:${port}`, channelOf(ca, pair), { ...CLIENT_OPTIONS, ...options });
+  return Object.assign(client, { [Symbol.dispose]: () => client.close() });
+}
+
+export function healthClientOf(port: number, ca: Pair, pair: Pair): HealthClient & Disposable {
+  const client = new HealthClient(`127.0.0.1:${port}`, channelOf(ca, pair), CLIENT_OPTIONS);
+  return Object.assign(client, { [Symbol.dispose]: () => client.close() });
+}
+
+/** A unary call as a promise: `answer((done) => client.query({ jobId }, done))`. */
+export function answer<T>(call: (done: (error: ServiceError | null, value: T) => void) => unknown): Promise<T> {
+  return new Promise((resolve, reject) => {
+    call((error, value) => (error ? reject(error) : resolve(value)));
+  });
+}
+
+/** The error that a call ended with; throws when it ended well. */
+export async function errorOf(call: Promise<unknown>): Promise<ServiceError> {
+  try {
+    await call;
+  } catch (error) {
+    if (isServiceError(error)) return error;
+    throw error;
+  }
+  throw new Error("the call succeeded");
+}
+
+function isServiceError(error: unknown): error is ServiceError {
+  return error instanceof Error && "code" in error && "details" in error;
+}
+
+/** Waits until a condition holds, a few seconds at most. */
+export async function until(condition: () => boolean, what: string): Promise<void> {
+  const deadline = performance.now() + 5000;
+  while (!condition()) {
+    if (performance.now() > deadline) throw new Error(`waited in vain until ${what}`);
+    await new Promise((resolve) => setTimeout(resolve, 5));
+  }
+}
+
+export const JOB: Job = {
+  id: "job-1",
+  state: "running",
+  command: "/bin/true",
+  args: [],
+  envNames: [],
+  cwd: "/",
+  user: "nobody",
+  group: "nogroup",
+  labels: new Map(),
+  limits: new Map(),
+  owner: "some writer",
+  pid: 4711,
+  createdAt: new Date("2026-01-02T03:04:05.678Z"),
+  output: { size: 0, first: 0, dropped: 0 },
+  warnings: [],
+};
+
+function none(id: string): JobError {
+  return new JobError("not-found", `no job ${JSON.stringify(id)}`);
+}
+
+/** A worker in memory, for what a real one does not do on demand: fail, reject, stream without end. */
+function workerOf(methods: Partial<Worker>): Worker {
+  return {
+    host: "memory",
+    start: () => Promise.resolve({ job: JOB, alreadyStarted: false }),
+    stop: (id) => Promise.reject(none(id)),
+    query: (id) => {
+      if (id !== JOB.id) throw none(id);
+      return JOB;
+    },
+    list: () => ({ jobs: [JOB] }),
+    wait: async (id, signal) => {
+      if (id !== JOB.id) throw none(id);
+      if (signal && !signal.aborted) await once(signal, "abort");
+      throw signal?.reason;
+    },
+    stream: (id) => {
+      throw none(id);
+    },
+    close: () => Promise.resolve(),
+    ...methods,
+  };
+}
+
+/** The output of a job that writes nothing, until `signal`. */
+export async function* silence(signal: AbortSignal | undefined): ReturnType<Worker["stream"]> {
+  if (signal && !signal.aborted) await once(signal, "abort");
+  yield* [];
+  return { offset: 0, job: JOB };
+}

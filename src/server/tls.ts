@@ -1,0 +1,127 @@
+import { constants, type X509Certificate } from "node:crypto";
+import { createServer, type AddressInfo, type Server, type Socket } from "node:net";
+import { createServer as createTlsServer, type TLSSocket } from "node:tls";
+import type { Logger } from "pino";
+import { keyOf, peerOf, type Connections } from "./connections.ts";
+import { HANDSHAKE_TIMEOUT_MS, MAX_CONNECTIONS, MAX_HANDSHAKES } from "./limits.ts";
+import { checkPem, ServeError, type TlsPem } from "./pem.ts";
+
+/** A connection that did not get in: OpenSSL's or Node's reason, and the certificate it showed, if any. */
+export interface Refusal {
+  readonly peer: string;
+  readonly reason: string;
+  readonly certificate?: X509Certificate;
+}
+
+export interface TlsListener {
+  readonly port: number;
+  readonly address: string;
+  /** Takes no more connections, and drops those that are still shaking hands. */
+  stop(): void;
+}
+
+interface ListenOptions {
+  readonly host: string;
+  readonly port: number;
+  readonly tls: TlsPem;
+  readonly log: Logger;
+  /** Where connections that got in are kept. */
+  readonly connections: Connections;
+  readonly onConnection: (socket: TLSSocket) => void;
+  readonly onRefused: (refusal: Refusal) => void;
+}
+
+/**
+ * Listens for TLS 1.3 connections with a client certificate that the CA signed, for clients, valid now. Sessions are
+ * not resumed, since a resumed one is not verified. TLS ends here and not in grpc-js so that a refusal has a reason.
+ *
+ * @throws ServeError
+ */
+export async function listenTls(options: ListenOptions): Promise<TlsListener> {
+  const { host, port, tls, log, connections, onConnection, onRefused } = options;
+  checkPem(tls, log);
+  const handshakes = new Map<string, Socket>();
+  const handshaker = createTlsServer({
+    ...tls,
+    minVersion: "TLSv1.3",
+    requestCert: true,
+    // Node would drop the connection without telling why; it is dropped below.
+    rejectUnauthorized: false,
+    secureOptions: constants.SSL_OP_NO_TICKET,
+    ALPNProtocols: ["h2"],
+    handshakeTimeout: HANDSHAKE_TIMEOUT_MS,
+  });
+  handshaker.on("tlsClientError", (error: NodeJS.ErrnoException, socket) => {
+    onRefused({ peer: peerOf(socket), reason: error.code ?? error.message });
+    socket.destroy();
+  });
+  handshaker.on("secureConnection", (socket) => {
+    handshakes.delete(keyOf(socket) ?? "");
+    const certificate = socket.getPeerX509Certificate();
+    const reason = refusalOf(socket, certificate);
+    if (reason !== undefined || !certificate) {
+      onRefused({ peer: peerOf(socket), reason: reason ?? "NO_CERTIFICATE", ...(certificate && { certificate }) });
+      socket.destroy();
+      return;
+    }
+    endWhenExpired(socket, certificate);
+    if (connections.add(socket, certificate)) onConnection(socket);
+  });
+  const server = createServer((socket) => {
+    const key = keyOf(socket);
+    if (key === undefined || handshakes.size >= MAX_HANDSHAKES) {
+      onRefused({ peer: peerOf(socket), reason: key === undefined ? "ECONNRESET" : "TOO_MANY_HANDSHAKES" });
+      socket.destroy();
+      return;
+    }
+    handshakes.set(key, socket);
+    socket.once("close", () => handshakes.delete(key));
+    handshaker.emit("connection", socket);
+  });
+  server.maxConnections = MAX_CONNECTIONS;
+  server.on("drop", (ends) => onRefused({ peer: peerOf(ends ?? {}), reason: "TOO_MANY_CONNECTIONS" }));
+  const { port: bound, address } = await listening(server, host, port);
+  server.on("error", (error) => log.error({ err: error }, "listener failed"));
+  return {
+    port: bound,
+    address,
+    stop() {
+      server.close();
+      for (const socket of handshakes.values()) socket.destroy();
+    },
+  };
+}
+
+function refusalOf(socket: TLSSocket, certificate: X509Certificate | undefined): string | undefined {
+  if (!certificate) return "NO_CERTIFICATE";
+  if (socket.isSessionReused()) return "SESSION_RESUMED";
+  if (!socket.authorized) return String(socket.authorizationError);
+  return undefined;
+}
+
+/** A connection may outlive its certificate, and a stream on it would: it ends with the certificate. */
+function endWhenExpired(socket: TLSSocket, certificate: X509Certificate): void {
+  const leftMs = certificate.validToDate.getTime() - Date.now();
+  // Later than a timer can wait is later than MAX_CONNECTION_AGE too.
+  if (leftMs > 2 ** 31 - 1) return;
+  const timer = setTimeout(() => socket.destroy(), leftMs).unref();
+  socket.once("close", () => clearTimeout(timer));
+}
+
+function listening(server: Server, host: string, port: number): Promise<AddressInfo> {
+  return new Promise((resolve, reject) => {
+    server.once("error", (error: NodeJS.ErrnoException) => {
+      const where = `${host}:${port}`;
+      const inUse = error.code === "EADDRINUSE";
+      const message = inUse
+        ? `${where} is in use: stop what listens there, or choose another port (0 takes a free one)`
+        : `cannot listen on ${where}: ${error.message}`;
+      reject(new ServeError(inUse ? "port-in-use" : "cannot-listen", message, error));
+    });
+    server.listen({ host, port }, () => {
+      const address = server.address();
+      server.removeAllListeners("error");
+      if (address !== null && typeof address === "object") resolve(address);
+    });
+  });
+}

@@ -1,0 +1,190 @@
+import { describe, expect, test } from "vitest";
+import { LinuxResources as ProtoResources } from "../../proto/generated/jobs/v1/resources.ts";
+import {
+  Job as ProtoJob,
+  ListRequest,
+  Source,
+  StartRequest,
+  State,
+  StopRequest,
+  StreamRequest,
+} from "../../proto/generated/jobs/v1/worker.ts";
+import type { How } from "../worker/job.ts";
+import { JOB } from "./testing.ts";
+import { fromJob, toJobSpec, toListFilter, toStop, toStreamOptions } from "./translate.ts";
+import { fromResources, toResources } from "./translate-resources.ts";
+
+const EVERYTHING = ProtoResources.fromPartial({
+  devices: [{ allow: false }, { allow: true, type: "c", major: 1n, minor: 3n, access: "rwm" }],
+  memory: { limit: -1n, reservation: 1n, swap: 2n, kernel: 3n, kernelTcp: 4n, swappiness: 5n, disableOomKiller: false },
+  cpu: { shares: 1024n, quota: -1n, period: 100000n, cpus: "0-3", idle: 0n },
+  pids: { limit: 0n },
+  blockIo: {
+    weight: 10,
+    weightDevice: [{ major: 8n, minor: 0n, weight: 20 }],
+    throttleReadBpsDevice: [{ major: 8n, minor: 0n, rate: 1n }],
+    throttleWriteIopsDevice: [{ major: 8n, minor: 0n, rate: 2n }],
+  },
+  hugepageLimits: [{ pageSize: "2MB", limit: 1n }],
+  network: { classId: 1, priorities: [{ name: "eth0", priority: 2 }] },
+  rdma: new Map([["mlx5_1", { hcaHandles: 3 }]]),
+  unified: new Map([["memory.high", "max"]]),
+});
+
+describe("a start", () => {
+  test("says only what the request says", () => {
+    const spec = toJobSpec(StartRequest.fromPartial({ command: "ls", args: ["-l"], resources: {} }), "ada");
+    expect(spec).toStrictEqual({
+      command: "ls",
+      args: ["-l"],
+      env: new Map(),
+      labels: new Map(),
+      owner: "ada",
+      resources: {},
+    });
+  });
+
+  test("says all that the request says", () => {
+    const rest = { command: "ls", cwd: "/tmp", user: "u", group: "g", requestId: "r" };
+    const maps = { env: new Map([["A", "1"]]), labels: new Map([["b", "2"]]) };
+    const request = StartRequest.fromPartial({ ...rest, ...maps, timeLimit: { seconds: 1n, nanos: 500_000_001 } });
+    expect(toJobSpec(request, "ada")).toStrictEqual({ ...rest, ...maps, args: [], owner: "ada", timeLimitMs: 1501 });
+  });
+
+  test("keeps every limit apart, absent from zero", () => {
+    expect(toResources(EVERYTHING)).toStrictEqual({
+      devices: [{ allow: false }, { allow: true, type: "c", major: 1n, minor: 3n, access: "rwm" }],
+      memory: {
+        limit: -1n,
+        reservation: 1n,
+        swap: 2n,
+        kernel: 3n,
+        kernelTCP: 4n,
+        swappiness: 5n,
+        disableOOMKiller: false,
+      },
+      cpu: { shares: 1024n, quota: -1n, period: 100000n, cpus: "0-3", idle: 0n },
+      pids: { limit: 0n },
+      blockIO: {
+        weight: 10,
+        weightDevice: [{ major: 8n, minor: 0n, weight: 20 }],
+        throttleReadBpsDevice: [{ major: 8n, minor: 0n, rate: 1n }],
+        throttleWriteIOPSDevice: [{ major: 8n, minor: 0n, rate: 2n }],
+      },
+      hugepageLimits: [{ pageSize: "2MB", limit: 1n }],
+      network: { classID: 1, priorities: [{ name: "eth0", priority: 2 }] },
+      rdma: { mlx5_1: { hcaHandles: 3 } },
+      unified: { "memory.high": "max" },
+    });
+  });
+
+  test("tells its limits back as they were asked for", () => {
+    const back = ProtoResources.encode(fromResources(toResources(EVERYTHING))).finish();
+    expect(Buffer.from(back)).toEqual(Buffer.from(ProtoResources.encode(EVERYTHING).finish()));
+  });
+});
+
+describe("a request is refused by its field's name", () => {
+  const never = new AbortController().signal;
+  const stream = (request: Parameters<typeof StreamRequest.fromPartial>[0]) => () =>
+    toStreamOptions(StreamRequest.fromPartial(request), never);
+  test.each<[string, () => unknown]>([
+    ["time_limit", () => toJobSpec(StartRequest.fromPartial({ timeLimit: { seconds: -1n } }), "ada")],
+    ["time_limit", () => toJobSpec(StartRequest.fromPartial({ timeLimit: { nanos: -1 } }), "ada")],
+    ["time_limit", () => toJobSpec(StartRequest.fromPartial({ timeLimit: { seconds: 2n ** 60n } }), "ada")],
+    ["grace", () => toStop(StopRequest.fromPartial({ grace: { seconds: 0n, nanos: 1_000_000_000 } }))],
+    ["signal", () => toStop(StopRequest.fromPartial({ signal: 0 }))],
+    ["signal", () => toStop(StopRequest.fromPartial({ signal: 65 }))],
+    [
+      "states[1]",
+      () => toListFilter(ListRequest.fromPartial({ states: [State.STATE_ENDED, State.STATE_UNSPECIFIED] })),
+    ],
+    ["sources[0]", stream({ sources: [Source.SOURCE_UNSPECIFIED] })],
+    ["offset", stream({ position: { $case: "offset", value: 2n ** 53n } })],
+    ["tail_lines", stream({ position: { $case: "tailLines", value: 2n ** 64n - 1n } })],
+  ])("%s", (field, translate) => {
+    expect(translate).toThrow(expect.objectContaining({ code: "invalid", field }));
+  });
+});
+
+test("a stop, a list and a stream have the defaults that the proto promises", () => {
+  expect(toStop(StopRequest.fromPartial({}))).toStrictEqual({});
+  expect(toStop(StopRequest.fromPartial({ signal: 2, grace: {} }))).toStrictEqual({ signal: 2, graceMs: 0 });
+  expect(toListFilter(ListRequest.fromPartial({}))).toStrictEqual({ limit: 100 });
+  expect(
+    toListFilter(ListRequest.fromPartial({ limit: 5000, states: [State.STATE_RUNNING], pageToken: "p" })),
+  ).toStrictEqual({
+    limit: 1000,
+    states: ["running"],
+    pageToken: "p",
+  });
+  const { signal } = new AbortController();
+  const both = [Source.SOURCE_STDERR, Source.SOURCE_STDOUT];
+  expect(toStreamOptions(StreamRequest.fromPartial({ sources: both, follow: true }), signal)).toStrictEqual({
+    follow: true,
+    times: false,
+    signal,
+  });
+  const tail = StreamRequest.fromPartial({
+    sources: [Source.SOURCE_STDERR],
+    times: true,
+    position: { $case: "tailBytes", value: 0n },
+  });
+  expect(toStreamOptions(tail, signal)).toStrictEqual({
+    follow: false,
+    times: true,
+    signal,
+    source: "stderr",
+    position: { kind: "tail-bytes", count: 0 },
+  });
+});
+
+describe("a job", () => {
+  test("is told with its times, its usage and what is not known left out", () => {
+    const told = fromJob({
+      ...JOB,
+      timeLimitMs: 1500,
+      usage: {
+        elapsedMs: 90_061_001.25,
+        cpuUserUs: 1_999_999,
+        cpuSystemUs: 0,
+        memoryPeakBytes: 2 ** 40,
+        fromCgroup: true,
+      },
+      output: { size: 2 ** 40, first: 1, dropped: 2 },
+    });
+    expect(ProtoJob.decode(ProtoJob.encode(told).finish())).toMatchObject({
+      id: JOB.id,
+      state: State.STATE_RUNNING,
+      timeLimit: { seconds: 1n, nanos: 500_000_000 },
+      createdAt: JOB.createdAt,
+      startedAt: undefined,
+      ended: undefined,
+      usage: {
+        elapsed: { seconds: 90_061n, nanos: 1_250_000 },
+        cpuUser: { seconds: 1n, nanos: 999_999_000 },
+        cpuThrottled: undefined,
+        memoryPeak: 2n ** 40n,
+        oomKills: undefined,
+      },
+      output: { size: 2n ** 40n, first: 1n, dropped: 2n },
+    });
+  });
+
+  test.each<[How, string, object]>([
+    [{ kind: "exited", code: 3 }, "exited", { code: 3 }],
+    [{ kind: "signalled", signal: 9, coreDumped: true }, "signalled", { signal: 9, coreDumped: true }],
+    [{ kind: "stopped", by: "ada", escalated: true }, "stopped", { by: "ada", escalated: true }],
+    [{ kind: "timed-out", limitMs: 10 }, "timedOut", { limit: { seconds: 0n, nanos: 10_000_000 } }],
+    [{ kind: "out-of-memory", kills: 2 }, "outOfMemory", { kills: 2n }],
+    [
+      { kind: "failed-to-start", stage: "exec", errno: 2, message: "m" },
+      "failedToStart",
+      { stage: "exec", errno: 2, message: "m" },
+    ],
+    [{ kind: "lost", reason: "reboot" }, "lost", { reason: "reboot" }],
+  ])("tells how it ended: %o", (how, $case, value) => {
+    const told = fromJob({ ...JOB, state: "ended", ended: { how, exitCode: -1, signal: 9, killed: 1 } });
+    expect(told.ended).toEqual({ how: { $case, value }, exitCode: -1, signal: 9, killed: 1 });
+  });
+});

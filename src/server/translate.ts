@@ -1,0 +1,206 @@
+import type { Duration } from "../../proto/generated/google/protobuf/duration.ts";
+import {
+  Job as ProtoJob,
+  Source as ProtoSource,
+  State as ProtoState,
+  type Ended as ProtoEnded,
+  type ListRequest,
+  type StartRequest,
+  type StopRequest,
+  type StreamRequest,
+  type Usage as ProtoUsage,
+} from "../../proto/generated/jobs/v1/worker.ts";
+import { invalid } from "../worker/errors.ts";
+import type { Ended, Job, JobSpec, State, Usage } from "../worker/job.ts";
+import type { Position, StreamOptions } from "../worker/output.ts";
+import type { ListFilter } from "../worker/worker.ts";
+import { defined, fromResources, toResources } from "./translate-resources.ts";
+
+const DEFAULT_PAGE = 100;
+const MAX_PAGE = 1000;
+/** Seconds: the range of google.protobuf.Duration, about 10,000 years. */
+const MAX_DURATION_S = 315_576_000_000n;
+
+const STATES: Readonly<Record<State, ProtoState>> = {
+  starting: ProtoState.STATE_STARTING,
+  running: ProtoState.STATE_RUNNING,
+  stopping: ProtoState.STATE_STOPPING,
+  ended: ProtoState.STATE_ENDED,
+};
+
+const STATE_NAMES: ReadonlyMap<number, State> = new Map([
+  [ProtoState.STATE_STARTING, "starting"],
+  [ProtoState.STATE_RUNNING, "running"],
+  [ProtoState.STATE_STOPPING, "stopping"],
+  [ProtoState.STATE_ENDED, "ended"],
+]);
+
+/** What the worker is asked to start; throws JobError `invalid` for what it has no words for. */
+export function toJobSpec(request: StartRequest, owner: string): JobSpec {
+  const { command, args, env, labels, resources, timeLimit } = request;
+  return {
+    command,
+    args,
+    env,
+    labels,
+    owner,
+    ...defined({
+      cwd: request.cwd || undefined,
+      user: request.user || undefined,
+      group: request.group || undefined,
+      requestId: request.requestId || undefined,
+      timeLimitMs: timeLimit && toMs("time_limit", timeLimit),
+      resources: resources && toResources(resources),
+    }),
+  };
+}
+
+/** Signal and grace period of a stop; throws JobError `invalid`. */
+export function toStop({ signal, grace }: StopRequest): { signal?: number; graceMs?: number } {
+  if (signal !== undefined && (signal < 1 || signal > 64)) {
+    throw invalid("signal", `${signal} is no signal: use 1 to 64, such as 15 for SIGTERM`);
+  }
+  return defined({ signal, graceMs: grace && toMs("grace", grace) });
+}
+
+/** Throws JobError `invalid`. */
+export function toListFilter(request: ListRequest): ListFilter {
+  const states = request.states.map((state, i) => {
+    const name = STATE_NAMES.get(state);
+    if (!name) throw invalid(`states[${i}]`, `${state} is no state: use STATE_STARTING to STATE_ENDED`);
+    return name;
+  });
+  return {
+    limit: Math.min(request.limit || DEFAULT_PAGE, MAX_PAGE),
+    ...defined({
+      states: states.length > 0 ? states : undefined,
+      labels: request.labels.size > 0 ? request.labels : undefined,
+      pageToken: request.pageToken || undefined,
+    }),
+  };
+}
+
+/** Throws JobError `invalid`. */
+export function toStreamOptions(
+  { position, follow, sources, times }: StreamRequest,
+  signal: AbortSignal,
+): StreamOptions {
+  const names = new Set(
+    sources.map((source, i) => {
+      if (source === ProtoSource.SOURCE_STDOUT) return "stdout";
+      if (source === ProtoSource.SOURCE_STDERR) return "stderr";
+      throw invalid(`sources[${i}]`, `${source} is no source: use SOURCE_STDOUT or SOURCE_STDERR`);
+    }),
+  );
+  const [source] = names;
+  return {
+    follow,
+    times,
+    signal,
+    ...defined({ position: toPosition(position), source: names.size === 1 ? source : undefined }),
+  };
+}
+
+const POSITIONS = { offset: "offset", tailBytes: "tail_bytes", tailLines: "tail_lines" } as const;
+
+function toPosition(position: StreamRequest["position"]): Position | undefined {
+  if (!position) return undefined;
+  const count = toCount(POSITIONS[position.$case], position.value);
+  if (position.$case === "offset") return { kind: "offset", offset: count };
+  return { kind: position.$case === "tailBytes" ? "tail-bytes" : "tail-lines", count };
+}
+
+function toCount(field: string, value: bigint): number {
+  if (value > BigInt(Number.MAX_SAFE_INTEGER)) throw invalid(field, `${value} is more than ${Number.MAX_SAFE_INTEGER}`);
+  return Number(value);
+}
+
+/** Whole milliseconds, rounded up. */
+function toMs(field: string, { seconds, nanos }: Duration): number {
+  if (seconds < 0n || nanos < 0) throw invalid(field, "must not be negative");
+  if (seconds > MAX_DURATION_S || nanos > 999_999_999) throw invalid(field, "is no valid google.protobuf.Duration");
+  return Number(seconds) * 1000 + Math.ceil(nanos / 1e6);
+}
+
+/** A job as the API tells it. */
+export function fromJob(job: Job): ProtoJob {
+  const { id, state, command, cwd, user, group, owner, pid, createdAt, startedAt, endedAt, output } = job;
+  return {
+    id,
+    state: STATES[state],
+    command,
+    args: [...job.args],
+    envNames: [...job.envNames],
+    cwd,
+    user,
+    group,
+    labels: new Map(job.labels),
+    timeLimit: fromMs(job.timeLimitMs),
+    resources: job.resources && fromResources(job.resources),
+    limits: new Map(job.limits),
+    owner,
+    pid,
+    createdAt,
+    startedAt,
+    endedAt,
+    ended: job.ended && fromEnded(job.ended),
+    usage: job.usage && fromUsage(job.usage),
+    output: { size: BigInt(output.size), first: BigInt(output.first), dropped: BigInt(output.dropped) },
+    warnings: [...job.warnings],
+  };
+}
+
+function fromEnded({ how, exitCode, signal, killed }: Ended): ProtoEnded {
+  return { how: fromHow(how), exitCode, signal, killed };
+}
+
+function fromHow(how: Ended["how"]): ProtoEnded["how"] {
+  switch (how.kind) {
+    case "exited":
+      return { $case: "exited", value: { code: how.code } };
+    case "signalled":
+      return { $case: "signalled", value: { signal: how.signal, coreDumped: how.coreDumped } };
+    case "stopped":
+      return { $case: "stopped", value: { by: how.by, escalated: how.escalated } };
+    case "timed-out":
+      return { $case: "timedOut", value: { limit: fromMs(how.limitMs) } };
+    case "out-of-memory":
+      return { $case: "outOfMemory", value: { kills: BigInt(how.kills) } };
+    case "failed-to-start":
+      return { $case: "failedToStart", value: { stage: how.stage, errno: how.errno, message: how.message } };
+    default:
+      return { $case: "lost", value: { reason: how.reason } };
+  }
+}
+
+function fromUsage(usage: Usage): ProtoUsage {
+  return {
+    elapsed: fromMs(usage.elapsedMs),
+    cpuUser: fromUs(usage.cpuUserUs),
+    cpuSystem: fromUs(usage.cpuSystemUs),
+    cpuThrottled: fromUs(usage.cpuThrottledUs),
+    memoryCurrent: fromCount(usage.memoryCurrentBytes),
+    memoryPeak: fromCount(usage.memoryPeakBytes),
+    ioReadBytes: fromCount(usage.ioReadBytes),
+    ioWriteBytes: fromCount(usage.ioWriteBytes),
+    processes: fromCount(usage.processes),
+    processesPeak: fromCount(usage.processesPeak),
+    memoryMaxEvents: fromCount(usage.memoryMaxEvents),
+    oomKills: fromCount(usage.oomKills),
+    fromCgroup: usage.fromCgroup,
+  };
+}
+
+function fromCount(count: number | undefined): bigint | undefined {
+  return count === undefined ? undefined : BigInt(Math.round(count));
+}
+
+function fromMs(ms: number | undefined): Duration | undefined {
+  return ms === undefined ? undefined : fromUs(ms * 1000);
+}
+
+function fromUs(us: number | undefined): Duration | undefined {
+  if (us === undefined) return undefined;
+  const whole = Math.round(us);
+  return { seconds: BigInt(Math.floor(whole / 1e6)), nanos: (whole % 1e6) * 1000 };
+}

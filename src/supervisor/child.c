@@ -1,0 +1,219 @@
+/*
+ * From clone3 to exec: the job gives up all that is the daemon's.
+ *
+ * The job is cloned as posix_spawn(3) does it: it borrows the supervisor's memory
+ * (CLONE_VM) on a stack of its own, and the supervisor sleeps until the job has
+ * exec'ed or ended (CLONE_VFORK). No page table is copied, no page is faulted in
+ * twice, and a failure is told by writing it down.
+ */
+#define _GNU_SOURCE
+#include "supervisor.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <grp.h>
+#include <linux/capability.h>
+#include <linux/close_range.h>
+#include <linux/sched.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+enum { BIRTH_STACK = 32 << 10 };
+enum { OPEN_FILES = 1024 }; /* what programs that use select() can bear; they may raise it to the hard limit */
+
+/* What every job inherits, done once in the spawner: each of these calls for each job would add up. */
+bool prepare_inheritance(void)
+{
+	int null = open("/dev/null", O_RDONLY);
+	if (null < 0 || dup2(null, STDIN_FILENO) < 0 || (null != STDIN_FILENO && close(null) < 0))
+		return false;
+	for (int number = 1; number < _NSIG; number++)
+		signal(number, SIG_DFL); /* fails for SIGKILL, SIGSTOP and libc's own, which nobody changed */
+	umask(022);
+	/* Neither a set-user-id program nor uid 0 gives a job any capability (capabilities(7)). */
+	for (int number = 0; prctl(PR_CAPBSET_READ, number, 0, 0, 0) >= 0; number++)
+		if (prctl(PR_CAPBSET_DROP, number, 0, 0, 0) < 0 && errno != EPERM)
+			return false;
+	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0;
+}
+
+static bool take_stdio(int out, int err)
+{
+	sigset_t none;
+	return dup2(out, STDOUT_FILENO) >= 0 && dup2(err, STDERR_FILENO) >= 0 &&
+	       syscall(SYS_close_range, 3U, ~0U, CLOSE_RANGE_CLOEXEC) == 0 && sigemptyset(&none) == 0 &&
+	       sigprocmask(SIG_SETMASK, &none, NULL) == 0;
+}
+
+/* The daemon may be shielded from the out-of-memory killer; its jobs are not. */
+static bool reset_oom_score(int score)
+{
+	int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+	/* To lower it below what root once set it to takes CAP_SYS_RESOURCE; without, the job stays the more likely victim. */
+	bool done = fd >= 0 && (write(fd, "0", 1) == 1 || (errno == EACCES && score > 0));
+	int error = errno;
+	if (fd >= 0)
+		close(fd);
+	errno = error;
+	return done;
+}
+
+static bool reset_limits(const struct request *request)
+{
+	struct rlimit files;
+	if (getrlimit(RLIMIT_NOFILE, &files) < 0)
+		return false;
+	files.rlim_cur = files.rlim_max < OPEN_FILES ? files.rlim_max : OPEN_FILES;
+	return setrlimit(RLIMIT_NOFILE, &files) == 0 && (!request->oom_score || reset_oom_score(request->oom_score));
+}
+
+static bool drop_privileges(const struct request *request, pid_t supervisor)
+{
+	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
+	struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = { 0 };
+	const struct start *start = &request->start;
+	if (start->set_user && (setgroups(start->group_count, request->groups) < 0 ||
+				setresgid(start->gid, start->gid, start->gid) < 0 ||
+				setresuid(start->uid, start->uid, start->uid) < 0))
+		return false;
+	/* Nobody would record the end of a job whose supervisor is gone. Changing user clears this, so it comes after. */
+	if (syscall(SYS_capset, &header, none) < 0 || prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)
+		return false;
+	errno = ESRCH;
+	return getppid() == supervisor;
+}
+
+static const char *search_path(char **envp)
+{
+	for (; *envp; envp++)
+		if (strncmp(*envp, "PATH=", 5) == 0)
+			return *envp + 5;
+	return "";
+}
+
+/* As execvpe(3), but a file of no known format is an error and not a shell script. */
+static void execute(char **argv, char **envp)
+{
+	char file[4096];
+	bool denied = false;
+	if (strchr(argv[0], '/')) {
+		execve(argv[0], argv, envp);
+		return;
+	}
+	errno = ENOENT;
+	for (const char *place = search_path(envp); *place;) {
+		size_t length = strcspn(place, ":"), name = strlen(argv[0]);
+		if (length && length + name + 2 <= sizeof file) {
+			memcpy(file, place, length);
+			file[length] = '/';
+			memcpy(file + length + 1, argv[0], name + 1);
+			execve(file, argv, envp);
+			denied |= errno == EACCES;
+			if (errno != ENOENT && errno != ENOTDIR && errno != EACCES)
+				return;
+		}
+		place += length + (place[length] == ':');
+	}
+	if (denied)
+		errno = EACCES;
+}
+
+static enum stage prepare_and_execute(const struct request *request, pid_t supervisor, int out, int err)
+{
+	if (setsid() < 0 || !take_stdio(out, err))
+		return STAGE_STDIO;
+	if (!reset_limits(request))
+		return STAGE_LIMITS;
+	if (!drop_privileges(request, supervisor))
+		return STAGE_USER;
+	if (chdir(request->cwd) < 0)
+		return STAGE_CWD;
+	execute(request->argv, request->envp);
+	return STAGE_EXEC;
+}
+
+struct birth {
+	const struct request *request;
+	pid_t supervisor;
+	int out, err;
+	struct failure failure;
+};
+
+static _Noreturn void be_born(struct birth *birth)
+{
+	enum stage stage = prepare_and_execute(birth->request, birth->supervisor, birth->out, birth->err);
+	birth->failure = (struct failure){ (int32_t)stage, errno };
+	_exit(127);
+}
+
+/* clone3 with a function to run on the new stack, which no libc has yet. Returns a pid or -errno. */
+static long clone3_call(struct clone_args *args, struct birth *birth)
+{
+	long result;
+#if defined(__x86_64__)
+	__asm__ volatile("syscall\n\t"
+			 "test %%rax, %%rax\n\t"
+			 "jnz 1f\n\t"
+			 "mov %[birth], %%rdi\n\t"
+			 "call *%[function]\n\t"
+			 "hlt\n"
+			 "1:"
+			 : "=a"(result)
+			 : "a"(SYS_clone3), "D"(args), "S"(sizeof *args), [birth] "r"(birth), [function] "r"(be_born)
+			 : "rcx", "r11", "memory");
+#elif defined(__aarch64__)
+	register long x8 __asm__("x8") = SYS_clone3;
+	register long x0 __asm__("x0") = (long)args;
+	register long x1 __asm__("x1") = sizeof *args;
+	__asm__ volatile("svc #0\n\t"
+			 "cbnz x0, 1f\n\t"
+			 "mov x0, %[birth]\n\t"
+			 "blr %[function]\n\t"
+			 "brk #0\n"
+			 "1:"
+			 : "+r"(x0)
+			 : "r"(x8), "r"(x1), [birth] "r"(birth), [function] "r"(be_born)
+			 : "x30", "cc", "memory");
+	result = x0;
+#else
+#error "clone3_call is written for x86-64 and aarch64"
+#endif
+	return result;
+}
+
+/*
+ * Clones a process into the cgroup (a directory's descriptor, or -1), so that its
+ * limits hold from its first instruction, and has it execute the request's program.
+ * Returns its pid, or -1 with errno and, in *stage, what failed.
+ */
+pid_t give_birth(const struct request *request, int cgroup, int out, int err, enum stage *stage)
+{
+	static char stack[BIRTH_STACK] __attribute__((aligned(64)));
+	struct birth birth = { .request = request, .supervisor = getpid(), .out = out, .err = err };
+	struct clone_args args = {
+		.flags = CLONE_VM | CLONE_VFORK | (cgroup < 0 ? 0 : CLONE_INTO_CGROUP),
+		.cgroup = cgroup < 0 ? 0 : (uint64_t)cgroup,
+		.exit_signal = SIGCHLD,
+		.stack = (uint64_t)(uintptr_t)stack,
+		.stack_size = sizeof stack,
+	};
+	long pid = clone3_call(&args, &birth);
+	if (pid < 0) {
+		*stage = pid == -EAGAIN || pid == -ENOMEM || cgroup < 0 ? STAGE_CLONE : STAGE_CGROUP;
+		errno = (int)-pid;
+		return -1;
+	}
+	*stage = (enum stage)birth.failure.stage;
+	if (!*stage)
+		return (pid_t)pid;
+	waitpid((pid_t)pid, NULL, 0);
+	errno = birth.failure.error;
+	return -1;
+}

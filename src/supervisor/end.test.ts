@@ -1,0 +1,163 @@
+import { execFileSync, spawn } from "node:child_process";
+import { once } from "node:events";
+import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, test } from "vitest";
+import { childrenOf, hardened, rig, runs, statOf, until, variants, type Rig } from "./testing.ts";
+
+/** Those that end nothing by default, or nothing in an orphaned process group: signal(7), setpgid(2). SIGSTOP (19) stops. */
+const HARMLESS = [17, 18, 20, 21, 22, 23, 28];
+const DEADLY = Array.from({ length: 64 }, (_, i) => i + 1).filter((signal) => ![...HARMLESS, 19].includes(signal));
+
+/** Runs `count` jobs, 32 at a time. */
+async function inFlight(count: number, run: (n: number) => Promise<void>): Promise<void> {
+  let next = 0;
+  await Promise.all(
+    Array.from({ length: 32 }, async () => {
+      while (next < count) await run(next++);
+    }),
+  );
+}
+
+/** What the spawner holds: children that have ended but were not reaped, descriptors, resident kB. */
+function holdings(pid: number) {
+  const children = childrenOf(pid);
+  const zombies = children.concat(children.flatMap(childrenOf)).filter((child) => statOf(child)?.[0] === "Z");
+  const resident = /^VmRSS:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1];
+  return { zombies: zombies.length, descriptors: readdirSync(`/proc/${pid}/fd`).length, residentKb: Number(resident) };
+}
+
+describe.each(variants)("$mode, $build", (variant) => {
+  test("exit codes 0 to 255 are recorded", async () => {
+    await using it = await rig(variant);
+    const codes: unknown[] = [];
+    await inFlight(256, async (n) => {
+      const { exit } = await it.run({ script: `exit ${n}` });
+      codes[n] = exit["code"];
+      expect(exit).toMatchObject({ version: 1, cause: "none", escalated: 0, killed: 0, signal: 0, core: 0 });
+    });
+    expect(codes).toEqual(Array.from({ length: 256 }, (_, n) => n));
+  });
+
+  test("every signal that ends a process is recorded, real-time signals too", async () => {
+    await using it = await rig(variant);
+    const signals = await Promise.all(
+      DEADLY.map(async (signal) => {
+        const { exit } = await it.run({ script: `ulimit -c 0; kill -${signal} $$; exit 3` });
+        expect(exit).toMatchObject({ cause: "none", code: -1, escalated: 0, killed: 0, core: 0 });
+        return exit["signal"];
+      }),
+    );
+    expect(signals).toEqual(DEADLY);
+  });
+
+  test("signals that end no process end no job", async () => {
+    await using it = await rig(variant);
+    for (const signal of HARMLESS) {
+      const { exit } = await it.run({ script: `kill -${signal} $$; exit 3` });
+      expect([signal, exit["code"], exit["signal"]]).toEqual([signal, 3, 0]);
+    }
+  });
+
+  test("a core dump is recorded where this host makes one", async () => {
+    await using it = await rig(variant);
+    const cwd = join(it.directory, "cores");
+    mkdirSync(cwd, { mode: 0o777 });
+    execFileSync("chmod", ["777", cwd]);
+    const script = "ulimit -c unlimited && kill -QUIT $$";
+    const shell = execFileSync("sh", ["-c", `sh -c '${script}'; true`], {
+      cwd,
+      encoding: "utf8",
+      stdio: ["ignore", "pipe", "pipe"],
+    });
+    const { exit } = await it.run({ script, cwd });
+    const dumps = readdirSync(cwd).length > 0 || shell.includes("core dumped");
+    expect(exit).toMatchObject({ code: -1, signal: 3, core: dumps ? 1 : 0 });
+  });
+
+  test("times and usage are recorded", async () => {
+    await using it = await rig(variant);
+    const before = Date.now();
+    const { exit, job } = await it.run({ script: "i=0; while [ $i -lt 50000 ]; do i=$((i + 1)); done" });
+    const [started, ended, elapsed] = ["started_ns", "ended_ns", "elapsed_ns"].map((key) => Number(exit[key]));
+    expect(exit).toMatchObject({ pid: job.pid, code: 0 });
+    expect(started).toBeGreaterThanOrEqual((before - 1) * 1e6);
+    expect(ended).toBeLessThanOrEqual((Date.now() + 1) * 1e6);
+    expect(ended).toBeGreaterThan(started ?? Infinity);
+    expect(elapsed).toBeGreaterThan(0);
+    expect(Number(exit["user_us"]) + Number(exit["system_us"])).toBeGreaterThan(0);
+    expect(exit["max_rss_bytes"]).toBeGreaterThan(100_000);
+  });
+
+  test("a grandchild in a session of its own, with the pipes open, delays no end, is killed and counted", async () => {
+    await using it = await rig(variant);
+    const { exit, job } = await it.run({ script: "(setsid sleep 1000 &); echo out; exit 5" });
+    expect(exit).toMatchObject({ cause: "none", code: 5, escalated: 0, killed: 1 });
+    expect(job.output()).toBe("out\n");
+    const { exit: many } = await it.run({
+      script: "for i in 1 2 3 4 5; do (setsid sleep 1000 &); done; kill -KILL $$",
+    });
+    expect(many).toMatchObject({ cause: "none", code: -1, signal: 9, killed: 5 });
+  });
+
+  test("all that was written before the end is in the log, though a grandchild holds the pipes", async () => {
+    await using it = await rig(variant);
+    const { exit, job } = await it.run({
+      script: "(setsid sleep 1000 &); head -c 60000 /dev/zero | tr '\\0' x; echo last >&2",
+    });
+    expect(exit).toMatchObject({ size: 60005, dropped: 0 });
+    expect(job.output().replaceAll("x", "")).toBe("last\n");
+  });
+
+  test("strangers that write into the job's output without end delay its end no more", async () => {
+    await using it = await rig(variant);
+    const job = await it.start({ script: 'read x < "$CUE"; exit 6', logLimitBytes: 1 << 20 });
+    const strangers = [1, 2, 1, 2, 1, 2].map((fd) =>
+      spawn("sh", ["-c", `exec cat /dev/zero > /proc/${job.pid}/fd/${fd}`], { stdio: "ignore" }),
+    );
+    await until(() => statSync(join(job.directory, "output")).size > 0, "the strangers write");
+    it.cue();
+    expect(await job.ended()).toMatchObject({ code: 6 });
+    for (const stranger of strangers)
+      if (stranger.exitCode === null && stranger.signalCode === null) await once(stranger, "exit"); // SIGPIPE
+  });
+});
+
+describe.each(hardened)("$mode", (variant) => {
+  async function runMany(it: Rig, count: number): Promise<void> {
+    await inFlight(count, async () => {
+      const { job, exit } = await it.run({ argv: ["/bin/true"] });
+      if (exit["code"] !== 0 || existsSync(join(job.directory, "exit.new"))) throw new Error(JSON.stringify(exit));
+      rmSync(job.directory, { recursive: true });
+    });
+    await until(() => childrenOf(it.pid()).length === 0, "all supervisors are reaped");
+  }
+
+  const count = variant.mode === "descent" ? 10_000 : 1_000;
+  test(`neither zombies, descriptors nor memory add up over ${count} jobs`, { timeout: 300_000 }, async () => {
+    await using it = await rig(variant);
+    await runMany(it, 200);
+    const before = holdings(it.pid());
+    expect(before.zombies).toBe(0);
+    for (let done = 0; done < count; done += count / 10) {
+      await runMany(it, count / 10);
+      const now = holdings(it.pid());
+      expect(now).toMatchObject({ zombies: 0, descriptors: before.descriptors });
+      expect(now.residentKb).toBeLessThan(before.residentKb + 128);
+    }
+  });
+
+  test("a waiting supervisor uses no processor time", async () => {
+    await using it = await rig(variant);
+    const job = await it.start({ script: 'echo ready; (setsid sleep 1000 &); read x < "$CUE"' });
+    await job.wrote("ready");
+    const ticks = (): number => Number(statOf(job.supervisor)?.[11]) + Number(statOf(job.supervisor)?.[12]);
+    const others = await it.start({ argv: ["sleep", "0.3"] });
+    const before = ticks();
+    await others.ended();
+    expect(ticks() - before).toBeLessThanOrEqual(2);
+    expect(runs(job.supervisor)).toBe(true);
+    it.cue();
+    await job.ended();
+  });
+});

@@ -1,0 +1,243 @@
+import { spawn } from "node:child_process";
+import { once } from "node:events";
+import { mkdtempSync, readFileSync, readdirSync, rmSync } from "node:fs";
+import { constants, tmpdir } from "node:os";
+import { join } from "node:path";
+import { Duplex } from "node:stream";
+import * as fc from "fast-check";
+import { expect, test } from "vitest";
+import { BINARIES, until } from "./testing.ts";
+
+const FRAME_MAX = 8 << 20;
+const { EBADMSG, ENOENT } = constants.errno;
+const FAILED = 2;
+const GONE = 3;
+const REQUEST = 1;
+const DIRECTORY = 2;
+const COUNTS = [
+  0,
+  1,
+  2,
+  3,
+  255,
+  65_536,
+  FRAME_MAX - 1,
+  FRAME_MAX,
+  FRAME_MAX + 1,
+  2 ** 30,
+  2 ** 31 - 1,
+  2 ** 31,
+  2 ** 32 - 1,
+];
+
+interface Reply {
+  readonly job: number;
+  readonly kind: number;
+  readonly stage: number;
+  readonly error: number;
+}
+
+/** A spawner on a bare socket, under the sanitizers. */
+function bare() {
+  const reports = mkdtempSync(join(tmpdir(), "supervisor-frames-"));
+  const options = `log_path=${join(reports, "report")}`;
+  const child = spawn(BINARIES.sanitized, [], {
+    stdio: ["ignore", "ignore", "ignore", "pipe"],
+    env: { ASAN_OPTIONS: options, UBSAN_OPTIONS: options },
+  });
+  const socket = child.stdio[3];
+  if (!(socket instanceof Duplex)) throw new Error("no socket");
+  const exited = once(child, "exit");
+  const parts: Buffer[] = [];
+  socket.on("data", (bytes: Buffer) => parts.push(bytes));
+  socket.on("error", () => {}); // it may end while it is written to
+  const replies = (): Reply[] => {
+    const bytes = Buffer.concat(parts);
+    return Array.from({ length: Math.floor(bytes.length / 24) }, (_, i) => ({
+      job: Number(bytes.readBigUInt64LE(24 * i)),
+      kind: bytes.readUInt32LE(24 * i + 8),
+      stage: bytes.readInt32LE(24 * i + 16),
+      error: bytes.readInt32LE(24 * i + 20),
+    }));
+  };
+  return {
+    socket,
+    replies,
+    /** Closes the socket; returns the exit status once there is one, and what the sanitizers said. */
+    async end() {
+      socket.end();
+      const [code, signal]: unknown[] = await exited;
+      const said = readdirSync(reports).map((name) => readFileSync(join(reports, name), "utf8"));
+      rmSync(reports, { recursive: true });
+      return { code, signal, said };
+    },
+  };
+}
+
+function frame(type: number, job: number, body: Uint8Array, size = 16 + body.length): Buffer {
+  const header = Buffer.alloc(16);
+  header.writeUInt32LE(size, 0);
+  header.writeUInt32LE(type, 4);
+  header.writeBigUInt64LE(BigInt(job), 8);
+  return Buffer.concat([header, body]);
+}
+
+interface Counts {
+  readonly groups: number;
+  readonly args: number;
+  readonly env: number;
+}
+
+/** The body of a start, whose counts may lie. Its directory does not exist: nothing is ever run. */
+function startBody({ groups, args, env }: Counts, strings: readonly string[]): Buffer {
+  const start = Buffer.alloc(56);
+  [groups, args, env].forEach((count, i) => start.writeUInt32LE(count, 40 + 4 * i));
+  return Buffer.concat([start, Buffer.from(strings.map((string) => `${string}\0`).join(""))]);
+}
+
+const anyBody = fc.uint8Array({ maxLength: 300 });
+const counts = fc.record({
+  groups: fc.constantFrom(...COUNTS),
+  args: fc.constantFrom(...COUNTS),
+  env: fc.constantFrom(...COUNTS),
+});
+const lyingBody = fc
+  .tuple(counts, fc.array(fc.string({ maxLength: 8 }), { maxLength: 8 }), fc.nat(400))
+  .map(([counted, strings, length]) => startBody(counted, ["/nowhere", ...strings]).subarray(0, length));
+
+test("a start that is not what it says is refused, and the spawner goes on", async () => {
+  const spawner = bare();
+  let job = 0;
+  await fc.assert(
+    fc.asyncProperty(fc.oneof(anyBody, lyingBody), async (body) => {
+      const number = ++job;
+      spawner.socket.write(frame(1, number, body));
+      await until(() => spawner.replies().length === number, `reply ${number} comes`);
+      const reply = spawner.replies().at(-1);
+      expect(reply).toMatchObject({ job: number, kind: FAILED });
+      expect([REQUEST, DIRECTORY]).toContain(reply?.stage); // the generator may make one that is right
+      if (reply?.stage === REQUEST) expect(reply.error).toBe(EBADMSG);
+    }),
+    { numRuns: 400 },
+  );
+  expect(await spawner.end()).toEqual({ code: 0, signal: null, said: [] });
+});
+
+test("counts that do not fit the frame are refused", async () => {
+  const spawner = bare();
+  const strings = ["/nowhere", "", "/", "true", "A=b"];
+  const right = { groups: 0, args: 1, env: 1 };
+  const wrong = [
+    ...COUNTS.slice(2).flatMap((count) => [
+      { ...right, groups: Math.min(count * 4, 2 ** 32 - 1) },
+      { ...right, args: count },
+      { ...right, env: count },
+    ]),
+    { ...right, args: 0 },
+    { ...right, env: 0 },
+  ];
+  [right, ...wrong].forEach((counted, i) => spawner.socket.write(frame(1, i, startBody(counted, strings))));
+  await until(() => spawner.replies().length === wrong.length + 1, "every start is answered");
+  const [first, ...others] = spawner.replies();
+  expect(first).toMatchObject({ job: 0, kind: FAILED, stage: DIRECTORY });
+  for (const reply of others) expect(reply).toMatchObject({ kind: FAILED, stage: REQUEST, error: EBADMSG });
+  const unended = startBody(right, strings).subarray(0, -1);
+  spawner.socket.write(frame(1, 99, unended));
+  await until(() => spawner.replies().length === wrong.length + 2, "the unended string is answered");
+  expect(spawner.replies().at(-1)).toMatchObject({ job: 99, kind: FAILED, stage: REQUEST });
+  expect(await spawner.end()).toEqual({ code: 0, signal: null, said: [] });
+});
+
+test("an unknown type is refused, and an adoption without a directory is of a job that is gone", async () => {
+  const spawner = bare();
+  await fc.assert(
+    fc.asyncProperty(fc.integer({ min: 2, max: 2 ** 32 - 1 }), anyBody, async (type, body) => {
+      const before = spawner.replies().length;
+      spawner.socket.write(frame(type, 7, body));
+      await until(() => spawner.replies().length > before, "a reply comes");
+      const expected = type === 2 ? { kind: GONE } : { kind: FAILED, stage: REQUEST, error: EBADMSG };
+      expect(spawner.replies().at(-1)).toMatchObject({ job: 7, ...expected });
+    }),
+    {
+      numRuns: 200,
+      examples: [
+        [2, new Uint8Array()],
+        [2, Buffer.from("/nowhere")],
+        [2, Buffer.from("/nowhere\0")],
+        [0, new Uint8Array()],
+      ],
+    },
+  );
+  expect(await spawner.end()).toEqual({ code: 0, signal: null, said: [] });
+});
+
+test("frames are the same however they are cut into pieces", async () => {
+  const spawner = bare();
+  let sent = 0;
+  await fc.assert(
+    fc.asyncProperty(
+      fc.array(anyBody, { minLength: 1, maxLength: 6 }),
+      fc.infiniteStream(fc.integer({ min: 1, max: 200 })),
+      async (bodies, cuts) => {
+        const bytes = Buffer.concat(bodies.map((body, i) => frame(9, sent + i, body)));
+        sent += bodies.length;
+        for (let at = 0; at < bytes.length;) {
+          const end = at + cuts.next().value;
+          await new Promise((resolve) => {
+            spawner.socket.write(bytes.subarray(at, end), resolve);
+          });
+          at = end;
+        }
+        await until(() => spawner.replies().length === sent, "every frame is answered");
+      },
+    ),
+    { numRuns: 100 },
+  );
+  expect(spawner.replies().map(({ job }) => job)).toEqual(Array.from({ length: sent }, (_, i) => i));
+  expect(await spawner.end()).toEqual({ code: 0, signal: null, said: [] });
+});
+
+test("a frame as large as may be is taken", async () => {
+  const spawner = bare();
+  const fixed = startBody({ groups: 0, args: 1, env: 0 }, ["/nowhere", "", "/", ""]);
+  const argument = "x".repeat(FRAME_MAX - 16 - fixed.length);
+  const body = startBody({ groups: 0, args: 1, env: 0 }, ["/nowhere", "", "/", argument]);
+  for (const job of [1, 2, 3]) spawner.socket.write(frame(1, job, body));
+  await until(() => spawner.replies().length === 3, "three frames are answered");
+  expect(spawner.replies()).toEqual([1, 2, 3].map((job) => ({ job, kind: FAILED, stage: DIRECTORY, error: ENOENT })));
+  expect(await spawner.end()).toEqual({ code: 0, signal: null, said: [] });
+});
+
+test.each([0, 1, 15, FRAME_MAX + 1, 2 ** 31, 2 ** 32 - 1])("a frame of size %i ends the spawner", async (size) => {
+  const spawner = bare();
+  spawner.socket.write(frame(1, 1, new Uint8Array(), size));
+  await once(spawner.socket, "close");
+  expect(await spawner.end()).toEqual({ code: 1, signal: null, said: [] });
+  expect(spawner.replies()).toEqual([]);
+});
+
+test("a frame that breaks off anywhere does nothing, and the spawner ends with its daemon", async () => {
+  const whole = frame(1, 1, startBody({ groups: 0, args: 1, env: 0 }, ["/nowhere", "", "/", "true"]));
+  await fc.assert(
+    fc.asyncProperty(fc.nat(whole.length - 1), async (length) => {
+      const spawner = bare();
+      spawner.socket.write(whole.subarray(0, length));
+      expect(await spawner.end()).toEqual({ code: 0, signal: null, said: [] });
+      expect(spawner.replies()).toEqual([]);
+    }),
+    { numRuns: 40 },
+  );
+});
+
+test("random bytes end the spawner or are answered, and break nothing", async () => {
+  await fc.assert(
+    fc.asyncProperty(fc.array(fc.uint8Array({ maxLength: 2000 }), { maxLength: 4 }), async (pieces) => {
+      const spawner = bare();
+      for (const piece of pieces) spawner.socket.write(piece);
+      const { code, signal, said } = await spawner.end();
+      expect({ signal, said }).toEqual({ signal: null, said: [] });
+      expect([0, 1]).toContain(code);
+    }),
+    { numRuns: 60 },
+  );
+});

@@ -1,0 +1,146 @@
+import { chmodSync, mkdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { execFileSync } from "node:child_process";
+import { join } from "node:path";
+import { describe, expect, test } from "vitest";
+import { JobError } from "../worker/errors.ts";
+import { childrenOf, isRoot, rig, until, variants, type Rig, type Spec } from "./testing.ts";
+
+interface Refusal {
+  readonly what: string;
+  readonly stage: string;
+  readonly errno: string;
+  readonly spec: (rig: Rig) => Spec;
+}
+
+function file(rig: Rig, name: string, text: string, mode: number): string {
+  const path = join(rig.directory, name);
+  writeFileSync(path, text);
+  chmodSync(path, mode);
+  return path;
+}
+
+function folder(rig: Rig, name: string, mode = 0o755): string {
+  const path = join(rig.directory, name);
+  mkdirSync(path, { mode });
+  return path;
+}
+
+const PATH = "/usr/bin:/bin";
+const refusals: readonly Refusal[] = [
+  { what: "a program that is not there", stage: "exec", errno: "ENOENT", spec: () => ({ argv: ["/nowhere/at/all"] }) },
+  { what: "a name that is not on PATH", stage: "exec", errno: "ENOENT", spec: () => ({ argv: ["no-such-program"] }) },
+  { what: "a name where there is no PATH", stage: "exec", errno: "ENOENT", spec: () => ({ argv: ["true"], env: {} }) },
+  {
+    what: "a file that is not executable",
+    stage: "exec",
+    errno: "EACCES",
+    spec: (rig) => ({ argv: [file(rig, "text", "#!/bin/sh\n", 0o644)] }),
+  },
+  {
+    what: "a name that is on PATH but not executable, though not found after",
+    stage: "exec",
+    errno: "EACCES",
+    spec: (rig) => {
+      file(rig, "text", "#!/bin/sh\n", 0o644);
+      return { argv: ["text"], env: { PATH: `${rig.directory}:${PATH}` } };
+    },
+  },
+  { what: "a directory", stage: "exec", errno: "EACCES", spec: (rig) => ({ argv: [rig.directory] }) },
+  {
+    what: "a file of no known format",
+    stage: "exec",
+    errno: "ENOEXEC",
+    spec: (rig) => ({ argv: [file(rig, "text", "echo not a script\n", 0o755)] }),
+  },
+  {
+    what: "a script whose interpreter is missing",
+    stage: "exec",
+    errno: "ENOENT",
+    spec: (rig) => ({ argv: [file(rig, "script", "#!/nowhere/sh\n", 0o755)] }),
+  },
+  { what: "a path through a file", stage: "exec", errno: "ENOTDIR", spec: () => ({ argv: ["/etc/passwd/true"] }) },
+  {
+    what: "an argument that is too long",
+    stage: "exec",
+    errno: "E2BIG",
+    spec: () => ({ argv: ["true", "x".repeat(128 * 1024)] }), // MAX_ARG_STRLEN, execve(2)
+  },
+  { what: "a missing cwd", stage: "cwd", errno: "ENOENT", spec: () => ({ cwd: "/nowhere" }) },
+  { what: "a file as cwd", stage: "cwd", errno: "ENOTDIR", spec: () => ({ cwd: "/etc/passwd" }) },
+  {
+    what: "a cwd that is not open to the user",
+    stage: "cwd",
+    errno: "EACCES",
+    spec: (rig) => ({ cwd: folder(rig, "closed", 0) }),
+  },
+  { what: "an unknown cgroup", stage: "cgroup", errno: "ENOENT", spec: () => ({ cgroup: "/nowhere" }) },
+  {
+    what: "a directory that is no cgroup",
+    stage: "cgroup",
+    errno: "ENOENT",
+    spec: (rig) => ({ cgroup: folder(rig, "ordinary") }),
+  },
+  {
+    what: "a missing job directory",
+    stage: "directory",
+    errno: "ENOENT",
+    spec: (rig) => ({ directory: join(rig.directory, "nowhere") }),
+  },
+  {
+    what: "a symbolic link as job directory",
+    stage: "directory",
+    errno: "ENOTDIR",
+    spec: (rig) => {
+      const path = join(rig.directory, "link");
+      symlinkSync(folder(rig, "other"), path);
+      return { directory: path };
+    },
+  },
+  {
+    what: "a job directory in which an output log is already",
+    stage: "output",
+    errno: "EEXIST",
+    spec: (rig) => {
+      const directory = folder(rig, "used");
+      writeFileSync(join(directory, "index"), "");
+      return { directory };
+    },
+  },
+];
+
+describe.each(variants)("$mode, $build", (variant) => {
+  test.each(refusals)("$what fails at stage $stage with $errno, and nothing runs", async ({ stage, errno, spec }) => {
+    await using it = await rig(variant);
+    const refused = await it.start({ script: "", ...spec(it) }).catch((error: unknown) => error);
+    expect(refused).toBeInstanceOf(JobError);
+    expect(refused).toMatchObject({ facts: { stage, errno } });
+    await until(() => childrenOf(it.pid()).length === 0, "the supervisor ends");
+    const { exit } = await it.run({ script: "exit 3" });
+    expect(exit).toMatchObject({ code: 3 });
+  });
+
+  test("a job directory in use is refused, and its job goes on", async () => {
+    await using it = await rig(variant);
+    const job = await it.start({ script: 'read x < "$CUE"; exit 4' });
+    await expect(it.start({ directory: job.directory, script: "" })).rejects.toMatchObject({
+      facts: { stage: "directory", errno: "EEXIST" },
+    });
+    it.cue();
+    expect(await job.ended()).toMatchObject({ code: 4 });
+  });
+
+  if (isRoot)
+    test("a program on a file system without exec fails at stage exec with EACCES", async () => {
+      await using it = await rig(variant);
+      const mount = folder(it, "noexec");
+      execFileSync("mount", ["-t", "tmpfs", "-o", "noexec,size=64k,mode=755", "tmpfs", mount]);
+      try {
+        const program = file(it, "noexec/program", "#!/bin/sh\n", 0o755);
+        await expect(it.start({ argv: [program] })).rejects.toMatchObject({
+          facts: { stage: "exec", errno: "EACCES" },
+        });
+      } finally {
+        execFileSync("umount", [mount]);
+      }
+    });
+});

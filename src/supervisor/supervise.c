@@ -1,0 +1,333 @@
+/*
+ * One job's supervisor.
+ *
+ *   running ──order | time limit──▶ stopping ──deadline──▶ killing ──nothing runs──▶ exit record
+ *      └──────── main process ended, others live ─────────────▲
+ *
+ * The job's end is what the kernel says of the main process and its tree; that a
+ * pipe is still open says nothing.
+ */
+#define _GNU_SOURCE
+#include "supervisor.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <inttypes.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+enum { EXIT_RECORD_SIZE = 4096, PUMP_SIZE = 64 << 10 };
+
+enum phase { RUNNING, STOPPING, KILLING };
+
+struct supervisor {
+	const struct request *request;
+	int directory, control, signals, out, err;
+	struct tree tree;
+	struct log log;
+	enum phase phase;
+	const char *cause; /* of the end: none, stop or timeout */
+	bool escalated, main_ended;
+	unsigned killed;
+	int status;
+	struct rusage usage;
+	int64_t started_ns, ended_ns;             /* since the epoch */
+	int64_t started_clock_ns, ended_clock_ns; /* monotonic */
+	int64_t deadline_ns;                      /* monotonic, or INT64_MAX */
+};
+
+static int64_t now_ns(clockid_t clock)
+{
+	struct timespec now;
+	clock_gettime(clock, &now);
+	return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+/* Milliseconds from now on the monotonic clock; as good as never where that overflows. */
+static int64_t after_ms(int64_t ms)
+{
+	int64_t ns;
+	if (__builtin_mul_overflow(ms, 1000000, &ns) || __builtin_add_overflow(ns, now_ns(CLOCK_MONOTONIC), &ns))
+		return INT64_MAX;
+	return ns;
+}
+
+static void reply(uint64_t job, enum reply_kind kind, pid_t pid, enum stage stage, int error)
+{
+	struct reply reply = { job, kind, pid, (int32_t)stage, error };
+	/* No daemon any more: the next one learns it from the job's directory. */
+	if (send(DAEMON_FD, &reply, sizeof reply, MSG_NOSIGNAL) < 0)
+		return;
+}
+
+static int open_pipe(int ends[2], const struct start *start)
+{
+	if (pipe2(ends, O_CLOEXEC) < 0 || fcntl(ends[0], F_SETFL, O_NONBLOCK) < 0)
+		return -1;
+	/* The job's, so that it can open /dev/stdout. */
+	return start->set_user ? fchown(ends[1], start->uid, start->gid) : 0;
+}
+
+static int open_tree(struct tree *tree, const char *cgroup)
+{
+	tree->cgroup = tree->events = -1;
+	if (!*cgroup)
+		return 0;
+	tree->cgroup = open(cgroup, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	if (tree->cgroup < 0)
+		return -1;
+	tree->events = openat(tree->cgroup, "cgroup.events", O_RDONLY | O_CLOEXEC);
+	return tree->events < 0 ? -1 : 0;
+}
+
+/* Returns 0, or the stage that failed, with errno. */
+static enum stage launch(struct supervisor *self)
+{
+	int out[2], err[2];
+	enum stage failed;
+	if (open_pipe(out, &self->request->start) < 0 || open_pipe(err, &self->request->start) < 0)
+		return STAGE_PIPE;
+	if (open_tree(&self->tree, self->request->cgroup) < 0)
+		return STAGE_CGROUP;
+	self->tree.main = give_birth(self->request, self->tree.cgroup, out[1], err[1], &failed);
+	int error = errno;
+	close(out[1]);
+	close(err[1]);
+	self->out = out[0];
+	self->err = err[0];
+	errno = error;
+	return failed;
+}
+
+static bool write_record(int fd, const char *text, int length)
+{
+	return fd >= 0 && length > 0 && pwrite(fd, text, (size_t)length, 0) == length && ftruncate(fd, length) == 0;
+}
+
+static int64_t micros(struct timeval time)
+{
+	return (int64_t)time.tv_sec * 1000000 + time.tv_usec;
+}
+
+static void write_exit(const struct supervisor *self, int fd)
+{
+	char text[EXIT_RECORD_SIZE];
+	bool exited = WIFEXITED(self->status);
+	int length = snprintf(
+		text, sizeof text,
+		"version 1\npid %d\ncause %s\nescalated %d\nkilled %u\ncode %d\nsignal %d\ncore %d\n"
+		"started_ns %" PRId64 "\nended_ns %" PRId64 "\nelapsed_ns %" PRId64 "\n"
+		"user_us %" PRId64 "\nsystem_us %" PRId64 "\nmax_rss_bytes %ld\n"
+		"size %" PRIu64 "\nfirst %" PRIu64 "\ndropped %" PRIu64 "\n",
+		self->tree.main, self->cause, self->escalated, self->killed, exited ? WEXITSTATUS(self->status) : -1,
+		exited ? 0 : WTERMSIG(self->status), !exited && WCOREDUMP(self->status), self->started_ns, self->ended_ns,
+		self->ended_clock_ns - self->started_clock_ns, micros(self->usage.ru_utime), micros(self->usage.ru_stime),
+		self->usage.ru_maxrss * 1024, self->log.size, self->log.first, self->log.dropped);
+	if (write_record(fd, text, length))
+		renameat(self->directory, "exit.new", self->directory, "exit");
+}
+
+/* Its room is taken while there is some, so that a full disk loses no job's end. */
+static int reserve_exit(int directory)
+{
+	int fd = openat(directory, "exit.new", O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+	if (fd >= 0 && fallocate(fd, 0, 0, EXIT_RECORD_SIZE) < 0)
+		return fd;
+	return fd;
+}
+
+/* Returns how many bytes there were. */
+static size_t pump(struct supervisor *self, int *pipe, enum source source)
+{
+	static char buffer[PUMP_SIZE];
+	ssize_t n = *pipe < 0 ? 0 : read(*pipe, buffer, sizeof buffer);
+	if (n > 0) {
+		log_append(&self->log, source, buffer, (size_t)n);
+		return (size_t)n;
+	}
+	if (*pipe >= 0 && (n == 0 || (errno != EAGAIN && errno != EINTR))) {
+		close(*pipe);
+		*pipe = -1;
+	}
+	return 0;
+}
+
+/* What was written before the end is in the pipe. More than it holds now is not waited
+ * for: whoever still has it open, and writes to it, is not of the job. */
+static void drain(struct supervisor *self, int *pipe, enum source source)
+{
+	int held = 0;
+	if (*pipe < 0 || ioctl(*pipe, FIONREAD, &held) < 0)
+		return;
+	for (size_t n = 1; held > 0 && n > 0; held -= (int)n)
+		n = pump(self, pipe, source);
+}
+
+static void kill_all(struct supervisor *self)
+{
+	if (self->phase != KILLING)
+		self->killed = tree_count(&self->tree);
+	self->phase = KILLING;
+	self->deadline_ns = INT64_MAX;
+	tree_kill(&self->tree);
+}
+
+static void stop(struct supervisor *self, const char *cause, int signal, int64_t grace_ms)
+{
+	int64_t deadline_ns = after_ms(grace_ms);
+	if (self->phase == KILLING)
+		return;
+	if (self->phase == RUNNING) {
+		self->cause = cause;
+		self->deadline_ns = INT64_MAX;
+	}
+	self->phase = STOPPING;
+	if (signal == SIGKILL || grace_ms <= 0) {
+		kill_all(self);
+		return;
+	}
+	if (deadline_ns < self->deadline_ns)
+		self->deadline_ns = deadline_ns;
+	tree_signal(&self->tree, signal);
+	/* A stopped process takes a signal only when it goes on. */
+	tree_signal(&self->tree, SIGCONT);
+}
+
+static void take_order(struct supervisor *self)
+{
+	struct order order;
+	while (read(self->control, &order, sizeof order) == sizeof order)
+		if (!self->main_ended || self->phase != RUNNING)
+			stop(self, "stop", order.signal, order.grace_ms);
+}
+
+static void reach_deadline(struct supervisor *self)
+{
+	if (self->phase == RUNNING) {
+		if (!self->main_ended) /* else it was in time */
+			stop(self, "timeout", SIGTERM, self->request->start.grace_ms);
+		return;
+	}
+	self->escalated = true;
+	kill_all(self);
+}
+
+/* Reaps the main process and the orphans that a subreaper inherits. */
+static void reap(struct supervisor *self)
+{
+	struct signalfd_siginfo told;
+	struct rusage usage;
+	int status;
+	pid_t pid;
+	while (read(self->signals, &told, sizeof told) == sizeof told)
+		;
+	while ((pid = wait4(-1, &status, WNOHANG, &usage)) > 0) {
+		if (pid != self->tree.main)
+			continue;
+		self->main_ended = true;
+		self->status = status;
+		self->usage = usage;
+		self->ended_ns = now_ns(CLOCK_REALTIME);
+		self->ended_clock_ns = now_ns(CLOCK_MONOTONIC);
+	}
+}
+
+static struct timespec time_left(int64_t deadline_ns)
+{
+	int64_t left = deadline_ns - now_ns(CLOCK_MONOTONIC);
+	if (left < 0)
+		left = 0;
+	return (struct timespec){ .tv_sec = left / 1000000000, .tv_nsec = left % 1000000000 };
+}
+
+static void watch(struct supervisor *self)
+{
+	while (!self->main_ended || tree_populated(&self->tree)) {
+		if (self->main_ended && (self->phase == RUNNING || (self->phase == KILLING && self->tree.cgroup < 0)))
+			kill_all(self);
+		struct pollfd ready[] = {
+			{ .fd = self->signals, .events = POLLIN },
+			{ .fd = self->control, .events = POLLIN },
+			{ .fd = self->out, .events = POLLIN },
+			{ .fd = self->err, .events = POLLIN },
+			/* It is ready until it is read, which tree_populated does once the main process has ended. */
+			{ .fd = self->main_ended ? self->tree.events : -1, .events = POLLPRI },
+		};
+		struct timespec left = time_left(self->deadline_ns);
+		if (ppoll(ready, 5, self->deadline_ns == INT64_MAX ? NULL : &left, NULL) < 0)
+			continue; /* EINTR: every signal but SIGKILL and SIGSTOP is blocked */
+		if (ready[2].revents)
+			pump(self, &self->out, SOURCE_STDOUT);
+		if (ready[3].revents)
+			pump(self, &self->err, SOURCE_STDERR);
+		if (ready[0].revents)
+			reap(self);
+		if (ready[1].revents)
+			take_order(self);
+		if (now_ns(CLOCK_MONOTONIC) >= self->deadline_ns)
+			reach_deadline(self);
+	}
+	drain(self, &self->out, SOURCE_STDOUT);
+	drain(self, &self->err, SOURCE_STDERR);
+}
+
+static enum stage prepare(struct supervisor *self)
+{
+	sigset_t child;
+	const struct start *start = &self->request->start;
+	if (log_open(&self->log, self->directory, start->log_limit, start->keep_oldest) < 0)
+		return STAGE_OUTPUT;
+	signal(SIGCHLD, SIG_DFL); /* the spawner ignores it */
+	sigemptyset(&child);
+	sigaddset(&child, SIGCHLD);
+	self->signals = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (self->signals < 0 || setsid() < 0 || prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) < 0)
+		return STAGE_CLONE;
+	return 0;
+}
+
+int supervise(uint64_t job, const struct request *request, int directory, int control)
+{
+	static struct supervisor supervisor;
+	struct supervisor *self = &supervisor;
+	*self = (struct supervisor){ .request = request, .directory = directory, .control = control, .out = -1,
+				     .err = -1, .cause = "none", .deadline_ns = INT64_MAX };
+	enum stage failed = prepare(self);
+	if (!failed)
+		failed = launch(self);
+	int error = errno;
+	self->started_ns = now_ns(CLOCK_REALTIME);
+	self->started_clock_ns = now_ns(CLOCK_MONOTONIC);
+	if (!failed && !log_start(&self->log, self->tree.main, self->started_ns)) {
+		failed = STAGE_OUTPUT;
+		error = errno;
+		tree_kill(&self->tree);
+		waitpid(self->tree.main, NULL, 0);
+	}
+	if (failed) {
+		reply(job, REPLY_FAILED, 0, failed, error);
+		return 1;
+	}
+	reply(job, REPLY_STARTED, self->tree.main, 0, 0);
+	close(DAEMON_FD);
+	tree_identify(&self->tree);
+	int record = reserve_exit(directory);
+	if (request->start.time_limit_ms > 0)
+		self->deadline_ns = after_ms(request->start.time_limit_ms);
+	watch(self);
+	write_exit(self, record);
+	return 0;
+}

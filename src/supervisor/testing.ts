@@ -1,0 +1,337 @@
+import { execFileSync } from "node:child_process";
+import {
+  chmodSync,
+  closeSync,
+  constants as flags,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
+import { constants, tmpdir } from "node:os";
+import { basename, dirname, join, relative } from "node:path";
+import { setTimeout } from "node:timers/promises";
+import { createGroup, openHierarchy, removeGroup } from "../worker/cgroup.ts";
+import { openSpawner, type Launch, type Spawner } from "../worker/supervisor.ts";
+import { credentialsOf } from "../worker/users.ts";
+
+const HERE = import.meta.dirname;
+const DEADLINE_MS = 15_000;
+const SOURCES = ["gap", "stdout", "stderr"] as const;
+
+// Test files run at the same time; one of them builds.
+execFileSync("flock", [HERE, "make", "--silent", "--directory", HERE, "all", "sanitized"]);
+export const BINARIES = {
+  hardened: join(HERE, "../../build/supervisor"),
+  sanitized: join(HERE, "../../build/supervisor-sanitized"),
+} as const;
+
+export const isRoot = process.getuid?.() === 0;
+/** Who the jobs run as: nobody, where that can be had. */
+export const CREDENTIALS = { ...credentialsOf(isRoot ? "nobody" : String(process.getuid?.())), change: isRoot };
+
+/** The group that this process is in. Named as parent it is left as it is: tests need no controllers. */
+function ownGroup(): string {
+  const own = /^0::(\/.*)$/m.exec(readFileSync("/proc/self/cgroup", "utf8"))?.[1] ?? "/";
+  const mounted = /^\S+ \S+ \S+ (\S+) (\S+) .*- cgroup2 /m.exec(readFileSync("/proc/self/mountinfo", "utf8"));
+  return join(mounted?.[2] ?? "/sys/fs/cgroup", relative(mounted?.[1] ?? "/", own));
+}
+
+const probed = openHierarchy(`supervisor-test-${process.pid}`, ownGroup());
+if (probed.kind === "cgroup2") await removeGroup(probed.path);
+const modes = probed.kind === "cgroup2" ? (["descent", "cgroup"] as const) : (["descent"] as const);
+process.stdout.write(
+  `supervisor tests run in mode ${modes.join(" and ")}${probed.kind === "none" ? `, without cgroups: ${probed.reason}` : ""}\n`,
+);
+
+export interface Variant {
+  /** How the supervisor finds a job's processes. */
+  readonly mode: "descent" | "cgroup";
+  readonly build: keyof typeof BINARIES;
+}
+/** What every test of the supervisor must hold for. */
+export const variants: readonly Variant[] = modes.flatMap((mode) => [
+  { mode, build: "hardened" },
+  { mode, build: "sanitized" },
+]);
+export const hardened = variants.filter(({ build }) => build === "hardened");
+
+/** Waits until a condition holds, for some seconds at most. */
+export async function until(condition: () => boolean, what: string): Promise<void> {
+  const deadline = performance.now() + DEADLINE_MS;
+  while (!condition()) {
+    if (performance.now() > deadline) throw new Error(`waited in vain until ${what}`);
+    await setTimeout(2);
+  }
+}
+
+/** Resolves as `promise` does, or throws where that takes too long. */
+export async function soon<T>(promise: Promise<T>, what: string): Promise<T> {
+  const abort = new AbortController();
+  const late = setTimeout(DEADLINE_MS, undefined, { signal: abort.signal }).then(() => {
+    throw new Error(`waited in vain until ${what}`);
+  });
+  late.catch(() => {}); // it is aborted
+  try {
+    return await Promise.race([promise, late]);
+  } finally {
+    abort.abort();
+  }
+}
+
+/** Everything in /proc/PID/stat after the command's name: state, ppid, pgrp, session …; undefined where there is none. */
+export function statOf(pid: number): string[] | undefined {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+    return stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+  } catch {
+    return undefined;
+  }
+}
+
+export function processes(): number[] {
+  return readdirSync("/proc").map(Number).filter(Boolean);
+}
+
+export function childrenOf(pid: number): number[] {
+  return processes().filter((child) => statOf(child)?.[1] === String(pid));
+}
+
+/** Whether the process runs; a zombie does not. */
+export function runs(pid: number): boolean {
+  const state = statOf(pid)?.[0];
+  return state !== undefined && state !== "Z" && state !== "X";
+}
+
+/** Processes with `text` in their environment. */
+function marked(text: string): number[] {
+  return processes().filter((pid) => {
+    try {
+      return readFileSync(`/proc/${pid}/environ`, "latin1").includes(text);
+    } catch {
+      return false;
+    }
+  });
+}
+
+export interface Piece {
+  readonly source: (typeof SOURCES)[number];
+  readonly offset: number;
+  readonly timeMs: number;
+}
+
+/** A job's output log, read by the description in log.c and nothing else. */
+export function readLog(directory: string) {
+  const index = readFileSync(join(directory, "index"));
+  const number = (at: number): number => Number(index.readBigUInt64LE(at));
+  const firstRecord = number(16);
+  const pieces: Piece[] = [];
+  for (let at = 64 + 16 * firstRecord; at + 16 <= index.length; at += 16)
+    pieces.push({
+      source: SOURCES[index.readUInt16LE(at + 6)] ?? "gap",
+      offset: index.readUIntLE(at, 6),
+      timeMs: number(at + 8),
+    });
+  return {
+    magic: index.toString("latin1", 0, 8),
+    first: number(8),
+    dropped: number(24),
+    gapEnd: number(32),
+    startedNs: index.readBigInt64LE(40),
+    main: index.readInt32LE(48),
+    supervisor: index.readInt32LE(52),
+    pieces,
+    bytes: readFileSync(join(directory, "output")),
+  };
+}
+
+/** What the log holds of one source, between the gaps and from `first` on. */
+export function bytesOf({ pieces, bytes, first }: ReturnType<typeof readLog>, source: Piece["source"]): Buffer {
+  return Buffer.concat(
+    pieces.map((piece, i) =>
+      piece.source === source
+        ? bytes.subarray(Math.max(piece.offset, first), pieces[i + 1]?.offset ?? bytes.length)
+        : Buffer.alloc(0),
+    ),
+  );
+}
+
+/** The exit record: numbers, but for `cause`. */
+export type Exit = Readonly<Record<string, number | string>>;
+
+export function readExit(directory: string): Exit {
+  const lines = readFileSync(join(directory, "exit"), "utf8").trimEnd().split("\n");
+  return Object.fromEntries(
+    lines.map((line) => {
+      const [key = "", value = ""] = line.split(" ");
+      return [key, /^-?\d+$/.test(value) ? Number(value) : value];
+    }),
+  );
+}
+
+export interface Job {
+  readonly pid: number;
+  readonly supervisor: number;
+  readonly directory: string;
+  /** Resolves when the spawner says that the supervisor is no more. */
+  readonly gone: Promise<void>;
+  /** The exit record, once the supervisor is gone. */
+  readonly ended: () => Promise<Exit>;
+  readonly output: () => string;
+  /** Resolves once the job has written `text`. */
+  readonly wrote: (text: string) => Promise<void>;
+  readonly stop: (signal: NodeJS.Signals, graceMs: number) => void;
+}
+
+/** Stops a job as the daemon does: `struct order` into its FIFO. */
+export function order(directory: string, signal: NodeJS.Signals, graceMs: number): void {
+  const bytes = Buffer.alloc(16);
+  bytes.writeInt32LE(constants.signals[signal], 0);
+  bytes.writeBigInt64LE(BigInt(graceMs), 8);
+  const control = openSync(join(directory, "control"), flags.O_WRONLY | flags.O_NONBLOCK);
+  writeSync(control, bytes);
+  closeSync(control);
+}
+
+/** What to run: a script of sh unless `argv` is given. */
+export type Spec = Partial<Omit<Launch, "env">> & {
+  readonly script?: string;
+  readonly env?: Readonly<Record<string, string>>;
+};
+
+/** A spawner with a directory, and a cgroup in that mode, of its own. Disposal proves that nothing stays. */
+export interface Rig extends AsyncDisposable {
+  readonly directory: string;
+  readonly spawner: Spawner;
+  /** Of the spawner's process; known once something has been started. */
+  readonly pid: () => number;
+  readonly start: (spec: Spec) => Promise<Job>;
+  readonly launchOf: (spec: Spec) => Launch;
+  /** The exit record of a job that runs by itself. */
+  readonly run: (spec: Spec) => Promise<{ readonly exit: Exit; readonly job: Job }>;
+  /** Lets one `read x < "$CUE"` of a job go on. */
+  readonly cue: () => void;
+}
+
+/** What the spawner's process is before it is one: `prelude` is in sh. */
+function wrap(directory: string, build: Variant["build"], prelude: string): string {
+  const path = join(directory, "spawner");
+  const reports = join(directory, "reports");
+  mkdirSync(reports);
+  chmodSync(reports, 0o1777);
+  const options = `log_path=${join(reports, "report")}`;
+  const script = `#!/bin/sh
+${prelude}
+export ASAN_OPTIONS=${options} UBSAN_OPTIONS=${options}:print_stacktrace=1
+echo $$ > ${directory}/child-of-$PPID
+exec ${BINARIES[build]}
+`;
+  writeFileSync(path, script, { mode: 0o755 });
+  return path;
+}
+
+function expectNothing(found: readonly unknown[], what: string): void {
+  if (found.length > 0) throw new Error(`${what}: ${found.join(", ")}`);
+}
+
+/** Opens a rig. `own.directory` is where jobs' directories are made, if not in the rig's. */
+export async function rig({ mode, build }: Variant, own: { prelude?: string; jobs?: string } = {}): Promise<Rig> {
+  const directory = mkdtempSync(join(tmpdir(), "supervisor-"));
+  chmodSync(directory, 0o755);
+  const cuePath = join(directory, "cue");
+  execFileSync("mkfifo", ["-m", "666", cuePath]);
+  const cue = openSync(cuePath, "r+"); // a FIFO's both ends: neither side waits for the other
+  const group = mode === "cgroup" && probed.kind === "cgroup2" ? join(dirname(probed.path), basename(directory)) : "";
+  if (group) mkdirSync(group);
+  const spawner = openSpawner(wrap(directory, build, own.prelude ?? ""), () => {});
+  const jobs = new Set<Job>();
+  let count = 0;
+  const pidPath = join(directory, `child-of-${process.pid}`);
+  const spawnerPid = (): number => Number(readFileSync(pidPath, "utf8"));
+
+  function launchOf({ script = "", env, ...rest }: Spec): Launch {
+    const name = `job-${++count}`;
+    const made = { directory: join(own.jobs ?? directory, name), cgroup: group && join(group, name) };
+    if (rest.directory === undefined) mkdirSync(made.directory);
+    if (rest.cgroup === undefined && group) createGroup(made.cgroup, []);
+    return {
+      ...made,
+      cwd: "/",
+      argv: ["sh", "-c", script],
+      env: new Map(Object.entries(env ?? { PATH: "/usr/bin:/bin", CUE: cuePath, RIG: directory })),
+      credentials: CREDENTIALS,
+      timeLimitMs: 0,
+      graceMs: 0,
+      logLimitBytes: 0,
+      logKeep: "newest",
+      ...rest,
+    };
+  }
+
+  async function start(spec: Spec): Promise<Job> {
+    const launch = launchOf(spec);
+    const { promise: gone, resolve } = Promise.withResolvers<void>();
+    const pid = await spawner.launch(launch, resolve);
+    const job: Job = {
+      pid,
+      supervisor: readLog(launch.directory).supervisor,
+      directory: launch.directory,
+      gone,
+      async ended() {
+        await soon(gone, `job ${pid} is gone`);
+        jobs.delete(job);
+        if (launch.cgroup) await removeGroup(launch.cgroup);
+        return readExit(launch.directory);
+      },
+      output: () => readFileSync(join(launch.directory, "output"), "latin1"),
+      wrote: (text) => until(() => job.output().includes(text), `the job writes ${JSON.stringify(text)}`),
+      stop: (signal, graceMs) => order(launch.directory, signal, graceMs),
+    };
+    jobs.add(job);
+    return job;
+  }
+
+  return {
+    directory,
+    spawner,
+    pid: spawnerPid,
+    launchOf,
+    start,
+    async run(spec) {
+      const job = await start(spec);
+      return { exit: await job.ended(), job };
+    },
+    cue: () => writeSync(cue, "\n"),
+    async [Symbol.asyncDispose]() {
+      for (const job of jobs) if (runs(job.supervisor)) job.stop("SIGKILL", 0);
+      const gone = await Promise.allSettled([...jobs].map((job) => soon(job.gone, `job ${job.pid} is gone`)));
+      closeSync(cue);
+      await until(() => existsSync(pidPath), "the spawner has begun");
+      const pid = spawnerPid();
+      spawner[Symbol.dispose]();
+      await until(() => !runs(pid), "the spawner ends with its daemon");
+      const left = marked(directory);
+      for (const stray of left) process.kill(stray, "SIGKILL");
+      if (group) await removeGroup(group);
+      const errors = readdirSync(join(directory, "reports"))
+        .map((name) => readFileSync(join(directory, "reports", name), "utf8"))
+        .filter((report) => /ERROR|runtime error/.test(report)); // there are warnings: ASan knows no child of clone3
+      rmSync(directory, { recursive: true });
+      for (const end of gone) if (end.status === "rejected") throw end.reason;
+      expectNothing(errors, "sanitizers");
+      expectNothing(left, "processes outlived the test");
+    },
+  };
+}
+
+/** Builds a program of programs/ into the rig's directory. */
+export function compile(name: string, { directory }: Rig): string {
+  const path = join(directory, name);
+  execFileSync("cc", ["-O1", "-pthread", "-o", path, join(HERE, "programs", `${name}.c`)]);
+  return path;
+}

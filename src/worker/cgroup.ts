@@ -1,0 +1,245 @@
+import { watch } from "node:fs";
+import {
+  accessSync,
+  constants,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  rmdirSync,
+  writeFileSync,
+} from "node:fs";
+import { join } from "node:path";
+import { JobError } from "./errors.ts";
+import type { Usage } from "./job.ts";
+import type { Setting } from "./resources.ts";
+
+/** Controllers that jobs are limited or measured by. */
+const CONTROLLERS = ["cpu", "memory", "pids", "io"] as const;
+
+/** Where jobs' groups are made, or why there are none on this host. */
+export type Hierarchy =
+  | { readonly kind: "cgroup2"; readonly path: string; readonly controllers: ReadonlySet<string> }
+  | { readonly kind: "none"; readonly reason: string };
+
+function words(path: string): string[] {
+  return readFileSync(path, "utf8").split(/\s+/).filter(Boolean);
+}
+
+/**
+ * The directory of this process's own cgroup v2 group.
+ * Fields of mountinfo and cgroup: proc_pid_mountinfo(5), cgroups(7).
+ */
+function ownGroup(): string | undefined {
+  const own = /^0::(\/.*)$/m.exec(readFileSync("/proc/self/cgroup", "utf8"))?.[1];
+  for (const line of readFileSync("/proc/self/mountinfo", "utf8").split("\n")) {
+    const [, , , root, mountPoint, ...rest] = line.split(" ");
+    const type = rest[rest.indexOf("-") + 1];
+    if (type !== "cgroup2" || root === undefined || mountPoint === undefined || own === undefined) continue;
+    const base = root === "/" ? "" : root;
+    if (own === base || own === root || own.startsWith(`${base}/`)) return join(mountPoint, own.slice(base.length));
+  }
+  return undefined;
+}
+
+function isRootGroup(path: string): boolean {
+  return !existsSync(join(path, "cgroup.type"));
+}
+
+/** The processes of `path` that are neither this one nor its children. */
+function strangers(path: string): string[] {
+  return words(join(path, "cgroup.procs")).filter((pid) => {
+    if (Number(pid) === process.pid) return false;
+    try {
+      const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
+      return stat.slice(stat.lastIndexOf(")") + 2).split(" ")[1] !== String(process.pid);
+    } catch {
+      return false;
+    }
+  });
+}
+
+/**
+ * Controllers can be turned on for children only where no process sits (the no-internal-process rule,
+ * cgroup-v2.rst): this process and its children move to a leaf. Strangers are moved only where the group is the
+ * root of a namespace, that is, of a container that this process was given.
+ */
+function vacate(path: string): void {
+  const namespaceRoot = /^0::\/$/m.test(readFileSync("/proc/self/cgroup", "utf8"));
+  if (isRootGroup(path) || (!namespaceRoot && strangers(path).length > 0)) return;
+  const leaf = join(path, "daemon");
+  mkdirSync(leaf, { recursive: true });
+  for (const pid of words(join(path, "cgroup.procs"))) {
+    try {
+      writeFileSync(join(leaf, "cgroup.procs"), pid);
+    } catch {
+      // It has ended, or is the kernel's.
+    }
+  }
+}
+
+function enable(path: string): Set<string> {
+  const available = new Set(words(join(path, "cgroup.controllers")));
+  for (const controller of CONTROLLERS) {
+    if (!available.has(controller) || words(join(path, "cgroup.subtree_control")).includes(controller)) continue;
+    try {
+      writeFileSync(join(path, "cgroup.subtree_control"), `+${controller}`);
+    } catch {
+      // Not delegated, or the group is not empty: limits that need it are refused by name.
+    }
+  }
+  return new Set(words(join(path, "cgroup.subtree_control")));
+}
+
+/**
+ * Finds cgroup v2 and makes the group `name` for jobs' groups, in `parent` or in this process's own group, with all
+ * the controllers that can be had. Never throws: a host without is told as such.
+ */
+export function openHierarchy(name: string, parent?: string): Hierarchy {
+  try {
+    const base = parent ?? ownGroup();
+    if (base === undefined || !existsSync(join(base, "cgroup.procs")))
+      return { kind: "none", reason: `cgroup v2 is not mounted${parent === undefined ? "" : ` at ${parent}`}` };
+    if (parent === undefined) vacate(base);
+    // clone3 into a group needs the right to move a process there (cgroup-v2.rst, delegation).
+    accessSync(join(base, "cgroup.procs"), constants.W_OK);
+    enable(base);
+    const path = join(base, name);
+    mkdirSync(path, { recursive: true });
+    if (!existsSync(join(path, "cgroup.kill")))
+      return { kind: "none", reason: "the kernel has no cgroup.kill (Linux 5.14)" };
+    return { kind: "cgroup2", path, controllers: enable(path) };
+  } catch (error) {
+    return {
+      kind: "none",
+      reason: `cgroup v2 cannot be used: ${error instanceof Error ? error.message : String(error)}`,
+    };
+  }
+}
+
+/** Makes a group and writes its limits; if one fails, nothing stays. Returns each file's content read back. */
+export function createGroup(path: string, settings: readonly Pick<Setting, "file" | "value">[]): Map<string, string> {
+  mkdirSync(path);
+  for (const { file, value } of settings) {
+    try {
+      writeFileSync(join(path, file), value);
+    } catch (error) {
+      rmdirSync(path);
+      const errno = error instanceof Error && "code" in error ? String(error.code) : "unknown";
+      throw new JobError("unsupported", `the kernel refused ${value} for ${file} (${errno})`, {
+        facts: { stage: "cgroup", file, value, errno },
+        cause: error,
+      });
+    }
+  }
+  return readLimits(path, settings);
+}
+
+/** What the kernel has in the files of `settings`, as far as they are there. */
+export function readLimits(path: string, settings: readonly Pick<Setting, "file">[]): Map<string, string> {
+  const limits = new Map<string, string>();
+  for (const { file } of settings) {
+    try {
+      limits.set(file, readFileSync(join(path, file), "utf8").trim());
+    } catch {
+      // The group is gone, and the job with it.
+    }
+  }
+  return limits;
+}
+
+/** Kills every process of the group, forks in flight too. */
+export function killGroup(path: string): void {
+  try {
+    writeFileSync(join(path, "cgroup.kill"), "1");
+  } catch {
+    // It is gone.
+  }
+}
+
+function populated(path: string): boolean {
+  try {
+    return readFileSync(join(path, "cgroup.events"), "utf8").includes("populated 1");
+  } catch {
+    return false;
+  }
+}
+
+function removeTree(path: string): void {
+  for (const entry of readdirSync(path, { withFileTypes: true }))
+    if (entry.isDirectory()) removeTree(join(path, entry.name));
+  rmdirSync(path);
+}
+
+/** Removes a group and what a job made below it, once nothing runs there; waits for that if need be. */
+export async function removeGroup(path: string): Promise<void> {
+  for (;;) {
+    try {
+      removeTree(path);
+      return;
+    } catch (error) {
+      const code = error instanceof Error && "code" in error ? error.code : undefined;
+      if (code === "ENOENT") return;
+      if (code !== "EBUSY") throw error;
+    }
+    await emptied(path);
+  }
+}
+
+/** Resolves when nothing runs in the group: the kernel tells by cgroup.events. */
+function emptied(path: string): Promise<void> {
+  return new Promise((resolve) => {
+    try {
+      const watcher = watch(join(path, "cgroup.events"), check);
+      function check(): void {
+        if (populated(path)) return;
+        watcher.close();
+        // EBUSY may outlast "populated 0" by the moment in which the last task is put away.
+        setImmediate(resolve);
+      }
+      check();
+    } catch {
+      resolve();
+    }
+  });
+}
+
+function keyed(path: string, file: string): ReadonlyMap<string, number> {
+  const pairs = readFileSync(join(path, file), "utf8").matchAll(/^(\S+) (\d+)$/gm);
+  return new Map([...pairs].map(([, key, value]) => [key ?? "", Number(value)]));
+}
+
+function single(path: string, file: string): number | undefined {
+  try {
+    const value = Number(readFileSync(join(path, file), "utf8"));
+    return Number.isNaN(value) ? undefined : value;
+  } catch {
+    return undefined;
+  }
+}
+
+/** Sums a key over the devices of io.stat: lines of `MAJ:MIN rbytes=N wbytes=N …`. */
+function ioBytes(stat: string, key: string): number {
+  return [...stat.matchAll(new RegExp(`\\b${key}=(\\d+)`, "g"))].reduce((sum, [, bytes]) => sum + Number(bytes), 0);
+}
+
+/** What the group's processes used so far, without the wall clock. Figures of absent controllers are absent. Throws when the group is gone. */
+export function groupUsage(path: string, controllers: ReadonlySet<string>): Omit<Usage, "elapsedMs"> {
+  const cpu = keyed(path, "cpu.stat");
+  const events = controllers.has("memory") ? keyed(path, "memory.events") : new Map<string, number>();
+  const io = controllers.has("io") ? readFileSync(join(path, "io.stat"), "utf8") : undefined;
+  return {
+    cpuUserUs: cpu.get("user_usec") ?? 0,
+    cpuSystemUs: cpu.get("system_usec") ?? 0,
+    cpuThrottledUs: cpu.get("throttled_usec"),
+    memoryCurrentBytes: controllers.has("memory") ? single(path, "memory.current") : undefined,
+    memoryPeakBytes: controllers.has("memory") ? single(path, "memory.peak") : undefined,
+    memoryMaxEvents: events.get("max"),
+    oomKills: events.get("oom_kill"),
+    processes: controllers.has("pids") ? single(path, "pids.current") : undefined,
+    processesPeak: controllers.has("pids") ? single(path, "pids.peak") : undefined,
+    ioReadBytes: io === undefined ? undefined : ioBytes(io, "rbytes"),
+    ioWriteBytes: io === undefined ? undefined : ioBytes(io, "wbytes"),
+    fromCgroup: true,
+  };
+}

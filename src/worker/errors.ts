@@ -1,0 +1,41 @@
+/**
+ * What went wrong, for a program: `invalid` the request is wrong (see `field`), `not-found` no such job,
+ * `forbidden` this worker does not allow it, `unsupported` this host cannot do it, `exhausted` no room for it now,
+ * `unavailable` the worker is closing, `internal` anything else.
+ */
+export type JobErrorCode =
+  | "invalid"
+  | "not-found"
+  | "forbidden"
+  | "unsupported"
+  | "exhausted"
+  | "unavailable"
+  | "internal";
+
+interface JobErrorOptions {
+  /** The field of the request that is wrong, as in `resources.memory.limit`. */
+  readonly field?: string;
+  /** Machine-readable facts, as in `{ stage: "exec", errno: "ENOENT" }`. */
+  readonly facts?: Readonly<Record<string, string>>;
+  readonly cause?: unknown;
+}
+
+/** The one error that the worker throws: a code for programs, a message that says what would be right. */
+export class JobError extends Error {
+  override readonly name = "JobError";
+  readonly code: JobErrorCode;
+  readonly field: string | undefined;
+  readonly facts: Readonly<Record<string, string>>;
+
+  constructor(code: JobErrorCode, message: string, options: JobErrorOptions = {}) {
+    super(message, { cause: options.cause });
+    this.code = code;
+    this.field = options.field;
+    this.facts = options.facts ?? {};
+  }
+}
+
+/** A request's field is wrong: `invalid("cwd", "must be an absolute path")`. */
+export function invalid(field: string, message: string, facts?: Readonly<Record<string, string>>): JobError {
+  return new JobError("invalid", `${field}: ${message}`, { field, ...(facts && { facts }) });
+}

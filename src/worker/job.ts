@@ -1,0 +1,106 @@
+import type { LinuxResources } from "./resources.ts";
+
+/**
+ *   start()            exec'ed            stop() | time limit | main process ended       cgroup empty, log complete
+ *  ────────▶ starting ────────▶ running ──────────────────────────────────────▶ stopping ────────▶ ended {how}
+ *               └─ refused: no job, nothing left behind
+ *
+ * `ended` is final. A job whose supervisor died, or that a reboot took, goes from any state to ended {lost}.
+ */
+export type State = "starting" | "running" | "stopping" | "ended";
+
+/** How a job ended. */
+export type How =
+  | { readonly kind: "exited"; readonly code: number }
+  | { readonly kind: "signalled"; readonly signal: number; readonly coreDumped: boolean }
+  | { readonly kind: "stopped"; readonly by: string; readonly escalated: boolean }
+  | { readonly kind: "timed-out"; readonly limitMs: number }
+  | { readonly kind: "out-of-memory"; readonly kills: number }
+  | { readonly kind: "failed-to-start"; readonly stage: string; readonly errno: number; readonly message: string }
+  | { readonly kind: "lost"; readonly reason: string };
+
+export interface Ended {
+  readonly how: How;
+  /** Of the main process, 0 to 255; -1 if it did not exit by itself. */
+  readonly exitCode: number;
+  /** That ended the main process; 0 if none did. */
+  readonly signal: number;
+  /** Processes that had to be killed after the main process or the grace period. */
+  readonly killed: number;
+}
+
+/** What a job used. Absent figures are those that the host does not tell. */
+export interface Usage {
+  /** Wall clock since exec, by the monotonic clock, in ms. */
+  readonly elapsedMs: number;
+  readonly cpuUserUs: number;
+  readonly cpuSystemUs: number;
+  readonly cpuThrottledUs?: number | undefined;
+  readonly memoryCurrentBytes?: number | undefined;
+  readonly memoryPeakBytes?: number | undefined;
+  readonly ioReadBytes?: number | undefined;
+  readonly ioWriteBytes?: number | undefined;
+  readonly processes?: number | undefined;
+  readonly processesPeak?: number | undefined;
+  readonly memoryMaxEvents?: number | undefined;
+  readonly oomKills?: number | undefined;
+  /** Of the whole cgroup; else only of the main process and the children it waited for. */
+  readonly fromCgroup: boolean;
+}
+
+/** What is asked of a start. */
+export interface JobSpec {
+  /** A path, or a name that is looked up in the job's PATH. */
+  readonly command: string;
+  readonly args?: readonly string[];
+  /** Replaces the default PATH, HOME, USER and LOGNAME where it names them. */
+  readonly env?: ReadonlyMap<string, string>;
+  /** An absolute path; `/` when absent. */
+  readonly cwd?: string;
+  /** A name or a number; the worker's default user when absent. */
+  readonly user?: string;
+  readonly group?: string;
+  readonly labels?: ReadonlyMap<string, string>;
+  readonly timeLimitMs?: number;
+  readonly resources?: LinuxResources;
+  /** A second start with the same one, of the same owner, answers the first one's job. */
+  readonly requestId?: string;
+  /** Who starts it. */
+  readonly owner: string;
+}
+
+export interface Job {
+  readonly id: string;
+  readonly state: State;
+  readonly command: string;
+  readonly args: readonly string[];
+  readonly envNames: readonly string[];
+  readonly cwd: string;
+  readonly user: string;
+  readonly group: string;
+  readonly labels: ReadonlyMap<string, string>;
+  readonly timeLimitMs?: number;
+  readonly resources?: LinuxResources;
+  /** cgroup file → content, read back after writing. */
+  readonly limits: ReadonlyMap<string, string>;
+  readonly owner: string;
+  /** 0 when the job never ran. */
+  readonly pid: number;
+  readonly createdAt: Date;
+  readonly startedAt?: Date;
+  readonly endedAt?: Date;
+  readonly ended?: Ended;
+  readonly usage?: Usage;
+  readonly output: OutputExtent;
+  readonly warnings: readonly string[];
+}
+
+/** Byte offsets in a job's output log. */
+export interface OutputExtent {
+  /** Where the next byte will be. */
+  readonly size: number;
+  /** The oldest that is still kept. */
+  readonly first: number;
+  /** Bytes not kept, because of the log's limit or a full disk. */
+  readonly dropped: number;
+}

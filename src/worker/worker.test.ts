@@ -1,0 +1,569 @@
+import { existsSync, readFileSync, readdirSync, realpathSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, test } from "vitest";
+import type { Job, JobSpec } from "./job.ts";
+import {
+  detaches,
+  finished,
+  firstLine,
+  ignoresTerm,
+  modes,
+  open,
+  readAll,
+  refused,
+  root,
+  run,
+  runs,
+  sh,
+  startReady,
+  testDirectory,
+  testWorker,
+  until,
+  waits,
+} from "./testing.ts";
+
+const by = "tester";
+
+describe.each(modes)("a job %s", (_mode, options) => {
+  test("runs, ends, and can be asked about at every point", async () => {
+    await using worker = await testWorker(options);
+    using files = testDirectory();
+    const gate = join(files.path, "gate");
+    const spec: JobSpec = {
+      ...sh('echo ready; until [ -e "$0" ]; do sleep 0.01; done; exit 7', gate),
+      labels: new Map([["team", "a"]]),
+      timeLimitMs: 60_000,
+    };
+    const { id, pid } = await startReady(worker, spec);
+    const running = worker.query(id);
+    expect(running).toMatchObject({
+      id,
+      pid,
+      state: "running",
+      command: "sh",
+      args: spec.args,
+      envNames: ["PATH", "HOME", "USER", "LOGNAME"],
+      cwd: "/",
+      labels: spec.labels,
+      timeLimitMs: 60_000,
+      owner: "tester",
+      output: { size: 6, first: 0, dropped: 0 },
+    });
+    expect(running.ended).toBeUndefined();
+    expect(running.endedAt).toBeUndefined();
+    expect(runs(pid)).toBe(true);
+    expect(realpathSync(`/proc/${pid}/cwd`)).toBe("/");
+    const waiting = worker.wait(id);
+    open(gate);
+    const job = await waiting;
+    expect(job).toMatchObject({
+      state: "ended",
+      pid,
+      ended: { how: { kind: "exited", code: 7 }, exitCode: 7, signal: 0, killed: 0 },
+    });
+    expect(worker.query(id)).toEqual(job);
+    expect(await worker.wait(id)).toEqual(job);
+    expect(job.usage?.elapsedMs).toBeGreaterThan(0);
+    expect(job.usage?.fromCgroup).toBe(worker.cgroup !== undefined);
+    expect(worker.cgroup !== undefined && existsSync(join(worker.cgroup, id))).toBe(false);
+  });
+
+  test.each([0, 1, 127, 255])("that exits with %d has that code", async (code) => {
+    await using worker = await testWorker(options);
+    const { ended } = await finished(worker, sh(`exit ${code}`));
+    expect(ended).toEqual({ how: { kind: "exited", code }, exitCode: code, signal: 0, killed: 0 });
+  });
+
+  test.each([1, 9, 15, 34, 64])("that signal %d ends has no exit code", async (signal) => {
+    await using worker = await testWorker(options);
+    const { ended } = await finished(worker, sh(`kill -${signal} $$`));
+    expect(ended).toEqual({ how: { kind: "signalled", signal, coreDumped: false }, exitCode: -1, signal, killed: 0 });
+  });
+
+  test("knows of its end however short it is, 100 at once, and none ended before it started", async () => {
+    await using worker = await testWorker(options);
+    const jobs = await Promise.all(
+      Array.from({ length: 100 }, async (_, i) => {
+        const { job } = await worker.start(sh(`exit ${i}`));
+        return worker.wait(job.id);
+      }),
+    );
+    for (const [i, job] of jobs.entries()) {
+      expect(worker.query(job.id)).toEqual(job);
+      expect(job).toMatchObject({
+        state: "ended",
+        ended: { exitCode: i },
+        pid: expect.any(Number),
+        usage: { elapsedMs: expect.any(Number) },
+      });
+      const [created, started, ended] = [job.createdAt, job.startedAt, job.endedAt].map(
+        (date) => date?.getTime() ?? NaN,
+      );
+      expect(started).toBeGreaterThanOrEqual(created ?? NaN);
+      expect(ended).toBeGreaterThanOrEqual(started ?? NaN);
+    }
+    expect(new Set(jobs.map(({ pid }) => pid)).size).toBe(100);
+    await worker.close();
+    await using again = await testWorker({ ...options, stateDir: worker.stateDir });
+    for (const job of jobs) expect(again.query(job.id)).toEqual(job);
+  });
+
+  test("is one of the newest that list gives, page after page, and found by state and label", async () => {
+    await using worker = await testWorker(options);
+    const ids: string[] = [];
+    for (let i = 0; i < 6; i++) {
+      const spec = {
+        ...(i % 2 === 0 ? waits : run("true")),
+        labels: new Map([
+          ["n", String(i)],
+          ["even", String(i % 2 === 0)],
+        ]),
+      };
+      const { job } = await worker.start(spec);
+      if (i % 2 === 1) await worker.wait(job.id);
+      ids.unshift(job.id);
+    }
+    const listed = (filter: Partial<Parameters<typeof worker.list>[0]>): string[] =>
+      worker.list({ limit: 100, ...filter }).jobs.map(({ id }) => id);
+    expect(listed({})).toEqual(ids);
+    expect(listed({ states: ["running"] })).toEqual(ids.filter((_, i) => i % 2 === 1));
+    expect(listed({ states: ["ended"] })).toEqual(ids.filter((_, i) => i % 2 === 0));
+    expect(listed({ states: ["ended", "running"] })).toEqual(ids);
+    expect(listed({ states: ["starting", "stopping"] })).toEqual([]);
+    expect(listed({ labels: new Map([["even", "true"]]) })).toEqual(ids.filter((_, i) => i % 2 === 1));
+    expect(
+      listed({
+        labels: new Map([
+          ["even", "true"],
+          ["n", "2"],
+        ]),
+      }),
+    ).toEqual([ids[3]]);
+    expect(listed({ labels: new Map([["even", ""]]) })).toEqual([]);
+    for (const [limit, states] of [[1], [2], [3], [4], [6], [7], [1, ["ended"]], [3, ["ended"]]] as [
+      number,
+      Job["state"][]?,
+    ][]) {
+      const pages: string[][] = [];
+      for (let pageToken: string | undefined; ;) {
+        const page = worker.list({ limit, ...(states && { states }), ...(pageToken !== undefined && { pageToken }) });
+        pages.push(page.jobs.map(({ id }) => id));
+        if (page.nextPageToken === undefined) break;
+        pageToken = page.nextPageToken;
+      }
+      const all = states ? ids.filter((_, i) => i % 2 === 0) : ids;
+      expect(pages.flat()).toEqual(all);
+      expect(pages).toHaveLength(Math.ceil(all.length / limit));
+    }
+    for (const limit of [0, -1, 1001, 1.5, NaN])
+      expect(await refused(() => worker.list({ limit }))).toMatchObject({ code: "invalid", field: "limit" });
+    expect(await refused(() => worker.list({ limit: 1, pageToken: "x" }))).toMatchObject({
+      code: "invalid",
+      field: "page_token",
+    });
+  });
+
+  test("has the environment that it was given, the defaults besides, and nothing of the daemon's", async () => {
+    process.env["JOBS_TEST_SECRET"] = "of the daemon";
+    await using worker = await testWorker(options);
+    const { text, user } = await finished(worker, run("env"));
+    delete process.env["JOBS_TEST_SECRET"];
+    const home =
+      readFileSync("/etc/passwd", "utf8")
+        .split("\n")
+        .find((line) => line.startsWith(`${user}:`))
+        ?.split(":")[5] ?? "/";
+    expect(text.trim().split("\n").toSorted()).toEqual(
+      [
+        `HOME=${home}`,
+        `LOGNAME=${user}`,
+        "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+        `USER=${user}`,
+      ].toSorted(),
+    );
+    const env = new Map([
+      ["HOME", "/elsewhere"],
+      ["EMPTY", ""],
+      ["LINES", "a\nb=c"],
+      ["\u00e4", "\u{1f600}"],
+    ]);
+    const job = await finished(worker, { ...run("env"), env });
+    expect(job.text).toContain("HOME=/elsewhere\n");
+    expect(job.text).toContain("EMPTY=\nLINES=a\nb=c\n\u00e4=\u{1f600}\n");
+    expect(job.envNames).toEqual(["PATH", "HOME", "USER", "LOGNAME", "EMPTY", "LINES", "\u00e4"]);
+    expect(JSON.stringify(job)).not.toContain('elsewhere",');
+  });
+
+  test("finds its command in its own PATH, gets its arguments as they are, and starts where it is told to", async () => {
+    await using worker = await testWorker(options);
+    const args = ["", " ", "a b", "$HOME", "'\"", "\n", "-x", "\u00fc"];
+    expect((await finished(worker, run("printf", "<%s>", ...args))).text).toBe(args.map((arg) => `<${arg}>`).join(""));
+    expect((await finished(worker, { ...run("pwd"), cwd: "/usr/bin" })).text).toBe("/usr/bin\n");
+    expect((await finished(worker, { ...run("./env", "-i", "/usr/bin/printf", "here"), cwd: "/usr/bin" })).text).toBe(
+      "here",
+    );
+    expect(
+      await refused(() => worker.start({ ...run("printf"), env: new Map([["PATH", "/nowhere:/etc"]]) })),
+    ).toMatchObject({ field: "command" });
+    expect(
+      (await finished(worker, { ...run("printf", "found"), env: new Map([["PATH", "/nowhere:/usr/bin"]]) })).text,
+    ).toBe("found");
+  });
+
+  test("is alone: a session of its own, no terminal, nothing on stdin, no descriptor but its three", async () => {
+    await using worker = await testWorker(options);
+    const { text, pid } = await finished(worker, sh('cut -d" " -f 4,5,6,7 /proc/self/stat; cat; ls /proc/$$/fd'));
+    const [stat, ...descriptors] = text.trim().split("\n");
+    expect(stat?.split(" ").slice(1)).toEqual([String(pid), String(pid), "0"]);
+    expect(descriptors).toEqual(["0", "1", "2"]);
+  });
+});
+
+describe.each(modes)("stop %s", (_mode, options) => {
+  test("ends a job with SIGTERM, and says who did it", async () => {
+    await using worker = await testWorker(options);
+    const { id, pid } = await startReady(worker, waits);
+    const { job, killed } = await worker.stop(id, { by: "ada" });
+    expect(killed).toBe(0);
+    expect(job).toMatchObject({
+      state: "ended",
+      ended: { how: { kind: "stopped", by: "ada", escalated: false }, exitCode: -1, signal: 15, killed: 0 },
+    });
+    expect(worker.query(id)).toEqual(job);
+    expect(runs(pid)).toBe(false);
+  });
+
+  test("gives the job its grace, and its own exit code if it takes it", async () => {
+    await using worker = await testWorker(options);
+    const { id } = await startReady(
+      worker,
+      sh('trap "echo bye; exit 4" TERM; echo ready; while :; do sleep 0.01; done'),
+    );
+    const { job } = await worker.stop(id, { by });
+    expect(job.ended).toEqual({ how: { kind: "stopped", by, escalated: false }, exitCode: 4, signal: 0, killed: 0 });
+    expect((await readAll(worker.stream(id, { source: "stdout" }))).text).toBe("ready\nbye\n");
+  });
+
+  test("kills what takes no SIGTERM once the grace is over, and counts it", async () => {
+    await using worker = await testWorker(options);
+    const { id, pid } = await startReady(worker, ignoresTerm);
+    const { job, killed } = await worker.stop(id, { by, graceMs: 50 });
+    // The shell and its sleep; the sleep may have taken the signal.
+    expect(job.ended).toMatchObject({ how: { kind: "stopped", by, escalated: true }, exitCode: -1, signal: 9, killed });
+    expect([1, 2]).toContain(killed);
+    expect(job.usage?.elapsedMs).toBeGreaterThanOrEqual(50);
+    expect(runs(pid)).toBe(false);
+  });
+
+  test("sends the signal that it is told to, and kills at once without grace or with SIGKILL", async () => {
+    await using worker = await testWorker(options);
+    const hup = await startReady(
+      worker,
+      sh('trap "exit 5" HUP; trap "" TERM; echo ready; while :; do sleep 0.01; done'),
+    );
+    expect((await worker.stop(hup.id, { by, signal: 1 })).job.ended).toMatchObject({ exitCode: 5, killed: 0 });
+    for (const how of [{ graceMs: 0 }, { signal: 9 }]) {
+      const { id } = await startReady(worker, sh('trap "" TERM; echo ready; exec sleep 1000'));
+      expect(await worker.stop(id, { by, ...how })).toMatchObject({
+        killed: 1,
+        job: { ended: { signal: 9, killed: 1 } },
+      });
+    }
+  });
+
+  test("ends grandchildren in sessions of their own too", async () => {
+    await using worker = await testWorker(options);
+    const { id, pid, line } = await startReady(worker, detaches);
+    const grandchild = Number(line);
+    expect(runs(grandchild)).toBe(true);
+    await worker.stop(id, { by });
+    expect([pid, grandchild].filter(runs)).toEqual([]);
+  });
+
+  test("ends stopped processes", async () => {
+    await using worker = await testWorker(options);
+    const { id, pid } = await startReady(worker, waits);
+    process.kill(pid, "SIGSTOP");
+    expect((await worker.stop(id, { by })).job.ended).toMatchObject({ signal: 15, killed: 0 });
+  });
+
+  test("of an ended job is no error and changes nothing", async () => {
+    await using worker = await testWorker(options);
+    const before = await finished(worker, sh("exit 3"));
+    const { job, killed } = await worker.stop(before.id, { by });
+    expect(killed).toBe(0);
+    expect({ ...job, text: "" }).toEqual(before);
+  });
+
+  test("twice ends it by the shorter grace; who asked first is said to have done it", async () => {
+    await using worker = await testWorker(options);
+    const { id } = await startReady(worker, ignoresTerm);
+    const first = worker.stop(id, { by: "ada" });
+    await until("it is stopping", () => worker.query(id).state === "stopping");
+    expect(worker.list({ states: ["stopping"], limit: 1 }).jobs).toMatchObject([{ id }]);
+    const second = await worker.stop(id, { by: "bob", graceMs: 0 });
+    expect(await first).toEqual(second);
+    expect(second.job.ended?.how).toMatchObject({ kind: "stopped", by: "ada" });
+  });
+
+  test("100 times at once ends it once, and all are told the same", async () => {
+    await using worker = await testWorker(options);
+    const { id } = await startReady(worker, detaches);
+    const stopped = await Promise.all(
+      Array.from({ length: 100 }, (_, i) => worker.stop(id, { by: `caller ${i}`, graceMs: 5000 })),
+    );
+    expect(new Set(stopped.map((answer) => JSON.stringify(answer))).size).toBe(1);
+    expect(stopped[0]?.job.ended?.how).toEqual({ kind: "stopped", by: "caller 0", escalated: false });
+  });
+
+  test("during a start waits for it, and then ends what was started", async () => {
+    await using worker = await testWorker(options);
+    const starting = worker.start(waits);
+    const [found] = worker.list({ states: ["starting"], limit: 1 }).jobs;
+    const stopping = worker.stop(found?.id ?? "", { by });
+    const { job } = await starting;
+    expect(job.id).toBe(found?.id);
+    expect((await stopping).job).toMatchObject({
+      id: job.id,
+      pid: job.pid,
+      state: "ended",
+      ended: { how: { kind: "stopped" } },
+    });
+  });
+
+  test("during a start that fails finds no job, as after it", async () => {
+    await using worker = await testWorker(options);
+    const starting = refused(() => worker.start(run("/no/such/program")));
+    const [found] = worker.list({ states: ["starting"], limit: 1 }).jobs;
+    const stopping = refused(() => worker.stop(found?.id ?? "", { by }));
+    const waiting = refused(() => worker.wait(found?.id ?? ""));
+    expect(await starting).toMatchObject({ code: "invalid", field: "command" });
+    for (const error of [await stopping, await waiting])
+      expect(error).toMatchObject({ code: "not-found", field: "job_id" });
+    expect(worker.traces()).toEqual([]);
+  });
+
+  test("can be waited for in part: giving up the waiting does not take it back", async () => {
+    await using worker = await testWorker(options);
+    const { id } = await startReady(worker, ignoresTerm);
+    const abort = new AbortController();
+    const stopping = refused(() => worker.stop(id, { by, graceMs: 200 }, abort.signal));
+    await until("it is stopping", () => worker.query(id).state === "stopping");
+    abort.abort();
+    expect(await stopping).toMatchObject({ code: "unavailable" });
+    expect((await worker.wait(id)).ended).toMatchObject({ how: { kind: "stopped", by, escalated: true } });
+  });
+
+  test.each([
+    ["signal", { signal: 0 }],
+    ["signal", { signal: 65 }],
+    ["signal", { signal: 1.5 }],
+    ["grace", { graceMs: -1 }],
+    ["grace", { graceMs: NaN }],
+    ["grace", { graceMs: Infinity }],
+  ])("with a bad %s is refused and stops nothing: %o", async (field, how) => {
+    await using worker = await testWorker(options);
+    const { id } = await startReady(worker, waits);
+    expect(await refused(() => worker.stop(id, { by, ...how }))).toMatchObject({ code: "invalid", field });
+    expect(worker.query(id).state).toBe("running");
+  });
+});
+
+describe.each(modes)("the end of a job's main process %s", (_mode, options) => {
+  test("is the job's: what it left behind is killed and counted, and its own result stays", async () => {
+    await using worker = await testWorker(options);
+    const { job } = await worker.start(sh("setsid sleep 1000 & sleep 1000 & echo $!; exit 6"));
+    const sleeper = Number(await firstLine(worker, job.id));
+    const { ended } = await worker.wait(job.id);
+    expect(ended).toEqual({ how: { kind: "exited", code: 6 }, exitCode: 6, signal: 0, killed: 2 });
+    expect(runs(sleeper)).toBe(false);
+  });
+
+  test("comes with all that was written before it, though a grandchild holds the pipes", async () => {
+    await using worker = await testWorker(options);
+    const { text, ended } = await finished(
+      worker,
+      sh("setsid sleep 1000 & head -c 300000 /dev/zero | tr '\\0' x; exit 0"),
+    );
+    expect(text).toBe("x".repeat(300_000));
+    expect(ended).toMatchObject({ exitCode: 0, killed: 1 });
+  });
+});
+
+describe.each(modes)("a time limit %s", (_mode, options) => {
+  test("ends a job that runs longer, and says so", async () => {
+    await using worker = await testWorker(options);
+    const job = await finished(worker, { ...waits, timeLimitMs: 100 });
+    expect(job.ended).toEqual({ how: { kind: "timed-out", limitMs: 100 }, exitCode: -1, signal: 15, killed: 0 });
+    expect(job.usage?.elapsedMs).toBeGreaterThanOrEqual(100);
+  });
+
+  test("leaves one alone that is faster, and a stop before it is a stop", async () => {
+    await using worker = await testWorker(options);
+    expect((await finished(worker, { ...run("true"), timeLimitMs: 60_000 })).ended?.how).toEqual({
+      kind: "exited",
+      code: 0,
+    });
+    const { id } = await startReady(worker, { ...waits, timeLimitMs: 60_000 });
+    expect((await worker.stop(id, { by })).job.ended?.how).toMatchObject({ kind: "stopped" });
+  });
+});
+
+describe("wait", () => {
+  test("can be given up, and the job goes on", async () => {
+    await using worker = await testWorker();
+    const { id } = await startReady(worker, waits);
+    const abort = new AbortController();
+    const waiting = refused(() => worker.wait(id, abort.signal));
+    abort.abort();
+    expect(await waiting).toMatchObject({ code: "unavailable" });
+    expect(await refused(() => worker.wait(id, abort.signal))).toMatchObject({ code: "unavailable" });
+    expect(worker.query(id).state).toBe("running");
+  });
+});
+
+describe.each(modes)("a request id %s", (_mode, options) => {
+  const spec = { ...sh("echo ready; exec sleep 1000"), requestId: "r1" };
+
+  test("starts one job, however often it is sent: one after another, at once, after its end, after a restart", async () => {
+    await using worker = await testWorker(options);
+    const { job, alreadyStarted } = await worker.start(spec);
+    expect(alreadyStarted).toBe(false);
+    expect(await worker.start({ ...spec, command: "another" })).toMatchObject({
+      job: { id: job.id, state: "running", pid: job.pid },
+      alreadyStarted: true,
+    });
+    const many = await Promise.all(Array.from({ length: 50 }, () => worker.start({ ...spec, requestId: "r2" })));
+    expect(new Set(many.map((answer) => answer.job.id)).size).toBe(1);
+    expect(many.filter((answer) => !answer.alreadyStarted)).toHaveLength(1);
+    const { job: ended } = await worker.stop(job.id, { by });
+    expect(await worker.start(spec)).toEqual({ job: ended, alreadyStarted: true });
+    expect(worker.list({ limit: 100 }).jobs).toHaveLength(2);
+    await worker.close();
+    await using again = await testWorker({ ...options, stateDir: worker.stateDir });
+    expect(await again.start(spec)).toEqual({ job: ended, alreadyStarted: true });
+  });
+
+  test("is one owner's: another's is another", async () => {
+    await using worker = await testWorker(options);
+    const [mine, yours] = await Promise.all([worker.start(spec), worker.start({ ...spec, owner: "other" })]);
+    expect(mine.job.id).not.toBe(yours.job.id);
+    expect([mine, yours].map(({ alreadyStarted }) => alreadyStarted)).toEqual([false, false]);
+  });
+
+  test("of a start that failed is free again; all who sent it meanwhile are told why", async () => {
+    await using worker = await testWorker(options);
+    const bad = { ...spec, command: "/no/such/program" };
+    const errors = await Promise.all(Array.from({ length: 10 }, () => refused(() => worker.start(bad))));
+    expect(new Set(errors.map(({ message }) => message)).size).toBe(1);
+    expect(worker.traces()).toEqual([]);
+    expect((await worker.start(spec)).alreadyStarted).toBe(false);
+  });
+});
+
+describe("a worker", () => {
+  test("takes no more jobs at once than it may, refused starts count for nothing, and an end makes room", async () => {
+    await using worker = await testWorker({ maxJobs: 3 });
+    for (let i = 0; i < 5; i++) await refused(() => worker.start(run("/no/such/program")));
+    const started = await Promise.allSettled(Array.from({ length: 10 }, () => worker.start(waits)));
+    const jobs = started.flatMap((result) => (result.status === "fulfilled" ? [result.value.job] : []));
+    expect(jobs).toHaveLength(3);
+    for (const result of started)
+      if (result.status === "rejected") expect(result.reason).toMatchObject({ code: "exhausted" });
+    expect((await refused(() => worker.start(waits))).message).toContain("--max-jobs");
+    expect(worker.list({ limit: 100 }).jobs).toHaveLength(3);
+    await worker.stop(jobs[0]?.id ?? "", { by });
+    await worker.start(run("true"));
+  });
+
+  test("without cgroup says so in its own line and in its jobs' warnings; one with cgroup warns of nothing", async () => {
+    for (const [mode, options] of modes) {
+      await using worker = await testWorker(options);
+      const { warnings } = await finished(worker, run("true"));
+      if (mode === "without cgroup") {
+        expect(worker.host).toMatch(/no usable cgroup v2.*no limits.*\(cgroup v2 is not mounted at \/tmp\)/);
+        expect(warnings).toEqual([expect.stringContaining("no usable cgroup v2")]);
+      } else {
+        expect(worker.host).toMatch(/^cgroup v2 at \/.+, controllers: /);
+        expect(warnings).toEqual([]);
+      }
+    }
+  });
+
+  test("puts its name in front of its jobs' ids, and these sort by time", async () => {
+    await using worker = await testWorker({ name: "w-1" });
+    const ids: string[] = [];
+    for (let i = 0; i < 3; i++) {
+      ids.push((await finished(worker, run("true"))).id);
+      const now = Date.now();
+      await until("the clock has moved on", () => Date.now() > now);
+    }
+    for (const id of ids) expect(id).toMatch(/^w-1\.[0-9a-hjkmnp-tv-z]{26}$/);
+    expect(ids.toSorted()).toEqual(ids);
+    for (const name of ["", "W", "a.b", "-a", "../x", "x".repeat(33)])
+      expect(await refused(() => testWorker({ name }))).toMatchObject({ code: "invalid", field: "name" });
+  });
+
+  test("without its supervisor, or with a state directory that cannot be, does not open", async () => {
+    const error = await refused(() => testWorker({ supervisor: "/no/such/supervisor" }));
+    expect(error).toMatchObject({ code: "unavailable" });
+    expect(error.message).toContain("/no/such/supervisor");
+    for (const stateDir of ["/etc/passwd", "/etc/passwd/jobs"])
+      expect(await refused(() => testWorker({ stateDir }))).toMatchObject({ code: "unavailable" });
+  });
+
+  test("that closes lets the starts in flight come to their end, and refuses new ones; its waits are told", async () => {
+    await using worker = await testWorker();
+    const { id } = await startReady(worker, waits);
+    const waiting = refused(() => worker.wait(id));
+    const starts = [worker.start(waits), worker.start({ ...waits, requestId: "r" })];
+    const failing = refused(() => worker.start(run("/no/such/program")));
+    const closing = worker.close();
+    expect(await refused(() => worker.start(waits))).toMatchObject({ code: "unavailable" });
+    const ids = (await Promise.all(starts)).map(({ job }) => job.id);
+    expect(await failing).toMatchObject({ code: "invalid", field: "command" });
+    await closing;
+    expect(await waiting).toMatchObject({ code: "unavailable" });
+    await using next = await testWorker({ stateDir: worker.stateDir });
+    const found = next.list({ limit: 10 }).jobs;
+    expect(new Map(found.map((job) => [job.id, job.state]))).toEqual(
+      new Map([id, ...ids].map((each) => [each, "running"])),
+    );
+  });
+
+  test("leaves no zombie, no descriptor and no process behind after 50 jobs", async () => {
+    await using worker = await testWorker();
+    const mine = (): number => readdirSync("/proc/self/fd").length;
+    await finished(worker, run("true"));
+    const before = mine();
+    await Promise.all(Array.from({ length: 50 }, () => finished(worker, sh("sleep 0 & exit 0"))));
+    expect(mine()).toBeLessThanOrEqual(before);
+    await until("no child of a child of this process is left", () =>
+      descendants(process.pid).every((pid) => runs(pid) && !children(pid).some((child) => !runs(child))),
+    );
+    expect(worker.traces().filter((trace) => trace.startsWith("cgroup:"))).toEqual([]);
+  });
+});
+
+function children(pid: number): number[] {
+  try {
+    return readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").split(" ").filter(Boolean).map(Number);
+  } catch {
+    return [];
+  }
+}
+
+function descendants(pid: number): number[] {
+  return children(pid).flatMap((child) => [child].concat(descendants(child)));
+}
+
+if (root)
+  test("a job may not write its own cgroup, nor read its own log or record", async () => {
+    await using worker = await testWorker();
+    const group = worker.cgroup ?? worker.stateDir;
+    const { text } = await finished(
+      worker,
+      sh('echo 0 > "$0/cgroup.procs" || echo no; ls "$1" || echo no', group, worker.stateDir),
+    );
+    expect(text.match(/^no$/gm)).toHaveLength(2);
+  });
