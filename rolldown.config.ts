@@ -4,5 +4,15 @@ import { defineConfig } from "rolldown";
 export default defineConfig({
   input: { jobs: "cli/jobs.ts", jobsd: "cli/jobsd.ts" },
   platform: "node",
-  output: { dir: "dist", format: "esm", minify: true, cleanDir: true, chunkFileNames: "[name]-[hash].js" },
+  output: {
+    dir: "dist",
+    format: "esm",
+    minify: true,
+    cleanDir: true,
+    chunkFileNames: "[name]-[hash].js",
+    // What the help needs, in one file.
+    codeSplitting: {
+      groups: [{ name: "program", test: /\/cli\/(program|parse)\.ts$|node_modules\/(sade|mri)\/|\/package\.json$/ }],
+    },
+  },
 });

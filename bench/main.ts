@@ -46,7 +46,7 @@ async function main(args: string[]): Promise<number> {
   let given;
   try {
     given = parseArgs({ args, options }).values;
-    const unknown = given.only?.find((name) => !(name in BENCHMARKS));
+    const unknown = given.only?.find((name) => !Object.hasOwn(BENCHMARKS, name));
     if (unknown !== undefined) throw new TypeError(`--only: there is no ${unknown}`);
   } catch (error) {
     process.stderr.write(`${error instanceof Error ? error.message : String(error)}\n\n${USAGE}`);

@@ -68,8 +68,12 @@ function bare() {
       socket.end();
       const [code, signal]: unknown[] = await exited;
       const said = readdirSync(reports).map((name) => readFileSync(join(reports, name), "utf8"));
-      rmSync(reports, { recursive: true });
       return { code, signal, said };
+    },
+    async [Symbol.asyncDispose]() {
+      socket.destroy(); // nothing more is needed for its end
+      await exited;
+      rmSync(reports, { recursive: true });
     },
   };
 }
@@ -106,7 +110,7 @@ const lyingBody = fc
   .map(([counted, strings, length]) => startBody(counted, ["/nowhere", ...strings]).subarray(0, length));
 
 test("a start that is not what it says is refused, and the spawner goes on", async () => {
-  const spawner = bare();
+  await using spawner = bare();
   let job = 0;
   await fc.assert(
     fc.asyncProperty(fc.oneof(anyBody, lyingBody), async (body) => {
@@ -124,7 +128,7 @@ test("a start that is not what it says is refused, and the spawner goes on", asy
 });
 
 test("counts that do not fit the frame are refused", async () => {
-  const spawner = bare();
+  await using spawner = bare();
   const strings = ["/nowhere", "", "/", "true", "A=b"];
   const right = { groups: 0, args: 1, env: 1 };
   const wrong = [
@@ -149,7 +153,7 @@ test("counts that do not fit the frame are refused", async () => {
 });
 
 test("an unknown type is refused, and an adoption without a directory is of a job that is gone", async () => {
-  const spawner = bare();
+  await using spawner = bare();
   await fc.assert(
     fc.asyncProperty(fc.integer({ min: 2, max: 2 ** 32 - 1 }), anyBody, async (type, body) => {
       const before = spawner.replies().length;
@@ -172,7 +176,7 @@ test("an unknown type is refused, and an adoption without a directory is of a jo
 });
 
 test("frames are the same however they are cut into pieces", async () => {
-  const spawner = bare();
+  await using spawner = bare();
   let sent = 0;
   await fc.assert(
     fc.asyncProperty(
@@ -198,7 +202,7 @@ test("frames are the same however they are cut into pieces", async () => {
 });
 
 test("a frame as large as may be is taken", async () => {
-  const spawner = bare();
+  await using spawner = bare();
   const fixed = startBody({ groups: 0, args: 1, env: 0 }, ["/nowhere", "", "/", ""]);
   const argument = "x".repeat(FRAME_MAX - 16 - fixed.length);
   const body = startBody({ groups: 0, args: 1, env: 0 }, ["/nowhere", "", "/", argument]);
@@ -209,7 +213,7 @@ test("a frame as large as may be is taken", async () => {
 });
 
 test.each([0, 1, 15, FRAME_MAX + 1, 2 ** 31, 2 ** 32 - 1])("a frame of size %i ends the spawner", async (size) => {
-  const spawner = bare();
+  await using spawner = bare();
   spawner.socket.write(frame(1, 1, new Uint8Array(), size));
   await once(spawner.socket, "close");
   expect(await spawner.end()).toEqual({ code: 1, signal: null, said: [] });
@@ -220,7 +224,7 @@ test("a frame that breaks off anywhere does nothing, and the spawner ends with i
   const whole = frame(1, 1, startBody({ groups: 0, args: 1, env: 0 }, ["/nowhere", "", "/", "true"]));
   await fc.assert(
     fc.asyncProperty(fc.nat(whole.length - 1), async (length) => {
-      const spawner = bare();
+      await using spawner = bare();
       spawner.socket.write(whole.subarray(0, length));
       expect(await spawner.end()).toEqual({ code: 0, signal: null, said: [] });
       expect(spawner.replies()).toEqual([]);
@@ -232,7 +236,7 @@ test("a frame that breaks off anywhere does nothing, and the spawner ends with i
 test("random bytes end the spawner or are answered, and break nothing", async () => {
   await fc.assert(
     fc.asyncProperty(fc.array(fc.uint8Array({ maxLength: 2000 }), { maxLength: 4 }), async (pieces) => {
-      const spawner = bare();
+      await using spawner = bare();
       for (const piece of pieces) spawner.socket.write(piece);
       const { code, signal, said } = await spawner.end();
       expect({ signal, said }).toEqual({ signal: null, said: [] });

@@ -194,11 +194,13 @@ static void stop(struct supervisor *self, const char *cause, int signal, int64_t
 		self->cause = cause;
 		self->deadline_ns = INT64_MAX;
 	}
-	self->phase = STOPPING;
 	if (signal == SIGKILL || grace_ms <= 0) {
+		/* Asked for at once it is no escalation; after a signal that was not obeyed it is. */
+		self->escalated = self->phase == STOPPING;
 		kill_all(self);
 		return;
 	}
+	self->phase = STOPPING;
 	if (deadline_ns < self->deadline_ns)
 		self->deadline_ns = deadline_ns;
 	tree_signal(&self->tree, signal);

@@ -235,7 +235,7 @@ describe.each(modes)("when processes die that must not %s:", (_mode, options) =>
     await until("its main process is gone", () => !runs(pid));
     if (worker.cgroup === undefined) process.kill(grandchild, "SIGKILL"); // Nobody can find it any more.
     else expect(worker.traces()).not.toContain(`cgroup:${id}`);
-    expect(runs(grandchild)).toBe(false);
+    await until("its grandchild is gone", () => !runs(grandchild));
     expect((await readAll(worker.stream(id, { follow: true }))).text).toBe(`${line}\n`);
   });
 
