@@ -3,7 +3,8 @@ import { once } from "node:events";
 import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { childrenOf, hardened, rig, runs, statOf, until, variants, type Rig } from "./testing.ts";
+import { hardened, rig, variants, type Rig } from "./testing.ts";
+import { childrenOf, runs, statOf, until } from "./testing/processes.ts";
 
 /** Those that end nothing by default, or nothing in an orphaned process group: signal(7), setpgid(2). SIGSTOP (19) stops. */
 const HARMLESS = [17, 18, 20, 21, 22, 23, 28];
@@ -127,6 +128,7 @@ describe.each(hardened)("$mode", (variant) => {
   async function runMany(it: Rig, count: number): Promise<void> {
     await inFlight(count, async () => {
       const { job, exit } = await it.run({ argv: ["/bin/true"] });
+      it.spawner.prepare(it.directory); // as the worker does after each start
       if (exit["code"] !== 0 || existsSync(join(job.directory, "exit.new"))) throw new Error(JSON.stringify(exit));
       rmSync(job.directory, { recursive: true });
     });

@@ -3,7 +3,8 @@ import { once } from "node:events";
 import { closeSync, openSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { BINARIES, CREDENTIALS, compile, hardened, isRoot, rig, statOf, type Rig, type Spec } from "./testing.ts";
+import { BINARIES, CREDENTIALS, compile, hardened, isRoot, rig, type Rig, type Spec } from "./testing.ts";
+import { statOf } from "./testing/processes.ts";
 
 /** What a daemon may be that its jobs are not. */
 const ODD_DAEMON = "trap '' INT QUIT PIPE USR1 CHLD; umask 077; ulimit -S -n 4096; cd /tmp";
@@ -120,8 +121,8 @@ describe.each(hardened)("$mode", (variant) => {
     expect(readFileSync(`/proc/${it.pid()}/oom_score_adj`, "utf8")).toBe(`${score}\n`);
   });
 
-  test("stdin is /dev/null", async () => {
-    await using it = await rig(variant);
+  test("stdin is /dev/null, whatever the daemon's is", async () => {
+    await using it = await rig(variant, { prelude: "exec < /etc/passwd" });
     expect(await outputOf(it, { argv: ["readlink", "/proc/self/fd/0"] })).toBe("/dev/null\n");
     expect(await outputOf(it, { argv: ["wc", "-c"] })).toBe("0\n");
   });

@@ -1,18 +1,20 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtempSync, readFileSync, readdirSync, rmSync } from "node:fs";
+import { mkdirSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { constants, tmpdir } from "node:os";
 import { join } from "node:path";
 import { Duplex } from "node:stream";
 import * as fc from "fast-check";
 import { expect, test } from "vitest";
-import { BINARIES, until } from "./testing.ts";
+import { BINARIES, sanitizerErrors } from "./testing.ts";
+import { until } from "./testing/processes.ts";
 
 const FRAME_MAX = 8 << 20;
 const { EBADMSG, ENOENT } = constants.errno;
 const FAILED = 2;
 const GONE = 3;
 const REQUEST = 1;
+const NOWHERE = "/nowhere/job"; // no start can make it
 const DIRECTORY = 2;
 const COUNTS = [
   0,
@@ -39,9 +41,12 @@ interface Reply {
 
 /** A spawner on a bare socket, under the sanitizers. */
 function bare() {
-  const reports = mkdtempSync(join(tmpdir(), "supervisor-frames-"));
+  const directory = mkdtempSync(join(tmpdir(), "supervisor-frames-"));
+  const reports = join(directory, "reports");
+  mkdirSync(reports);
   const options = `log_path=${join(reports, "report")}`;
   const child = spawn(BINARIES.sanitized, [], {
+    cwd: directory,
     stdio: ["ignore", "ignore", "ignore", "pipe"],
     env: { ASAN_OPTIONS: options, UBSAN_OPTIONS: options },
   });
@@ -61,19 +66,19 @@ function bare() {
     }));
   };
   return {
+    directory,
     socket,
     replies,
     /** Closes the socket; returns the exit status once there is one, and what the sanitizers said. */
     async end() {
       socket.end();
       const [code, signal]: unknown[] = await exited;
-      const said = readdirSync(reports).map((name) => readFileSync(join(reports, name), "utf8"));
-      return { code, signal, said };
+      return { code, signal, said: sanitizerErrors(reports) };
     },
     async [Symbol.asyncDispose]() {
       socket.destroy(); // nothing more is needed for its end
       await exited;
-      rmSync(reports, { recursive: true });
+      rmSync(directory, { recursive: true });
     },
   };
 }
@@ -107,7 +112,7 @@ const counts = fc.record({
 });
 const lyingBody = fc
   .tuple(counts, fc.array(fc.string({ maxLength: 8 }), { maxLength: 8 }), fc.nat(400))
-  .map(([counted, strings, length]) => startBody(counted, ["/nowhere", ...strings]).subarray(0, length));
+  .map(([counted, strings, length]) => startBody(counted, [NOWHERE, ...strings]).subarray(0, length));
 
 test("a start that is not what it says is refused, and the spawner goes on", async () => {
   await using spawner = bare();
@@ -129,7 +134,7 @@ test("a start that is not what it says is refused, and the spawner goes on", asy
 
 test("counts that do not fit the frame are refused", async () => {
   await using spawner = bare();
-  const strings = ["/nowhere", "", "/", "true", "A=b"];
+  const strings = [NOWHERE, "", "/", "true", "A=b"];
   const right = { groups: 0, args: 1, env: 1 };
   const wrong = [
     ...COUNTS.slice(2).flatMap((count) => [
@@ -152,25 +157,54 @@ test("counts that do not fit the frame are refused", async () => {
   expect(await spawner.end()).toEqual({ code: 0, signal: null, said: [] });
 });
 
-test("an unknown type is refused, and an adoption without a directory is of a job that is gone", async () => {
+test("a frame of unknown type is refused", async () => {
   await using spawner = bare();
   await fc.assert(
-    fc.asyncProperty(fc.integer({ min: 2, max: 2 ** 32 - 1 }), anyBody, async (type, body) => {
+    fc.asyncProperty(fc.integer({ min: 4, max: 2 ** 32 - 1 }), anyBody, async (type, body) => {
       const before = spawner.replies().length;
       spawner.socket.write(frame(type, 7, body));
       await until(() => spawner.replies().length > before, "a reply comes");
-      const expected = type === 2 ? { kind: GONE } : { kind: FAILED, stage: REQUEST, error: EBADMSG };
-      expect(spawner.replies().at(-1)).toMatchObject({ job: 7, ...expected });
+      expect(spawner.replies().at(-1)).toMatchObject({ job: 7, kind: FAILED, stage: REQUEST, error: EBADMSG });
     }),
-    {
-      numRuns: 200,
-      examples: [
-        [2, new Uint8Array()],
-        [2, Buffer.from("/nowhere")],
-        [2, Buffer.from("/nowhere\0")],
-        [0, new Uint8Array()],
-      ],
-    },
+    { numRuns: 100, examples: [[0, new Uint8Array()]] },
+  );
+  expect(await spawner.end()).toEqual({ code: 0, signal: null, said: [] });
+});
+
+/** Bodies of ADOPT and PREPARE that name no directory there is. */
+const noDirectory = fc.oneof(
+  anyBody.map((bytes) => bytes.filter((byte) => byte !== 0)),
+  fc.nat(5000).map((length) => Buffer.from(`${NOWHERE}${"/x".repeat(length)}\0`)),
+);
+
+test("an adoption that names no directory is of a job that is gone", async () => {
+  await using spawner = bare();
+  await fc.assert(
+    fc.asyncProperty(noDirectory, async (body) => {
+      const before = spawner.replies().length;
+      spawner.socket.write(frame(2, 7, body));
+      await until(() => spawner.replies().length > before, "a reply comes");
+      expect(spawner.replies().at(-1)).toMatchObject({ job: 7, kind: GONE });
+    }),
+    { numRuns: 100 },
+  );
+  expect(await spawner.end()).toEqual({ code: 0, signal: null, said: [] });
+});
+
+test("a preparation in no directory does nothing, and one whose path is too long touches no other", async () => {
+  await using spawner = bare();
+  const empty = join(spawner.directory, "empty");
+  mkdirSync(empty);
+  await fc.assert(
+    fc.asyncProperty(noDirectory, async (body) => {
+      const before = spawner.replies().length;
+      spawner.socket.write(frame(3, 0, Buffer.from(`${empty}${"/".repeat(5000)}\0`)));
+      spawner.socket.write(Buffer.concat([frame(3, 0, body), frame(9, 8, new Uint8Array())]));
+      await until(() => spawner.replies().length > before, "what follows is answered");
+      expect(spawner.replies().at(-1)).toMatchObject({ job: 8, kind: FAILED });
+      expect(readdirSync(empty)).toEqual([]);
+    }),
+    { numRuns: 100 },
   );
   expect(await spawner.end()).toEqual({ code: 0, signal: null, said: [] });
 });
@@ -203,9 +237,9 @@ test("frames are the same however they are cut into pieces", async () => {
 
 test("a frame as large as may be is taken", async () => {
   await using spawner = bare();
-  const fixed = startBody({ groups: 0, args: 1, env: 0 }, ["/nowhere", "", "/", ""]);
+  const fixed = startBody({ groups: 0, args: 1, env: 0 }, [NOWHERE, "", "/", ""]);
   const argument = "x".repeat(FRAME_MAX - 16 - fixed.length);
-  const body = startBody({ groups: 0, args: 1, env: 0 }, ["/nowhere", "", "/", argument]);
+  const body = startBody({ groups: 0, args: 1, env: 0 }, [NOWHERE, "", "/", argument]);
   for (const job of [1, 2, 3]) spawner.socket.write(frame(1, job, body));
   await until(() => spawner.replies().length === 3, "three frames are answered");
   expect(spawner.replies()).toEqual([1, 2, 3].map((job) => ({ job, kind: FAILED, stage: DIRECTORY, error: ENOENT })));
@@ -221,7 +255,7 @@ test.each([0, 1, 15, FRAME_MAX + 1, 2 ** 31, 2 ** 32 - 1])("a frame of size %i e
 });
 
 test("a frame that breaks off anywhere does nothing, and the spawner ends with its daemon", async () => {
-  const whole = frame(1, 1, startBody({ groups: 0, args: 1, env: 0 }, ["/nowhere", "", "/", "true"]));
+  const whole = frame(1, 1, startBody({ groups: 0, args: 1, env: 0 }, [NOWHERE, "", "/", "true"]));
   await fc.assert(
     fc.asyncProperty(fc.nat(whole.length - 1), async (length) => {
       await using spawner = bare();

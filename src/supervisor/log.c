@@ -75,13 +75,13 @@ static bool write_header(const struct log *log)
 	return write_all(log->index, &header, sizeof header, 0, &done);
 }
 
-/* Creates both files in `directory`. Returns 0 or -1 with errno. */
+/* Opens both files in `directory`, which are new. Returns 0 or -1 with errno. */
 int log_open(struct log *log, int directory, uint64_t limit, bool keep_oldest)
 {
-	const int flags = O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC;
+	const int flags = O_RDWR | O_NOFOLLOW | O_CLOEXEC;
 	*log = (struct log){ .limit = limit, .keep_oldest = keep_oldest };
-	log->output = openat(directory, "output", flags, 0600);
-	log->index = openat(directory, "index", flags, 0600);
+	log->output = openat(directory, "output", flags);
+	log->index = openat(directory, "index", flags);
 	if (log->output < 0 || log->index < 0 || !write_header(log))
 		return -1;
 	return 0;

@@ -3,7 +3,9 @@ import { createHash, randomBytes } from "node:crypto";
 import { mkdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { bytesOf, compile, isRoot, readLog, rig, until, variants, type Exit, type Job, type Rig } from "./testing.ts";
+import { compile, isRoot, rig, variants, type Job, type Rig } from "./testing.ts";
+import { until } from "./testing/processes.ts";
+import { bytesOf, readLog, type Exit } from "./testing/records.ts";
 
 const KiB = 1024;
 const PUMP_BYTES = 64 * KiB; // what the supervisor takes at a time

@@ -1,9 +1,10 @@
-import { chmodSync, mkdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdirSync, readdirSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { execFileSync } from "node:child_process";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { JobError } from "../worker/errors.ts";
-import { childrenOf, isRoot, rig, until, variants, type Rig, type Spec } from "./testing.ts";
+import { isRoot, rig, variants, type Rig, type Spec } from "./testing.ts";
+import { childrenOf, until } from "./testing/processes.ts";
 
 interface Refusal {
   readonly what: string;
@@ -71,7 +72,7 @@ const refusals: readonly Refusal[] = [
     what: "a cwd that is not open to the user",
     stage: "cwd",
     errno: "EACCES",
-    spec: (rig) => ({ cwd: folder(rig, "closed", 0) }),
+    spec: (rig) => ({ cwd: folder(rig, "closed", 0o600) }),
   },
   { what: "an unknown cgroup", stage: "cgroup", errno: "ENOENT", spec: () => ({ cgroup: "/nowhere" }) },
   {
@@ -81,10 +82,10 @@ const refusals: readonly Refusal[] = [
     spec: (rig) => ({ cgroup: folder(rig, "ordinary") }),
   },
   {
-    what: "a missing job directory",
+    what: "a job directory in a missing one",
     stage: "directory",
     errno: "ENOENT",
-    spec: (rig) => ({ directory: join(rig.directory, "nowhere") }),
+    spec: (rig) => ({ directory: join(rig.directory, "nowhere", "job") }),
   },
   {
     what: "a symbolic link as job directory",
@@ -98,7 +99,7 @@ const refusals: readonly Refusal[] = [
   },
   {
     what: "a job directory in which an output log is already",
-    stage: "output",
+    stage: "directory",
     errno: "EEXIST",
     spec: (rig) => {
       const directory = folder(rig, "used");
@@ -117,6 +118,35 @@ describe.each(variants)("$mode, $build", (variant) => {
     await until(() => childrenOf(it.pid()).length === 0, "the supervisor ends");
     const { exit } = await it.run({ script: "exit 3" });
     expect(exit).toMatchObject({ code: 3 });
+  });
+
+  test("a job's directory is its own user's, made or prepared, and an empty one may be there", async () => {
+    await using it = await rig(variant);
+    await it.run({ script: "" });
+    const spares = (): string[] => readdirSync(it.directory).filter((name) => name.startsWith(".spare"));
+    it.spawner.prepare(it.directory);
+    await until(() => spares().length === 1, "a spare is there");
+    const spare = statSync(join(it.directory, spares()[0] ?? "")).ino;
+    const first = await it.run({ script: "echo prepared" });
+    expect(statSync(first.job.directory)).toMatchObject({ ino: spare, mode: 0o40700 });
+    expect(first.job.output()).toBe("prepared\n");
+    expect(spares()).toEqual([]);
+    const second = await it.run({ script: "echo made" });
+    expect(statSync(second.job.directory)).toMatchObject({ mode: 0o40700 });
+    expect(second.job.output()).toBe("made\n");
+    const third = await it.run({ script: "echo found", directory: folder(it, "empty") });
+    expect(third.job.output()).toBe("found\n");
+  });
+
+  test("a spare directory goes when its spawner does", async () => {
+    await using outer = await rig(variant);
+    const jobs = folder(outer, "jobs");
+    {
+      await using it = await rig(variant);
+      it.spawner.prepare(jobs);
+      await until(() => readdirSync(jobs).length === 1, "a spare is there");
+    }
+    expect(readdirSync(jobs)).toEqual([]);
   });
 
   test("a job directory in use is refused, and its job goes on", async () => {

@@ -1,5 +1,6 @@
 import { describe, expect, test } from "vitest";
-import { childrenOf, compile, rig, statOf, until, variants } from "./testing.ts";
+import { compile, rig, variants } from "./testing.ts";
+import { childrenOf, statOf, until } from "./testing/processes.ts";
 
 const STUBBORN = 'trap "" TERM; echo ready; while :; do sleep 1000; done';
 const HOUR_MS = 3_600_000;

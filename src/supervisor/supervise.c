@@ -140,15 +140,6 @@ static void write_exit(const struct supervisor *self, int fd)
 		renameat(self->directory, "exit.new", self->directory, "exit");
 }
 
-/* Its room is taken while there is some, so that a full disk loses no job's end. */
-static int reserve_exit(int directory)
-{
-	int fd = openat(directory, "exit.new", O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-	if (fd >= 0 && fallocate(fd, 0, 0, EXIT_RECORD_SIZE) < 0)
-		return fd;
-	return fd;
-}
-
 /* Returns how many bytes there were. */
 static size_t pump(struct supervisor *self, int *pipe, enum source source)
 {
@@ -326,7 +317,7 @@ int supervise(uint64_t job, const struct request *request, int directory, int co
 	reply(job, REPLY_STARTED, self->tree.main, 0, 0);
 	close(DAEMON_FD);
 	tree_identify(&self->tree);
-	int record = reserve_exit(directory);
+	int record = openat(directory, "exit.new", O_WRONLY | O_NOFOLLOW | O_CLOEXEC);
 	if (request->start.time_limit_ms > 0)
 		self->deadline_ns = after_ms(request->start.time_limit_ms);
 	watch(self);

@@ -47,7 +47,7 @@ enum stage {
 };
 
 /* Frames from the daemon: a header, then what the type says. Little-endian, as the host is. */
-enum frame_type { FRAME_START = 1, FRAME_ADOPT = 2 };
+enum frame_type { FRAME_START = 1, FRAME_ADOPT = 2, FRAME_PREPARE = 3 };
 
 struct frame {
 	uint32_t size; /* of the whole frame, in bytes */
@@ -59,7 +59,8 @@ enum { FRAME_MAX = 8 << 20 };
 
 /* Follows the header of FRAME_START; then groups, then strings that each end in NUL:
  * job directory, cgroup directory or "", working directory, argv, environment.
- * FRAME_ADOPT has just the job directory. */
+ * FRAME_ADOPT has just the job directory. FRAME_PREPARE has the directory to make a spare
+ * job directory in, and is not answered. */
 struct start {
 	int64_t time_limit_ms; /* 0: none */
 	int64_t grace_ms;      /* between the time limit's SIGTERM and SIGKILL */

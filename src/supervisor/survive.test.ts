@@ -2,7 +2,9 @@ import { spawn } from "node:child_process";
 import { existsSync, mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { readExit, readLog, rig, runs, soon, statOf, until, variants, type Rig } from "./testing.ts";
+import { rig, variants, type Rig } from "./testing.ts";
+import { runs, soon, statOf, until } from "./testing/processes.ts";
+import { readExit, readLog } from "./testing/records.ts";
 
 const WAITS = 'echo before; read x < "$CUE"; echo after; exit 7';
 
@@ -40,7 +42,7 @@ describe.each(variants)("$mode, $build", (variant) => {
       daemon.stdout.once("data", (line: Buffer) => resolve(Number(line)));
     });
     const spawner = Number(statOf(readLog(launch.directory).supervisor)?.[1]);
-    for (const killed of [daemon.pid ?? 0, spawner]) process.kill(killed, "SIGKILL");
+    for (const killed of [daemon.pid ?? 0, -spawner]) process.kill(killed, "SIGKILL"); // with its whole process group
     await until(() => !runs(daemon.pid ?? 0) && !runs(spawner), "daemon and spawner are dead");
     expect(runs(pid)).toBe(true);
 

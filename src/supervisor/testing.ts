@@ -2,7 +2,6 @@ import { execFileSync } from "node:child_process";
 import {
   chmodSync,
   closeSync,
-  constants as flags,
   existsSync,
   mkdirSync,
   mkdtempSync,
@@ -13,16 +12,15 @@ import {
   writeFileSync,
   writeSync,
 } from "node:fs";
-import { constants, tmpdir } from "node:os";
+import { tmpdir } from "node:os";
 import { basename, dirname, join, relative } from "node:path";
-import { setTimeout } from "node:timers/promises";
 import { createGroup, openHierarchy, removeGroup } from "../worker/cgroup.ts";
 import { openSpawner, type Launch, type Spawner } from "../worker/supervisor.ts";
 import { credentialsOf } from "../worker/users.ts";
+import { marked, runs, soon, until } from "./testing/processes.ts";
+import { order, readExit, readLog, type Exit } from "./testing/records.ts";
 
 const HERE = import.meta.dirname;
-const DEADLINE_MS = 15_000;
-const SOURCES = ["gap", "stdout", "stderr"] as const;
 
 // Test files run at the same time; one of them builds.
 execFileSync("flock", [HERE, "make", "--silent", "--directory", HERE, "all", "sanitized"]);
@@ -61,119 +59,6 @@ export const variants: readonly Variant[] = modes.flatMap((mode) => [
 ]);
 export const hardened = variants.filter(({ build }) => build === "hardened");
 
-/** Waits until a condition holds, for some seconds at most. */
-export async function until(condition: () => boolean, what: string): Promise<void> {
-  const deadline = performance.now() + DEADLINE_MS;
-  while (!condition()) {
-    if (performance.now() > deadline) throw new Error(`waited in vain until ${what}`);
-    await setTimeout(2);
-  }
-}
-
-/** Resolves as `promise` does, or throws where that takes too long. */
-export async function soon<T>(promise: Promise<T>, what: string): Promise<T> {
-  const abort = new AbortController();
-  const late = setTimeout(DEADLINE_MS, undefined, { signal: abort.signal }).then(() => {
-    throw new Error(`waited in vain until ${what}`);
-  });
-  late.catch(() => {}); // it is aborted
-  try {
-    return await Promise.race([promise, late]);
-  } finally {
-    abort.abort();
-  }
-}
-
-/** Everything in /proc/PID/stat after the command's name: state, ppid, pgrp, session …; undefined where there is none. */
-export function statOf(pid: number): string[] | undefined {
-  try {
-    const stat = readFileSync(`/proc/${pid}/stat`, "utf8");
-    return stat.slice(stat.lastIndexOf(")") + 2).split(" ");
-  } catch {
-    return undefined;
-  }
-}
-
-export function processes(): number[] {
-  return readdirSync("/proc").map(Number).filter(Boolean);
-}
-
-export function childrenOf(pid: number): number[] {
-  return processes().filter((child) => statOf(child)?.[1] === String(pid));
-}
-
-/** Whether the process runs; a zombie does not. */
-export function runs(pid: number): boolean {
-  const state = statOf(pid)?.[0];
-  return state !== undefined && state !== "Z" && state !== "X";
-}
-
-/** Processes with `text` in their environment. */
-function marked(text: string): number[] {
-  return processes().filter((pid) => {
-    try {
-      return readFileSync(`/proc/${pid}/environ`, "latin1").includes(text);
-    } catch {
-      return false;
-    }
-  });
-}
-
-export interface Piece {
-  readonly source: (typeof SOURCES)[number];
-  readonly offset: number;
-  readonly timeMs: number;
-}
-
-/** A job's output log, read by the description in log.c and nothing else. */
-export function readLog(directory: string) {
-  const index = readFileSync(join(directory, "index"));
-  const number = (at: number): number => Number(index.readBigUInt64LE(at));
-  const firstRecord = number(16);
-  const pieces: Piece[] = [];
-  for (let at = 64 + 16 * firstRecord; at + 16 <= index.length; at += 16)
-    pieces.push({
-      source: SOURCES[index.readUInt16LE(at + 6)] ?? "gap",
-      offset: index.readUIntLE(at, 6),
-      timeMs: number(at + 8),
-    });
-  return {
-    magic: index.toString("latin1", 0, 8),
-    first: number(8),
-    dropped: number(24),
-    gapEnd: number(32),
-    startedNs: index.readBigInt64LE(40),
-    main: index.readInt32LE(48),
-    supervisor: index.readInt32LE(52),
-    pieces,
-    bytes: readFileSync(join(directory, "output")),
-  };
-}
-
-/** What the log holds of one source, between the gaps and from `first` on. */
-export function bytesOf({ pieces, bytes, first }: ReturnType<typeof readLog>, source: Piece["source"]): Buffer {
-  return Buffer.concat(
-    pieces.map((piece, i) =>
-      piece.source === source
-        ? bytes.subarray(Math.max(piece.offset, first), pieces[i + 1]?.offset ?? bytes.length)
-        : Buffer.alloc(0),
-    ),
-  );
-}
-
-/** The exit record: numbers, but for `cause`. */
-export type Exit = Readonly<Record<string, number | string>>;
-
-export function readExit(directory: string): Exit {
-  const lines = readFileSync(join(directory, "exit"), "utf8").trimEnd().split("\n");
-  return Object.fromEntries(
-    lines.map((line) => {
-      const [key = "", value = ""] = line.split(" ");
-      return [key, /^-?\d+$/.test(value) ? Number(value) : value];
-    }),
-  );
-}
-
 export interface Job {
   readonly pid: number;
   readonly supervisor: number;
@@ -186,16 +71,6 @@ export interface Job {
   /** Resolves once the job has written `text`. */
   readonly wrote: (text: string) => Promise<void>;
   readonly stop: (signal: NodeJS.Signals, graceMs: number) => void;
-}
-
-/** Stops a job as the daemon does: `struct order` into its FIFO. */
-export function order(directory: string, signal: NodeJS.Signals, graceMs: number): void {
-  const bytes = Buffer.alloc(16);
-  bytes.writeInt32LE(constants.signals[signal], 0);
-  bytes.writeBigInt64LE(BigInt(graceMs), 8);
-  const control = openSync(join(directory, "control"), flags.O_WRONLY | flags.O_NONBLOCK);
-  writeSync(control, bytes);
-  closeSync(control);
 }
 
 /** What to run: a script of sh unless `argv` is given. */
@@ -239,6 +114,18 @@ function expectNothing(found: readonly unknown[], what: string): void {
   if (found.length > 0) throw new Error(`${what}: ${found.join(", ")}`);
 }
 
+function endAll(jobs: ReadonlySet<Job>): Promise<PromiseSettledResult<void>[]> {
+  for (const job of jobs) if (runs(job.supervisor)) job.stop("SIGKILL", 0);
+  return Promise.allSettled(Array.from(jobs, (job) => soon(job.gone, `job ${job.pid} is gone`)));
+}
+
+/** What the sanitizers reported. There are warnings too: ASan does not know a child of clone3. */
+export function sanitizerErrors(reports: string): string[] {
+  return readdirSync(reports)
+    .map((name) => readFileSync(join(reports, name), "utf8"))
+    .filter((report) => /ERROR|runtime error/.test(report));
+}
+
 /** Opens a rig. `own.directory` is where jobs' directories are made, if not in the rig's. */
 export async function rig({ mode, build }: Variant, own: { prelude?: string; jobs?: string } = {}): Promise<Rig> {
   const directory = mkdtempSync(join(tmpdir(), "supervisor-"));
@@ -257,7 +144,6 @@ export async function rig({ mode, build }: Variant, own: { prelude?: string; job
   function launchOf({ script = "", env, ...rest }: Spec): Launch {
     const name = `job-${++count}`;
     const made = { directory: join(own.jobs ?? directory, name), cgroup: group && join(group, name) };
-    if (rest.directory === undefined) mkdirSync(made.directory);
     if (rest.cgroup === undefined && group) createGroup(made.cgroup, []);
     return {
       ...made,
@@ -308,8 +194,7 @@ export async function rig({ mode, build }: Variant, own: { prelude?: string; job
     },
     cue: () => writeSync(cue, "\n"),
     async [Symbol.asyncDispose]() {
-      for (const job of jobs) if (runs(job.supervisor)) job.stop("SIGKILL", 0);
-      const gone = await Promise.allSettled([...jobs].map((job) => soon(job.gone, `job ${job.pid} is gone`)));
+      const ends = await endAll(jobs);
       closeSync(cue);
       await until(() => existsSync(pidPath), "the spawner has begun");
       const pid = spawnerPid();
@@ -318,11 +203,9 @@ export async function rig({ mode, build }: Variant, own: { prelude?: string; job
       const left = marked(directory);
       for (const stray of left) process.kill(stray, "SIGKILL");
       if (group) await removeGroup(group);
-      const errors = readdirSync(join(directory, "reports"))
-        .map((name) => readFileSync(join(directory, "reports", name), "utf8"))
-        .filter((report) => /ERROR|runtime error/.test(report)); // there are warnings: ASan knows no child of clone3
+      const errors = sanitizerErrors(join(directory, "reports"));
       rmSync(directory, { recursive: true });
-      for (const end of gone) if (end.status === "rejected") throw end.reason;
+      for (const end of ends) if (end.status === "rejected") throw end.reason;
       expectNothing(errors, "sanitizers");
       expectNothing(left, "processes outlived the test");
     },

@@ -5,7 +5,7 @@ import { DatabaseSync } from "node:sqlite";
 import { describe, expect, test } from "vitest";
 import type { Job } from "./job.ts";
 import { openJournal } from "./journal.ts";
-import { modes, refused, run, testDaemon, testDirectory, testWorker, waits } from "./testing.ts";
+import { jobDirectories, modes, refused, run, testDaemon, testDirectory, testWorker, waits } from "./testing.ts";
 
 function job(id: string, more: Partial<Job> = {}): Job {
   return {
@@ -160,7 +160,7 @@ describe("two workers on one state directory:", () => {
       code: "unavailable",
       facts: { reason: "locked" },
     });
-    expect(readdirSync(join(stateDir, "jobs"))).toEqual([id]);
+    expect(jobDirectories(stateDir)).toEqual([id]);
     expect(readdirSync(join(stateDir, "jobs", id))).toEqual(before);
     await daemon.kill();
     await using worker = await testWorker({ stateDir });

@@ -25,12 +25,14 @@ export interface Spawner extends Disposable {
   launch(launch: Launch, gone: () => void): Promise<number>;
   /** `gone` is called when the supervisor that an earlier daemon made for `directory` is no more, which may be now. */
   adopt(directory: string, gone: () => void): void;
+  /** Makes the files of the next job in `parent` now, so that its start finds them. */
+  prepare(parent: string): void;
 }
 
 const HEADER_BYTES = 16;
 const START_BYTES = 56;
 const REPLY_BYTES = 24;
-const FRAME = { start: 1, adopt: 2 } as const;
+const FRAME = { start: 1, adopt: 2, prepare: 3 } as const;
 const REPLY = { started: 1, failed: 2, gone: 3 } as const;
 const STAGES = [
   "",
@@ -197,6 +199,9 @@ export function openSpawner(path: string, log: (message: string) => void): Spawn
       const job = ++number;
       watched.set(job, { directory, gone });
       (socket ?? open()).write(frame(FRAME.adopt, job, 0, [directory]));
+    },
+    prepare(parent) {
+      socket?.write(frame(FRAME.prepare, 0, 0, [parent]));
     },
     [Symbol.dispose]() {
       closed = true;

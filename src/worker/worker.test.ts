@@ -1,5 +1,6 @@
 import { existsSync, readFileSync, readdirSync, realpathSync } from "node:fs";
 import { join } from "node:path";
+import { setImmediate } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
 import type { Job, JobSpec } from "./job.ts";
 import {
@@ -106,6 +107,28 @@ describe.each(modes)("a job %s", (_mode, options) => {
     await worker.close();
     await using again = await testWorker({ ...options, stateDir: worker.stateDir });
     for (const job of jobs) expect(again.query(job.id)).toEqual(job);
+  });
+
+  test("that has ended before its start is told of is known whole all the same", async () => {
+    await using worker = await testWorker(options);
+    const starting = worker.start(sh("exit 3"));
+    const [found] = worker.list({ states: ["starting"], limit: 1 }).jobs;
+    await setImmediate(); // The start is on its way now.
+    // As a daemon that is busy: both answers wait for it, the start's and the end's.
+    const deadline = Date.now() + 5000;
+    while (!existsSync(join(worker.directory(found?.id ?? ""), "exit")) && Date.now() < deadline);
+    const told = Date.now() + 30;
+    while (Date.now() < told);
+    const { job } = await starting;
+    const ended = await worker.wait(job.id);
+    expect(ended).toMatchObject({
+      id: job.id,
+      state: "ended",
+      pid: job.pid,
+      ended: { exitCode: 3 },
+      usage: { elapsedMs: expect.any(Number) },
+    });
+    expect(worker.query(job.id)).toEqual(ended);
   });
 
   test("is one of the newest that list gives, page after page, and found by state and label", async () => {

@@ -8,6 +8,7 @@ import {
   mkdirSync,
   openSync,
   readFileSync,
+  readdirSync,
   rmSync,
   rmdirSync,
   type FSWatcher,
@@ -384,7 +385,6 @@ export async function openWorker(options: WorkerOptions): Promise<Worker> {
     journal.insert(job, spec.requestId);
     const entry = track(job);
     try {
-      mkdirSync(entry.directory, { mode: 0o700 });
       const limits = entry.group === undefined ? job.limits : createGroup(entry.group, settings);
       const launch = {
         directory: entry.directory,
@@ -417,6 +417,7 @@ export async function openWorker(options: WorkerOptions): Promise<Worker> {
       throw refused;
     }
     // The journal is not told: what it has, and the log's header, are all that a restart needs.
+    setImmediate(() => spawner.prepare(jobsDir)); // when the start has been answered
     log("info", "job started", { job: job.id, pid: entry.job.pid, owner: job.owner });
     return { job: entry.job, alreadyStarted: false };
   }
@@ -494,6 +495,9 @@ export async function openWorker(options: WorkerOptions): Promise<Worker> {
   }
 
   for (const kept of journal.alive()) recover(kept);
+  for (const file of readdirSync(jobsDir))
+    if (file.startsWith(".spare-")) rmSync(join(jobsDir, file), { recursive: true });
+  spawner.prepare(jobsDir);
   opened.move(); // close() lets go of them
 
   return {
