@@ -1,32 +1,14 @@
 import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync } from "node:fs";
+import { mkdirSync, readdirSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { hardened, rig, variants, type Rig } from "./testing.ts";
-import { childrenOf, runs, statOf, until } from "./testing/processes.ts";
+import { inFlight, rig, variants } from "./testing.ts";
+import { until } from "./testing/processes.ts";
 
 /** Those that end nothing by default, or nothing in an orphaned process group: signal(7), setpgid(2). SIGSTOP (19) stops. */
 const HARMLESS = [17, 18, 20, 21, 22, 23, 28];
 const DEADLY = Array.from({ length: 64 }, (_, i) => i + 1).filter((signal) => ![...HARMLESS, 19].includes(signal));
-
-/** Runs `count` jobs, 32 at a time. */
-async function inFlight(count: number, run: (n: number) => Promise<void>): Promise<void> {
-  let next = 0;
-  await Promise.all(
-    Array.from({ length: 32 }, async () => {
-      while (next < count) await run(next++);
-    }),
-  );
-}
-
-/** What the spawner holds: children that have ended but were not reaped, descriptors, resident kB. */
-function holdings(pid: number) {
-  const children = childrenOf(pid);
-  const zombies = children.concat(children.flatMap(childrenOf)).filter((child) => statOf(child)?.[0] === "Z");
-  const resident = /^VmRSS:\s+(\d+)/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1];
-  return { zombies: zombies.length, descriptors: readdirSync(`/proc/${pid}/fd`).length, residentKb: Number(resident) };
-}
 
 describe.each(variants)("$mode, $build", (variant) => {
   test("exit codes 0 to 255 are recorded", async () => {
@@ -121,45 +103,5 @@ describe.each(variants)("$mode, $build", (variant) => {
     expect(await job.ended()).toMatchObject({ code: 6 });
     for (const stranger of strangers)
       if (stranger.exitCode === null && stranger.signalCode === null) await once(stranger, "exit"); // SIGPIPE
-  });
-});
-
-describe.each(hardened)("$mode", (variant) => {
-  async function runMany(it: Rig, count: number): Promise<void> {
-    await inFlight(count, async () => {
-      const { job, exit } = await it.run({ argv: ["/bin/true"] });
-      it.spawner.prepare(it.directory); // as the worker does after each start
-      if (exit["code"] !== 0 || existsSync(join(job.directory, "exit.new"))) throw new Error(JSON.stringify(exit));
-      rmSync(job.directory, { recursive: true });
-    });
-    await until(() => childrenOf(it.pid()).length === 0, "all supervisors are reaped");
-  }
-
-  const count = variant.mode === "descent" ? 10_000 : 1_000;
-  test(`neither zombies, descriptors nor memory add up over ${count} jobs`, { timeout: 300_000 }, async () => {
-    await using it = await rig(variant);
-    await runMany(it, 200);
-    const before = holdings(it.pid());
-    expect(before.zombies).toBe(0);
-    for (let done = 0; done < count; done += count / 10) {
-      await runMany(it, count / 10);
-      const now = holdings(it.pid());
-      expect(now).toMatchObject({ zombies: 0, descriptors: before.descriptors });
-      expect(now.residentKb).toBeLessThan(before.residentKb + 128);
-    }
-  });
-
-  test("a waiting supervisor uses no processor time", async () => {
-    await using it = await rig(variant);
-    const job = await it.start({ script: 'echo ready; (setsid sleep 1000 &); read x < "$CUE"' });
-    await job.wrote("ready");
-    const ticks = (): number => Number(statOf(job.supervisor)?.[11]) + Number(statOf(job.supervisor)?.[12]);
-    const others = await it.start({ argv: ["sleep", "0.3"] });
-    const before = ticks();
-    await others.ended();
-    expect(ticks() - before).toBeLessThanOrEqual(2);
-    expect(runs(job.supervisor)).toBe(true);
-    it.cue();
-    await job.ended();
   });
 });

@@ -21,6 +21,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <string.h>
+#include <sys/stat.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -87,12 +88,17 @@ int log_open(struct log *log, int directory, uint64_t limit, bool keep_oldest)
 	return 0;
 }
 
-/* Says in the header that the job runs. */
+/* Says in the header that the job runs. False, with errno, when nobody can read that: a daemon that knows nothing of
+ * the job has removed its files. */
 bool log_start(struct log *log, pid_t main, int64_t started_ns)
 {
+	struct stat index;
 	log->main = main;
 	log->started_ns = started_ns;
-	return write_header(log);
+	if (!write_header(log) || fstat(log->index, &index) < 0)
+		return false;
+	errno = ENOENT;
+	return index.st_nlink > 0;
 }
 
 static uint64_t used(const struct log *log)

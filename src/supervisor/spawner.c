@@ -124,64 +124,53 @@ static bool make_file(int directory, const char *name, bool room)
 	return true;
 }
 
-/* Makes a job's directory with its files, and returns it open. An empty one may be there. */
-static int make_directory(const char *path)
+static bool make_files(int directory)
 {
-	if (mkdir(path, 0700) < 0 && errno != EEXIST)
-		return -1;
+	return mkfifoat(directory, "control", 0600) == 0 && make_file(directory, "output", false) &&
+	       make_file(directory, "index", false) && make_file(directory, "exit.new", true);
+}
+
+/* Opens a job's directory. The daemon made it, or took the spare with its files; a later daemon that knows nothing of
+ * the job has removed it, and then there is no start. */
+static int open_directory(const char *path)
+{
 	int directory = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	if (directory >= 0 && mkfifoat(directory, "control", 0600) == 0 && make_file(directory, "output", false) &&
-	    make_file(directory, "index", false) && make_file(directory, "exit.new", true))
+	if (directory < 0 || faccessat(directory, "exit.new", F_OK, 0) == 0 || make_files(directory))
 		return directory;
 	int error = errno;
-	close_if_open(directory);
+	close(directory);
 	errno = error;
 	return -1;
 }
 
-/*
- * The next job's directory, made when the daemon has nothing more urgent: on ext4
- * a new file costs tens of microseconds, and a hundred times that where many were
- * removed a moment ago.
- */
-static char spare[4096];
-
-static void discard_spare(void)
+static void discard(const char *path)
 {
 	static const char *const files[] = { "control", "output", "index", "exit.new" };
-	char path[sizeof spare + 16];
-	for (size_t i = 0; *spare && i < sizeof files / sizeof *files; i++) {
-		snprintf(path, sizeof path, "%s/%s", spare, files[i]);
-		unlink(path);
-	}
-	if (*spare)
-		rmdir(spare);
-	*spare = '\0';
+	int directory = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	for (size_t i = 0; directory >= 0 && i < sizeof files / sizeof *files; i++)
+		unlinkat(directory, files[i], 0);
+	close_if_open(directory);
+	rmdir(path);
 }
 
-/* Makes a spare, if there is none, in the directory named by the frame. That it cannot be made is the next start's business. */
+/*
+ * Makes a directory with a job's files, as `.spare` in the directory that the frame
+ * names, when the daemon has nothing more urgent: on ext4 a new file costs tens of
+ * microseconds, and a hundred times that where many were removed a moment ago.
+ * That it cannot be made is the next start's business.
+ */
 static void take_prepare(char *body, char *end)
 {
-	char *path = take_string(&body, end);
-	if (*spare || !path)
+	char making[4096], made[4096];
+	const char *path = take_string(&body, end);
+	if (!path || (size_t)snprintf(making, sizeof making, "%s/.spare-%d", path, getpid()) >= sizeof making ||
+	    (size_t)snprintf(made, sizeof made, "%s/.spare", path) >= sizeof made || access(made, F_OK) == 0 ||
+	    mkdir(making, 0700) < 0)
 		return;
-	int length = snprintf(spare, sizeof spare, "%s/.spare-%d", path, getpid());
-	if (length < 0 || (size_t)length >= sizeof spare) {
-		*spare = '\0'; /* what was cut off is somebody else's path */
-		return;
-	}
-	int directory = make_directory(spare);
-	if (directory < 0)
-		discard_spare();
+	int directory = open_directory(making);
+	if (directory < 0 || rename(making, made) < 0)
+		discard(making);
 	close_if_open(directory);
-}
-
-static int take_directory(const char *path)
-{
-	if (!*spare || rename(spare, path) < 0)
-		return make_directory(path);
-	*spare = '\0';
-	return open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 }
 
 /* Returns the stage that failed, with errno, or 0 once a supervisor answers for the job. */
@@ -190,7 +179,7 @@ static enum stage start(uint64_t job, const struct request *request)
 	const int flags = O_NONBLOCK | O_CLOEXEC;
 	enum stage failed = STAGE_DIRECTORY;
 	int control = -1, watching = -1;
-	int directory = take_directory(request->directory);
+	int directory = open_directory(request->directory);
 	if (directory >= 0 &&
 	    (control = openat(directory, "control", O_RDWR | flags)) >= 0 &&
 	    (watching = openat(directory, "control", O_RDONLY | flags)) >= 0 && watch_control(job, watching)) {
@@ -316,7 +305,7 @@ static bool prepare(void)
 int main(void)
 {
 	struct epoll_event events[64];
-	if (!prepare() || atexit(discard_spare) != 0) {
+	if (!prepare()) {
 		perror("supervisor: it is started by jobsd, with a socket as descriptor 3");
 		return EXIT_FAILURE;
 	}

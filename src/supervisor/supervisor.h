@@ -59,8 +59,8 @@ enum { FRAME_MAX = 8 << 20 };
 
 /* Follows the header of FRAME_START; then groups, then strings that each end in NUL:
  * job directory, cgroup directory or "", working directory, argv, environment.
- * FRAME_ADOPT has just the job directory. FRAME_PREPARE has the directory to make a spare
- * job directory in, and is not answered. */
+ * FRAME_ADOPT has just the job directory. FRAME_PREPARE has the directory to make a
+ * spare job directory in, and is not answered. */
 struct start {
 	int64_t time_limit_ms; /* 0: none */
 	int64_t grace_ms;      /* between the time limit's SIGTERM and SIGKILL */

@@ -212,6 +212,16 @@ export async function rig({ mode, build }: Variant, own: { prelude?: string; job
   };
 }
 
+/** Runs `count` jobs, 32 at a time. */
+export async function inFlight(count: number, run: (n: number) => Promise<void>): Promise<void> {
+  let next = 0;
+  await Promise.all(
+    Array.from({ length: 32 }, async () => {
+      while (next < count) await run(next++);
+    }),
+  );
+}
+
 /** Builds a program of programs/ into the rig's directory. */
 export function compile(name: string, { directory }: Rig): string {
   const path = join(directory, name);

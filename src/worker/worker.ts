@@ -9,6 +9,7 @@ import {
   openSync,
   readFileSync,
   readdirSync,
+  renameSync,
   rmSync,
   rmdirSync,
   type FSWatcher,
@@ -113,6 +114,7 @@ const ID = /^[a-z0-9][a-z0-9.-]{0,99}$/;
 const CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz";
 const SIGKILL = 9;
 const ORDER_BYTES = 16;
+const SPARE = ".spare";
 const NO_CGROUP =
   "this host has no usable cgroup v2: no limits, usage of the main process only, and a tree is ended by descent";
 
@@ -290,6 +292,15 @@ export async function openWorker(options: WorkerOptions): Promise<Worker> {
     };
   }
 
+  /** The directory that the spawner has made ahead, with its files, or a new one. That it is there is what lets the start go on. */
+  function takeDirectory(path: string): void {
+    try {
+      renameSync(join(jobsDir, SPARE), path);
+    } catch {
+      mkdirSync(path, { mode: 0o700 });
+    }
+  }
+
   /** Its supervisor is gone, so the job has ended. */
   async function finish(entry: Running): Promise<void> {
     if (closed) return;
@@ -385,6 +396,7 @@ export async function openWorker(options: WorkerOptions): Promise<Worker> {
     journal.insert(job, spec.requestId);
     const entry = track(job);
     try {
+      takeDirectory(entry.directory);
       const limits = entry.group === undefined ? job.limits : createGroup(entry.group, settings);
       const launch = {
         directory: entry.directory,
@@ -495,8 +507,7 @@ export async function openWorker(options: WorkerOptions): Promise<Worker> {
   }
 
   for (const kept of journal.alive()) recover(kept);
-  for (const file of readdirSync(jobsDir))
-    if (file.startsWith(".spare-")) rmSync(join(jobsDir, file), { recursive: true });
+  for (const file of readdirSync(jobsDir)) if (file.startsWith(SPARE)) rmSync(join(jobsDir, file), { recursive: true });
   spawner.prepare(jobsDir);
   opened.move(); // close() lets go of them
 
