@@ -4,7 +4,7 @@ import { mkdirSync, readdirSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { inFlight, rig, variants } from "./testing.ts";
-import { until } from "./testing/processes.ts";
+import { soon, until } from "./testing/processes.ts";
 
 /** Those that end nothing by default, or nothing in an orphaned process group: signal(7), setpgid(2). SIGSTOP (19) stops. */
 const HARMLESS = [17, 18, 20, 21, 22, 23, 28];
@@ -102,6 +102,7 @@ describe.each(variants)("$mode, $build", (variant) => {
     it.cue();
     expect(await job.ended()).toMatchObject({ code: 6 });
     for (const stranger of strangers)
-      if (stranger.exitCode === null && stranger.signalCode === null) await once(stranger, "exit"); // SIGPIPE
+      if (stranger.exitCode === null && stranger.signalCode === null)
+        await soon(once(stranger, "exit"), "SIGPIPE ends it");
   });
 });

@@ -4,7 +4,7 @@ import { closeSync, openSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { BINARIES, CREDENTIALS, compile, hardened, isRoot, rig, type Rig, type Spec } from "./testing.ts";
-import { statOf } from "./testing/processes.ts";
+import { soon, statOf } from "./testing/processes.ts";
 
 /** What a daemon may be that its jobs are not. */
 const ODD_DAEMON = "trap '' INT QUIT PIPE USR1 CHLD; umask 077; ulimit -S -n 4096; cd /tmp";
@@ -43,7 +43,7 @@ describe.each(hardened)("$mode", (variant) => {
       { stdio },
     );
     closeSync(stray);
-    await once(daemon, "exit");
+    await soon(once(daemon, "exit"), "the daemon ends with its job");
     expect(readFileSync(join(launch.directory, "output"), "utf8")).toBe("0\n1\n2\n");
   });
 

@@ -7,7 +7,7 @@ import { Duplex } from "node:stream";
 import * as fc from "fast-check";
 import { expect, test } from "vitest";
 import { BINARIES, sanitizerErrors } from "./testing.ts";
-import { until } from "./testing/processes.ts";
+import { soon, until } from "./testing/processes.ts";
 
 const FRAME_MAX = 8 << 20;
 const { EBADMSG, ENOENT } = constants.errno;
@@ -72,11 +72,12 @@ function bare() {
     /** Closes the socket; returns the exit status once there is one, and what the sanitizers said. */
     async end() {
       socket.end();
-      const [code, signal]: unknown[] = await exited;
+      const [code, signal]: unknown[] = await soon(exited, "the spawner ends");
       return { code, signal, said: sanitizerErrors(reports) };
     },
     async [Symbol.asyncDispose]() {
       socket.destroy(); // nothing more is needed for its end
+      child.kill("SIGKILL"); // where a test failed
       await exited;
       rmSync(directory, { recursive: true });
     },
@@ -249,7 +250,7 @@ test("a frame as large as may be is taken", async () => {
 test.each([0, 1, 15, FRAME_MAX + 1, 2 ** 31, 2 ** 32 - 1])("a frame of size %i ends the spawner", async (size) => {
   await using spawner = bare();
   spawner.socket.write(frame(1, 1, new Uint8Array(), size));
-  await once(spawner.socket, "close");
+  await soon(once(spawner.socket, "close"), "the spawner closes its socket");
   expect(await spawner.end()).toEqual({ code: 1, signal: null, said: [] });
   expect(spawner.replies()).toEqual([]);
 });

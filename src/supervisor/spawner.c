@@ -51,8 +51,8 @@ static void hang_up(struct watched *watched)
 {
 	/* Closing alone is not enough: a supervisor forked a moment ago holds a copy yet. */
 	epoll_ctl(epoll, EPOLL_CTL_DEL, watched->fd, NULL);
-	tell(watched->job, REPLY_GONE, 0, 0);
 	close(watched->fd);
+	tell(watched->job, REPLY_GONE, 0, 0);
 	free(watched);
 }
 
@@ -130,12 +130,19 @@ static bool make_files(int directory)
 	       make_file(directory, "index", false) && make_file(directory, "exit.new", true);
 }
 
-/* Opens a job's directory. The daemon made it, or took the spare with its files; a later daemon that knows nothing of
- * the job has removed it, and then there is no start. */
+/*
+ * Opens a job's directory. The daemon made it, or took the spare with its files; a
+ * later daemon that knows nothing of the job has removed it, and then there is no
+ * start. Of a job that runs or has run, it is refused.
+ */
 static int open_directory(const char *path)
 {
+	struct stat index;
 	int directory = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	if (directory < 0 || faccessat(directory, "exit.new", F_OK, 0) == 0 || make_files(directory))
+	if (directory < 0)
+		return -1;
+	bool spare = fstatat(directory, "index", &index, AT_SYMLINK_NOFOLLOW) == 0 && index.st_size == 0;
+	if (spare || make_files(directory))
 		return directory;
 	int error = errno;
 	close(directory);

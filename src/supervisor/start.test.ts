@@ -1,8 +1,9 @@
-import { chmodSync, mkdirSync, readdirSync, statSync, symlinkSync, writeFileSync } from "node:fs";
+import { chmodSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
 import { execFileSync } from "node:child_process";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { JobError } from "../worker/errors.ts";
+import { SPARE } from "../worker/supervisor.ts";
 import { isRoot, rig, variants, type Rig, type Spec } from "./testing.ts";
 import { childrenOf, until } from "./testing/processes.ts";
 
@@ -103,7 +104,7 @@ const refusals: readonly Refusal[] = [
     errno: "EEXIST",
     spec: (rig) => {
       const directory = folder(rig, "used");
-      writeFileSync(join(directory, "index"), "");
+      writeFileSync(join(directory, "index"), "jobslog1");
       return { directory };
     },
   },
@@ -123,7 +124,7 @@ describe.each(variants)("$mode, $build", (variant) => {
   test("a job's directory is its own user's, made or prepared, and an empty one may be there", async () => {
     await using it = await rig(variant);
     await it.run({ script: "" });
-    const spares = (): string[] => readdirSync(it.directory).filter((name) => name.startsWith(".spare"));
+    const spares = (): string[] => readdirSync(it.directory).filter((name) => name === SPARE);
     it.spawner.prepare(it.directory);
     await until(() => spares().length === 1, "a spare is there");
     const spare = statSync(join(it.directory, spares()[0] ?? "")).ino;
@@ -138,16 +139,26 @@ describe.each(variants)("$mode, $build", (variant) => {
     expect(third.job.output()).toBe("found\n");
   });
 
-  test("a spare directory goes when its spawner does", async () => {
-    await using outer = await rig(variant);
-    const jobs = folder(outer, "jobs");
-    {
-      await using it = await rig(variant);
-      it.spawner.prepare(jobs);
-      await until(() => readdirSync(jobs).length === 1, "a spare is there");
-    }
-    expect(readdirSync(jobs)).toEqual([]);
+  test("a start whose directory was taken away meanwhile does not happen", async () => {
+    await using it = await rig(variant);
+    const refused = await it
+      .start({ script: "", directory: join(it.directory, "gone") })
+      .catch((error: unknown) => error);
+    expect(refused).toMatchObject({ facts: { stage: "directory", errno: "ENOENT" } });
   });
+
+  if (variant.mode === "cgroup")
+    test("a job whose files are taken away while it is being born is killed, and its start fails", async () => {
+      await using it = await rig(variant);
+      const launch = it.launchOf({ script: "sleep 1000" });
+      writeFileSync(join(launch.cgroup, "cgroup.freeze"), "1"); // the job is cloned, and goes no further
+      const started = it.spawner.launch(launch, () => {}).catch((error: unknown) => error);
+      await until(() => readFileSync(join(launch.cgroup, "cgroup.procs"), "utf8") !== "", "the job is in its cgroup");
+      rmSync(launch.directory, { recursive: true });
+      writeFileSync(join(launch.cgroup, "cgroup.freeze"), "0");
+      expect(await started).toMatchObject({ facts: { stage: "output", errno: "ENOENT" } });
+      expect(readFileSync(join(launch.cgroup, "cgroup.procs"), "utf8")).toBe("");
+    });
 
   test("a job directory in use is refused, and its job goes on", async () => {
     await using it = await rig(variant);

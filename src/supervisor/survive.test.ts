@@ -1,4 +1,5 @@
 import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { existsSync, mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
@@ -38,9 +39,8 @@ describe.each(variants)("$mode, $build", (variant) => {
       ],
       { stdio: ["ignore", "pipe", "inherit"] },
     );
-    const pid = await new Promise<number>((resolve) => {
-      daemon.stdout.once("data", (line: Buffer) => resolve(Number(line)));
-    });
+    const [line]: unknown[] = await soon(once(daemon.stdout, "data"), "the daemon has started the job");
+    const pid = Number(line);
     const spawner = Number(statOf(readLog(launch.directory).supervisor)?.[1]);
     for (const killed of [daemon.pid ?? 0, -spawner]) process.kill(killed, "SIGKILL"); // with its whole process group
     await until(() => !runs(daemon.pid ?? 0) && !runs(spawner), "daemon and spawner are dead");

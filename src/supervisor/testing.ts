@@ -15,7 +15,7 @@ import {
 import { tmpdir } from "node:os";
 import { basename, dirname, join, relative } from "node:path";
 import { createGroup, openHierarchy, removeGroup } from "../worker/cgroup.ts";
-import { openSpawner, type Launch, type Spawner } from "../worker/supervisor.ts";
+import { openSpawner, type Launch, type Spawner, takeDirectory } from "../worker/supervisor.ts";
 import { credentialsOf } from "../worker/users.ts";
 import { marked, runs, soon, until } from "./testing/processes.ts";
 import { order, readExit, readLog, type Exit } from "./testing/records.ts";
@@ -144,6 +144,7 @@ export async function rig({ mode, build }: Variant, own: { prelude?: string; job
   function launchOf({ script = "", env, ...rest }: Spec): Launch {
     const name = `job-${++count}`;
     const made = { directory: join(own.jobs ?? directory, name), cgroup: group && join(group, name) };
+    if (rest.directory === undefined) takeDirectory(dirname(made.directory), made.directory);
     if (rest.cgroup === undefined && group) createGroup(made.cgroup, []);
     return {
       ...made,

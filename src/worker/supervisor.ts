@@ -1,5 +1,7 @@
 import { spawn } from "node:child_process";
+import { mkdirSync, renameSync } from "node:fs";
 import { constants } from "node:os";
+import { join } from "node:path";
 import { Duplex } from "node:stream";
 import { JobError, invalid } from "./errors.ts";
 import type { Credentials } from "./users.ts";
@@ -27,6 +29,23 @@ export interface Spawner extends Disposable {
   adopt(directory: string, gone: () => void): void;
   /** Makes the files of the next job in `parent` now, so that its start finds them. */
   prepare(parent: string): void;
+  /** Resolves when the spawner has ended, and makes no spare any more; supervisors go on. */
+  close(): Promise<void>;
+}
+
+/** What a directory with the next job's files is called until it is taken. */
+export const SPARE = ".spare";
+
+/**
+ * Makes the directory of a job in `parent`, or takes the spare one. That it is there is what lets the start go on: a
+ * start that outlives the daemon ends with the directory, which the next daemon removes.
+ */
+export function takeDirectory(parent: string, path: string): void {
+  try {
+    renameSync(join(parent, SPARE), path);
+  } catch {
+    mkdirSync(path, { mode: 0o700 });
+  }
 }
 
 const HEADER_BYTES = 16;
@@ -136,6 +155,7 @@ export function openSpawner(path: string, log: (message: string) => void): Spawn
   let number = 0;
   let closed = false;
   let socket: Duplex | undefined;
+  let ended: Promise<void> | undefined;
 
   function take(reply: Buffer): void {
     const job = Number(reply.readBigUInt64LE(0));
@@ -181,6 +201,7 @@ export function openSpawner(path: string, log: (message: string) => void): Spawn
     });
     pipe.on("error", () => {}); // 'exit' follows
     child.on("error", (error) => lose(`the spawner cannot be run: ${error.message}`));
+    ended = new Promise((resolve) => child.once("close", () => resolve()));
     child.on("exit", (code, signal) => lose(`the spawner ended (${signal ?? code})`));
     socket = pipe;
     return pipe;
@@ -202,6 +223,11 @@ export function openSpawner(path: string, log: (message: string) => void): Spawn
     },
     prepare(parent) {
       socket?.write(frame(FRAME.prepare, 0, 0, [parent]));
+    },
+    async close() {
+      closed = true;
+      socket?.destroy();
+      await ended;
     },
     [Symbol.dispose]() {
       closed = true;

@@ -9,7 +9,6 @@ import {
   openSync,
   readFileSync,
   readdirSync,
-  renameSync,
   rmSync,
   rmdirSync,
   type FSWatcher,
@@ -33,7 +32,7 @@ import { openJournal, type Record as Kept } from "./journal.ts";
 import { openLog, readOutput, type Chunk, type Gap, type StreamOptions } from "./output.ts";
 import { settingsOf, type Setting } from "./resources.ts";
 import { checkSpec, environmentOf } from "./spec.ts";
-import { openSpawner } from "./supervisor.ts";
+import { openSpawner, SPARE, takeDirectory } from "./supervisor.ts";
 import { chooseCredentials } from "./users.ts";
 
 export interface WorkerOptions {
@@ -114,7 +113,6 @@ const ID = /^[a-z0-9][a-z0-9.-]{0,99}$/;
 const CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz";
 const SIGKILL = 9;
 const ORDER_BYTES = 16;
-const SPARE = ".spare";
 const NO_CGROUP =
   "this host has no usable cgroup v2: no limits, usage of the main process only, and a tree is ended by descent";
 
@@ -292,15 +290,6 @@ export async function openWorker(options: WorkerOptions): Promise<Worker> {
     };
   }
 
-  /** The directory that the spawner has made ahead, with its files, or a new one. That it is there is what lets the start go on. */
-  function takeDirectory(path: string): void {
-    try {
-      renameSync(join(jobsDir, SPARE), path);
-    } catch {
-      mkdirSync(path, { mode: 0o700 });
-    }
-  }
-
   /** Its supervisor is gone, so the job has ended. */
   async function finish(entry: Running): Promise<void> {
     if (closed) return;
@@ -326,6 +315,7 @@ export async function openWorker(options: WorkerOptions): Promise<Worker> {
     entry.watcher?.close();
     entry.ended.resolve(entry.job);
     for (const wake of entry.followers) wake();
+    spawner.prepare(jobsDir); // now, when nobody waits for it
     log("info", "job ended", { job: entry.job.id, how: entry.job.ended?.how });
   }
 
@@ -396,7 +386,7 @@ export async function openWorker(options: WorkerOptions): Promise<Worker> {
     journal.insert(job, spec.requestId);
     const entry = track(job);
     try {
-      takeDirectory(entry.directory);
+      takeDirectory(jobsDir, entry.directory);
       const limits = entry.group === undefined ? job.limits : createGroup(entry.group, settings);
       const launch = {
         directory: entry.directory,
@@ -429,7 +419,6 @@ export async function openWorker(options: WorkerOptions): Promise<Worker> {
       throw refused;
     }
     // The journal is not told: what it has, and the log's header, are all that a restart needs.
-    setImmediate(() => spawner.prepare(jobsDir)); // when the start has been answered
     log("info", "job started", { job: job.id, pid: entry.job.pid, owner: job.owner });
     return { job: entry.job, alreadyStarted: false };
   }
@@ -477,7 +466,7 @@ export async function openWorker(options: WorkerOptions): Promise<Worker> {
       }
     } catch (error) {
       const code = error instanceof Error && "code" in error ? error.code : undefined;
-      if (code !== "ENXIO" && code !== "ENOENT")
+      if (code !== "ENXIO" && code !== "EPIPE" && code !== "ENOENT")
         throw new JobError("exhausted", `the job's supervisor cannot be reached (${String(code)})`, { cause: error });
     }
   }
@@ -598,7 +587,7 @@ export async function openWorker(options: WorkerOptions): Promise<Worker> {
     async close() {
       closed = true;
       await Promise.allSettled([...running.values()].map(({ launched }) => launched.promise));
-      spawner[Symbol.dispose]();
+      await spawner.close();
       for (const entry of running.values()) {
         entry.watcher?.close();
         entry.ended.reject(new JobError("unavailable", "the worker is closing"));
