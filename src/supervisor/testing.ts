@@ -8,6 +8,7 @@ import {
   openSync,
   readFileSync,
   readdirSync,
+  readlinkSync,
   rmSync,
   writeFileSync,
   writeSync,
@@ -119,6 +120,19 @@ function endAll(jobs: ReadonlySet<Job>): Promise<PromiseSettledResult<void>[]> {
   return Promise.allSettled(Array.from(jobs, (job) => soon(job.gone, `job ${job.pid} is gone`)));
 }
 
+/** How many supervisors the spawner waits for: it has their `control` open. */
+function watchedBy(spawner: number): number {
+  const directory = `/proc/${spawner}/fd`;
+  const open = existsSync(directory) ? readdirSync(directory) : [];
+  return open.filter((fd) => {
+    try {
+      return readlinkSync(join(directory, fd)).includes("/control");
+    } catch {
+      return false; // closed meanwhile
+    }
+  }).length;
+}
+
 /** What the sanitizers reported. There are warnings too: ASan does not know a child of clone3. */
 export function sanitizerErrors(reports: string): string[] {
   return readdirSync(reports)
@@ -199,6 +213,7 @@ export async function rig({ mode, build }: Variant, own: { prelude?: string; job
       closeSync(cue);
       await until(() => existsSync(pidPath), "the spawner has begun");
       const pid = spawnerPid();
+      await until(() => watchedBy(pid) === 0, "the spawner hears of every end"); // else LeakSanitizer finds its watches
       spawner[Symbol.dispose]();
       await until(() => !runs(pid), "the spawner ends with its daemon");
       const left = marked(directory);
