@@ -3,6 +3,7 @@ import { readFileSync, readdirSync, readlinkSync, rmSync, statSync, writeFileSyn
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import type { Position, Source } from "./output.ts";
+import { SPARE } from "./supervisor.ts";
 import {
   finished,
   open,
@@ -25,7 +26,7 @@ function sha256(bytes: Uint8Array): string {
   return createHash("sha256").update(bytes).digest("hex");
 }
 
-/** This process's descriptors of jobs' files, and its inotify watches. */
+/** This process's descriptors of jobs' files, without those of spare supervisors, and its inotify watches. */
 function held({ stateDir }: TestWorker): { readonly files: number; readonly watches: number } {
   const descriptors = readdirSync("/proc/self/fd").flatMap((fd) => {
     try {
@@ -38,7 +39,7 @@ function held({ stateDir }: TestWorker): { readonly files: number; readonly watc
     .filter(({ target }) => target === "anon_inode:inotify")
     .map(({ fd }) => readFileSync(`/proc/self/fdinfo/${fd}`, "utf8").split("inotify wd:").length - 1);
   return {
-    files: descriptors.filter(({ target }) => target.startsWith(join(stateDir, "jobs"))).length,
+    files: descriptors.filter(({ target }) => target.startsWith(`${stateDir}/jobs/`) && !target.includes(SPARE)).length,
     watches: watches.reduce((sum, count) => sum + count, 0),
   };
 }

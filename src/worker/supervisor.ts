@@ -1,8 +1,10 @@
 import { spawn } from "node:child_process";
-import { mkdirSync, renameSync } from "node:fs";
-import { constants } from "node:os";
+import { closeSync, constants, openSync, renameSync, rmSync, writeSync } from "node:fs";
+import { Socket } from "node:net";
+import { constants as os } from "node:os";
 import { join } from "node:path";
 import { Duplex } from "node:stream";
+import { finished } from "node:stream/promises";
 import { JobError, invalid } from "./errors.ts";
 import type { Credentials } from "./users.ts";
 
@@ -21,38 +23,35 @@ export interface Launch {
   readonly logKeep: "newest" | "oldest";
 }
 
-/** The spawner process, which makes one supervisor for each job. */
+/** The spawner process, which makes one supervisor for each job, ahead of it. */
 export interface Spawner extends Disposable {
-  /** Resolves to the job's pid once it has been exec'ed. `gone` is called once, when its supervisor is no more. */
+  /**
+   * Makes `launch.directory` and starts the job in it; resolves to the job's pid once it has been exec'ed. Where a spare
+   * supervisor is ready, the start is on its way when this returns. That the directory is there is what lets it go on: a
+   * start that outlives the daemon ends with the directory, which the next daemon removes. `gone` is called once, when
+   * the supervisor is no more.
+   */
   launch(launch: Launch, gone: () => void): Promise<number>;
   /** `gone` is called when the supervisor that an earlier daemon made for `directory` is no more, which may be now. */
   adopt(directory: string, gone: () => void): void;
-  /** Makes the files of the next job in `parent` now, so that its start finds them. */
-  prepare(parent: string): void;
-  /** Resolves when the spawner has ended, and makes no spare any more; supervisors go on. */
+  /** Has as many spares made as are missing: for when nobody waits. A start asks for no more than half of them. */
+  refill(): void;
+  /** Resolves when the spawner and its spares have ended; supervisors go on. */
   close(): Promise<void>;
 }
 
-/** What a directory with the next job's files is called until it is taken. */
-export const SPARE = ".spare";
+/** How the directory of a supervisor that has no job yet begins; its pid follows. */
+export const SPARE = ".spare-";
 
-/**
- * Makes the directory of a job in `parent`, or takes the spare one. That it is there is what lets the start go on: a
- * start that outlives the daemon ends with the directory, which the next daemon removes.
- */
-export function takeDirectory(parent: string, path: string): void {
-  try {
-    renameSync(join(parent, SPARE), path);
-  } catch {
-    mkdirSync(path, { mode: 0o700 });
-  }
-}
-
+/** Supervisors that wait for a job. Each takes 0.1 MB. */
+const SPARES = 4;
 const HEADER_BYTES = 16;
 const START_BYTES = 56;
 const REPLY_BYTES = 24;
-const FRAME = { start: 1, adopt: 2, prepare: 3 } as const;
-const REPLY = { started: 1, failed: 2, gone: 3 } as const;
+/** Written to a FIFO whole or not at all; PIPE_BUF, pipe(7). */
+const ATOMIC_BYTES = 4096;
+const FRAME = { start: 1, adopt: 2, spare: 3 } as const;
+const REPLY = { started: 1, failed: 2, gone: 3, ready: 4 } as const;
 const STAGES = [
   "",
   "request",
@@ -67,7 +66,7 @@ const STAGES = [
   "cwd",
   "exec",
 ];
-const ERRNO_NAMES = new Map(Object.entries(constants.errno).map(([name, number]) => [number, name]));
+const ERRNO_NAMES = new Map(Object.entries(os.errno).map(([name, number]) => [number, name]));
 
 interface Launching {
   readonly launch: Launch;
@@ -76,10 +75,18 @@ interface Launching {
   readonly reject: (error: Error) => void;
 }
 
-interface Watched {
+interface Spare {
   readonly directory: string;
-  readonly gone: () => void;
+  /** Its FIFO, open for writing. */
+  readonly control: number;
 }
+
+/** A supervisor, by the number that it was asked for with. */
+type Supervisor =
+  | { readonly state: "asked" }
+  | ({ readonly state: "spare" } & Spare)
+  | ({ readonly state: "launching" } & Launching)
+  | { readonly state: "running"; readonly directory: string; readonly gone: () => void };
 
 /** A frame: the header, `bodyBytes` for the caller to fill, then the strings, each with its NUL. */
 function frame(type: number, job: number, bodyBytes: number, strings: readonly string[]): Buffer {
@@ -101,7 +108,7 @@ function writeUInt64(bytes: Buffer, value: number, offset: number): void {
 
 function startFrame(job: number, launch: Launch): Buffer {
   const { argv, credentials, env } = launch;
-  const strings = [launch.directory, launch.cgroup, launch.cwd, ...argv];
+  const strings = [launch.cgroup, launch.cwd, ...argv];
   for (const [name, value] of env) strings.push(`${name}=${value}`);
   const bytes = frame(FRAME.start, job, START_BYTES + 4 * credentials.groups.length, strings);
   writeUInt64(bytes, Math.ceil(launch.timeLimitMs), 16);
@@ -122,8 +129,7 @@ function startFrame(job: number, launch: Launch): Buffer {
   return bytes;
 }
 
-function failure(stage: string, number: number, launch: Launch): JobError {
-  const errno = ERRNO_NAMES.get(number) ?? String(number);
+function failure(stage: string, errno: string, launch: Launch): JobError {
   const facts = { stage, errno };
   const command = JSON.stringify(launch.argv[0]);
   if (stage === "exec" && errno === "ENOENT")
@@ -148,48 +154,128 @@ function failure(stage: string, number: number, launch: Launch): JobError {
   return new JobError("internal", `the job could not be started (${stage}: ${errno})`, { facts });
 }
 
-/** Starts the spawner from the binary at `path`. It is started again, and told of all jobs, should it die. */
-export function openSpawner(path: string, log: (message: string) => void): Spawner {
-  const launching = new Map<number, Launching>();
-  const watched = new Map<number, Watched>();
-  let number = 0;
+/** Gives a spare its job: its directory the job's name, and the start to its FIFO. Throws Node's errors. */
+async function give({ control, directory }: Spare, number: number, launch: Launch): Promise<void> {
+  const bytes = startFrame(number, launch);
+  try {
+    renameSync(directory, launch.directory);
+    if (bytes.length <= ATOMIC_BYTES) writeSync(control, bytes);
+  } catch (error) {
+    closeSync(control);
+    throw error;
+  }
+  // Whoever watches the FIFO must find no writer in it but its supervisor.
+  if (bytes.length <= ATOMIC_BYTES) closeSync(control);
+  else await finished(new Socket({ fd: control, readable: false }).end(bytes));
+}
+
+/**
+ * Starts the spawner from the binary at `path`; it makes its spares in `parent`, which is where the directories of jobs
+ * are. It is started again, and told of all jobs, should it die.
+ */
+export function openSpawner(path: string, parent: string, log: (message: string) => void): Spawner {
+  const supervisors = new Map<number, Supervisor>();
+  /** Numbers of those in this state, the oldest first. */
+  const spares = new Set<number>();
+  const asked = new Set<number>();
+  const waiting: Launching[] = [];
+  let last = 0;
   let closed = false;
   let socket: Duplex | undefined;
   let ended: Promise<void> | undefined;
 
+  function ask(least: number): void {
+    for (let missing = least + waiting.length - spares.size - asked.size; missing > 0; missing--) {
+      asked.add(++last);
+      supervisors.set(last, { state: "asked" });
+      (socket ?? open()).write(frame(FRAME.spare, last, 0, []));
+    }
+  }
+
+  function begin(launching: Launching): void {
+    const [number] = spares;
+    const spare = number === undefined ? undefined : supervisors.get(number);
+    if (number === undefined || spare?.state !== "spare") {
+      waiting.push(launching);
+      ask(0);
+      return;
+    }
+    spares.delete(number);
+    supervisors.set(number, { state: "launching", ...launching });
+    give(spare, number, launching.launch).catch((error: unknown) => {
+      const { launch, reject } = launching;
+      supervisors.delete(number);
+      if (codeOf(error) !== "EPIPE") return reject(failure("directory", codeOf(error), launch));
+      // The spare had died, and nobody had told yet: it took nothing with it.
+      rmSync(launch.directory, { recursive: true, force: true });
+      begin(launching);
+    });
+    ask(SPARES / 2);
+  }
+
+  function ready(number: number, pid: number): void {
+    asked.delete(number);
+    const directory = join(parent, `${SPARE}${pid}`);
+    try {
+      const control = openSync(join(directory, "control"), constants.O_WRONLY | constants.O_NONBLOCK);
+      supervisors.set(number, { state: "spare", directory, control });
+      spares.add(number);
+    } catch (error) {
+      supervisors.delete(number);
+      // ENXIO: it has died already, and there are others.
+      if (codeOf(error) === "ENXIO") ask(0);
+      else waiting.shift()?.reject(died(`a supervisor cannot be reached (${codeOf(error)})`));
+    }
+    const next = spares.has(number) ? waiting.shift() : undefined;
+    if (next) begin(next);
+  }
+
+  /** Takes a supervisor that runs no job from the books. Returns the start that it was for. */
+  function drop(number: number): Launching | undefined {
+    const known = supervisors.get(number);
+    supervisors.delete(number);
+    spares.delete(number);
+    if (known?.state === "spare") closeSync(known.control);
+    return known?.state === "launching" ? known : asked.delete(number) ? waiting.shift() : undefined;
+  }
+
   function take(reply: Buffer): void {
-    const job = Number(reply.readBigUInt64LE(0));
+    const number = Number(reply.readBigUInt64LE(0));
     const kind = reply.readUInt32LE(8);
-    const waiting = launching.get(job);
-    launching.delete(job);
-    if (kind === REPLY.started && waiting) {
-      watched.set(job, { directory: waiting.launch.directory, gone: waiting.gone });
-      waiting.resolve(reply.readInt32LE(12));
-    } else if (kind === REPLY.failed && waiting) {
+    const pid = reply.readInt32LE(12);
+    const known = supervisors.get(number);
+    if (kind === REPLY.ready && known?.state === "asked") {
+      ready(number, pid);
+    } else if (kind === REPLY.started && known?.state === "launching") {
+      supervisors.set(number, { state: "running", directory: known.launch.directory, gone: known.gone });
+      known.resolve(pid);
+    } else if (kind === REPLY.failed) {
+      const failed = drop(number);
+      const errno = reply.readInt32LE(20);
       const stage = STAGES[reply.readInt32LE(16)] ?? "unknown";
-      waiting.reject(failure(stage, reply.readInt32LE(20), waiting.launch));
+      failed?.reject(failure(stage, ERRNO_NAMES.get(errno) ?? String(errno), failed.launch));
+    } else if (kind === REPLY.gone && known?.state === "running") {
+      supervisors.delete(number);
+      known.gone();
     } else if (kind === REPLY.gone) {
-      waiting?.reject(died("the job's supervisor died before the job ran"));
-      watched.get(job)?.gone();
-      watched.delete(job);
+      drop(number)?.reject(died("the job's supervisor died before the job ran"));
     }
   }
 
   /** What was being launched is not to be known any more; jobs that run have their supervisors still. */
   function lose(why: string): void {
+    socket?.destroy(); // or spares would not hear of it
     socket = undefined;
     if (closed) return;
     log(why);
-    const lost = [...launching.values()];
-    launching.clear();
-    for (const { reject } of lost) reject(died(why));
-    if (watched.size === 0) return;
-    const next = open();
-    for (const [job, { directory }] of watched) next.write(frame(FRAME.adopt, job, 0, [directory]));
+    for (const number of supervisors.keys())
+      if (supervisors.get(number)?.state !== "running") drop(number)?.reject(died(why));
+    for (const [number, known] of supervisors)
+      if (known.state === "running") (socket ?? open()).write(frame(FRAME.adopt, number, 0, [known.directory]));
   }
 
   function open(): Duplex {
-    const child = spawn(path, [], { stdio: ["ignore", "ignore", "ignore", "pipe"], detached: true, env: {} });
+    const child = spawn(path, [parent], { stdio: ["ignore", "ignore", "ignore", "pipe"], detached: true, env: {} });
     const pipe = child.stdio[3];
     if (!(pipe instanceof Duplex)) throw died("the spawner has no socket");
     let held: Buffer = Buffer.alloc(0);
@@ -207,33 +293,30 @@ export function openSpawner(path: string, log: (message: string) => void): Spawn
     return pipe;
   }
 
-  open();
+  function close(): void {
+    closed = true;
+    for (const number of spares) drop(number);
+    socket?.destroy();
+  }
+
+  ask(SPARES);
   return {
-    launch(launch, gone) {
-      const job = ++number;
-      return new Promise((resolve, reject) => {
-        launching.set(job, { launch, gone, resolve, reject });
-        (socket ?? open()).write(startFrame(job, launch));
-      });
-    },
+    launch: (launch, gone) => new Promise((resolve, reject) => begin({ launch, gone, resolve, reject })),
     adopt(directory, gone) {
-      const job = ++number;
-      watched.set(job, { directory, gone });
-      (socket ?? open()).write(frame(FRAME.adopt, job, 0, [directory]));
+      supervisors.set(++last, { state: "running", directory, gone });
+      (socket ?? open()).write(frame(FRAME.adopt, last, 0, [directory]));
     },
-    prepare(parent) {
-      socket?.write(frame(FRAME.prepare, 0, 0, [parent]));
-    },
+    refill: () => ask(SPARES),
     async close() {
-      closed = true;
-      socket?.destroy();
+      close();
       await ended;
     },
-    [Symbol.dispose]() {
-      closed = true;
-      socket?.destroy();
-    },
+    [Symbol.dispose]: close,
   };
+}
+
+function codeOf(error: unknown): string {
+  return error instanceof Error && "code" in error ? String(error.code) : "unknown";
 }
 
 function died(message: string): JobError {

@@ -32,7 +32,7 @@ import { openJournal, type Record as Kept } from "./journal.ts";
 import { openLog, readOutput, type Chunk, type Gap, type StreamOptions } from "./output.ts";
 import { settingsOf, type Setting } from "./resources.ts";
 import { checkSpec, environmentOf } from "./spec.ts";
-import { openSpawner, SPARE, takeDirectory } from "./supervisor.ts";
+import { openSpawner, SPARE } from "./supervisor.ts";
 import { chooseCredentials } from "./users.ts";
 
 export interface WorkerOptions {
@@ -111,6 +111,7 @@ const LEAST_LOG_LIMIT_BYTES = 1024 * 1024;
 const MAX_JOBS = 10_000;
 const ID = /^[a-z0-9][a-z0-9.-]{0,99}$/;
 const CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz";
+const RANDOM_CHARS = 16;
 const SIGKILL = 9;
 const ORDER_BYTES = 16;
 const NO_CGROUP =
@@ -128,6 +129,9 @@ interface Running {
   watcher?: FSWatcher;
 }
 
+/** Random bytes that are in no id yet: asked for many at a time, because asking takes longer than getting them. */
+let unused = Buffer.alloc(0);
+
 /** A ULID (github.com/ulid/spec) in lower case: sorts by time, 80 random bits. */
 function newId(name: string | undefined): string {
   let time = Date.now();
@@ -136,7 +140,9 @@ function newId(name: string | undefined): string {
     id = CROCKFORD.charAt(time % 32) + id;
     time = Math.floor(time / 32);
   }
-  for (const byte of randomBytes(16)) id += CROCKFORD.charAt(byte % 32);
+  if (unused.length < RANDOM_CHARS) unused = randomBytes(RANDOM_CHARS * 64);
+  for (const byte of unused.subarray(0, RANDOM_CHARS)) id += CROCKFORD.charAt(byte % 32);
+  unused = unused.subarray(RANDOM_CHARS);
   return name === undefined ? id : `${name}.${id}`;
 }
 
@@ -249,7 +255,10 @@ export async function openWorker(options: WorkerOptions): Promise<Worker> {
   const journal = opened.use(openJournal(stateDir));
   const hierarchy = openHierarchy(`jobs-${journal.instance}`, options.cgroup);
   opened.defer(() => leave(hierarchy));
-  const spawner = opened.use(openSpawner(supervisor, (message) => log("error", message)));
+  // Of a daemon that was killed. Its spares may be putting them away themselves.
+  for (const file of readdirSync(jobsDir))
+    if (file.startsWith(SPARE)) rmSync(join(jobsDir, file), { recursive: true, force: true });
+  const spawner = opened.use(openSpawner(supervisor, jobsDir, (message) => log("error", message)));
   const running = new Map<string, Running>();
   const requests = new Map<string, Promise<Started>>();
   let closed = false;
@@ -315,8 +324,11 @@ export async function openWorker(options: WorkerOptions): Promise<Worker> {
     entry.watcher?.close();
     entry.ended.resolve(entry.job);
     for (const wake of entry.followers) wake();
-    spawner.prepare(jobsDir); // now, when nobody waits for it
-    log("info", "job ended", { job: entry.job.id, how: entry.job.ended?.how });
+    setImmediate(() => {
+      // Those who waited for the end have been answered.
+      if (!closed) spawner.refill();
+      log("info", "job ended", { job: entry.job.id, how: entry.job.ended?.how });
+    });
   }
 
   function gone(entry: Running): void {
@@ -386,7 +398,6 @@ export async function openWorker(options: WorkerOptions): Promise<Worker> {
     journal.insert(job, spec.requestId);
     const entry = track(job);
     try {
-      takeDirectory(jobsDir, entry.directory);
       const limits = entry.group === undefined ? job.limits : createGroup(entry.group, settings);
       const launch = {
         directory: entry.directory,
@@ -419,7 +430,7 @@ export async function openWorker(options: WorkerOptions): Promise<Worker> {
       throw refused;
     }
     // The journal is not told: what it has, and the log's header, are all that a restart needs.
-    log("info", "job started", { job: job.id, pid: entry.job.pid, owner: job.owner });
+    setImmediate(() => log("info", "job started", { job: job.id, pid: entry.job.pid, owner: job.owner }));
     return { job: entry.job, alreadyStarted: false };
   }
 
@@ -496,8 +507,6 @@ export async function openWorker(options: WorkerOptions): Promise<Worker> {
   }
 
   for (const kept of journal.alive()) recover(kept);
-  for (const file of readdirSync(jobsDir)) if (file.startsWith(SPARE)) rmSync(join(jobsDir, file), { recursive: true });
-  spawner.prepare(jobsDir);
   opened.move(); // close() lets go of them
 
   return {
