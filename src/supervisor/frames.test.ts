@@ -14,7 +14,7 @@ import { soon, until } from "./testing/processes.ts";
 const FRAME_MAX = 8 << 20;
 /** On the socket. */
 const SOCKET_FRAME_MAX = 64 << 10;
-const { EBADMSG, ENOENT } = constants.errno;
+const { EBADMSG, ECANCELED, ENOENT } = constants.errno;
 const FAILED = 2;
 const GONE = 3;
 const REQUEST = 1;
@@ -77,8 +77,8 @@ function bare() {
     directory,
     socket,
     replies,
-    /** Has a spare made, writes `pieces` to it, and returns what becomes of it. */
-    async give(...pieces: readonly Uint8Array[]): Promise<Reply | undefined> {
+    /** Has a spare made, writes `pieces` to it and go, and returns what becomes of it. */
+    async give(pieces: readonly Uint8Array[], calledOff = false): Promise<Reply | undefined> {
       const number = ++job;
       const told = (kind?: number): Reply | undefined =>
         replies().find(
@@ -88,6 +88,7 @@ function bare() {
       await until(() => told(READY) !== undefined, "the spare is ready");
       await using control = await open(join(directory, `${SPARE}${told(READY)?.pid}`, "control"), "w");
       for (const piece of pieces) await control.write(piece);
+      await control.write(calledOff ? Buffer.of(0) : Buffer.of(1)).catch(() => {}); // it may have ended
       await until(() => told() !== undefined, "the spare answers or is gone");
       return told();
     },
@@ -143,7 +144,7 @@ test("a start that is not what it says is refused, and the spawner goes on", asy
   await using spawner = bare();
   await fc.assert(
     fc.asyncProperty(fc.oneof(anyBody, lyingBody), async (body) => {
-      const reply = await spawner.give(frame(1, 0, body));
+      const reply = await spawner.give([frame(1, 0, body)]);
       expect(reply?.kind).toBe(FAILED);
       expect([REQUEST, CGROUP]).toContain(reply?.stage); // the generator may make one that is right
       if (reply?.stage === REQUEST) expect(reply.error).toBe(EBADMSG);
@@ -164,18 +165,18 @@ test("counts that do not fit the start are refused", async () => {
     { ...right, args: 0 },
     { ...right, env: 0 },
   ];
-  expect(await spawner.give(frame(1, 0, startBody(right, strings)))).toMatchObject({
+  expect(await spawner.give([frame(1, 0, startBody(right, strings))])).toMatchObject({
     kind: FAILED,
     stage: CGROUP,
     error: ENOENT,
   });
   const unended = startBody(right, strings).subarray(0, -1);
   for (const body of [...wrong.map((counted) => startBody(counted, strings)), unended])
-    expect(await spawner.give(frame(1, 0, body))).toMatchObject({ kind: FAILED, stage: REQUEST, error: EBADMSG });
+    expect(await spawner.give([frame(1, 0, body)])).toMatchObject({ kind: FAILED, stage: REQUEST, error: EBADMSG });
   expect(await spawner.end()).toEqual({ code: 0, signal: null, said: [] });
 });
 
-test("a start may come in pieces, and as long as may be", async () => {
+test("a start may come in pieces, be as long as may be, and be called off", async () => {
   await using spawner = bare();
   const fixed = startBody({ groups: 0, args: 1, env: 0 }, [NOWHERE, "/", ""]);
   const argument = "x".repeat(FRAME_MAX - 16 - fixed.length);
@@ -184,21 +185,23 @@ test("a start may come in pieces, and as long as may be", async () => {
   const cuts = [1, 8, 15, 16, 17, 60, short.length - 1];
   const starts = [[long], ...cuts.map((at) => [short.subarray(0, at), short.subarray(at)])];
   for (const pieces of starts)
-    expect(await spawner.give(...pieces)).toMatchObject({ kind: FAILED, stage: CGROUP, error: ENOENT });
+    expect(await spawner.give(pieces)).toMatchObject({ kind: FAILED, stage: CGROUP, error: ENOENT });
+  const calledOff = frame(1, 0, startBody(right, ["", "/", "true", "A=b"]));
+  expect(await spawner.give([calledOff], true)).toMatchObject({ kind: FAILED, stage: REQUEST, error: ECANCELED });
   expect(await spawner.end()).toEqual({ code: 0, signal: null, said: [] });
 });
 
 test.each([0, 1, 15, FRAME_MAX + 1, 2 ** 31, 2 ** 32 - 1])("a start of size %i ends only its spare", async (size) => {
   await using spawner = bare();
-  expect(await spawner.give(frame(1, 0, new Uint8Array(), size))).toMatchObject({ kind: GONE });
-  expect(await spawner.give(frame(1, 0, startBody(right, strings)))).toMatchObject({ kind: FAILED, stage: CGROUP });
+  expect(await spawner.give([frame(1, 0, new Uint8Array(), size)])).toMatchObject({ kind: GONE });
+  expect(await spawner.give([frame(1, 0, startBody(right, strings))])).toMatchObject({ kind: FAILED, stage: CGROUP });
   expect(await spawner.end()).toEqual({ code: 0, signal: null, said: [] });
 });
 
 test("what is given to a spare and is no start is refused", async () => {
   await using spawner = bare();
   for (const type of [0, 2, 3, 4, 2 ** 32 - 1])
-    expect(await spawner.give(frame(type, 0, startBody(right, strings)))).toMatchObject({
+    expect(await spawner.give([frame(type, 0, startBody(right, strings))])).toMatchObject({
       kind: FAILED,
       stage: REQUEST,
       error: EBADMSG,

@@ -58,7 +58,7 @@ static enum stage prepare(struct spare *spare)
 	return open_pipe(spare->out) < 0 || open_pipe(spare->err) < 0 ? STAGE_PIPE : 0;
 }
 
-/* By the directory itself: by now it may have a job's name. */
+/* Of a job that was not to be. By the directory itself, which may have the job's name by now. */
 static void discard(const struct spare *spare, const char *path)
 {
 	static const char *const files[] = { "control", "output", "index", "exit.new" };
@@ -67,9 +67,10 @@ static void discard(const struct spare *spare, const char *path)
 	rmdir(path);
 }
 
-/* Reads `count` bytes; false when the daemon is gone instead. */
-static bool take_bytes(int control, char *bytes, size_t count)
+/* Reads `count` bytes that the daemon wrote to `control`; false when it is gone instead. */
+bool take_bytes(int control, void *into, size_t count)
 {
+	char *bytes = into;
 	struct pollfd ready[] = { { .fd = control, .events = POLLIN }, { .fd = DAEMON_FD } };
 	while (count > 0) {
 		ssize_t n = read(control, bytes, count);
@@ -90,7 +91,7 @@ static bool take_bytes(int control, char *bytes, size_t count)
 /* Returns the frame that the daemon wrote, or NULL: it is gone, or not to be understood. */
 static char *take_frame(int control, struct frame *frame)
 {
-	if (!take_bytes(control, (char *)frame, sizeof *frame) || frame->size < sizeof *frame || frame->size > FRAME_MAX)
+	if (!take_bytes(control, frame, sizeof *frame) || frame->size < sizeof *frame || frame->size > FRAME_MAX)
 		return NULL;
 	char *body = malloc(frame->size);
 	if (body && take_bytes(control, body, frame->size - sizeof *frame))
@@ -165,5 +166,8 @@ int stand_by(uint64_t job, const char *jobs)
 		tell(job, REPLY_FAILED, 0, STAGE_REQUEST, EBADMSG);
 		return 1;
 	}
-	return supervise(job, &request, &spare);
+	if (supervise(job, &request, &spare))
+		return 0;
+	discard(&spare, path);
+	return 1;
 }

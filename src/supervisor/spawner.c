@@ -18,7 +18,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-enum { SHORTEST_SLICE_NS = 100000 };
+enum { SLICE_NS = 500000 };
 
 /* What a descriptor tells the end of: a pidfd, or the reading end of an adopted job's `control`. */
 struct watched {
@@ -191,15 +191,16 @@ static bool prepare_descriptors(void)
 }
 
 /*
- * The daemon works in bursts shorter than a slice, and often is woken on a processor where a job runs. With the shortest
- * slice there is it takes its turn at once (Linux 6.12, sched_setattr(2)); elsewhere nothing changes.
+ * The daemon works in bursts shorter than a slice, and often is woken on a processor where a job runs. With a slice of
+ * the length of its bursts it takes its turn at once (Linux 6.12, sched_setattr(2)); elsewhere nothing changes.
  */
 static void hasten(pid_t daemon)
 {
 	struct sched_attr attr = { .size = sizeof attr };
 	if (syscall(SYS_sched_getattr, daemon, &attr, sizeof attr, 0) < 0 || attr.sched_policy != SCHED_NORMAL)
 		return;
-	attr.sched_runtime = SHORTEST_SLICE_NS;
+	attr.sched_runtime = SLICE_NS;
+	attr.sched_flags |= SCHED_FLAG_RESET_ON_FORK; /* or the jobs of the next spawner would have it, too */
 	if (syscall(SYS_sched_setattr, daemon, &attr, 0) < 0)
 		return; /* it goes on as it was */
 }

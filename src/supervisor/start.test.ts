@@ -179,12 +179,34 @@ describe.each(variants)("$mode, $build", (variant) => {
     }
   });
 
+  test("a start that cannot be recorded does not happen, and leaves nothing", async () => {
+    await using it = await rig(variant);
+    const ran = join(it.directory, "ran");
+    for (const padding of [0, 200_000]) {
+      const launch = it.launchOf({
+        argv: ["touch", ran, ...(padding ? ["x".repeat(100_000), "y".repeat(100_000)] : [])],
+      });
+      const record = (): void => {
+        throw new RangeError("no room");
+      };
+      await expect(it.spawner.launch(launch, record, () => {})).rejects.toThrow("no room");
+      await until(() => supervisorsOf(it).length === 0, "the supervisor ends");
+      expect([existsSync(launch.directory), existsSync(ran)]).toEqual([false, false]);
+    }
+  });
+
   test("a start whose directory was taken away before its supervisor took it does not happen", async () => {
     await using it = await rig(variant);
     await it.run({ script: "" });
     const spares = await stopSpares(it);
     const launch = it.launchOf({ script: "echo >&3 3>$RIG/ran" });
-    const started = it.spawner.launch(launch, () => {}).catch((error: unknown) => error);
+    const started = it.spawner
+      .launch(
+        launch,
+        () => {},
+        () => {},
+      )
+      .catch((error: unknown) => error);
     await until(() => existsSync(launch.directory), "the start is on its way");
     rmSync(launch.directory, { recursive: true });
     for (const spare of spares) process.kill(spare, "SIGCONT");
@@ -194,8 +216,9 @@ describe.each(variants)("$mode, $build", (variant) => {
   test("a spare that dies is replaced, and one that dies with a start in its hands fails that start", async () => {
     await using it = await rig(variant);
     await it.run({ script: "" });
-    for (const spare of childrenOf(it.pid())) process.kill(spare, "SIGKILL");
-    await until(() => childrenOf(it.pid()).length === 0, "they are gone");
+    const first = await stopSpares(it);
+    for (const spare of first) process.kill(spare, "SIGKILL");
+    await until(() => !childrenOf(it.pid()).some((pid) => first.includes(pid)), "they are gone");
     expect((await it.run({ script: "exit 3" })).exit).toMatchObject({ code: 3 });
     const spares = await stopSpares(it);
     const refused = it.start({ script: "" }).catch((error: unknown) => error);
@@ -210,7 +233,13 @@ describe.each(variants)("$mode, $build", (variant) => {
       await using it = await rig(variant);
       const launch = it.launchOf({ script: "sleep 1000" });
       writeFileSync(join(launch.cgroup, "cgroup.freeze"), "1"); // the job is cloned, and goes no further
-      const started = it.spawner.launch(launch, () => {}).catch((error: unknown) => error);
+      const started = it.spawner
+        .launch(
+          launch,
+          () => {},
+          () => {},
+        )
+        .catch((error: unknown) => error);
       await until(() => readFileSync(join(launch.cgroup, "cgroup.procs"), "utf8") !== "", "the job is in its cgroup");
       rmSync(launch.directory, { recursive: true });
       writeFileSync(join(launch.cgroup, "cgroup.freeze"), "0");

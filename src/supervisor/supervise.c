@@ -77,18 +77,31 @@ static int open_tree(struct tree *tree, const char *cgroup)
 	return tree->events < 0 ? -1 : 0;
 }
 
-/* Returns 0, or the stage that failed, with errno. */
-static enum stage launch(struct supervisor *self, const struct request *request, int out, int err)
+/* What needs the job, and may be done before it is recorded. */
+static enum stage prepare(struct supervisor *self, const struct request *request, int out, int err)
 {
 	const struct start *start = &request->start;
-	enum stage failed;
 	/* The job's, so that it can open /dev/stdout. */
 	if (start->set_user && (fchown(out, start->uid, start->gid) < 0 || fchown(err, start->uid, start->gid) < 0))
 		return STAGE_PIPE;
-	if (open_tree(&self->tree, request->cgroup) < 0)
-		return STAGE_CGROUP;
-	self->tree.main = give_birth(request, self->tree.cgroup, out, err, &failed);
+	return open_tree(&self->tree, request->cgroup) < 0 ? STAGE_CGROUP : 0;
+}
+
+/* Returns 0, or the stage that failed, with errno. */
+static enum stage launch(struct supervisor *self, const struct request *request, int out, int err)
+{
+	char go;
+	enum stage failed = prepare(self, request, out, err);
 	int error = errno;
+	if (!take_bytes(self->control, &go, sizeof go) || go != GO) {
+		failed = STAGE_REQUEST;
+		error = ECANCELED;
+	}
+	errno = error;
+	if (failed)
+		return failed;
+	self->tree.main = give_birth(request, self->tree.cgroup, out, err, &failed);
+	error = errno;
 	close(out);
 	close(err);
 	errno = error;
@@ -261,7 +274,7 @@ static void watch(struct supervisor *self)
 	drain(self, &self->err, SOURCE_STDERR);
 }
 
-int supervise(uint64_t job, const struct request *request, const struct spare *spare)
+bool supervise(uint64_t job, const struct request *request, const struct spare *spare)
 {
 	static struct supervisor supervisor;
 	struct supervisor *self = &supervisor;
@@ -285,11 +298,11 @@ int supervise(uint64_t job, const struct request *request, const struct spare *s
 	/* No daemon any more: the next one learns it from the job's directory. */
 	tell(job, failed ? REPLY_FAILED : REPLY_STARTED, self->tree.main, failed, error);
 	if (failed)
-		return 1;
+		return false;
 	close(DAEMON_FD);
 	if (start->time_limit_ms > 0)
 		self->deadline_ns = after_ms(start->time_limit_ms);
 	watch(self);
 	write_exit(self, spare->record);
-	return 0;
+	return true;
 }

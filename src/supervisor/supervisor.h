@@ -8,16 +8,17 @@
  *
  * The spawner is a small process, so that a fork costs microseconds whatever the
  * daemon's size. It forks supervisors ahead: a spare has its directory, its files and
- * its pipes, and has told the daemon that it is ready. To start a job the daemon gives
- * a spare's directory the job's name and writes the start to its `control`: no process
- * and no file is made while somebody waits. Spares and the spawner end with the daemon
+ * its pipes, and has told the daemon that it is ready. To start a job the daemon writes
+ * the start to a spare's `control`, records the job while the supervisor prepares, gives
+ * its directory the job's name, and says go: no process but the job's and no file is
+ * made while somebody waits. Spares and the spawner end with the daemon
  * (hang-up of fd 3); supervisors do not: they own their jobs, pump stdout and stderr
  * into the output log, take orders, wait, end the tree and write the exit record, and
  * share nothing with the daemon but files:
  *
  *   JOB_DIR/control   FIFO. The supervisor holds it open for reading and writing,
  *                     so whoever reads it too sees a hang-up when, and only when,
- *                     the supervisor is gone. The daemon writes one start, then `struct order`s.
+ *                     the supervisor is gone. The daemon writes a start, go, and `struct order`s.
  *   JOB_DIR/output    the raw bytes.
  *   JOB_DIR/index     their sources and times, and, once exec has happened, the pids
  *                     and the start time of the job (log.c).
@@ -64,10 +65,11 @@ struct frame {
 	uint64_t job; /* the daemon's number for it, returned in replies */
 };
 
-enum { FRAME_MAX = 8 << 20 };
+enum { FRAME_MAX = 8 << 20, GO = 1 };
 
 /* Follows the header of FRAME_START; then groups, then strings that each end in NUL:
  * cgroup directory or "", working directory, argv, environment.
+ * When the daemon has recorded the job it writes a byte more, GO; until then nothing runs.
  * FRAME_ADOPT has just the job directory. FRAME_SPARE has nothing. */
 struct start {
 	int64_t time_limit_ms; /* 0: none */
@@ -146,9 +148,10 @@ struct spare {
 };
 
 int stand_by(uint64_t job, const char *jobs);
+bool take_bytes(int control, void *into, size_t count);
 
-/* supervise.c: have the job run, and stay until it has ended; returns only to be an exit status. */
-int supervise(uint64_t job, const struct request *request, const struct spare *spare);
+/* supervise.c: has the job run, and stays until it has ended. False when it did not run. */
+bool supervise(uint64_t job, const struct request *request, const struct spare *spare);
 
 /* tree.c: a job's processes, by its cgroup, or by descent where it has none. */
 struct tree {

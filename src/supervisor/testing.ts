@@ -169,7 +169,7 @@ export async function rig({ mode, build }: Variant, own: { prelude?: string; job
   async function start(spec: Spec): Promise<Job> {
     const launch = launchOf(spec);
     const { promise: gone, resolve } = Promise.withResolvers<void>();
-    const pid = await spawner.launch(launch, resolve);
+    const pid = await spawner.launch(launch, () => {}, resolve);
     const job: Job = {
       pid,
       supervisor: readLog(launch.directory).supervisor,

@@ -1,10 +1,9 @@
 import { spawn } from "node:child_process";
-import { closeSync, constants, openSync, renameSync, rmSync, writeSync } from "node:fs";
+import { closeSync, constants, openSync, renameSync, writeSync } from "node:fs";
 import { Socket } from "node:net";
 import { constants as os } from "node:os";
 import { join } from "node:path";
 import { Duplex } from "node:stream";
-import { finished } from "node:stream/promises";
 import { JobError, invalid } from "./errors.ts";
 import type { Credentials } from "./users.ts";
 
@@ -27,15 +26,17 @@ export interface Launch {
 export interface Spawner extends Disposable {
   /**
    * Makes `launch.directory` and starts the job in it; resolves to the job's pid once it has been exec'ed. Where a spare
-   * supervisor is ready, the start is on its way when this returns. That the directory is there is what lets it go on: a
-   * start that outlives the daemon ends with the directory, which the next daemon removes. `gone` is called once, when
-   * the supervisor is no more.
+   * supervisor is ready, all but that has been done when this returns. `record` is called while the supervisor prepares;
+   * the job does not run before it has returned, nor if it throws. A start that outlives the daemon ends with its
+   * directory, which the next daemon removes. `gone` is called once, when the supervisor is no more.
    */
-  launch(launch: Launch, gone: () => void): Promise<number>;
+  launch(launch: Launch, record: () => void, gone: () => void): Promise<number>;
   /** `gone` is called when the supervisor that an earlier daemon made for `directory` is no more, which may be now. */
   adopt(directory: string, gone: () => void): void;
   /** Has as many spares made as are missing: for when nobody waits. A start asks for no more than half of them. */
   refill(): void;
+  /** Resolves when a first supervisor is ready, or cannot be had. */
+  readonly ready: Promise<void>;
   /** Resolves when the spawner and its spares have ended; supervisors go on. */
   close(): Promise<void>;
 }
@@ -50,6 +51,9 @@ const START_BYTES = 56;
 const REPLY_BYTES = 24;
 /** Written to a FIFO whole or not at all; PIPE_BUF, pipe(7). */
 const ATOMIC_BYTES = 4096;
+/** What follows a start: it may run, or is not to be. */
+const GO = Buffer.of(1);
+const ABORT = Buffer.of(0);
 const FRAME = { start: 1, adopt: 2, spare: 3 } as const;
 const REPLY = { started: 1, failed: 2, gone: 3, ready: 4 } as const;
 const STAGES = [
@@ -70,9 +74,10 @@ const ERRNO_NAMES = new Map(Object.entries(os.errno).map(([name, number]) => [nu
 
 interface Launching {
   readonly launch: Launch;
+  readonly record: () => void;
   readonly gone: () => void;
   readonly resolve: (pid: number) => void;
-  readonly reject: (error: Error) => void;
+  readonly reject: (error: unknown) => void;
 }
 
 interface Spare {
@@ -154,19 +159,55 @@ function failure(stage: string, errno: string, launch: Launch): JobError {
   return new JobError("internal", `the job could not be started (${stage}: ${errno})`, { facts });
 }
 
-/** Gives a spare its job: its directory the job's name, and the start to its FIFO. Throws Node's errors. */
-async function give({ control, directory }: Spare, number: number, launch: Launch): Promise<void> {
+/**
+ * Has a spare prepare for a job, has that recorded meanwhile, and lets it go on. False when the spare had died, and
+ * nothing was recorded. Throws what `record` throws, and JobError when the directory cannot be had.
+ */
+async function give({ control, directory }: Spare, number: number, { launch, record }: Launching): Promise<boolean> {
   const bytes = startFrame(number, launch);
+  // What is longer than a FIFO holds is written while the supervisor reads it.
+  const long = bytes.length > ATOMIC_BYTES ? new Socket({ fd: control, readable: false }) : undefined;
+  let last = ABORT;
+  try {
+    if (long) await written(long, bytes);
+    else writeSync(control, bytes);
+    record();
+    take(directory, launch);
+    last = GO;
+    return true;
+  } catch (error) {
+    if (codeOf(error) === "EPIPE") return false;
+    throw error;
+  } finally {
+    if (long) long.end(last);
+    else end(control, last);
+  }
+}
+
+function written(socket: Socket, bytes: Buffer): Promise<void> {
+  return new Promise((resolve, reject) => {
+    socket.on("error", reject);
+    socket.write(bytes, (error) => (error ? reject(error) : resolve()));
+  });
+}
+
+function take(directory: string, launch: Launch): void {
   try {
     renameSync(directory, launch.directory);
-    if (bytes.length <= ATOMIC_BYTES) writeSync(control, bytes);
   } catch (error) {
-    closeSync(control);
-    throw error;
+    throw failure("directory", codeOf(error), launch);
   }
-  // Whoever watches the FIFO must find no writer in it but its supervisor.
-  if (bytes.length <= ATOMIC_BYTES) closeSync(control);
-  else await finished(new Socket({ fd: control, readable: false }).end(bytes));
+}
+
+/** Whoever watches the FIFO must find no writer in it but its supervisor, so it is closed. */
+function end(control: number, last: Buffer): void {
+  try {
+    writeSync(control, last);
+  } catch {
+    // It has failed already, and said so, or died.
+  } finally {
+    closeSync(control);
+  }
 }
 
 /**
@@ -179,6 +220,7 @@ export function openSpawner(path: string, parent: string, log: (message: string)
   const spares = new Set<number>();
   const asked = new Set<number>();
   const waiting: Launching[] = [];
+  const first = Promise.withResolvers<void>();
   let last = 0;
   let closed = false;
   let socket: Duplex | undefined;
@@ -202,15 +244,19 @@ export function openSpawner(path: string, parent: string, log: (message: string)
     }
     spares.delete(number);
     supervisors.set(number, { state: "launching", ...launching });
-    give(spare, number, launching.launch).catch((error: unknown) => {
-      const { launch, reject } = launching;
-      supervisors.delete(number);
-      if (codeOf(error) !== "EPIPE") return reject(failure("directory", codeOf(error), launch));
-      // The spare had died, and nobody had told yet: it took nothing with it.
-      rmSync(launch.directory, { recursive: true, force: true });
-      begin(launching);
-    });
+    void hand(spare, number, launching);
     ask(SPARES / 2);
+  }
+
+  async function hand(spare: Spare, number: number, launching: Launching): Promise<void> {
+    try {
+      if (await give(spare, number, launching)) return;
+      supervisors.delete(number);
+      begin(launching);
+    } catch (error) {
+      supervisors.delete(number);
+      launching.reject(error);
+    }
   }
 
   function ready(number: number, pid: number): void {
@@ -239,7 +285,8 @@ export function openSpawner(path: string, parent: string, log: (message: string)
     return known?.state === "launching" ? known : asked.delete(number) ? waiting.shift() : undefined;
   }
 
-  function take(reply: Buffer): void {
+  function hear(reply: Buffer): void {
+    first.resolve();
     const number = Number(reply.readBigUInt64LE(0));
     const kind = reply.readUInt32LE(8);
     const pid = reply.readInt32LE(12);
@@ -266,6 +313,7 @@ export function openSpawner(path: string, parent: string, log: (message: string)
   function lose(why: string): void {
     socket?.destroy(); // or spares would not hear of it
     socket = undefined;
+    first.resolve();
     if (closed) return;
     log(why);
     for (const number of supervisors.keys())
@@ -282,7 +330,7 @@ export function openSpawner(path: string, parent: string, log: (message: string)
     pipe.on("data", (bytes: Buffer) => {
       held = held.length === 0 ? bytes : Buffer.concat([held, bytes]);
       let at = 0;
-      for (; held.length - at >= REPLY_BYTES; at += REPLY_BYTES) take(held.subarray(at, at + REPLY_BYTES));
+      for (; held.length - at >= REPLY_BYTES; at += REPLY_BYTES) hear(held.subarray(at, at + REPLY_BYTES));
       held = held.subarray(at);
     });
     pipe.on("error", () => {}); // 'exit' follows
@@ -301,12 +349,14 @@ export function openSpawner(path: string, parent: string, log: (message: string)
 
   ask(SPARES);
   return {
-    launch: (launch, gone) => new Promise((resolve, reject) => begin({ launch, gone, resolve, reject })),
+    launch: (launch, record, gone) =>
+      new Promise((resolve, reject) => begin({ launch, record, gone, resolve, reject })),
     adopt(directory, gone) {
       supervisors.set(++last, { state: "running", directory, gone });
       (socket ?? open()).write(frame(FRAME.adopt, last, 0, [directory]));
     },
     refill: () => ask(SPARES),
+    ready: first.promise,
     async close() {
       close();
       await ended;

@@ -596,7 +596,7 @@ if (root)
     const group = worker.cgroup ?? worker.stateDir;
     const { text } = await finished(
       worker,
-      sh('echo 0 > "$0/cgroup.procs" || echo no; ls "$1" || echo no', group, worker.stateDir),
+      sh('exec 2>&1; echo 0 > "$0/cgroup.procs" || echo no; ls "$1" || echo no', group, worker.stateDir),
     );
     expect(text.match(/^no$/gm)).toHaveLength(2);
   });

@@ -395,7 +395,6 @@ export async function openWorker(options: WorkerOptions): Promise<Worker> {
       output: { size: 0, first: 0, dropped: 0 },
       warnings: hierarchy.kind === "none" ? [NO_CGROUP] : [],
     };
-    journal.insert(job, spec.requestId);
     const entry = track(job);
     try {
       const limits = entry.group === undefined ? job.limits : createGroup(entry.group, settings);
@@ -411,7 +410,8 @@ export async function openWorker(options: WorkerOptions): Promise<Worker> {
         logLimitBytes,
         logKeep,
       };
-      const pid = await spawner.launch(launch, () => gone(entry));
+      const record = (): unknown => journal.insert(job, spec.requestId);
+      const pid = await spawner.launch(launch, record, () => gone(entry));
       entry.job = { ...job, state: "running", pid, startedAt: new Date(), limits };
       entry.launched.resolve();
     } catch (error) {
@@ -434,6 +434,12 @@ export async function openWorker(options: WorkerOptions): Promise<Worker> {
     return { job: entry.job, alreadyStarted: false };
   }
 
+  /** Of a start that did not happen; nobody waits for it. */
+  function discardGroup(group: string): void {
+    killGroup(group);
+    removeGroup(group).catch((error: unknown) => log("error", "a cgroup could not be removed", { group, error }));
+  }
+
   /** Takes up the jobs of the daemon before this one. */
   function recover({ job, stoppedBy }: Kept): void {
     const entry = track(job);
@@ -442,10 +448,7 @@ export async function openWorker(options: WorkerOptions): Promise<Worker> {
     if (!started && !readRecord(entry.directory, "exit")) {
       // Its start was cut before exec: it did not happen. Whoever asked can find that out by its request id.
       running.delete(job.id);
-      if (entry.group !== undefined) {
-        killGroup(entry.group);
-        removeGroup(entry.group).catch((error: unknown) => log("error", "a cgroup could not be removed", { error }));
-      }
+      if (entry.group !== undefined) discardGroup(entry.group);
       rmSync(entry.directory, { recursive: true, force: true });
       journal.remove(job.id);
       return;
@@ -507,6 +510,13 @@ export async function openWorker(options: WorkerOptions): Promise<Worker> {
   }
 
   for (const kept of journal.alive()) recover(kept);
+  if (hierarchy.kind === "cgroup2")
+    // A start that was cut before it was recorded has left at most its group.
+    for (const { name: id } of readdirSync(hierarchy.path, { withFileTypes: true }).filter((each) =>
+      each.isDirectory(),
+    ))
+      if (!running.has(id)) discardGroup(join(hierarchy.path, id));
+  await spawner.ready;
   opened.move(); // close() lets go of them
 
   return {

@@ -5,5 +5,9 @@ import { openSpawner, type Launch } from "../../worker/supervisor.ts";
 const [binary = "", launch = ""] = process.argv.slice(2);
 const { env, ...rest }: Omit<Launch, "env"> & { readonly env: Record<string, string> } = JSON.parse(launch);
 const spawner = openSpawner(binary, dirname(rest.directory), (message) => process.stderr.write(`${message}\n`));
-const pid = await spawner.launch({ ...rest, env: new Map(Object.entries(env)) }, () => spawner[Symbol.dispose]());
+const pid = await spawner.launch(
+  { ...rest, env: new Map(Object.entries(env)) },
+  () => {},
+  () => spawner[Symbol.dispose](),
+);
 process.stdout.write(`${pid}\n`);
