@@ -33,7 +33,7 @@ interface Verdict {
 
 /** What vitest's JSON reporter writes, as far as it is looked at. */
 interface Report {
-  readonly testResults: readonly { readonly assertionResults: readonly TestResult[] }[];
+  readonly testResults: readonly { readonly message: string; readonly assertionResults: readonly TestResult[] }[];
 }
 
 interface TestResult {
@@ -120,7 +120,7 @@ async function attempt({ name, file, suite }: Sabotage, copy: string, engine: En
   cleared.defer(async () => {
     await docker(engine.host, ["rmi", "--force", image], { signal: AbortSignal.timeout(60_000) });
   });
-  return judge(suite, copy, { host: engine.host, image });
+  return await judge(suite, copy, { host: engine.host, image });
 }
 
 /** An image with what the copy has built over the good image: to build it whole would take a minute each time. */
@@ -162,6 +162,10 @@ function verdictOf({ testResults }: Report): Verdict {
     failureMessages.some((text) => text.startsWith("AssertionError")),
   );
   if (asserted) return { noticed: true, by: asserted.fullName };
-  const [why = "no test was run"] = failed.flatMap(({ failureMessages }) => failureMessages);
+  const messages = [
+    ...failed.flatMap(({ failureMessages }) => failureMessages),
+    ...testResults.map(({ message }) => message),
+  ];
+  const why = messages.find((message) => message !== "") ?? "no test was run";
   return { noticed: false, by: `failed by no assertion: ${why}` };
 }
