@@ -24,6 +24,11 @@ const flags: readonly Flag[] = [
   { name: "max-jobs", value: "N", about: "at once" },
   { name: "cgroup", value: "DIR", about: "the cgroup v2 directory to make jobs' groups in" },
   { name: "audit", value: "FILE", about: "the audit log; STATE/audit.jsonl when not given" },
+  {
+    name: "health-socket",
+    value: "FILE",
+    about: "a UNIX socket for gRPC health checks by this user, with no certificate",
+  },
   { name: "log-level", value: "LEVEL", about: "debug, info, warn or error; info when not given" },
   { name: "shutdown-timeout", value: "DURATION", about: "how long a shutdown waits for calls, 10s when not given" },
 ];
@@ -63,7 +68,7 @@ async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Promise<nu
 /** Serves until a signal comes. Throws what keeps it from starting. */
 async function daemon(given: Given): Promise<number> {
   const stopping = signalled("SIGTERM", "SIGINT");
-  const { listen, tls, worker: workerOptions, audit, level, shutdownMs } = await settings(given);
+  const { listen, tls, worker: workerOptions, healthSocket, audit, level, shutdownMs } = await settings(given);
   const [{ pino, destination }, { parseTarget, formatTarget }, { openWorker }, { serve }] = await Promise.all([
     import("pino"),
     import("../src/client/target.ts"),
@@ -83,7 +88,7 @@ async function daemon(given: Given): Promise<number> {
   );
   const worker = await openWorker({ ...workerOptions, log: (at, message, facts) => log[at](facts ?? {}, message) });
   try {
-    const server = await serve({ worker, host, port: wanted, tls, audit, log, shutdownMs });
+    const server = await serve({ worker, host, port: wanted, tls, healthSocket, audit, log, shutdownMs });
     logCrashes(log);
     const address = formatTarget({ host, port: server.port });
     log.info({ address, host: worker.host, version: manifest.version }, "listening");
@@ -102,6 +107,7 @@ interface Settings {
   readonly listen: string;
   readonly tls: { readonly ca: Buffer; readonly cert: Buffer; readonly key: Buffer };
   readonly worker: WorkerOptions;
+  readonly healthSocket: string | undefined;
   readonly audit: string;
   readonly level: "debug" | "info" | "warn" | "error";
   readonly shutdownMs: number;
@@ -140,6 +146,7 @@ async function settings(given: Given): Promise<Settings> {
     listen: text("listen"),
     tls,
     worker,
+    healthSocket: given.text("health-socket"),
     audit: given.text("audit") ?? join(stateDir, "audit.jsonl"),
     level,
     shutdownMs,

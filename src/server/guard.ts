@@ -120,7 +120,7 @@ interface AnyCall {
  *
  * @param principals whom the interceptor `authorise` let in, by the call's metadata
  */
-export function handlers(principals: WeakMap<Metadata, Principal>, log: Logger): Handlers {
+export function handlers(principals: Pick<WeakMap<Metadata, Principal>, "get">, log: Logger): Handlers {
   const lasting = new Set<AbortController>();
   let ended = false;
   const gone = new JobError("unavailable", "the worker is shutting down; its jobs keep running, try again");

@@ -1,25 +1,32 @@
+import { chmod, rm } from "node:fs/promises";
+import { Server, ServerCredentials } from "@grpc/grpc-js";
+import type { Logger } from "pino";
 import {
   HealthCheckResponse_ServingStatus as ServingStatus,
+  HealthService,
   type HealthServer,
 } from "../../proto/generated/grpc/health/v1/health.ts";
 import { JobError } from "../worker/errors.ts";
-import type { Handlers } from "./guard.ts";
+import { handlers, type Handlers } from "./guard.ts";
+import type { Principal } from "./identity.ts";
+import { GRPC_OPTIONS } from "./limits.ts";
+import { ServeError } from "./pem.ts";
 
 /** "" is the server as a whole. */
 const SERVICES: ReadonlySet<string> = new Set(["", "jobs.v1.WorkerService"]);
 
 export interface Health {
-  readonly service: Pick<HealthServer, "check" | "watch">;
+  readonly service: (calls: Handlers) => Pick<HealthServer, "check" | "watch">;
   /** From now on NOT_SERVING; tells watchers. */
   stopServing(): void;
 }
 
 /** The gRPC health checking protocol (github.com/grpc/grpc, doc/health-checking.md). */
-export function health({ unary, streaming }: Handlers): Health {
+export function health(): Health {
   let current: ServingStatus = ServingStatus.SERVING;
   const watchers = new Set<() => void>();
   return {
-    service: {
+    service: ({ unary, streaming }) => ({
       check: unary(({ service }) => {
         if (!SERVICES.has(service)) throw new JobError("not-found", `no service ${JSON.stringify(service)} here`);
         return { status: current };
@@ -33,10 +40,45 @@ export function health({ unary, streaming }: Handlers): Health {
         watchers.delete(tell);
         signal.throwIfAborted();
       }),
-    },
+    }),
     stopServing() {
       current = ServingStatus.NOT_SERVING;
       for (const tell of watchers) tell();
     },
   };
+}
+
+const LOCAL: Principal = {
+  name: "local",
+  role: "reader",
+  serial: "",
+  fingerprint256: "",
+  notBefore: new Date(0),
+  notAfter: new Date(8.64e15),
+};
+
+/**
+ * Answers health checks, and nothing else, on a UNIX socket that only the daemon's own user can open: whoever keeps the
+ * daemon running needs no certificate for it. Leaves no audit records.
+ *
+ * @throws ServeError when the socket cannot be had
+ */
+export async function serveHealth(path: string, { service }: Health, log: Logger): Promise<Server> {
+  const server = new Server(GRPC_OPTIONS);
+  server.addService(HealthService, service(handlers({ get: () => LOCAL }, log)));
+  try {
+    // Of a daemon that was killed.
+    await rm(path, { force: true });
+    await new Promise<void>((resolve, reject) =>
+      server.bindAsync(`unix:${path}`, ServerCredentials.createInsecure(), (error) =>
+        error ? reject(error) : resolve(),
+      ),
+    );
+    await chmod(path, 0o600);
+    return server;
+  } catch (error) {
+    server.forceShutdown();
+    const reason = error instanceof Error ? error.message : String(error);
+    throw new ServeError("cannot-listen", `cannot listen on ${path}: ${reason}`, error);
+  }
 }

@@ -1,10 +1,16 @@
 import { once } from "node:events";
+import { mkdtemp, readdir, rm, stat, writeFile } from "node:fs/promises";
 import { connect, createServer } from "node:net";
-import { status } from "@grpc/grpc-js";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { credentials, status } from "@grpc/grpc-js";
 import { beforeAll, describe, expect, test } from "vitest";
 import { RetryInfo, Status } from "../../proto/generated/google/rpc/details.ts";
-import { HealthCheckResponse_ServingStatus as ServingStatus } from "../../proto/generated/grpc/health/v1/health.ts";
-import { StreamRequest } from "../../proto/generated/jobs/v1/worker.ts";
+import {
+  HealthCheckResponse_ServingStatus as ServingStatus,
+  HealthClient,
+} from "../../proto/generated/grpc/health/v1/health.ts";
+import { StreamRequest, WorkerServiceClient } from "../../proto/generated/jobs/v1/worker.ts";
 import { MAX_HANDSHAKES } from "./limits.ts";
 import {
   answer,
@@ -138,6 +144,34 @@ describe("health", () => {
     await server.close();
     expect((await ended).code).toBe(status.UNAVAILABLE);
     expect(seen).toEqual([ServingStatus.SERVING, ServingStatus.NOT_SERVING]);
+  });
+});
+
+describe("the health socket", () => {
+  test("answers its owner without a certificate or an audit record, and knows no other method", async () => {
+    const directory = await mkdtemp(join(tmpdir(), "health-"));
+    const healthSocket = join(directory, "socket");
+    await writeFile(healthSocket, "left by a daemon that was killed");
+    await using server = await running(trusted, {}, { healthSocket });
+    expect((await stat(healthSocket)).mode & 0o777).toBe(0o600);
+    const client = new HealthClient(`unix:${healthSocket}`, credentials.createInsecure());
+    const worker = new WorkerServiceClient(`unix:${healthSocket}`, credentials.createInsecure());
+    expect(await answer((done) => client.check({ service: "" }, done))).toEqual({ status: ServingStatus.SERVING });
+    const refused = await errorOf(answer((done) => worker.query({ jobId: JOB.id }, done)));
+    expect(refused.code).toBe(status.UNIMPLEMENTED);
+    client.close();
+    worker.close();
+    expect(server.audit).toEqual([]);
+    await server.close();
+    expect(await readdir(directory)).toEqual([]);
+    await rm(directory, { recursive: true });
+  });
+
+  test("is told of when it cannot be had", async () => {
+    await expect(running(trusted, {}, { healthSocket: "/nowhere/socket" })).rejects.toMatchObject({
+      code: "cannot-listen",
+      message: expect.stringContaining("/nowhere/socket"),
+    });
   });
 });
 

@@ -7,7 +7,7 @@ import type { Worker } from "../worker/worker.ts";
 import { openAudit } from "./audit.ts";
 import { connectionTable } from "./connections.ts";
 import { handlers } from "./guard.ts";
-import { health } from "./health.ts";
+import { health, serveHealth } from "./health.ts";
 import type { Principal } from "./identity.ts";
 import { auditCalls, authorise } from "./interceptors.ts";
 import { GRPC_OPTIONS } from "./limits.ts";
@@ -24,6 +24,8 @@ export interface ServeOptions {
   /** 0 takes a free one. */
   readonly port: number;
   readonly tls: TlsPem;
+  /** The path of a UNIX socket for health checks without a certificate; none when absent. */
+  readonly healthSocket?: string | undefined;
   /** The audit log: a file's path, or a stream. */
   readonly audit: string | Writable;
   readonly log: Logger;
@@ -48,6 +50,7 @@ export async function serve({
   host,
   port,
   tls,
+  healthSocket,
   audit: target,
   log,
   shutdownMs,
@@ -56,23 +59,26 @@ export async function serve({
   const connections = connectionTable();
   const principals = new WeakMap<Metadata, Principal>();
   const calls = handlers(principals, log);
-  const probe = health(calls);
+  const probe = health();
   const server = new Server({
     ...GRPC_OPTIONS,
     interceptors: [auditCalls(audit, connections, log), authorise(connections, principals, log)],
   });
   server.addService(SERVICE, workerService(worker, calls));
-  server.addService(HealthService, probe.service);
+  server.addService(HealthService, probe.service(calls));
   // Insecure as far as grpc-js knows: what is injected is a TLS connection that has been verified.
   const injector = server.createConnectionInjector(ServerCredentials.createInsecure());
   const stopRecording = recordUnknownMethods(audit, connections, log);
+  let local: Server | undefined;
   function dispose(): void {
+    local?.forceShutdown();
     stopRecording();
     audit.close();
   }
 
   let listener: TlsListener;
   try {
+    if (healthSocket !== undefined) local = await serveHealth(healthSocket, probe, log);
     listener = await listenTls({
       host,
       port,

@@ -68,7 +68,8 @@ function vacate(path: string): void {
   const namespaceRoot = /^0::\/$/m.test(readFileSync("/proc/self/cgroup", "utf8"));
   if (isRootGroup(path) || (!namespaceRoot && strangers(path).length > 0)) return;
   const leaf = join(path, "daemon");
-  mkdirSync(leaf, { recursive: true });
+  // Node's own `recursive` tells a read-only file system as ENOENT.
+  if (!existsSync(leaf)) mkdirSync(leaf);
   for (const pid of words(join(path, "cgroup.procs"))) {
     try {
       writeFileSync(join(leaf, "cgroup.procs"), pid);

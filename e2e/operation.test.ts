@@ -1,0 +1,128 @@
+import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
+import { type Certificates, issueCertificates, issueOdd, swapped } from "./testing/certificates.ts";
+import { failDaemon, startDaemon } from "./testing/daemon.ts";
+
+const DEADLINE = { timeout: 60_000, interval: 500 };
+
+const made = new AsyncDisposableStack();
+let certificates: Certificates;
+beforeAll(async () => {
+  certificates = made.use(await issueCertificates());
+  await issueOdd(certificates);
+});
+afterAll(() => made.disposeAsync());
+
+describe("the container's health check", () => {
+  it("says that the daemon is well", async () => {
+    await using daemon = await startDaemon({ certificates, healthCheck: true });
+    expect(await daemon.jobs("reader", "list")).toMatchObject({ code: 0 });
+  });
+});
+
+describe("a shutdown", () => {
+  it("while clients stream ends well, within its time, and the clients are told", async () => {
+    await using daemon = await startDaemon({ certificates, flags: ["--shutdown-timeout", "5s"] });
+    const id = await daemon.start("--", "sh", "-c", "echo up; exec sleep 1000");
+    const clients = [0, 1, 2].map(() => daemon.launch("reader", "stream", "--follow", id));
+    await vi.waitFor(() => {
+      for (const client of clients) expect(client.stdout()).toBe("up\n");
+    }, DEADLINE);
+    const askedAt = performance.now();
+    expect(await daemon.terminate(60_000)).toBe(0);
+    expect(performance.now() - askedAt).toBeLessThan(20_000);
+    expect(daemon.log()).toContain('"msg":"closed"');
+    const told =
+      "jobs: connection lost (the worker is shutting down; its jobs keep running, try again); connecting again\n";
+    await vi.waitFor(() => {
+      for (const client of clients) expect(client.stderr()).toBe(told);
+    }, DEADLINE);
+    for (const { child } of clients) child.kill("SIGINT");
+    for (const { ended } of clients) expect(await ended).toMatchObject({ code: 130, stdout: "up\n" });
+  });
+});
+
+describe("a daemon with a certificate that its clients refuse", () => {
+  it.each([
+    ["is of another CA", "stranger", "is not signed by the CA (ca)", "is not signed by the given CA"],
+    ["has expired", "expired", "expired at ", "expired on "],
+  ])("that %s warns of it, and its clients say so", async (_, party, warning, told) => {
+    const files = { "worker.crt": `${party}.crt`, "worker.key": `${party}.key` };
+    await using daemon = await startDaemon({ certificates: swapped(certificates, files) });
+    await vi.waitFor(() => expect(daemon.log()).toContain(`"msg":"the worker's certificate ${warning}`), DEADLINE);
+    const { code, stderr } = await daemon.jobs("reader", "list");
+    expect({ code, stderr }).toEqual({ code: 1, stderr: expect.stringContaining(`(CN=${party}) ${told}`) });
+  });
+});
+
+describe("a daemon does not start, and says why in a line,", () => {
+  it.each([
+    ["when its key is of another certificate", { "worker.key": "reader.key" }, "the private key (key) does not belong"],
+    [
+      "when its certificate is no certificate",
+      { "worker.crt": "worker.key" },
+      "the worker's certificate (cert) holds no certificate",
+    ],
+    ["when its CA is no certificate", { "ca.crt": "reader.key" }, "the CA certificate (ca) holds no certificate"],
+  ])("%s", async (_, files, message) => {
+    const { code, stderr } = await failDaemon({ certificates: swapped(certificates, files) });
+    expect({ code, lines: stderr.split("\n") }).toEqual({
+      code: 1,
+      lines: [expect.stringContaining(`jobsd: ${message}`), ""],
+    });
+  });
+
+  it("when a file is not there", async () => {
+    const { code, stderr } = await failDaemon({ certificates, flags: ["--cert", "/etc/jobs/nosuch.crt"] });
+    expect({ code, stderr }).toEqual({ code: 1, stderr: "jobsd: /etc/jobs/nosuch.crt: no such file or directory\n" });
+  });
+
+  it("when its state directory is read-only", async () => {
+    const { code, stderr } = await failDaemon({ certificates, readOnlyState: true });
+    expect({ code, stderr }).toEqual({
+      code: 1,
+      stderr: expect.stringMatching(/^jobsd: the state directory cannot be used: .*EROFS.*\/var\/lib\/jobs.*\n$/),
+    });
+  });
+
+  it("when a flag is wrong", async () => {
+    const { code, stderr } = await failDaemon({ certificates, flags: ["--log-keep", "some"] });
+    expect({ code, stderr }).toEqual({ code: 2, stderr: 'jobsd: --log-keep "some" is not one of newest, oldest\n' });
+  });
+});
+
+describe("a container without privileges", () => {
+  it("has a daemon that says what it cannot enforce, refuses limits by name, and runs jobs without", async () => {
+    await using daemon = await startDaemon({ certificates, privileged: false });
+    const host = /"host":"this host has no usable cgroup v2: no limits, .*EROFS/;
+    await vi.waitFor(() => expect(daemon.log()).toMatch(host), DEADLINE);
+    for (const [flag, value, field, controller] of [
+      ["--memory", "64M", "resources.memory.limit", "memory"],
+      ["--cpus", "0.5", "resources.cpu.quota", "cpu"],
+      ["--pids", "10", "resources.pids.limit", "pids"],
+    ] as const) {
+      const { code, stdout, stderr } = await daemon.jobs("writer", "start", flag, value, "--", "true");
+      expect({ code, stdout }).toEqual({ code: 125, stdout: "" });
+      expect(stderr).toContain(`jobs: ${field}: `);
+      expect(stderr).toContain(`this host enforces no limits; the ${controller} controller is missing`);
+    }
+    expect(await daemon.jobs("reader", "list", "-q")).toMatchObject({ code: 0, stdout: "" });
+    const ran = await daemon.jobs(
+      "writer",
+      "run",
+      "--label",
+      "test=free",
+      "--",
+      "sh",
+      "-c",
+      "setsid sleep 65432 & exit 5",
+    );
+    expect(ran.code).toBe(5);
+    expect(await daemon.inside("sh", "-c", "cat /proc/[0-9]*/cmdline 2> /dev/null | tr '\\0' ' '")).not.toContain(
+      "65432 ",
+    );
+    const id = (await daemon.jobs("reader", "list", "-q", "--label", "test=free")).stdout.trim();
+    const { job } = await daemon.query(id);
+    expect(job).toMatchObject({ ended: { exitCode: 5, killed: 1 }, usage: { fromCgroup: false } });
+    expect(job.warnings).toEqual([expect.stringContaining("no usable cgroup v2")]);
+  });
+});

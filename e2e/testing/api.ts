@@ -1,0 +1,78 @@
+/** The messages of the API as the CLI prints them, as far as tests look at them. 64-bit numbers are strings. */
+
+export interface Duration {
+  readonly seconds: string;
+  readonly nanos: number;
+}
+
+export interface Query {
+  readonly pid: number;
+  readonly exitCode: number;
+  readonly exited: boolean;
+  readonly job: Job;
+}
+
+export interface Job {
+  readonly id: string;
+  readonly state: "STATE_STARTING" | "STATE_RUNNING" | "STATE_STOPPING" | "STATE_ENDED";
+  readonly pid: number;
+  readonly limits?: Readonly<Record<string, string>>;
+  readonly warnings?: readonly string[];
+  readonly startedAt?: string;
+  readonly endedAt?: string;
+  readonly ended?: Ended;
+  readonly usage: Usage;
+  readonly output: { readonly size: string; readonly first: string; readonly dropped: string };
+}
+
+export interface Ended {
+  readonly exitCode: number;
+  readonly signal: number;
+  readonly killed: number;
+  readonly stopped?: { readonly by: string; readonly escalated: boolean };
+  readonly outOfMemory?: { readonly kills: string };
+  readonly lost?: { readonly reason: string };
+}
+
+export interface Usage {
+  readonly elapsed: Duration;
+  readonly cpuUser: Duration;
+  readonly cpuSystem: Duration;
+  readonly cpuThrottled?: Duration;
+  readonly memoryPeak?: string;
+  readonly processes?: string;
+  readonly processesPeak?: string;
+  readonly oomKills?: string;
+  readonly fromCgroup: boolean;
+}
+
+export interface StreamMessage {
+  /** Base64. */
+  readonly output: string;
+  readonly source: "SOURCE_UNSPECIFIED" | "SOURCE_STDOUT" | "SOURCE_STDERR";
+  readonly offset: string;
+  readonly gap: string;
+  readonly end?: Job;
+}
+
+/** A line of the audit log. */
+export interface AuditRecord {
+  readonly event: "call" | "connection";
+  readonly stage?: "begin" | "end";
+  readonly method?: string;
+  readonly principal?: AuditedPrincipal;
+  readonly presented?: AuditedPrincipal;
+  readonly decision: "allowed" | "denied";
+  readonly reason?: string;
+  readonly code?: string;
+  readonly jobId?: string;
+}
+
+interface AuditedPrincipal {
+  readonly name: string;
+  readonly role?: string;
+}
+
+export function seconds({ seconds, nanos }: Duration): number {
+  return Number(seconds) + nanos / 1e9;
+}

@@ -1,0 +1,189 @@
+import { randomUUID } from "node:crypto";
+import { GenericContainer, getContainerRuntimeClient, type StartedTestContainer, Wait } from "testcontainers";
+import type { AuditRecord, Query } from "./api.ts";
+import { type Certificates, issueCertificates } from "./certificates.ts";
+import { launch, type Ran, type Running } from "./cli.ts";
+
+const PORT = 7443;
+const STATE = "/var/lib/jobs";
+/** The engine may be an emulated machine, where a container takes ten seconds. */
+const START_MS = 90_000;
+/** Longer than any step takes there: one that hangs fails an assertion, and not only by the test's own limit. */
+const STEP_MS = 90_000;
+const FOLLOW_MS = 300_000;
+
+export interface DaemonOptions {
+  /** Flags of jobsd, besides those that the image has. */
+  readonly flags?: readonly string[];
+  /** Without privileges the container has no cgroup that it may write. */
+  readonly privileged?: boolean;
+  /** The name of a volume for the state directory. */
+  readonly volume?: string;
+  /** Ready is what the image's health check says, not the daemon's own word. */
+  readonly healthCheck?: boolean;
+  /** Of its own when absent. Stay the caller's. */
+  readonly certificates?: Certificates;
+}
+
+/** The daemon in a container, and the CLI that talks to it. Disposing ends both and leaves nothing. */
+export interface Daemon extends AsyncDisposable {
+  readonly server: string;
+  readonly certificates: Certificates;
+  /** Runs `jobs` with the certificate of a party. */
+  jobs(party: string, ...args: readonly string[]): Promise<Ran>;
+  launch(party: string, ...args: readonly string[]): Running;
+  /** `jobs start` as the writer: flags, "--", the command. Returns the job's id; throws what `jobs` said. */
+  start(...args: readonly string[]): Promise<string>;
+  query(id: string): Promise<Query>;
+  /** Runs a command as root in the container and returns its stdout; throws when it fails. */
+  inside(...command: readonly string[]): Promise<string>;
+  /** Writes a file, readable by all, into the container. */
+  put(path: string, content: string | Buffer, mode?: number): Promise<void>;
+  /** A FIFO that jobs wait at with `read go < PATH`, and what opens it for all of them. */
+  gate(): Promise<{ readonly path: string; open(): Promise<void> }>;
+  audit(): Promise<AuditRecord[]>;
+  /** What the daemon wrote on stdout and stderr, as far as it has come here. */
+  log(): string;
+  /** SIGTERM, as `docker stop`. Resolves to the container's exit code; SIGKILL, which is 137, after `limitMs`. */
+  terminate(limitMs: number): Promise<number>;
+}
+
+/** Resolves when the daemon listens. */
+export async function startDaemon(options: DaemonOptions = {}): Promise<Daemon> {
+  await using made = new AsyncDisposableStack();
+  const runtime = await getContainerRuntimeClient();
+  const certificates = options.certificates ?? made.use(await issueCertificates([runtime.info.containerRuntime.host]));
+  const { box, log, closed } = containerOf(certificates, options, made);
+  const ready = options.healthCheck ? Wait.forHealthCheck() : Wait.forLogMessage("listening on");
+  const container = await box.withExposedPorts(PORT).withWaitStrategy(ready).withStartupTimeout(START_MS).start();
+  const launched = new Set<Running>();
+  made.defer(async () => {
+    for (const { child } of launched) child.kill("SIGKILL");
+    await Promise.all([...launched].map(({ ended }) => ended));
+  });
+  const server = `${container.getHost()}:${container.getMappedPort(PORT)}`;
+  const lifetime = made.move();
+
+  const start = (party: string, args: readonly string[], limitMs: number): Running => {
+    const { file } = certificates;
+    const running = launch(
+      { JOBS_SERVER: server, JOBS_CA: file("ca.crt"), JOBS_CERT: file(`${party}.crt`), JOBS_KEY: file(`${party}.key`) },
+      args,
+      limitMs,
+    );
+    launched.add(running);
+    void running.ended.finally(() => launched.delete(running));
+    return running;
+  };
+  const jobs: Daemon["jobs"] = (party, ...args) => start(party, args, STEP_MS).ended;
+  const inside: Daemon["inside"] = (...command) => runIn(container, command);
+  return {
+    server,
+    certificates,
+    jobs,
+    launch: (party, ...args) => start(party, args, FOLLOW_MS),
+    async start(...args) {
+      const { code, stdout, stderr } = await jobs("writer", "start", ...args);
+      if (code !== 0) throw new Error(`jobs start ${args.join(" ")}: ${stderr}`);
+      return stdout.trim();
+    },
+    async query(id) {
+      const { code, stdout, stderr } = await jobs("reader", "query", "--output", "json", id);
+      if (code !== 0) throw new Error(`jobs query ${id}: ${stderr}`);
+      return JSON.parse(stdout);
+    },
+    inside,
+    put: (target, content, mode = 0o644) => container.copyContentToContainer([{ content, target, mode }]),
+    async gate() {
+      const path = `/gate-${randomUUID()}`;
+      await inside("mkfifo", "-m", "644", path);
+      return {
+        path,
+        async open() {
+          await inside("sh", "-c", `echo > ${path}`);
+        },
+      };
+    },
+    async audit() {
+      const lines = (await inside("cat", `${STATE}/audit.jsonl`)).trim().split("\n");
+      return lines.map((line): AuditRecord => JSON.parse(line));
+    },
+    log,
+    async terminate(limitMs) {
+      const { container: containers } = runtime;
+      const ending = containers.getById(container.getId());
+      await containers.stop(ending, { timeout: limitMs });
+      await closed;
+      return (await containers.inspect(ending)).State.ExitCode;
+    },
+    [Symbol.asyncDispose]: () => lifetime.disposeAsync(),
+  };
+}
+
+/** A daemon that does not come up: its exit code and all that it said. */
+export async function failDaemon(options: DaemonOptions & { readonly readOnlyState?: boolean }): Promise<Ran> {
+  await using made = new AsyncDisposableStack();
+  const certificates = options.certificates ?? made.use(await issueCertificates());
+  const { box, log, closed } = containerOf(certificates, options, made);
+  if (options.readOnlyState) box.withTmpFs({ [STATE]: "ro" });
+  const container = await box
+    .withWaitStrategy(Wait.forLogMessage(/^jobsd: /))
+    .withStartupTimeout(START_MS)
+    .start();
+  const { container: containers } = await getContainerRuntimeClient();
+  const { StatusCode: code }: { StatusCode: number } = await containers.getById(container.getId()).wait();
+  await closed;
+  return { code, stdout: "", stderr: log() };
+}
+
+/** A volume by a name of its own. Disposing removes it; the containers that use it must be gone by then. */
+export async function createVolume(): Promise<{ readonly name: string } & AsyncDisposable> {
+  const { dockerode } = (await getContainerRuntimeClient()).container;
+  const { name } = await dockerode.createVolume({ Name: `jobs-e2e-${randomUUID()}` });
+  return { name, [Symbol.asyncDispose]: () => dockerode.getVolume(name).remove() };
+}
+
+/** A container with a daemon's certificates, not started yet. `made` removes it, also when it failed half-way. */
+function containerOf(
+  { file }: Certificates,
+  { flags = [], privileged = true, volume }: DaemonOptions,
+  made: AsyncDisposableStack,
+): { readonly box: GenericContainer; readonly log: () => string; readonly closed: Promise<void> } {
+  const label = { "jobs.e2e": randomUUID() };
+  const { promise: closed, resolve: close } = Promise.withResolvers<void>();
+  let said = "";
+  const box = new GenericContainer(image())
+    .withCommand([...flags])
+    .withLabels(label)
+    .withLogConsumer((stream) => stream.on("data", (text: string) => (said += text)).once("end", close))
+    .withCopyFilesToContainer([
+      { source: file("ca.crt"), target: "/etc/jobs/ca.crt" },
+      { source: file("worker.crt"), target: "/etc/jobs/worker.crt" },
+      { source: file("worker.key"), target: "/etc/jobs/worker.key", mode: 0o600 },
+    ]);
+  if (privileged) box.withPrivilegedMode();
+  if (volume !== undefined) box.withBindMounts([{ source: volume, target: STATE }]);
+  // By label, because testcontainers forgets a container whose start failed.
+  made.defer(() => removeLabelled(label));
+  return { box, log: () => said, closed };
+}
+
+async function removeLabelled(label: Readonly<Record<string, string>>): Promise<void> {
+  const { dockerode } = (await getContainerRuntimeClient()).container;
+  const filters = { label: Object.entries(label).map(([key, value]) => `${key}=${value}`) };
+  for (const { Id } of await dockerode.listContainers({ all: true, filters })) {
+    await dockerode.getContainer(Id).remove({ force: true, v: true });
+  }
+}
+
+async function runIn(container: StartedTestContainer, command: readonly string[]): Promise<string> {
+  const { exitCode, stdout, stderr } = await container.exec([...command]);
+  if (exitCode !== 0) throw new Error(`${command.join(" ")}: exited with ${exitCode}: ${stderr}`);
+  return stdout;
+}
+
+function image(): string {
+  const name = process.env["JOBS_E2E_IMAGE"];
+  if (!name) throw new Error("JOBS_E2E_IMAGE does not name the daemon's image: npm run e2e builds one and sets it");
+  return name;
+}
