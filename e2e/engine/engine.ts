@@ -5,7 +5,7 @@ import { type Cache, openCache } from "./cache.ts";
 import { docker, findDocker, layersOf } from "./docker.ts";
 import { bootMachine, makeGuest } from "./machine.ts";
 import { installPrograms, obstacle, PATH } from "./packages.ts";
-import { CommandError, both } from "./process.ts";
+import { both, CommandError, run } from "./process.ts";
 import { say, step } from "./steps.ts";
 
 const TAG = "jobs:e2e";
