@@ -6,7 +6,7 @@ export interface Docker {
   readonly isMachine: boolean;
 }
 
-/** Marks the engine in the virtual machine, which cannot build images itself: see `docker info`. */
+/** Of the engine in a virtual machine, which cannot build images itself; its value is the machine's name. */
 export const MACHINE_LABEL = "jobs.e2e.machine";
 
 /** Runs `docker ARGS` against the engine at `host`, such as `unix:///run/docker.sock`. */
@@ -23,19 +23,21 @@ export async function findDocker(signal: AbortSignal): Promise<Docker | { readon
       (await run("docker", ["context", "inspect", "--format", "{{.Endpoints.docker.Host}}"], { signal: limited }));
     const format = "{{.CgroupVersion}} {{range .Labels}}{{.}} {{end}}{{range .ServerErrors}}{{.}}{{end}}";
     const [version, ...labels] = (await docker(host, ["info", "--format", format], { signal: limited })).split(" ");
-    if (version === "2") return { host, isMachine: labels.includes(MACHINE_LABEL) };
+    if (version === "2") return { host, isMachine: labels.some((label) => label.startsWith(`${MACHINE_LABEL}=`)) };
     return { reason: version === "1" ? `the engine at ${host} has cgroup v1` : `no Docker engine answers at ${host}` };
   } catch (error) {
     signal.throwIfAborted();
+    const message = error instanceof Error ? error.message : String(error);
+    if (message.endsWith("ENOENT")) return { reason: "docker is not installed" };
     const said = error instanceof CommandError ? error.output.trim().split("\n").at(-1) : "";
-    return { reason: said || (error instanceof Error ? error.message : String(error)) };
+    return { reason: said || message };
   }
 }
 
-/** The id of an image, undefined when the engine does not have it. */
-export async function imageId(host: string, tag: string, signal: AbortSignal): Promise<string | undefined> {
+/** What an image is made of, from the first layer on, undefined when the engine does not have it. */
+export async function layersOf(host: string, tag: string, signal: AbortSignal): Promise<string | undefined> {
   try {
-    return await docker(host, ["image", "inspect", "--format", "{{.Id}}", tag], { signal });
+    return await docker(host, ["image", "inspect", "--format", '{{join .RootFS.Layers " "}}', tag], { signal });
   } catch (error) {
     if (error instanceof CommandError && /no such image/i.test(error.output)) return undefined;
     throw error;

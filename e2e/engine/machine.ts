@@ -1,9 +1,10 @@
+import { randomBytes } from "node:crypto";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { type Cache, keyOf } from "./cache.ts";
-import { docker } from "./docker.ts";
+import { docker, MACHINE_LABEL } from "./docker.ts";
 import { CommandError, ready, run, start, tail, type Service } from "./process.ts";
 import { step } from "./steps.ts";
 
@@ -39,7 +40,7 @@ export async function bootMachine(guest: string, dockerImage: string, signal: Ab
     const machine = await bootWithPorts(guest, dockerImage, first, signal);
     if (machine) return machine;
   }
-  throw new CommandError(`no ${PORTS + 1} ports in a row are free between ${FIRST_PORT} and ${LAST_PORT}`, "");
+  throw new CommandError(`no ${PORTS + 1} ports in a row are free between ${FIRST_PORT} and ${LAST_PORT}`);
 }
 
 /** Undefined when one of the ports from `first` on is taken. */
@@ -52,6 +53,7 @@ async function bootWithPorts(
   await using stack = new AsyncDisposableStack();
   const scratch = await mkdtemp(join(tmpdir(), "jobs-engine-"));
   stack.defer(() => rm(scratch, { recursive: true, force: true }));
+  const name = randomBytes(8).toString("hex");
   const console = join(scratch, "console");
   const last = first + PORTS - 1;
   const api = last + 1;
@@ -59,7 +61,7 @@ async function bootWithPorts(
   const forwards = ports.map((port) => `hostfwd=tcp:127.0.0.1:${port}-:${port}`);
   const hardware = ["-accel", ACCELERATOR, "-cpu", "max", "-smp", "2", "-m", "4096", "-display", "none", "-no-reboot"];
   const kernel = ["-kernel", join(guest, "vmlinuz"), "-initrd", join(guest, "initrd.img")];
-  const words = `console=ttyS0 panic=-1 root=/dev/vda rw init=/sbin/engine-init quiet mitigations=off ports=${first}-${last}`;
+  const words = `console=ttyS0 panic=-1 root=/dev/vda rw init=/sbin/engine-init quiet mitigations=off ports=${first}-${last} machine=${name}`;
   const disks = [join(guest, "root.img"), dockerImage].flatMap((path) => [
     "-drive",
     `file=${path},format=raw,if=virtio,snapshot=on`,
@@ -70,7 +72,7 @@ async function bootWithPorts(
   const host = `tcp://127.0.0.1:${api}`;
   try {
     await step("virtual machine booted", () =>
-      ready("the virtual machine's Docker", qemu, (signal) => docker(host, ["version"], { signal }), {
+      ready("the virtual machine's Docker", qemu, (signal) => answers(host, name, signal), {
         signal,
         timeoutMs: BOOT_TIMEOUT_MS,
       }),
@@ -79,8 +81,17 @@ async function bootWithPorts(
     signal.throwIfAborted();
     if (qemu.output().includes("Could not set up host forwarding rule")) return undefined;
     const said = await readFile(console, "utf8").catch(() => "");
-    throw new CommandError("the virtual machine did not come up", `${String(error)}\nits console:\n${tail(said)}`);
+    throw new CommandError(
+      "the virtual machine did not come up",
+      `${error instanceof Error ? error.message : String(error)}\nits console:\n${tail(said)}`,
+    );
   }
   const rest = stack.move();
   return { host, [Symbol.asyncDispose]: () => rest.disposeAsync() };
+}
+
+/** Throws unless this very machine answers: another one may have had the port first. */
+async function answers(host: string, name: string, signal: AbortSignal): Promise<void> {
+  const labels = await docker(host, ["info", "--format", "{{.Labels}}"], { signal });
+  if (!labels.includes(`${MACHINE_LABEL}=${name}`)) throw new Error("another engine answers");
 }

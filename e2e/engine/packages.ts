@@ -40,7 +40,7 @@ export async function installPrograms(signal: AbortSignal): Promise<void> {
     await run("apt-get", ["install", "-q", "-y", "--no-install-recommends", ...packages], { signal, env });
   });
   const still = missingPrograms();
-  if (still.length > 0) throw new CommandError(`apt-get installed no ${still.join(", ")}`, "");
+  if (still.length > 0) throw new CommandError(`apt-get installed no ${still.join(", ")}`);
 }
 
 function missingPrograms(): string[] {

@@ -7,7 +7,7 @@ export class CommandError extends Error {
   override readonly name = "CommandError";
   /** What the program wrote, stdout and stderr together. */
   readonly output: string;
-  constructor(message: string, output: string) {
+  constructor(message: string, output = "") {
     super(`${message}${output ? `:\n${tail(output)}` : ""}`);
     this.output = output;
   }
