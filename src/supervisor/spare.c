@@ -156,13 +156,13 @@ int stand_by(uint64_t job, const char *jobs)
 		discard(&spare, path);
 		return 1;
 	}
-	char *body = tell(job, REPLY_READY, getpid(), 0, 0) ? take_frame(spare.control, &frame) : NULL;
-	if (!body) {
+	request.body = tell(job, REPLY_READY, getpid(), 0, 0) ? take_frame(spare.control, &frame) : NULL;
+	if (!request.body) {
 		discard(&spare, path);
 		return 1;
 	}
 	close(IDLE_FD);
-	if (frame.type != FRAME_START || !parse(&request, body, body + frame.size - sizeof frame)) {
+	if (frame.type != FRAME_START || !parse(&request, request.body, request.body + frame.size - sizeof frame)) {
 		tell(job, REPLY_FAILED, 0, STAGE_REQUEST, EBADMSG);
 		return 1;
 	}

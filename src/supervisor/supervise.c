@@ -274,7 +274,14 @@ static void watch(struct supervisor *self)
 	drain(self, &self->err, SOURCE_STDERR);
 }
 
-bool supervise(uint64_t job, const struct request *request, const struct spare *spare)
+static void release(struct request *request)
+{
+	free(request->argv);
+	free(request->envp);
+	free(request->body);
+}
+
+bool supervise(uint64_t job, struct request *request, const struct spare *spare)
 {
 	static struct supervisor supervisor;
 	struct supervisor *self = &supervisor;
@@ -287,6 +294,7 @@ bool supervise(uint64_t job, const struct request *request, const struct spare *
 	self->log.keep_oldest = start->keep_oldest;
 	enum stage failed = launch(self, request, spare->out[1], spare->err[1]);
 	int error = errno;
+	release(request);
 	self->started_ns = now_ns(CLOCK_REALTIME);
 	self->started_clock_ns = now_ns(CLOCK_MONOTONIC);
 	if (!failed && !log_start(&self->log, self->tree.main, self->started_ns)) {

@@ -87,6 +87,7 @@ struct request {
 	const gid_t *groups;
 	const char *cgroup, *cwd;
 	char **argv, **envp;
+	char *body; /* what all of these point into */
 };
 
 enum reply_kind { REPLY_STARTED = 1, REPLY_FAILED = 2, REPLY_GONE = 3, REPLY_READY = 4 };
@@ -150,8 +151,9 @@ struct spare {
 int stand_by(uint64_t job, const char *jobs);
 bool take_bytes(int control, void *into, size_t count);
 
-/* supervise.c: has the job run, and stays until it has ended. False when it did not run. */
-bool supervise(uint64_t job, const struct request *request, const struct spare *spare);
+/* supervise.c: has the job run, and stays until it has ended. False when it did not run.
+ * Frees what the request points to: up to 2 MB that nobody needs once the job has them. */
+bool supervise(uint64_t job, struct request *request, const struct spare *spare);
 
 /* tree.c: a job's processes, by its cgroup, or by descent where it has none. */
 struct tree {

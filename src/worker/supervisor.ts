@@ -318,6 +318,7 @@ export function openSpawner(path: string, parent: string, log: (message: string)
     log(why);
     for (const number of supervisors.keys())
       if (supervisors.get(number)?.state !== "running") drop(number)?.reject(died(why));
+    for (const each of waiting.splice(0)) each.reject(died(why));
     for (const [number, known] of supervisors)
       if (known.state === "running") (socket ?? open()).write(frame(FRAME.adopt, number, 0, [known.directory]));
   }
