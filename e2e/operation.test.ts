@@ -13,7 +13,7 @@ beforeAll(async () => {
 afterAll(() => made.disposeAsync());
 
 describe("the container's health check", () => {
-  it("says that the daemon is well", async () => {
+  it("says that the daemon is well", { timeout: 300_000 }, async () => {
     await using daemon = await startDaemon({ certificates, healthCheck: true });
     expect(await daemon.jobs("reader", "list")).toMatchObject({ code: 0 });
   });

@@ -8,6 +8,8 @@ const PORT = 7443;
 const STATE = "/var/lib/jobs";
 /** The engine may be an emulated machine, where a container takes ten seconds. */
 const START_MS = 90_000;
+/** Docker asks for the first time after half a minute. */
+const HEALTH_MS = 200_000;
 /** Longer than any step takes there: one that hangs fails an assertion, and not only by the test's own limit. */
 const STEP_MS = 90_000;
 const FOLLOW_MS = 300_000;
@@ -54,8 +56,10 @@ export async function startDaemon(options: DaemonOptions = {}): Promise<Daemon> 
   const runtime = await getContainerRuntimeClient();
   const certificates = options.certificates ?? made.use(await issueCertificates([runtime.info.containerRuntime.host]));
   const { box, log, closed } = containerOf(certificates, options, made);
-  const ready = options.healthCheck ? Wait.forHealthCheck() : Wait.forLogMessage("listening on");
-  const container = await box.withExposedPorts(PORT).withWaitStrategy(ready).withStartupTimeout(START_MS).start();
+  const ready = options.healthCheck
+    ? Wait.forHealthCheck().withStartupTimeout(HEALTH_MS)
+    : Wait.forLogMessage("listening on").withStartupTimeout(START_MS);
+  const container = await box.withExposedPorts(PORT).withWaitStrategy(ready).start();
   const launched = new Set<Running>();
   made.defer(async () => {
     for (const { child } of launched) child.kill("SIGKILL");
