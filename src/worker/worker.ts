@@ -29,7 +29,8 @@ import {
 import { JobError, invalid } from "./errors.ts";
 import type { Ended, How, Job, JobSpec, State, Usage } from "./job.ts";
 import { openJournal, type Record as Kept } from "./journal.ts";
-import { openLog, readOutput, type Chunk, type Gap, type StreamOptions } from "./output.ts";
+import { openLog } from "./log.ts";
+import { readOutput, type Chunk, type Gap, type StreamOptions } from "./output.ts";
 import { settingsOf, type Setting } from "./resources.ts";
 import { checkSpec, environmentOf } from "./spec.ts";
 import { openSpawner, SPARE } from "./supervisor.ts";
