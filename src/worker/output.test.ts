@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import type { Source } from "./log.ts";
 import type { Position } from "./output.ts";
-import { SPARE } from "./supervisor.ts";
+import { SPARE } from "./spare.ts";
 import {
   finished,
   open,

@@ -33,7 +33,8 @@ import { openLog } from "./log.ts";
 import { readOutput, type Chunk, type Gap, type StreamOptions } from "./output.ts";
 import { settingsOf, type Setting } from "./resources.ts";
 import { checkSpec, environmentOf } from "./spec.ts";
-import { openSpawner, SPARE } from "./supervisor.ts";
+import { SPARE } from "./spare.ts";
+import { openSpawner } from "./spawner.ts";
 import { chooseCredentials } from "./users.ts";
 
 export interface WorkerOptions {
