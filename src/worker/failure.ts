@@ -1,4 +1,4 @@
-import { JobError, invalid } from "./errors.ts";
+import { JobError, codeOf, invalid } from "./errors.ts";
 import type { Launch } from "./frame.ts";
 
 /* Why a start failed, for whoever asked for it. */
@@ -32,4 +32,17 @@ export function failureAt(stage: string, errno: string, launch: Launch): JobErro
 /** Of a supervisor, or the spawner, that is no more. */
 export function died(message: string): JobError {
   return new JobError("internal", message, { facts: { stage: "supervisor" } });
+}
+
+/** Of whatever a start was ended by. */
+export function refusal(error: unknown): JobError {
+  if (error instanceof JobError) return error;
+  const code = codeOf(error);
+  const message = error instanceof Error ? error.message : String(error);
+  return ["ENOSPC", "EDQUOT", "EMFILE", "ENFILE", "ENOMEM", "EAGAIN"].includes(code)
+    ? new JobError("exhausted", `no room for another job on this host: ${message}`, {
+        facts: { errno: code },
+        cause: error,
+      })
+    : new JobError("internal", `the job could not be started: ${message}`, { facts: { errno: code }, cause: error });
 }

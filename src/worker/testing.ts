@@ -9,7 +9,8 @@ import { JobError } from "./errors.ts";
 import type { Job, JobSpec } from "./job.ts";
 import type { Source } from "./log.ts";
 import type { Gap } from "./output.ts";
-import { openWorker, type Worker, type WorkerOptions } from "./worker.ts";
+import type { WorkerOptions } from "./options.ts";
+import { openWorker, type Worker } from "./worker.ts";
 
 const DEADLINE_MS = 20_000;
 
