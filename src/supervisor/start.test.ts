@@ -13,7 +13,7 @@ import { execFileSync } from "node:child_process";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { JobError } from "../worker/errors.ts";
-import { SPARE } from "../worker/supervisor.ts";
+import { SPARE } from "../worker/spare.ts";
 import { isRoot, rig, supervisorsOf, variants, type Rig, type Spec } from "./testing.ts";
 import { childrenOf, statOf, until } from "./testing/processes.ts";
 

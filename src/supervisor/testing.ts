@@ -15,7 +15,9 @@ import {
 import { tmpdir } from "node:os";
 import { basename, dirname, join, relative } from "node:path";
 import { createGroup, openHierarchy, removeGroup } from "../worker/cgroup.ts";
-import { openSpawner, SPARE, type Launch, type Spawner } from "../worker/supervisor.ts";
+import type { Launch } from "../worker/frame.ts";
+import { SPARE } from "../worker/spare.ts";
+import { openSpawner, type Spawner } from "../worker/spawner.ts";
 import { credentialsOf } from "../worker/users.ts";
 import { childrenOf, marked, runs, soon, until } from "./testing/processes.ts";
 import { order, readExit, readLog, type Exit } from "./testing/records.ts";

@@ -2,8 +2,9 @@ import { createHash, randomBytes } from "node:crypto";
 import { readFileSync, readdirSync, readlinkSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import type { Position, Source } from "./output.ts";
-import { SPARE } from "./supervisor.ts";
+import type { Source } from "./log.ts";
+import type { Position } from "./output.ts";
+import { SPARE } from "./spare.ts";
 import {
   finished,
   open,

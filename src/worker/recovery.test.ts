@@ -4,7 +4,7 @@ import { DatabaseSync } from "node:sqlite";
 import { describe, expect, test } from "vitest";
 import { openHierarchy } from "./cgroup.ts";
 import { openJournal } from "./journal.ts";
-import { openLog } from "./output.ts";
+import { openLog } from "./log.ts";
 import {
   detaches,
   finished,

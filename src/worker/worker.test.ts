@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
 import type { Job, JobSpec } from "./job.ts";
-import { SPARE } from "./supervisor.ts";
+import { SPARE } from "./spare.ts";
 import {
   detaches,
   finished,

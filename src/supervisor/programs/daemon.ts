@@ -1,6 +1,7 @@
 /** `node daemon.ts SUPERVISOR LAUNCH`: starts the one job of LAUNCH (JSON), prints its pid, and stays until it is gone. */
 import { dirname } from "node:path";
-import { openSpawner, type Launch } from "../../worker/supervisor.ts";
+import type { Launch } from "../../worker/frame.ts";
+import { openSpawner } from "../../worker/spawner.ts";
 
 const [binary = "", launch = ""] = process.argv.slice(2);
 const { env, ...rest }: Omit<Launch, "env"> & { readonly env: Record<string, string> } = JSON.parse(launch);
