@@ -30,7 +30,9 @@ import { JobError, invalid } from "./errors.ts";
 import type { Ended, How, Job, JobSpec, State, Usage } from "./job.ts";
 import { openJournal, type Record as Kept } from "./journal.ts";
 import { openLog, readOutput, type Chunk, type Gap, type StreamOptions } from "./output.ts";
-import { settingsOf, type Setting } from "./resources.ts";
+import { thisHost } from "./limits/host.ts";
+import type { Setting } from "./limits/setting.ts";
+import { settingsOf } from "./resources.ts";
 import { checkSpec, environmentOf } from "./spec.ts";
 import { openSpawner, SPARE } from "./supervisor.ts";
 import { chooseCredentials } from "./users.ts";
@@ -371,7 +373,7 @@ export async function openWorker(options: WorkerOptions): Promise<Worker> {
 
   async function begin(spec: JobSpec): Promise<Started> {
     const credentials = chooseCredentials(spec, options);
-    const settings = settingsOf(spec.resources ?? {});
+    const settings = settingsOf(spec.resources ?? {}, thisHost(hierarchy.kind === "none" ? undefined : hierarchy.path));
     checkSettings(settings, hierarchy);
     if (running.size >= maxJobs)
       throw new JobError("exhausted", `${maxJobs} jobs run already, which is this worker's most (jobsd --max-jobs)`);
@@ -410,7 +412,7 @@ export async function openWorker(options: WorkerOptions): Promise<Worker> {
         logLimitBytes,
         logKeep,
       };
-      const record = (): unknown => journal.insert(job, spec.requestId);
+      const record = (): unknown => journal.insert({ ...job, limits }, spec.requestId);
       const pid = await spawner.launch(launch, record, () => gone(entry));
       entry.job = { ...job, state: "running", pid, startedAt: new Date(), limits };
       entry.launched.resolve();
@@ -459,7 +461,7 @@ export async function openWorker(options: WorkerOptions): Promise<Worker> {
         state: stoppedBy === undefined ? "running" : "stopping",
         pid: started.pid,
         startedAt: started.at,
-        limits: entry.group === undefined ? job.limits : readLimits(entry.group, settingsOf(job.resources ?? {})),
+        limits: entry.group === undefined ? job.limits : readLimits(entry.group, job.limits.keys()),
       };
     entry.launched.resolve();
     if (journal.rebooted) gone(entry);
