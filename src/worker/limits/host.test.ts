@@ -1,11 +1,24 @@
 import { execFileSync } from "node:child_process";
-import { readdirSync, symlinkSync, writeFileSync } from "node:fs";
-import { join } from "node:path";
+import { readFileSync, readdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { basename, join, relative } from "node:path";
 import { describe, expect, test } from "vitest";
 import { root, testDirectory } from "../testing.ts";
 import { thisHost } from "./host.ts";
 
 const host = thisHost(undefined);
+
+function command(name: string, ...args: string[]): string {
+  return execFileSync(name, args).toString().trim();
+}
+
+/** Containers have root without. */
+function hasLoop(): boolean {
+  try {
+    return root && command("losetup", "--find") !== "";
+  } catch {
+    return false;
+  }
+}
 
 test("without a group it has no files, and tells no CPUs", () => {
   expect(host.has("io.bfq.weight")).toBe(false);
@@ -47,9 +60,28 @@ describe("a path", () => {
       [4000, 3],
     ]) {
       const path = join(directory.path, `${major}-${minor}`);
-      execFileSync("mknod", [path, "b", String(major), String(minor)]);
+      command("mknod", path, "b", String(major), String(minor));
       symlinkSync(path, `${path}-link`);
+      expect(host.disk(relative(process.cwd(), path))).toBeUndefined();
       expect([path, `${path}-link`].map((each) => host.disk(each))).toEqual([`${major}:${minor}`, `${major}:${minor}`]);
+    }
+  });
+
+  test.runIf(hasLoop())("of a partition is its whole disk's number", () => {
+    using directory = testDirectory();
+    const [image, partition] = [join(directory.path, "image"), join(directory.path, "partition")];
+    writeFileSync(image, Buffer.alloc(4 << 20));
+    const disk = command("losetup", "--find", "--show", image);
+    try {
+      // Without a table, which this kernel may have no parser for.
+      command("addpart", disk, "1", "2048", "4096");
+      const number = readFileSync(`/sys/class/block/${basename(disk)}p1/dev`, "utf8").trim();
+      command("mknod", partition, "b", ...number.split(":"));
+      expect(host.disk(partition)).not.toBe(number);
+      expect(host.disk(partition)).toBe(readFileSync(`/sys/class/block/${basename(disk)}/dev`, "utf8").trim());
+    } finally {
+      command("delpart", disk, "1");
+      command("losetup", "--detach", disk);
     }
   });
 });
