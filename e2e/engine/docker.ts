@@ -34,10 +34,12 @@ export async function findDocker(signal: AbortSignal): Promise<Docker | { readon
   }
 }
 
-/** What an image is made of, from the first layer on, undefined when the engine does not have it. */
-export async function layersOf(host: string, tag: string, signal: AbortSignal): Promise<string | undefined> {
+/** An image's id and its layers, the first one first; undefined when the engine does not have it. */
+export async function describeImage(host: string, tag: string, signal: AbortSignal): Promise<string | undefined> {
   try {
-    return await docker(host, ["image", "inspect", "--format", '{{join .RootFS.Layers " "}}', tag], { signal });
+    return await docker(host, ["image", "inspect", "--format", "{{.Id}}{{range .RootFS.Layers}} {{.}}{{end}}", tag], {
+      signal,
+    });
   } catch (error) {
     if (error instanceof CommandError && /no such image/i.test(error.output)) return undefined;
     throw error;

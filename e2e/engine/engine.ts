@@ -2,7 +2,7 @@ import { copyFile, readFile, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { buildImage, buildWithoutRegistry } from "./builder.ts";
 import { type Cache, openCache } from "./cache.ts";
-import { docker, findDocker, layersOf } from "./docker.ts";
+import { docker, findDocker, describeImage } from "./docker.ts";
 import { bootMachine, makeGuest } from "./machine.ts";
 import { installPrograms, obstacle, PATH } from "./packages.ts";
 import { both, CommandError, run } from "./process.ts";
@@ -28,12 +28,10 @@ export async function openEngine(signal: AbortSignal): Promise<Engine> {
     await buildImage(found.host, TAG, signal);
     return { host: found.host, image: TAG, [Symbol.asyncDispose]: async () => {} };
   }
+  const reason = "reason" in found ? found.reason : `${found.host} is a virtual machine of another run`;
   const why = obstacle();
-  if ("reason" in found) {
-    if (why)
-      throw new CommandError(`no Docker engine with cgroup v2 (${found.reason}), and no machine of our own: ${why}`);
-    say(`no Docker engine with cgroup v2 (${found.reason}): a virtual machine will be one`);
-  }
+  if (why) throw new CommandError(`no Docker engine with cgroup v2 (${reason}), and no machine of our own: ${why}`);
+  if ("reason" in found) say(`no Docker engine with cgroup v2 (${reason}): a virtual machine will be one`);
   process.env["PATH"] = PATH;
   await installPrograms(signal);
   await using cache = await openCache(signal);
@@ -50,7 +48,8 @@ export async function openEngine(signal: AbortSignal): Promise<Engine> {
 /** The virtual machine of another run, which only gets the image, and only when it has another one. */
 async function loadInto(host: string, cache: Cache, signal: AbortSignal): Promise<Engine> {
   const built = await buildWithoutRegistry(cache, TAG, signal);
-  const [here, there] = [await readFile(join(built, "layers"), "utf8"), await layersOf(host, TAG, signal)];
+  const here = await readFile(join(built, "image"), "utf8");
+  const there = await describeImage(host, TAG, signal);
   if (here !== there) await step("image loaded", () => load(host, join(built, "image.tar"), sharedLayers(here, there)));
   return { host, image: TAG, [Symbol.asyncDispose]: async () => {} };
 
@@ -69,9 +68,9 @@ async function loadInto(host: string, cache: Cache, signal: AbortSignal): Promis
   }
 }
 
-/** How many layers two images have in common, from the first on. */
+/** How many layers two images have in common, from the first on; as describeImage has them. */
 function sharedLayers(one: string, other = ""): number {
-  const others = other.split(" ");
-  const differing = one.split(" ").findIndex((layer, i) => layer !== others[i]);
-  return differing === -1 ? one.split(" ").length : differing;
+  const [layers, others] = [one.split(" ").slice(1), other.split(" ").slice(1)];
+  const differing = layers.findIndex((layer, i) => layer !== others[i]);
+  return differing === -1 ? layers.length : differing;
 }
