@@ -73,6 +73,9 @@ export async function openBench(): Promise<Bench> {
   const directory = mkdtempSync(join(tmpdir(), "jobs-bench-"));
   opening.defer(() => rm(directory, { recursive: true, force: true, maxRetries: 10 }));
   chmodSync(directory, 0o755);
+  // ext4 takes up to a millisecond to make a file near many that were removed some minutes ago, as by tests. It puts
+  // each directory made in one with this attribute elsewhere, by its name. Other file systems refuse the attribute.
+  await run("chattr", ["+T", directory]).catch(() => {});
   const hierarchy = openHierarchy(`jobs-bench-${process.pid}`);
   const group = hierarchy.kind === "cgroup2" ? hierarchy.path : "";
   if (group !== "")
@@ -107,7 +110,7 @@ export async function openBench(): Promise<Bench> {
     pem,
     adopt,
     async startDaemon(options = {}) {
-      const daemon = await startDaemon({ directory, group, pem, adopt }, `daemon-${++count}`, options);
+      const daemon = await startDaemon({ directory, group, pem, adopt }, `daemon-${process.pid}-${++count}`, options);
       daemons.add(daemon);
       return daemon;
     },

@@ -15,7 +15,7 @@ import { format, median, row, type Row } from "./report.ts";
 
 const ROUNDS = 20;
 const STARTS_PER_ROUND = 15;
-const WARM_UP = 30;
+const WARM_UP = 200;
 const HEAP_MB = 500;
 const FLIGHT = 32;
 const FLIGHT_ROUNDS = 3;

@@ -3,7 +3,7 @@ import { fileURLToPath } from "node:url";
 import type { Logger } from "pino";
 import manifest from "../package.json" with { type: "json" };
 import { ClientError } from "../src/client/errors.ts";
-import type { WorkerOptions } from "../src/worker/worker.ts";
+import type { WorkerOptions } from "../src/worker/options.ts";
 import { readKey, readPem } from "./connection.ts";
 import { EXIT } from "./exit.ts";
 import { exit, printable } from "./output.ts";

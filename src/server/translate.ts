@@ -13,7 +13,7 @@ import {
 import { invalid } from "../worker/errors.ts";
 import type { Ended, Job, JobSpec, State, Usage } from "../worker/job.ts";
 import type { Position, StreamOptions } from "../worker/output.ts";
-import type { ListFilter } from "../worker/worker.ts";
+import type { ListFilter } from "../worker/list.ts";
 import { defined, fromResources, toResources } from "./translate-resources.ts";
 
 const DEFAULT_PAGE = 100;

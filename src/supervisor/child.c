@@ -66,13 +66,13 @@ static bool reset_oom_score(int score)
 	return done;
 }
 
-static bool reset_limits(const struct request *request)
+static bool reset_limits(void)
 {
 	struct rlimit files;
 	if (getrlimit(RLIMIT_NOFILE, &files) < 0)
 		return false;
 	files.rlim_cur = files.rlim_max < OPEN_FILES ? files.rlim_max : OPEN_FILES;
-	return setrlimit(RLIMIT_NOFILE, &files) == 0 && (!request->oom_score || reset_oom_score(request->oom_score));
+	return setrlimit(RLIMIT_NOFILE, &files) == 0 && (!oom_score || reset_oom_score(oom_score));
 }
 
 static bool drop_privileges(const struct request *request, pid_t supervisor)
@@ -130,7 +130,7 @@ static enum stage prepare_and_execute(const struct request *request, pid_t super
 {
 	if (setsid() < 0 || !take_stdio(out, err))
 		return STAGE_STDIO;
-	if (!reset_limits(request))
+	if (!reset_limits())
 		return STAGE_LIMITS;
 	if (!drop_privileges(request, supervisor))
 		return STAGE_USER;

@@ -1,21 +1,26 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdirSync, mkdtempSync, readdirSync, rmSync } from "node:fs";
+import { mkdirSync, mkdtempSync, rmSync } from "node:fs";
+import { open } from "node:fs/promises";
 import { constants, tmpdir } from "node:os";
 import { join } from "node:path";
 import { Duplex } from "node:stream";
 import * as fc from "fast-check";
 import { expect, test } from "vitest";
+import { SPARE } from "../worker/spare.ts";
 import { BINARIES, sanitizerErrors } from "./testing.ts";
 import { soon, until } from "./testing/processes.ts";
 
 const FRAME_MAX = 8 << 20;
-const { EBADMSG, ENOENT } = constants.errno;
+/** On the socket. */
+const SOCKET_FRAME_MAX = 64 << 10;
+const { EBADMSG, ECANCELED, ENOENT } = constants.errno;
 const FAILED = 2;
 const GONE = 3;
 const REQUEST = 1;
-const NOWHERE = "/nowhere/job"; // no start can make it
-const DIRECTORY = 2;
+const NOWHERE = "/nowhere/job"; // no job can be put there
+const CGROUP = 5;
+const READY = 4;
 const COUNTS = [
   0,
   1,
@@ -35,6 +40,7 @@ const COUNTS = [
 interface Reply {
   readonly job: number;
   readonly kind: number;
+  readonly pid: number;
   readonly stage: number;
   readonly error: number;
 }
@@ -45,7 +51,7 @@ function bare() {
   const reports = join(directory, "reports");
   mkdirSync(reports);
   const options = `log_path=${join(reports, "report")}`;
-  const child = spawn(BINARIES.sanitized, [], {
+  const child = spawn(BINARIES.sanitized, [directory], {
     cwd: directory,
     stdio: ["ignore", "ignore", "ignore", "pipe"],
     env: { ASAN_OPTIONS: options, UBSAN_OPTIONS: options },
@@ -61,14 +67,31 @@ function bare() {
     return Array.from({ length: Math.floor(bytes.length / 24) }, (_, i) => ({
       job: Number(bytes.readBigUInt64LE(24 * i)),
       kind: bytes.readUInt32LE(24 * i + 8),
+      pid: bytes.readInt32LE(24 * i + 12),
       stage: bytes.readInt32LE(24 * i + 16),
       error: bytes.readInt32LE(24 * i + 20),
     }));
   };
+  let job = 0;
   return {
     directory,
     socket,
     replies,
+    /** Has a spare made, writes `pieces` to it and go, and returns what becomes of it. */
+    async give(pieces: readonly Uint8Array[], calledOff = false): Promise<Reply | undefined> {
+      const number = ++job;
+      const told = (kind?: number): Reply | undefined =>
+        replies().find(
+          (reply) => reply.job === number && (kind === undefined ? reply.kind !== READY : reply.kind === kind),
+        );
+      socket.write(frame(3, number, new Uint8Array()));
+      await until(() => told(READY) !== undefined, "the spare is ready");
+      await using control = await open(join(directory, `${SPARE}${told(READY)?.pid}`, "control"), "w");
+      for (const piece of pieces) await control.write(piece);
+      await control.write(calledOff ? Buffer.of(0) : Buffer.of(1)).catch(() => {}); // it may have ended
+      await until(() => told() !== undefined, "the spare answers or is gone");
+      return told();
+    },
     /** Closes the socket; returns the exit status once there is one, and what the sanitizers said. */
     async end() {
       socket.end();
@@ -98,7 +121,7 @@ interface Counts {
   readonly env: number;
 }
 
-/** The body of a start, whose counts may lie. Its directory does not exist: nothing is ever run. */
+/** The body of a start, whose counts may lie. Its cgroup does not exist: nothing is ever run. */
 function startBody({ groups, args, env }: Counts, strings: readonly string[]): Buffer {
   const start = Buffer.alloc(56);
   [groups, args, env].forEach((count, i) => start.writeUInt32LE(count, 40 + 4 * i));
@@ -114,29 +137,25 @@ const counts = fc.record({
 const lyingBody = fc
   .tuple(counts, fc.array(fc.string({ maxLength: 8 }), { maxLength: 8 }), fc.nat(400))
   .map(([counted, strings, length]) => startBody(counted, [NOWHERE, ...strings]).subarray(0, length));
+const right = { groups: 0, args: 1, env: 1 };
+const strings = [NOWHERE, "/", "true", "A=b"];
 
 test("a start that is not what it says is refused, and the spawner goes on", async () => {
   await using spawner = bare();
-  let job = 0;
   await fc.assert(
     fc.asyncProperty(fc.oneof(anyBody, lyingBody), async (body) => {
-      const number = ++job;
-      spawner.socket.write(frame(1, number, body));
-      await until(() => spawner.replies().length === number, `reply ${number} comes`);
-      const reply = spawner.replies().at(-1);
-      expect(reply).toMatchObject({ job: number, kind: FAILED });
-      expect([REQUEST, DIRECTORY]).toContain(reply?.stage); // the generator may make one that is right
+      const reply = await spawner.give([frame(1, 0, body)]);
+      expect(reply?.kind).toBe(FAILED);
+      // The generator may make one that is right, though nothing that can be run.
       if (reply?.stage === REQUEST) expect(reply.error).toBe(EBADMSG);
     }),
-    { numRuns: 400 },
+    { numRuns: 200 },
   );
   expect(await spawner.end()).toEqual({ code: 0, signal: null, said: [] });
 });
 
-test("counts that do not fit the frame are refused", async () => {
+test("counts that do not fit the start are refused", async () => {
   await using spawner = bare();
-  const strings = [NOWHERE, "", "/", "true", "A=b"];
-  const right = { groups: 0, args: 1, env: 1 };
   const wrong = [
     ...COUNTS.slice(2).flatMap((count) => [
       { ...right, groups: Math.min(count * 4, 2 ** 32 - 1) },
@@ -146,15 +165,47 @@ test("counts that do not fit the frame are refused", async () => {
     { ...right, args: 0 },
     { ...right, env: 0 },
   ];
-  [right, ...wrong].forEach((counted, i) => spawner.socket.write(frame(1, i, startBody(counted, strings))));
-  await until(() => spawner.replies().length === wrong.length + 1, "every start is answered");
-  const [first, ...others] = spawner.replies();
-  expect(first).toMatchObject({ job: 0, kind: FAILED, stage: DIRECTORY });
-  for (const reply of others) expect(reply).toMatchObject({ kind: FAILED, stage: REQUEST, error: EBADMSG });
+  expect(await spawner.give([frame(1, 0, startBody(right, strings))])).toMatchObject({
+    kind: FAILED,
+    stage: CGROUP,
+    error: ENOENT,
+  });
   const unended = startBody(right, strings).subarray(0, -1);
-  spawner.socket.write(frame(1, 99, unended));
-  await until(() => spawner.replies().length === wrong.length + 2, "the unended string is answered");
-  expect(spawner.replies().at(-1)).toMatchObject({ job: 99, kind: FAILED, stage: REQUEST });
+  for (const body of [...wrong.map((counted) => startBody(counted, strings)), unended])
+    expect(await spawner.give([frame(1, 0, body)])).toMatchObject({ kind: FAILED, stage: REQUEST, error: EBADMSG });
+  expect(await spawner.end()).toEqual({ code: 0, signal: null, said: [] });
+});
+
+test("a start may come in pieces, be as long as may be, and be called off", async () => {
+  await using spawner = bare();
+  const fixed = startBody({ groups: 0, args: 1, env: 0 }, [NOWHERE, "/", ""]);
+  const argument = "x".repeat(FRAME_MAX - 16 - fixed.length);
+  const long = frame(1, 0, startBody({ groups: 0, args: 1, env: 0 }, [NOWHERE, "/", argument]));
+  const short = frame(1, 0, startBody(right, strings));
+  const cuts = [1, 8, 15, 16, 17, 60, short.length - 1];
+  const starts = [[long], ...cuts.map((at) => [short.subarray(0, at), short.subarray(at)])];
+  for (const pieces of starts)
+    expect(await spawner.give(pieces)).toMatchObject({ kind: FAILED, stage: CGROUP, error: ENOENT });
+  const calledOff = frame(1, 0, startBody(right, ["", "/", "true", "A=b"]));
+  expect(await spawner.give([calledOff], true)).toMatchObject({ kind: FAILED, stage: REQUEST, error: ECANCELED });
+  expect(await spawner.end()).toEqual({ code: 0, signal: null, said: [] });
+});
+
+test.each([0, 1, 15, FRAME_MAX + 1, 2 ** 31, 2 ** 32 - 1])("a start of size %i ends only its spare", async (size) => {
+  await using spawner = bare();
+  expect(await spawner.give([frame(1, 0, new Uint8Array(), size)])).toMatchObject({ kind: GONE });
+  expect(await spawner.give([frame(1, 0, startBody(right, strings))])).toMatchObject({ kind: FAILED, stage: CGROUP });
+  expect(await spawner.end()).toEqual({ code: 0, signal: null, said: [] });
+});
+
+test("what is given to a spare and is no start is refused", async () => {
+  await using spawner = bare();
+  for (const type of [0, 2, 3, 4, 2 ** 32 - 1])
+    expect(await spawner.give([frame(type, 0, startBody(right, strings))])).toMatchObject({
+      kind: FAILED,
+      stage: REQUEST,
+      error: EBADMSG,
+    });
   expect(await spawner.end()).toEqual({ code: 0, signal: null, said: [] });
 });
 
@@ -167,12 +218,18 @@ test("a frame of unknown type is refused", async () => {
       await until(() => spawner.replies().length > before, "a reply comes");
       expect(spawner.replies().at(-1)).toMatchObject({ job: 7, kind: FAILED, stage: REQUEST, error: EBADMSG });
     }),
-    { numRuns: 100, examples: [[0, new Uint8Array()]] },
+    {
+      numRuns: 100,
+      examples: [
+        [0, new Uint8Array()],
+        [1, startBody(right, strings)],
+      ],
+    },
   );
   expect(await spawner.end()).toEqual({ code: 0, signal: null, said: [] });
 });
 
-/** Bodies of ADOPT and PREPARE that name no directory there is. */
+/** Bodies of ADOPT that name no directory there is. */
 const noDirectory = fc.oneof(
   anyBody.map((bytes) => bytes.filter((byte) => byte !== 0)),
   fc.nat(5000).map((length) => Buffer.from(`${NOWHERE}${"/x".repeat(length)}\0`)),
@@ -186,24 +243,6 @@ test("an adoption that names no directory is of a job that is gone", async () =>
       spawner.socket.write(frame(2, 7, body));
       await until(() => spawner.replies().length > before, "a reply comes");
       expect(spawner.replies().at(-1)).toMatchObject({ job: 7, kind: GONE });
-    }),
-    { numRuns: 100 },
-  );
-  expect(await spawner.end()).toEqual({ code: 0, signal: null, said: [] });
-});
-
-test("a preparation in no directory does nothing, and one whose path is too long touches no other", async () => {
-  await using spawner = bare();
-  const empty = join(spawner.directory, "empty");
-  mkdirSync(empty);
-  await fc.assert(
-    fc.asyncProperty(noDirectory, async (body) => {
-      const before = spawner.replies().length;
-      spawner.socket.write(frame(3, 0, Buffer.from(`${empty}${"/".repeat(5000)}\0`)));
-      spawner.socket.write(Buffer.concat([frame(3, 0, body), frame(9, 8, new Uint8Array())]));
-      await until(() => spawner.replies().length > before, "what follows is answered");
-      expect(spawner.replies().at(-1)).toMatchObject({ job: 8, kind: FAILED });
-      expect(readdirSync(empty)).toEqual([]);
     }),
     { numRuns: 100 },
   );
@@ -236,27 +275,19 @@ test("frames are the same however they are cut into pieces", async () => {
   expect(await spawner.end()).toEqual({ code: 0, signal: null, said: [] });
 });
 
-test("a frame as large as may be is taken", async () => {
-  await using spawner = bare();
-  const fixed = startBody({ groups: 0, args: 1, env: 0 }, [NOWHERE, "", "/", ""]);
-  const argument = "x".repeat(FRAME_MAX - 16 - fixed.length);
-  const body = startBody({ groups: 0, args: 1, env: 0 }, [NOWHERE, "", "/", argument]);
-  for (const job of [1, 2, 3]) spawner.socket.write(frame(1, job, body));
-  await until(() => spawner.replies().length === 3, "three frames are answered");
-  expect(spawner.replies()).toEqual([1, 2, 3].map((job) => ({ job, kind: FAILED, stage: DIRECTORY, error: ENOENT })));
-  expect(await spawner.end()).toEqual({ code: 0, signal: null, said: [] });
-});
-
-test.each([0, 1, 15, FRAME_MAX + 1, 2 ** 31, 2 ** 32 - 1])("a frame of size %i ends the spawner", async (size) => {
-  await using spawner = bare();
-  spawner.socket.write(frame(1, 1, new Uint8Array(), size));
-  await soon(once(spawner.socket, "close"), "the spawner closes its socket");
-  expect(await spawner.end()).toEqual({ code: 1, signal: null, said: [] });
-  expect(spawner.replies()).toEqual([]);
-});
+test.each([0, 1, 15, SOCKET_FRAME_MAX + 1, 2 ** 31, 2 ** 32 - 1])(
+  "a frame of size %i ends the spawner",
+  async (size) => {
+    await using spawner = bare();
+    spawner.socket.write(frame(1, 1, new Uint8Array(), size));
+    await soon(once(spawner.socket, "close"), "the spawner closes its socket");
+    expect(await spawner.end()).toEqual({ code: 1, signal: null, said: [] });
+    expect(spawner.replies()).toEqual([]);
+  },
+);
 
 test("a frame that breaks off anywhere does nothing, and the spawner ends with its daemon", async () => {
-  const whole = frame(1, 1, startBody({ groups: 0, args: 1, env: 0 }, [NOWHERE, "", "/", "true"]));
+  const whole = frame(2, 1, Buffer.from(`${NOWHERE}\0`));
   await fc.assert(
     fc.asyncProperty(fc.nat(whole.length - 1), async (length) => {
       await using spawner = bare();

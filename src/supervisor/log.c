@@ -76,16 +76,10 @@ static bool write_header(const struct log *log)
 	return write_all(log->index, &header, sizeof header, 0, &done);
 }
 
-/* Opens both files in `directory`, which are new. Returns 0 or -1 with errno. */
-int log_open(struct log *log, int directory, uint64_t limit, bool keep_oldest)
+/* Of two files that are new: has the header's block be there. False, with errno, when there is no room. */
+bool log_prepare(struct log *log)
 {
-	const int flags = O_RDWR | O_NOFOLLOW | O_CLOEXEC;
-	*log = (struct log){ .limit = limit, .keep_oldest = keep_oldest };
-	log->output = openat(directory, "output", flags);
-	log->index = openat(directory, "index", flags);
-	if (log->output < 0 || log->index < 0 || !write_header(log))
-		return -1;
-	return 0;
+	return write_header(log);
 }
 
 /* Says in the header that the job runs. False, with errno, when nobody can read that: a daemon that knows nothing of

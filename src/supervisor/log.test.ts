@@ -171,7 +171,10 @@ describe.each(variants)("$mode, $build", (variant) => {
         const { exit, job } = await small.run({ script: `seq ${NUMBERS}; exit 6` });
         expect(exit).toMatchObject({ code: 6, size: numbers.length });
         expectAgreement(job.directory, exit);
-        await expect(small.start({ script: "" })).rejects.toMatchObject({ facts: { errno: "ENOSPC" } });
+        // Spares have what they need from before.
+        const ends: unknown[] = [];
+        for (let i = 0; i < 5; i++) ends.push(await small.run({ script: "" }).catch((error: unknown) => error));
+        expect(ends.at(-1)).toMatchObject({ facts: { errno: "ENOSPC" } });
         rmSync(job.directory, { recursive: true });
         // Bytes that were a gap first and were let go as the oldest afterwards count once.
         const rotated = await small.run({ script: `seq ${NUMBERS}`, logLimitBytes: 512 * KiB });

@@ -1,7 +1,7 @@
 import { existsSync, readFileSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { hardened, inFlight, rig, type Rig } from "./testing.ts";
+import { hardened, inFlight, rig, supervisorsOf, type Rig } from "./testing.ts";
 import { childrenOf, runs, statOf, until } from "./testing/processes.ts";
 
 /** What the spawner holds: children that have ended but were not reaped, descriptors, resident kB. */
@@ -16,10 +16,10 @@ describe.each(hardened)("$mode", (variant) => {
   async function runMany(it: Rig, count: number): Promise<void> {
     await inFlight(count, async () => {
       const { job, exit } = await it.run({ argv: ["/bin/true"] });
-      it.spawner.prepare(it.directory); // as the worker does after each start
+      it.spawner.refill(); // as the worker does when a job has ended
       if (exit["code"] !== 0 || existsSync(join(job.directory, "exit.new"))) throw new Error(JSON.stringify(exit));
     });
-    await until(() => childrenOf(it.pid()).length === 0, "all supervisors are reaped");
+    await until(() => supervisorsOf(it).length === 0, "all supervisors are reaped");
   }
 
   const count = variant.mode === "descent" ? 10_000 : 1_000;

@@ -1,9 +1,11 @@
-/* The spawner: takes starts from the daemon, forks a supervisor for each, tells when one is gone. */
+/* The spawner: forks a supervisor for each job, ahead of it, and tells when one is gone. */
 #define _GNU_SOURCE
 #include "supervisor.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/sched.h>
+#include <linux/sched/types.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,98 +14,79 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
-enum { RECORD_ROOM = 4096 };
+enum { SLICE_NS = 500000 };
 
+/* What a descriptor tells the end of: a pidfd, or the reading end of an adopted job's `control`. */
 struct watched {
 	uint64_t job;
-	int fd; /* the reading end of its `control` */
+	bool child;
 };
 
+static struct watched *watched; /* by descriptor */
+static size_t watched_room;
+int oom_score;
 static int epoll;
-static int oom_score;
+static int idle; /* the reading end of the pipe that spares hold */
 
-static void tell(uint64_t job, enum reply_kind kind, enum stage stage, int error)
+bool tell(uint64_t job, enum reply_kind kind, pid_t pid, enum stage stage, int error)
 {
-	struct reply reply = { job, kind, 0, (int32_t)stage, error };
-	if (send(DAEMON_FD, &reply, sizeof reply, MSG_NOSIGNAL) < 0)
-		exit(EXIT_SUCCESS); /* no daemon, no spawner */
+	struct reply reply = { job, kind, pid, (int32_t)stage, error };
+	return send(DAEMON_FD, &reply, sizeof reply, MSG_NOSIGNAL) >= 0;
 }
 
-/* Tells once the supervisor that holds the FIFO `fd` is gone. */
-static bool watch_control(uint64_t job, int fd)
+/* No daemon, no spawner; but it stays until its spares have put their files away. */
+static _Noreturn void leave(int status)
 {
-	struct watched *watched = malloc(sizeof *watched);
-	struct epoll_event event = { .events = 0, .data.ptr = watched }; /* a hang-up is always told */
-	if (!watched)
+	char byte;
+	close(DAEMON_FD);
+	close(IDLE_FD);
+	while (read(idle, &byte, 1) < 0 && errno == EINTR)
+		;
+	exit(status);
+}
+
+static void answer(uint64_t job, enum reply_kind kind, enum stage stage, int error)
+{
+	if (!tell(job, kind, 0, stage, error))
+		leave(EXIT_SUCCESS);
+}
+
+static bool make_room(int fd)
+{
+	size_t room = watched_room ? watched_room : 64;
+	while (room <= (size_t)fd)
+		room *= 2;
+	struct watched *larger = room == watched_room ? watched : realloc(watched, room * sizeof *watched);
+	if (!larger)
 		return false;
-	*watched = (struct watched){ job, fd };
-	if (epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0)
-		return true;
-	free(watched);
-	return false;
+	watched = larger;
+	watched_room = room;
+	return true;
 }
 
-static void hang_up(struct watched *watched)
+/* Tells once when `fd` says that the supervisor is gone: a pidfd by being readable, a FIFO by a hang-up. */
+static bool watch_supervisor(uint64_t job, int fd, bool child)
 {
-	/* Closing alone is not enough: a supervisor forked a moment ago holds a copy yet. */
-	epoll_ctl(epoll, EPOLL_CTL_DEL, watched->fd, NULL);
-	close(watched->fd);
-	tell(watched->job, REPLY_GONE, 0, 0);
-	free(watched);
-}
-
-/* Takes the string at *at, which must end before `end`. */
-static char *take_string(char **at, char *end)
-{
-	char *string = *at, *stop = memchr(string, '\0', (size_t)(end - string));
-	if (!stop)
-		return NULL;
-	*at = stop + 1;
-	return string;
-}
-
-static char **take_strings(char **at, char *end, uint32_t count)
-{
-	char **strings = count > FRAME_MAX ? NULL : calloc((size_t)count + 1, sizeof *strings);
-	for (uint32_t i = 0; strings && i < count; i++)
-		if (!(strings[i] = take_string(at, end))) {
-			free(strings);
-			return NULL;
-		}
-	return strings;
-}
-
-/* Points into the frame. False if it is not what it says. */
-static bool parse(struct request *request, char *body, char *end)
-{
-	struct start *start = &request->start;
-	if ((size_t)(end - body) < sizeof *start)
+	struct epoll_event event = { .events = child ? EPOLLIN : 0, .data.fd = fd };
+	if (!make_room(fd))
 		return false;
-	memcpy(start, body, sizeof *start);
-	body += sizeof *start;
-	if (start->group_count > (size_t)(end - body) / sizeof(gid_t) || start->argument_count == 0)
-		return false;
-	request->groups = (const gid_t *)(const void *)body;
-	body += start->group_count * sizeof(gid_t);
-	return (request->directory = take_string(&body, end)) && (request->cgroup = take_string(&body, end)) &&
-	       (request->cwd = take_string(&body, end)) &&
-	       (request->argv = take_strings(&body, end, start->argument_count)) &&
-	       (request->envp = take_strings(&body, end, start->environment_count)) && body == end;
+	watched[fd] = (struct watched){ job, child };
+	return epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event) == 0;
 }
 
-/* All but stdio, the daemon's socket and these two, which are other jobs' business. */
-static void close_others(int one, int other)
+static void be_gone(int fd)
 {
-	unsigned low = (unsigned)(one < other ? one : other), high = (unsigned)(one < other ? other : one);
-	if (low > DAEMON_FD + 1)
-		syscall(SYS_close_range, DAEMON_FD + 1U, low - 1, 0);
-	if (high > low + 1)
-		syscall(SYS_close_range, low + 1, high - 1, 0);
-	syscall(SYS_close_range, high + 1, ~0U, 0);
+	siginfo_t status;
+	if (watched[fd].child)
+		waitid(P_PIDFD, (id_t)fd, &status, WEXITED);
+	/* Closing alone is not enough: a spare forked a moment ago holds a copy yet. */
+	epoll_ctl(epoll, EPOLL_CTL_DEL, fd, NULL);
+	close(fd);
+	answer(watched[fd].job, REPLY_GONE, 0, 0);
 }
 
 static void close_if_open(int fd)
@@ -112,168 +95,71 @@ static void close_if_open(int fd)
 		close(fd);
 }
 
-static bool make_file(int directory, const char *name, bool room)
+/* The child waits to be reaped until it has been watched, so its pid is its own. */
+static void take_spare(uint64_t job, const char *jobs)
 {
-	int fd = openat(directory, name, O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
-	if (fd < 0)
-		return false;
-	/* Where the file system cannot set room aside, a full disk may lose a record. */
-	if (room && fallocate(fd, 0, 0, RECORD_ROOM) < 0)
-		room = false;
-	close(fd);
-	return true;
-}
-
-static bool make_files(int directory)
-{
-	return mkfifoat(directory, "control", 0600) == 0 && make_file(directory, "output", false) &&
-	       make_file(directory, "index", false) && make_file(directory, "exit.new", true);
-}
-
-/*
- * Opens a job's directory. The daemon made it, or took the spare with its files; a
- * later daemon that knows nothing of the job has removed it, and then there is no
- * start. Of a job that runs or has run, it is refused.
- */
-static int open_directory(const char *path)
-{
-	struct stat index;
-	int directory = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	if (directory < 0)
-		return -1;
-	bool spare = fstatat(directory, "index", &index, AT_SYMLINK_NOFOLLOW) == 0 && index.st_size == 0;
-	if (spare || make_files(directory))
-		return directory;
-	int error = errno;
-	close(directory);
-	errno = error;
-	return -1;
-}
-
-static void discard(const char *path)
-{
-	static const char *const files[] = { "control", "output", "index", "exit.new" };
-	int directory = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
-	for (size_t i = 0; directory >= 0 && i < sizeof files / sizeof *files; i++)
-		unlinkat(directory, files[i], 0);
-	close_if_open(directory);
-	rmdir(path);
-}
-
-/*
- * Makes a directory with a job's files, as `.spare` in the directory that the frame
- * names, when the daemon has nothing more urgent: on ext4 a new file costs tens of
- * microseconds, and a hundred times that where many were removed a moment ago.
- * That it cannot be made is the next start's business.
- */
-static void take_prepare(char *body, char *end)
-{
-	char making[4096], made[4096];
-	const char *path = take_string(&body, end);
-	if (!path || (size_t)snprintf(making, sizeof making, "%s/.spare-%d", path, getpid()) >= sizeof making ||
-	    (size_t)snprintf(made, sizeof made, "%s/.spare", path) >= sizeof made || access(made, F_OK) == 0 ||
-	    mkdir(making, 0700) < 0)
+	pid_t pid = fork();
+	if (pid == 0)
+		_exit(stand_by(job, jobs));
+	int pidfd = pid < 0 ? -1 : (int)syscall(SYS_pidfd_open, pid, 0);
+	if (pidfd >= 0 && watch_supervisor(job, pidfd, true))
 		return;
-	int directory = open_directory(making);
-	if (directory < 0 || rename(making, made) < 0)
-		discard(making);
-	close_if_open(directory);
-}
-
-/* Returns the stage that failed, with errno, or 0 once a supervisor answers for the job. */
-static enum stage start(uint64_t job, const struct request *request)
-{
-	const int flags = O_NONBLOCK | O_CLOEXEC;
-	enum stage failed = STAGE_DIRECTORY;
-	int control = -1, watching = -1;
-	int directory = open_directory(request->directory);
-	if (directory >= 0 &&
-	    (control = openat(directory, "control", O_RDWR | flags)) >= 0 &&
-	    (watching = openat(directory, "control", O_RDONLY | flags)) >= 0 && watch_control(job, watching)) {
-		pid_t pid = fork();
-		if (pid == 0) {
-			close_others(directory, control);
-			_exit(supervise(job, request, directory, control));
-		}
-		failed = pid > 0 ? 0 : STAGE_CLONE;
-		watching = -1; /* watched: it hears of the hang-up below, if there was no fork */
-	}
 	int error = errno;
-	close_if_open(directory);
-	close_if_open(control);
-	close_if_open(watching);
-	errno = error;
-	return failed;
-}
-
-static void take_start(uint64_t job, char *body, char *end)
-{
-	struct request request = { .oom_score = oom_score };
-	errno = EBADMSG;
-	enum stage failed = parse(&request, body, end) ? start(job, &request) : STAGE_REQUEST;
-	if (failed)
-		tell(job, REPLY_FAILED, failed, errno);
-	free(request.argv);
-	free(request.envp);
+	close_if_open(pidfd);
+	if (pid > 0) {
+		kill(pid, SIGKILL);
+		waitpid(pid, NULL, 0);
+	}
+	answer(job, REPLY_FAILED, STAGE_CLONE, error);
 }
 
 /* A job of an earlier daemon: tells when its supervisor is gone, which may be now. */
-static void take_adopt(uint64_t job, char *body, char *end)
+static void take_adopt(uint64_t job, const char *directory, size_t size)
 {
 	char path[4096];
-	char *directory = take_string(&body, end);
-	int length = directory ? snprintf(path, sizeof path, "%s/control", directory) : -1;
+	int length = size && memchr(directory, '\0', size) ? snprintf(path, sizeof path, "%s/control", directory) : -1;
 	/* Opening for writing alone fails unless somebody reads. While this one is held,
 	 * the reading end is opened with a writer there, and so hears of the hang-up. */
 	int writing = length > 0 && (size_t)length < sizeof path ? open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC) : -1;
 	int watching = writing < 0 ? -1 : open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
 	close_if_open(writing);
-	if (watching >= 0 && watch_control(job, watching))
+	if (watching >= 0 && watch_supervisor(job, watching, false))
 		return;
 	close_if_open(watching);
-	tell(job, REPLY_GONE, 0, 0);
+	answer(job, REPLY_GONE, 0, 0);
 }
 
-static void take_frame(char *bytes)
+static void take_frame(const char *bytes, const char *jobs)
 {
 	struct frame frame;
 	memcpy(&frame, bytes, sizeof frame);
-	char *body = bytes + sizeof frame, *end = bytes + frame.size;
-	if (frame.type == FRAME_START)
-		take_start(frame.job, body, end);
+	if (frame.type == FRAME_SPARE)
+		take_spare(frame.job, jobs);
 	else if (frame.type == FRAME_ADOPT)
-		take_adopt(frame.job, body, end);
-	else if (frame.type == FRAME_PREPARE)
-		take_prepare(body, end);
+		take_adopt(frame.job, bytes + sizeof frame, frame.size - sizeof frame);
 	else
-		tell(frame.job, REPLY_FAILED, STAGE_REQUEST, EBADMSG);
+		answer(frame.job, REPLY_FAILED, STAGE_REQUEST, EBADMSG);
 }
 
 /* Reads what the daemon sent and takes every whole frame. The daemon is gone, or not to be understood: the end. */
-static void take_frames(void)
+static void take_frames(const char *jobs)
 {
-	static char *buffer;
-	static size_t room, held;
-	if (room - held < 64 << 10) {
-		room = room ? room * 2 : 256 << 10;
-		buffer = room > 4 * FRAME_MAX ? NULL : realloc(buffer, room);
-		if (!buffer)
-			exit(EXIT_FAILURE);
-	}
-	ssize_t n = recv(DAEMON_FD, buffer + held, room - held, MSG_DONTWAIT);
+	static char buffer[64 << 10];
+	static size_t held;
+	ssize_t n = recv(DAEMON_FD, buffer + held, sizeof buffer - held, MSG_DONTWAIT);
 	if (n < 0 && (errno == EAGAIN || errno == EINTR))
 		return;
 	if (n <= 0)
-		exit(EXIT_SUCCESS);
+		leave(EXIT_SUCCESS);
 	held += (size_t)n;
 	size_t taken = 0;
 	for (struct frame frame; held - taken >= sizeof frame; taken += frame.size) {
 		memcpy(&frame, buffer + taken, sizeof frame);
-		if (frame.size < sizeof frame || frame.size > FRAME_MAX)
-			exit(EXIT_FAILURE);
+		if (frame.size < sizeof frame || frame.size > sizeof buffer)
+			leave(EXIT_FAILURE);
 		if (held - taken < frame.size)
 			break;
-		take_frame(buffer + taken);
+		take_frame(buffer + taken, jobs);
 	}
 	held -= taken;
 	memmove(buffer, buffer + taken, held);
@@ -289,40 +175,63 @@ static bool read_oom_score(void)
 	return done;
 }
 
-static bool prepare(void)
+/* Whatever else the daemon had open goes. */
+static bool prepare_descriptors(void)
 {
-	sigset_t all;
-	struct rlimit files;
-	struct epoll_event event = { .events = EPOLLIN };
-	sigfillset(&all);
-	if (sigprocmask(SIG_SETMASK, &all, NULL) < 0 || !prepare_inheritance() || !read_oom_score() ||
-	    signal(SIGCHLD, SIG_IGN) == SIG_ERR)
-		return false; /* with SIGCHLD ignored the kernel reaps the supervisors */
-	if (getrlimit(RLIMIT_NOFILE, &files) < 0)
+	int ends[2];
+	struct epoll_event event = { .events = EPOLLIN, .data.fd = DAEMON_FD };
+	if (fcntl(DAEMON_FD, F_SETFD, FD_CLOEXEC) < 0 || syscall(SYS_close_range, DAEMON_FD + 1U, ~0U, 0) < 0)
 		return false;
-	files.rlim_cur = files.rlim_max; /* one for each running job */
-	if (setrlimit(RLIMIT_NOFILE, &files) < 0 || fcntl(DAEMON_FD, F_SETFD, FD_CLOEXEC) < 0)
+	/* The lowest two that are free: the reading end is IDLE_FD for a moment. */
+	if (pipe2(ends, O_CLOEXEC) < 0 || (idle = fcntl(ends[0], F_DUPFD_CLOEXEC, IDLE_FD + 1)) < 0 ||
+	    dup3(ends[1], IDLE_FD, O_CLOEXEC) < 0 || close(ends[1]) < 0)
 		return false;
-	/* Whatever else the daemon had open. */
-	syscall(SYS_close_range, DAEMON_FD + 1U, ~0U, 0);
 	epoll = epoll_create1(EPOLL_CLOEXEC);
 	return epoll >= 0 && epoll_ctl(epoll, EPOLL_CTL_ADD, DAEMON_FD, &event) == 0;
 }
 
-int main(void)
+/*
+ * The daemon works in bursts shorter than a slice, and often is woken on a processor where a job runs. With a slice of
+ * the length of its bursts it takes its turn at once (Linux 6.12, sched_setattr(2)); elsewhere nothing changes.
+ */
+static void hasten(pid_t daemon)
+{
+	struct sched_attr attr = { .size = sizeof attr };
+	if (syscall(SYS_sched_getattr, daemon, &attr, sizeof attr, 0) < 0 || attr.sched_policy != SCHED_NORMAL)
+		return;
+	attr.sched_runtime = SLICE_NS;
+	attr.sched_flags |= SCHED_FLAG_RESET_ON_FORK; /* or the jobs of the next spawner would have it, too */
+	if (syscall(SYS_sched_setattr, daemon, &attr, 0) < 0)
+		return; /* it goes on as it was */
+}
+
+static bool prepare(void)
+{
+	sigset_t all;
+	struct rlimit files;
+	sigfillset(&all);
+	if (sigprocmask(SIG_SETMASK, &all, NULL) < 0 || !prepare_inheritance() || !read_oom_score() ||
+	    getrlimit(RLIMIT_NOFILE, &files) < 0)
+		return false;
+	hasten(getppid());
+	files.rlim_cur = files.rlim_max; /* one for each running job */
+	return setrlimit(RLIMIT_NOFILE, &files) == 0 && prepare_descriptors();
+}
+
+int main(int argc, char **argv)
 {
 	struct epoll_event events[64];
-	if (!prepare()) {
-		perror("supervisor: it is started by jobsd, with a socket as descriptor 3");
+	if (argc != 2 || !prepare()) {
+		perror("supervisor: it is started by jobsd, with the jobs' directory and a socket as descriptor 3");
 		return EXIT_FAILURE;
 	}
 	for (;;) {
 		int count = epoll_wait(epoll, events, 64, -1);
 		for (int i = 0; i < count; i++) {
-			if (events[i].data.ptr)
-				hang_up(events[i].data.ptr);
+			if (events[i].data.fd == DAEMON_FD)
+				take_frames(argv[1]);
 			else
-				take_frames();
+				be_gone(events[i].data.fd);
 		}
 	}
 }

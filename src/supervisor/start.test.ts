@@ -1,11 +1,21 @@
-import { chmodSync, mkdirSync, readFileSync, readdirSync, rmSync, statSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { execFileSync } from "node:child_process";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { JobError } from "../worker/errors.ts";
-import { SPARE } from "../worker/supervisor.ts";
-import { isRoot, rig, variants, type Rig, type Spec } from "./testing.ts";
-import { childrenOf, until } from "./testing/processes.ts";
+import { SPARE } from "../worker/spare.ts";
+import { isRoot, rig, supervisorsOf, variants, type Rig, type Spec } from "./testing.ts";
+import { childrenOf, statOf, until } from "./testing/processes.ts";
 
 interface Refusal {
   readonly what: string;
@@ -25,6 +35,18 @@ function folder(rig: Rig, name: string, mode = 0o755): string {
   const path = join(rig.directory, name);
   mkdirSync(path, { mode });
   return path;
+}
+
+/** Stops the spares once they are ready: then they sleep. */
+async function stopSpares(it: Rig): Promise<number[]> {
+  const ready = (): boolean => {
+    const spares = childrenOf(it.pid());
+    return spares.length > 0 && spares.every((pid) => statOf(pid)?.[0] === "S");
+  };
+  await until(ready, "spares are ready");
+  const spares = childrenOf(it.pid());
+  for (const spare of spares) process.kill(spare, "SIGSTOP");
+  return spares;
 }
 
 const PATH = "/usr/bin:/bin";
@@ -101,7 +123,7 @@ const refusals: readonly Refusal[] = [
   {
     what: "a job directory in which an output log is already",
     stage: "directory",
-    errno: "EEXIST",
+    errno: "ENOTEMPTY",
     spec: (rig) => {
       const directory = folder(rig, "used");
       writeFileSync(join(directory, "index"), "jobslog1");
@@ -116,35 +138,94 @@ describe.each(variants)("$mode, $build", (variant) => {
     const refused = await it.start({ script: "", ...spec(it) }).catch((error: unknown) => error);
     expect(refused).toBeInstanceOf(JobError);
     expect(refused).toMatchObject({ facts: { stage, errno } });
-    await until(() => childrenOf(it.pid()).length === 0, "the supervisor ends");
+    await until(() => supervisorsOf(it).length === 0, "the supervisor ends");
     const { exit } = await it.run({ script: "exit 3" });
     expect(exit).toMatchObject({ code: 3 });
   });
 
-  test("a job's directory is its own user's, made or prepared, and an empty one may be there", async () => {
+  test("a job's directory is its own user's, was a spare's, and may take an empty one's place", async () => {
     await using it = await rig(variant);
-    await it.run({ script: "" });
-    const spares = (): string[] => readdirSync(it.directory).filter((name) => name === SPARE);
-    it.spawner.prepare(it.directory);
-    await until(() => spares().length === 1, "a spare is there");
-    const spare = statSync(join(it.directory, spares()[0] ?? "")).ino;
-    const first = await it.run({ script: "echo prepared" });
-    expect(statSync(first.job.directory)).toMatchObject({ ino: spare, mode: 0o40700 });
-    expect(first.job.output()).toBe("prepared\n");
-    expect(spares()).toEqual([]);
-    const second = await it.run({ script: "echo made" });
-    expect(statSync(second.job.directory)).toMatchObject({ mode: 0o40700 });
-    expect(second.job.output()).toBe("made\n");
-    const third = await it.run({ script: "echo found", directory: folder(it, "empty") });
-    expect(third.job.output()).toBe("found\n");
+    const spares = (): string[] => readdirSync(it.directory).filter((name) => name.startsWith(SPARE));
+    await until(() => spares().length >= 2, "spares are there");
+    const { job } = await it.run({ script: "echo spare" });
+    expect(statSync(job.directory)).toMatchObject({ mode: 0o40700 });
+    expect(spares()).not.toContain(`${SPARE}${job.supervisor}`);
+    expect(job.output()).toBe("spare\n");
+    const second = await it.run({ script: "echo found", directory: folder(it, "empty") });
+    expect(second.job.output()).toBe("found\n");
   });
 
-  test("a start whose directory was taken away meanwhile does not happen", async () => {
+  test("starts beyond the spares wait for more of them, and those that are left end with the spawner", async () => {
     await using it = await rig(variant);
-    const refused = await it
-      .start({ script: "", directory: join(it.directory, "gone") })
+    const jobs = await Promise.all(Array.from({ length: 12 }, (_, i) => it.run({ script: `exit ${i}` })));
+    expect(jobs.map(({ exit }) => exit["code"])).toEqual(Array.from({ length: 12 }, (_, i) => i));
+    it.spawner.refill();
+    await it.spawner.close();
+    expect(readdirSync(it.directory).filter((name) => name.startsWith(SPARE))).toEqual([]);
+  });
+
+  test("arguments of any length that the kernel takes arrive whole", async () => {
+    await using it = await rig(variant);
+    const words = Array.from({ length: 12 }, (_, i) => String(i % 10).repeat(120_000));
+    for (const count of [0, 1, words.length]) {
+      const { job } = await it.run({ argv: ["printf", "%s\n", ...words.slice(0, count)] });
+      expect(
+        job.output() ===
+          words
+            .slice(0, count)
+            .map((word) => `${word}\n`)
+            .join("") || count === 0,
+      ).toBe(true);
+    }
+  });
+
+  test("a start that cannot be recorded does not happen, and leaves nothing", async () => {
+    await using it = await rig(variant);
+    const ran = join(it.directory, "ran");
+    for (const padding of [0, 200_000]) {
+      const launch = it.launchOf({
+        argv: ["touch", ran, ...(padding ? ["x".repeat(100_000), "y".repeat(100_000)] : [])],
+      });
+      const record = (): void => {
+        throw new RangeError("no room");
+      };
+      await expect(it.spawner.launch(launch, record, () => {})).rejects.toThrow("no room");
+      await until(() => supervisorsOf(it).length === 0, "the supervisor ends");
+      expect([existsSync(launch.directory), existsSync(ran)]).toEqual([false, false]);
+    }
+  });
+
+  test("a start whose directory was taken away before its supervisor took it does not happen", async () => {
+    await using it = await rig(variant);
+    await it.run({ script: "" });
+    const spares = await stopSpares(it);
+    const launch = it.launchOf({ script: "echo >&3 3>$RIG/ran" });
+    const started = it.spawner
+      .launch(
+        launch,
+        () => {},
+        () => {},
+      )
       .catch((error: unknown) => error);
-    expect(refused).toMatchObject({ facts: { stage: "directory", errno: "ENOENT" } });
+    await until(() => existsSync(launch.directory), "the start is on its way");
+    rmSync(launch.directory, { recursive: true });
+    for (const spare of spares) process.kill(spare, "SIGCONT");
+    expect(await started).toMatchObject({ facts: { stage: "output", errno: "ENOENT" } });
+  });
+
+  test("a spare that dies is replaced, and one that dies with a start in its hands fails that start", async () => {
+    await using it = await rig(variant);
+    await it.run({ script: "" });
+    const first = await stopSpares(it);
+    for (const spare of first) process.kill(spare, "SIGKILL");
+    await until(() => !childrenOf(it.pid()).some((pid) => first.includes(pid)), "they are gone");
+    expect((await it.run({ script: "exit 3" })).exit).toMatchObject({ code: 3 });
+    const spares = await stopSpares(it);
+    const refused = it.start({ script: "" }).catch((error: unknown) => error);
+    for (const spare of spares) process.kill(spare, "SIGKILL");
+    expect(await refused).toBeInstanceOf(JobError);
+    await until(() => !childrenOf(it.pid()).some((pid) => spares.includes(pid)), "they are gone, too");
+    expect((await it.run({ script: "exit 4" })).exit).toMatchObject({ code: 4 });
   });
 
   if (variant.mode === "cgroup")
@@ -152,19 +233,25 @@ describe.each(variants)("$mode, $build", (variant) => {
       await using it = await rig(variant);
       const launch = it.launchOf({ script: "sleep 1000" });
       writeFileSync(join(launch.cgroup, "cgroup.freeze"), "1"); // the job is cloned, and goes no further
-      const started = it.spawner.launch(launch, () => {}).catch((error: unknown) => error);
+      const started = it.spawner
+        .launch(
+          launch,
+          () => {},
+          () => {},
+        )
+        .catch((error: unknown) => error);
       await until(() => readFileSync(join(launch.cgroup, "cgroup.procs"), "utf8") !== "", "the job is in its cgroup");
       rmSync(launch.directory, { recursive: true });
       writeFileSync(join(launch.cgroup, "cgroup.freeze"), "0");
       expect(await started).toMatchObject({ facts: { stage: "output", errno: "ENOENT" } });
-      expect(readFileSync(join(launch.cgroup, "cgroup.procs"), "utf8")).toBe("");
+      await until(() => readFileSync(join(launch.cgroup, "cgroup.procs"), "utf8") === "", "nothing of it runs");
     });
 
   test("a job directory in use is refused, and its job goes on", async () => {
     await using it = await rig(variant);
     const job = await it.start({ script: 'read x < "$CUE"; exit 4' });
     await expect(it.start({ directory: job.directory, script: "" })).rejects.toMatchObject({
-      facts: { stage: "directory", errno: "EEXIST" },
+      facts: { stage: "directory", errno: "ENOTEMPTY" },
     });
     it.cue();
     expect(await job.ended()).toMatchObject({ code: 4 });

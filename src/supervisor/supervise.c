@@ -34,7 +34,7 @@ enum { EXIT_RECORD_SIZE = 4096, PUMP_SIZE = 64 << 10 };
 enum phase { RUNNING, STOPPING, KILLING };
 
 struct supervisor {
-	const struct request *request;
+	int64_t grace_ms; /* after the time limit */
 	int directory, control, signals, out, err;
 	struct tree tree;
 	struct log log;
@@ -65,22 +65,6 @@ static int64_t after_ms(int64_t ms)
 	return ns;
 }
 
-static void reply(uint64_t job, enum reply_kind kind, pid_t pid, enum stage stage, int error)
-{
-	struct reply reply = { job, kind, pid, (int32_t)stage, error };
-	/* No daemon any more: the next one learns it from the job's directory. */
-	if (send(DAEMON_FD, &reply, sizeof reply, MSG_NOSIGNAL) < 0)
-		return;
-}
-
-static int open_pipe(int ends[2], const struct start *start)
-{
-	if (pipe2(ends, O_CLOEXEC) < 0 || fcntl(ends[0], F_SETFL, O_NONBLOCK) < 0)
-		return -1;
-	/* The job's, so that it can open /dev/stdout. */
-	return start->set_user ? fchown(ends[1], start->uid, start->gid) : 0;
-}
-
 static int open_tree(struct tree *tree, const char *cgroup)
 {
 	tree->cgroup = tree->events = -1;
@@ -93,21 +77,33 @@ static int open_tree(struct tree *tree, const char *cgroup)
 	return tree->events < 0 ? -1 : 0;
 }
 
-/* Returns 0, or the stage that failed, with errno. */
-static enum stage launch(struct supervisor *self)
+/* What needs the job, and may be done before it is recorded. */
+static enum stage prepare(struct supervisor *self, const struct request *request, int out, int err)
 {
-	int out[2], err[2];
-	enum stage failed;
-	if (open_pipe(out, &self->request->start) < 0 || open_pipe(err, &self->request->start) < 0)
+	const struct start *start = &request->start;
+	/* The job's, so that it can open /dev/stdout. */
+	if (start->set_user && (fchown(out, start->uid, start->gid) < 0 || fchown(err, start->uid, start->gid) < 0))
 		return STAGE_PIPE;
-	if (open_tree(&self->tree, self->request->cgroup) < 0)
-		return STAGE_CGROUP;
-	self->tree.main = give_birth(self->request, self->tree.cgroup, out[1], err[1], &failed);
+	return open_tree(&self->tree, request->cgroup) < 0 ? STAGE_CGROUP : 0;
+}
+
+/* Returns 0, or the stage that failed, with errno. */
+static enum stage launch(struct supervisor *self, const struct request *request, int out, int err)
+{
+	char go;
+	enum stage failed = prepare(self, request, out, err);
 	int error = errno;
-	close(out[1]);
-	close(err[1]);
-	self->out = out[0];
-	self->err = err[0];
+	if (!take_bytes(self->control, &go, sizeof go) || go != GO) {
+		failed = STAGE_REQUEST;
+		error = ECANCELED;
+	}
+	errno = error;
+	if (failed)
+		return failed;
+	self->tree.main = give_birth(request, self->tree.cgroup, out, err, &failed);
+	error = errno;
+	close(out);
+	close(err);
 	errno = error;
 	return failed;
 }
@@ -184,6 +180,7 @@ static void stop(struct supervisor *self, const char *cause, int signal, int64_t
 	if (self->phase == RUNNING) {
 		self->cause = cause;
 		self->deadline_ns = INT64_MAX;
+		tree_identify(&self->tree);
 	}
 	if (signal == SIGKILL || grace_ms <= 0) {
 		/* Asked for at once it is no escalation; after a signal that was not obeyed it is. */
@@ -211,7 +208,7 @@ static void reach_deadline(struct supervisor *self)
 {
 	if (self->phase == RUNNING) {
 		if (!self->main_ended) /* else it was in time */
-			stop(self, "timeout", SIGTERM, self->request->start.grace_ms);
+			stop(self, "timeout", SIGTERM, self->grace_ms);
 		return;
 	}
 	self->escalated = true;
@@ -277,31 +274,27 @@ static void watch(struct supervisor *self)
 	drain(self, &self->err, SOURCE_STDERR);
 }
 
-static enum stage prepare(struct supervisor *self)
+static void release(struct request *request)
 {
-	sigset_t child;
-	const struct start *start = &self->request->start;
-	if (log_open(&self->log, self->directory, start->log_limit, start->keep_oldest) < 0)
-		return STAGE_OUTPUT;
-	signal(SIGCHLD, SIG_DFL); /* the spawner ignores it */
-	sigemptyset(&child);
-	sigaddset(&child, SIGCHLD);
-	self->signals = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
-	if (self->signals < 0 || setsid() < 0 || prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) < 0)
-		return STAGE_CLONE;
-	return 0;
+	free(request->argv);
+	free(request->envp);
+	free(request->body);
 }
 
-int supervise(uint64_t job, const struct request *request, int directory, int control)
+bool supervise(uint64_t job, struct request *request, const struct spare *spare)
 {
 	static struct supervisor supervisor;
 	struct supervisor *self = &supervisor;
-	*self = (struct supervisor){ .request = request, .directory = directory, .control = control, .out = -1,
-				     .err = -1, .cause = "none", .deadline_ns = INT64_MAX };
-	enum stage failed = prepare(self);
-	if (!failed)
-		failed = launch(self);
+	const struct start *start = &request->start;
+	*self = (struct supervisor){ .grace_ms = start->grace_ms, .directory = spare->directory,
+				     .control = spare->control, .signals = spare->signals, .out = spare->out[0],
+				     .err = spare->err[0], .log = spare->log, .cause = "none",
+				     .deadline_ns = INT64_MAX };
+	self->log.limit = start->log_limit;
+	self->log.keep_oldest = start->keep_oldest;
+	enum stage failed = launch(self, request, spare->out[1], spare->err[1]);
 	int error = errno;
+	release(request);
 	self->started_ns = now_ns(CLOCK_REALTIME);
 	self->started_clock_ns = now_ns(CLOCK_MONOTONIC);
 	if (!failed && !log_start(&self->log, self->tree.main, self->started_ns)) {
@@ -310,17 +303,14 @@ int supervise(uint64_t job, const struct request *request, int directory, int co
 		tree_kill(&self->tree);
 		waitpid(self->tree.main, NULL, 0);
 	}
-	if (failed) {
-		reply(job, REPLY_FAILED, 0, failed, error);
-		return 1;
-	}
-	reply(job, REPLY_STARTED, self->tree.main, 0, 0);
+	/* No daemon any more: the next one learns it from the job's directory. */
+	tell(job, failed ? REPLY_FAILED : REPLY_STARTED, self->tree.main, failed, error);
+	if (failed)
+		return false;
 	close(DAEMON_FD);
-	tree_identify(&self->tree);
-	int record = openat(directory, "exit.new", O_WRONLY | O_NOFOLLOW | O_CLOEXEC);
-	if (request->start.time_limit_ms > 0)
-		self->deadline_ns = after_ms(request->start.time_limit_ms);
+	if (start->time_limit_ms > 0)
+		self->deadline_ns = after_ms(start->time_limit_ms);
 	watch(self);
-	write_exit(self, record);
-	return 0;
+	write_exit(self, spare->record);
+	return true;
 }

@@ -1,25 +1,31 @@
 /*
  * Theory of operation
  *
- *   daemon ──socket (fd 3)──▶ spawner ──fork──▶ supervisor, one for each job ──clone3──▶ job
- *                                │                 │  pumps stdout and stderr into the output log,
- *                                │                 │  takes orders from the FIFO `control`,
- *                                └─ HUP of `control` ◀┘  waits, ends the tree, writes the exit record
+ *   daemon ──socket (fd 3)──▶ spawner ──fork──▶ spare: a supervisor that waits for its job
+ *      │                         │                │
+ *      └──start, by `control`────┼───────────────▶│ supervisor ──clone3──▶ job
+ *                                └─── its end ◀───┘
  *
  * The spawner is a small process, so that a fork costs microseconds whatever the
- * daemon's size. It ends with the daemon (EOF on fd 3); supervisors do not: they
- * own their jobs and share nothing with the daemon but files:
+ * daemon's size. It forks supervisors ahead: a spare has its directory, its files and
+ * its pipes, and has told the daemon that it is ready. To start a job the daemon writes
+ * the start to a spare's `control`, records the job while the supervisor prepares, gives
+ * its directory the job's name, and says go: no process but the job's and no file is
+ * made while somebody waits. Spares and the spawner end with the daemon
+ * (hang-up of fd 3); supervisors do not: they own their jobs, pump stdout and stderr
+ * into the output log, take orders, wait, end the tree and write the exit record, and
+ * share nothing with the daemon but files:
  *
  *   JOB_DIR/control   FIFO. The supervisor holds it open for reading and writing,
  *                     so whoever reads it too sees a hang-up when, and only when,
- *                     the supervisor is gone. The daemon writes `struct order`s.
+ *                     the supervisor is gone. The daemon writes a start, go, and `struct order`s.
  *   JOB_DIR/output    the raw bytes.
  *   JOB_DIR/index     their sources and times, and, once exec has happened, the pids
  *                     and the start time of the job (log.c).
  *   JOB_DIR/exit      how the job ended; appears by rename, complete or not at all.
  *
- * The spawner answers each start once: started, or the stage and errno that
- * failed; and each job once more when its supervisor is gone.
+ * A spare is told ready, or the stage and errno that failed; a start likewise, once; and
+ * the spawner tells once more when a supervisor is gone.
  */
 #ifndef SUPERVISOR_H
 #define SUPERVISOR_H
@@ -29,7 +35,10 @@
 #include <stdint.h>
 #include <sys/types.h>
 
-enum { DAEMON_FD = 3 };
+enum {
+	DAEMON_FD = 3,
+	IDLE_FD = 4, /* the writing end of a pipe, held by the spawner and by spares: its end is theirs */
+};
 
 /* What failed before the job's first instruction; the daemon has the same list. */
 enum stage {
@@ -46,8 +55,9 @@ enum stage {
 	STAGE_EXEC,
 };
 
-/* Frames from the daemon: a header, then what the type says. Little-endian, as the host is. */
-enum frame_type { FRAME_START = 1, FRAME_ADOPT = 2, FRAME_PREPARE = 3 };
+/* Frames from the daemon: a header, then what the type says. Little-endian, as the host is.
+ * FRAME_START comes by a spare's `control`, the others by fd 3. */
+enum frame_type { FRAME_START = 1, FRAME_ADOPT = 2, FRAME_SPARE = 3 };
 
 struct frame {
 	uint32_t size; /* of the whole frame, in bytes */
@@ -55,12 +65,12 @@ struct frame {
 	uint64_t job; /* the daemon's number for it, returned in replies */
 };
 
-enum { FRAME_MAX = 8 << 20 };
+enum { FRAME_MAX = 8 << 20, GO = 1 };
 
 /* Follows the header of FRAME_START; then groups, then strings that each end in NUL:
- * job directory, cgroup directory or "", working directory, argv, environment.
- * FRAME_ADOPT has just the job directory. FRAME_PREPARE has the directory to make a
- * spare job directory in, and is not answered. */
+ * cgroup directory or "", working directory, argv, environment.
+ * When the daemon has recorded the job it writes a byte more, GO; until then nothing runs.
+ * FRAME_ADOPT has just the job directory. FRAME_SPARE has nothing. */
 struct start {
 	int64_t time_limit_ms; /* 0: none */
 	int64_t grace_ms;      /* between the time limit's SIGTERM and SIGKILL */
@@ -75,17 +85,17 @@ struct start {
 struct request {
 	struct start start;
 	const gid_t *groups;
-	const char *directory, *cgroup, *cwd;
+	const char *cgroup, *cwd;
 	char **argv, **envp;
-	int oom_score; /* the spawner's oom_score_adj */
+	char *body; /* what all of these point into */
 };
 
-enum reply_kind { REPLY_STARTED = 1, REPLY_FAILED = 2, REPLY_GONE = 3 };
+enum reply_kind { REPLY_STARTED = 1, REPLY_FAILED = 2, REPLY_GONE = 3, REPLY_READY = 4 };
 
 struct reply {
 	uint64_t job;
 	uint32_t kind;
-	int32_t pid;
+	int32_t pid; /* of the job, or of the spare, whose directory is .spare-PID */
 	int32_t stage;
 	int32_t error; /* errno */
 };
@@ -97,8 +107,9 @@ struct order {
 	int64_t grace_ms;
 };
 
-/* supervise.c: become the job's supervisor; returns only to be an exit status. */
-int supervise(uint64_t job, const struct request *request, int directory, int control);
+/* spawner.c: false when there is no daemon any more. */
+bool tell(uint64_t job, enum reply_kind kind, pid_t pid, enum stage stage, int error);
+extern int oom_score; /* the spawner's oom_score_adj */
 
 /* child.c: what is done once for all jobs; from clone3 to exec. */
 bool prepare_inheritance(void);
@@ -125,9 +136,24 @@ struct log {
 	pid_t main;
 };
 
-int log_open(struct log *log, int directory, uint64_t limit, bool keep_oldest);
+bool log_prepare(struct log *log);
 bool log_start(struct log *log, pid_t main, int64_t started_ns);
 void log_append(struct log *log, enum source source, const char *bytes, size_t count);
+
+/* spare.c: what a supervisor has before it has a job. */
+struct spare {
+	int directory, control, record; /* of the job, its FIFO, its exit record in the making */
+	int signals;
+	int out[2], err[2];
+	struct log log;
+};
+
+int stand_by(uint64_t job, const char *jobs);
+bool take_bytes(int control, void *into, size_t count);
+
+/* supervise.c: has the job run, and stays until it has ended. False when it did not run.
+ * Frees what the request points to: up to 2 MB that nobody needs once the job has them. */
+bool supervise(uint64_t job, struct request *request, const struct spare *spare);
 
 /* tree.c: a job's processes, by its cgroup, or by descent where it has none. */
 struct tree {

@@ -8,7 +8,6 @@ import {
   openSync,
   readFileSync,
   readdirSync,
-  readlinkSync,
   rmSync,
   writeFileSync,
   writeSync,
@@ -16,9 +15,11 @@ import {
 import { tmpdir } from "node:os";
 import { basename, dirname, join, relative } from "node:path";
 import { createGroup, openHierarchy, removeGroup } from "../worker/cgroup.ts";
-import { openSpawner, type Launch, type Spawner, takeDirectory } from "../worker/supervisor.ts";
+import type { Launch } from "../worker/frame.ts";
+import { SPARE } from "../worker/spare.ts";
+import { openSpawner, type Spawner } from "../worker/spawner.ts";
 import { credentialsOf } from "../worker/users.ts";
-import { marked, runs, soon, until } from "./testing/processes.ts";
+import { childrenOf, marked, runs, soon, until } from "./testing/processes.ts";
 import { order, readExit, readLog, type Exit } from "./testing/records.ts";
 
 const HERE = import.meta.dirname;
@@ -83,6 +84,8 @@ export type Spec = Partial<Omit<Launch, "env">> & {
 /** A spawner with a directory, and a cgroup in that mode, of its own. Disposal proves that nothing stays. */
 export interface Rig extends AsyncDisposable {
   readonly directory: string;
+  /** Where jobs have their directories. */
+  readonly jobs: string;
   readonly spawner: Spawner;
   /** Of the spawner's process; known once something has been started. */
   readonly pid: () => number;
@@ -105,7 +108,7 @@ function wrap(directory: string, build: Variant["build"], prelude: string): stri
 ${prelude}
 export ASAN_OPTIONS=${options} UBSAN_OPTIONS=${options}:print_stacktrace=1
 echo $$ > ${directory}/child-of-$PPID
-exec ${BINARIES[build]}
+exec ${BINARIES[build]} "$@"
 `;
   writeFileSync(path, script, { mode: 0o755 });
   return path;
@@ -120,17 +123,9 @@ function endAll(jobs: ReadonlySet<Job>): Promise<PromiseSettledResult<void>[]> {
   return Promise.allSettled(Array.from(jobs, (job) => soon(job.gone, `job ${job.pid} is gone`)));
 }
 
-/** How many supervisors the spawner waits for: it has their `control` open. */
-function watchedBy(spawner: number): number {
-  const directory = `/proc/${spawner}/fd`;
-  const open = existsSync(directory) ? readdirSync(directory) : [];
-  return open.filter((fd) => {
-    try {
-      return readlinkSync(join(directory, fd)).includes("/control");
-    } catch {
-      return false; // closed meanwhile
-    }
-  }).length;
+/** Supervisors that have, or had, a job; others are spares. */
+export function supervisorsOf(it: Pick<Rig, "pid" | "jobs">): number[] {
+  return childrenOf(it.pid()).filter((pid) => !existsSync(join(it.jobs, `${SPARE}${pid}`)));
 }
 
 /** What the sanitizers reported. There are warnings too: ASan does not know a child of clone3. */
@@ -149,8 +144,8 @@ export async function rig({ mode, build }: Variant, own: { prelude?: string; job
   const cue = openSync(cuePath, "r+"); // a FIFO's both ends: neither side waits for the other
   const group = mode === "cgroup" && probed.kind === "cgroup2" ? join(dirname(probed.path), basename(directory)) : "";
   if (group) mkdirSync(group);
-  const spawner = openSpawner(wrap(directory, build, own.prelude ?? ""), () => {});
-  const jobs = new Set<Job>();
+  const spawner = openSpawner(wrap(directory, build, own.prelude ?? ""), own.jobs ?? directory, () => {});
+  const started = new Set<Job>();
   let count = 0;
   const pidPath = join(directory, `child-of-${process.pid}`);
   const spawnerPid = (): number => Number(readFileSync(pidPath, "utf8"));
@@ -158,7 +153,6 @@ export async function rig({ mode, build }: Variant, own: { prelude?: string; job
   function launchOf({ script = "", env, ...rest }: Spec): Launch {
     const name = `job-${++count}`;
     const made = { directory: join(own.jobs ?? directory, name), cgroup: group && join(group, name) };
-    if (rest.directory === undefined) takeDirectory(dirname(made.directory), made.directory);
     if (rest.cgroup === undefined && group) createGroup(made.cgroup, []);
     return {
       ...made,
@@ -177,7 +171,7 @@ export async function rig({ mode, build }: Variant, own: { prelude?: string; job
   async function start(spec: Spec): Promise<Job> {
     const launch = launchOf(spec);
     const { promise: gone, resolve } = Promise.withResolvers<void>();
-    const pid = await spawner.launch(launch, resolve);
+    const pid = await spawner.launch(launch, () => {}, resolve);
     const job: Job = {
       pid,
       supervisor: readLog(launch.directory).supervisor,
@@ -185,7 +179,7 @@ export async function rig({ mode, build }: Variant, own: { prelude?: string; job
       gone,
       async ended() {
         await soon(gone, `job ${pid} is gone`);
-        jobs.delete(job);
+        started.delete(job);
         if (launch.cgroup) await removeGroup(launch.cgroup);
         return readExit(launch.directory);
       },
@@ -193,12 +187,13 @@ export async function rig({ mode, build }: Variant, own: { prelude?: string; job
       wrote: (text) => until(() => job.output().includes(text), `the job writes ${JSON.stringify(text)}`),
       stop: (signal, graceMs) => order(launch.directory, signal, graceMs),
     };
-    jobs.add(job);
+    started.add(job);
     return job;
   }
 
   return {
     directory,
+    jobs: own.jobs ?? directory,
     spawner,
     pid: spawnerPid,
     launchOf,
@@ -209,13 +204,14 @@ export async function rig({ mode, build }: Variant, own: { prelude?: string; job
     },
     cue: () => writeSync(cue, "\n"),
     async [Symbol.asyncDispose]() {
-      const ends = await endAll(jobs);
+      const ends = await endAll(started);
       closeSync(cue);
       await until(() => existsSync(pidPath), "the spawner has begun");
       const pid = spawnerPid();
-      await until(() => watchedBy(pid) === 0, "the spawner hears of every end"); // else LeakSanitizer finds its watches
       spawner[Symbol.dispose]();
       await until(() => !runs(pid), "the spawner ends with its daemon");
+      // The spares of a spawner that was killed end when they hear of it.
+      await until(() => marked(directory).length === 0, "nothing runs").catch(() => {});
       const left = marked(directory);
       for (const stray of left) process.kill(stray, "SIGKILL");
       if (group) await removeGroup(group);

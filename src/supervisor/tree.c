@@ -109,7 +109,7 @@ static void cgroup_of(pid_t pid, char *path, size_t size)
 	fclose(file);
 }
 
-/* Learns what /proc calls the tree's cgroup, while the main process is sure to be in it. */
+/* Learns what /proc calls the tree's cgroup. The main process must not have been reaped: its pid is its own till then. */
 void tree_identify(struct tree *tree)
 {
 	if (tree->cgroup >= 0)

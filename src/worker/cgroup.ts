@@ -167,9 +167,13 @@ function populated(path: string): boolean {
 }
 
 function removeTree(path: string): void {
-  for (const entry of readdirSync(path, { withFileTypes: true }))
-    if (entry.isDirectory()) removeTree(join(path, entry.name));
-  rmdirSync(path);
+  try {
+    rmdirSync(path);
+  } catch {
+    for (const entry of readdirSync(path, { withFileTypes: true }))
+      if (entry.isDirectory()) removeTree(join(path, entry.name));
+    rmdirSync(path);
+  }
 }
 
 /** Removes a group and what a job made below it, once nothing runs there; waits for that if need be. */

@@ -39,3 +39,12 @@ export class JobError extends Error {
 export function invalid(field: string, message: string, facts?: Readonly<Record<string, string>>): JobError {
   return new JobError("invalid", `${field}: ${message}`, { field, ...(facts && { facts }) });
 }
+
+export function notFound(id: string): JobError {
+  return new JobError("not-found", `there is no job ${JSON.stringify(id.slice(0, 100))}`, { field: "job_id" });
+}
+
+/** The name of the errno that a system call ended with, as in `ENOENT`; `unknown` for any other error. */
+export function codeOf(error: unknown): string {
+  return error instanceof Error && "code" in error ? String(error.code) : "unknown";
+}

@@ -2,7 +2,9 @@ import { createHash, randomBytes } from "node:crypto";
 import { readFileSync, readdirSync, readlinkSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import type { Position, Source } from "./output.ts";
+import type { Source } from "./log.ts";
+import type { Position } from "./output.ts";
+import { SPARE } from "./spare.ts";
 import {
   finished,
   open,
@@ -25,7 +27,7 @@ function sha256(bytes: Uint8Array): string {
   return createHash("sha256").update(bytes).digest("hex");
 }
 
-/** This process's descriptors of jobs' files, and its inotify watches. */
+/** This process's descriptors of jobs' files, without those of spare supervisors, and its inotify watches. */
 function held({ stateDir }: TestWorker): { readonly files: number; readonly watches: number } {
   const descriptors = readdirSync("/proc/self/fd").flatMap((fd) => {
     try {
@@ -38,7 +40,7 @@ function held({ stateDir }: TestWorker): { readonly files: number; readonly watc
     .filter(({ target }) => target === "anon_inode:inotify")
     .map(({ fd }) => readFileSync(`/proc/self/fdinfo/${fd}`, "utf8").split("inotify wd:").length - 1);
   return {
-    files: descriptors.filter(({ target }) => target.startsWith(join(stateDir, "jobs"))).length,
+    files: descriptors.filter(({ target }) => target.startsWith(`${stateDir}/jobs/`) && !target.includes(SPARE)).length,
     watches: watches.reduce((sum, count) => sum + count, 0),
   };
 }

@@ -4,7 +4,7 @@ import { DatabaseSync } from "node:sqlite";
 import { describe, expect, test } from "vitest";
 import { openHierarchy } from "./cgroup.ts";
 import { openJournal } from "./journal.ts";
-import { openLog } from "./output.ts";
+import { openLog } from "./log.ts";
 import {
   detaches,
   finished,
@@ -177,16 +177,18 @@ describe.each(modes)("after a daemon %s is killed", (_mode, options) => {
     using directory = testDirectory();
     await using daemon = await testDaemon({ ...options, stateDir: directory.path });
     const spawner = await spawnerOf(daemon.pid);
-    // The start reaches the spawner's socket, and no further.
-    process.kill(spawner, "SIGSTOP");
+    await until("spares are there", () => children(spawner).length > 0);
+    // The start is written to a spare's FIFO, and gets no further.
+    const stopped = [spawner, ...children(spawner)];
+    for (const pid of stopped) process.kill(pid, "SIGSTOP");
     const cut = daemon.start({ ...run("sleep", "3"), requestId: "cut" }).catch(() => "cut");
     // Requests are taken in turn: when this one has been refused, that one is under way.
     await expect(daemon.start(run(""))).rejects.toThrow("command");
     await daemon.kill();
     const next = testWorker({ ...options, stateDir: directory.path });
-    process.kill(spawner, "SIGCONT");
+    for (const pid of stopped) process.kill(pid, "SIGCONT");
     await using worker = await next;
-    await until("the spawner is gone with its daemon", () => !runs(spawner));
+    await until("spawner and spares are gone with their daemon", () => !stopped.some(runs));
     expect(worker.traces()).toEqual([]);
     const { job, alreadyStarted } = await worker.start({ ...waits, requestId: "cut" });
     expect(alreadyStarted).toBe(false);

@@ -1,5 +1,6 @@
 import type { JobSpec } from "./job.ts";
-import { openWorker, type Worker, type WorkerOptions } from "./worker.ts";
+import type { WorkerOptions } from "./options.ts";
+import { openWorker, type Worker } from "./worker.ts";
 
 /* A daemon for tests to kill: the first message opens the worker, each that follows starts a job. */
 

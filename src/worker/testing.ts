@@ -7,8 +7,10 @@ import { setTimeout as delay } from "node:timers/promises";
 import { openHierarchy } from "./cgroup.ts";
 import { JobError } from "./errors.ts";
 import type { Job, JobSpec } from "./job.ts";
-import type { Gap, Source } from "./output.ts";
-import { openWorker, type Worker, type WorkerOptions } from "./worker.ts";
+import type { Source } from "./log.ts";
+import type { Gap } from "./output.ts";
+import type { WorkerOptions } from "./options.ts";
+import { openWorker, type Worker } from "./worker.ts";
 
 const DEADLINE_MS = 20_000;
 

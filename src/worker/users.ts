@@ -15,8 +15,11 @@ interface Accounts {
   readonly stamp: string;
   readonly users: readonly (readonly string[])[];
   readonly groups: readonly (readonly string[])[];
+  /** What they were asked for: a host has few users and many starts. */
+  readonly known: Map<string, Credentials>;
 }
 
+const KNOWN = 1000;
 const PASSWD = "/etc/passwd";
 const GROUP = "/etc/group";
 const ID_MAX = 2 ** 32 - 2; // -1 means "unchanged" to setresuid(2)
@@ -39,7 +42,7 @@ function readAccounts(): Accounts {
   if (accounts && now - checkedAtMs < RECHECK_MS) return accounts;
   checkedAtMs = now;
   const stamp = [PASSWD, GROUP].map((path) => statSync(path, { throwIfNoEntry: false })?.mtimeMs).join();
-  if (accounts?.stamp !== stamp) accounts = { stamp, users: rows(PASSWD), groups: rows(GROUP) };
+  if (accounts?.stamp !== stamp) accounts = { stamp, users: rows(PASSWD), groups: rows(GROUP), known: new Map() };
   return accounts;
 }
 
@@ -51,6 +54,14 @@ function idOf(name: string): number | undefined {
 
 /** The account of a name or number; a number needs no account. Throws `invalid` for an unknown name. */
 export function credentialsOf(user: string, group?: string): Credentials {
+  const { known } = readAccounts();
+  const key = JSON.stringify([user, group]);
+  const found = known.get(key) ?? lookUp(user, group);
+  if (known.size < KNOWN) known.set(key, found);
+  return found;
+}
+
+function lookUp(user: string, group?: string): Credentials {
   const { users, groups } = readAccounts();
   const row = users.find(([name]) => name === user) ?? users.find(([, , uid]) => uid === user);
   const uid = idOf(row?.[2] ?? user);

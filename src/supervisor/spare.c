@@ -1,0 +1,173 @@
+/* A spare: a supervisor that has all that needs no job, and waits to be given one. */
+#define _GNU_SOURCE
+#include "supervisor.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+enum { RECORD_ROOM = 4096 };
+
+static int make_file(int directory, const char *name)
+{
+	return openat(directory, name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+}
+
+/* Makes what a job's directory holds. Returns 0 or the stage that failed, with errno. */
+static enum stage make_files(struct spare *spare, const char *path)
+{
+	if (mkdir(path, 0700) < 0)
+		return STAGE_DIRECTORY;
+	spare->directory = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+	if (spare->directory < 0 || mkfifoat(spare->directory, "control", 0600) < 0)
+		return STAGE_DIRECTORY;
+	spare->control = openat(spare->directory, "control", O_RDWR | O_NONBLOCK | O_CLOEXEC);
+	spare->log.output = make_file(spare->directory, "output");
+	spare->log.index = make_file(spare->directory, "index");
+	spare->record = make_file(spare->directory, "exit.new");
+	if (spare->control < 0 || spare->log.output < 0 || spare->log.index < 0 || spare->record < 0)
+		return STAGE_DIRECTORY;
+	/* Where the file system cannot set room aside, a full disk may lose a record. */
+	if (fallocate(spare->record, 0, 0, RECORD_ROOM) < 0 && errno == ENOSPC)
+		return STAGE_DIRECTORY;
+	return log_prepare(&spare->log) ? 0 : STAGE_OUTPUT;
+}
+
+static int open_pipe(int ends[2])
+{
+	return pipe2(ends, O_CLOEXEC) < 0 || fcntl(ends[0], F_SETFL, O_NONBLOCK) < 0 ? -1 : 0;
+}
+
+static enum stage prepare(struct spare *spare)
+{
+	sigset_t child;
+	sigemptyset(&child);
+	sigaddset(&child, SIGCHLD);
+	spare->signals = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
+	if (spare->signals < 0 || setsid() < 0 || prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) < 0)
+		return STAGE_CLONE;
+	return open_pipe(spare->out) < 0 || open_pipe(spare->err) < 0 ? STAGE_PIPE : 0;
+}
+
+/* Of a job that was not to be. By the directory itself, which may have the job's name by now. */
+static void discard(const struct spare *spare, const char *path)
+{
+	static const char *const files[] = { "control", "output", "index", "exit.new" };
+	for (size_t i = 0; spare->directory >= 0 && i < sizeof files / sizeof *files; i++)
+		unlinkat(spare->directory, files[i], 0);
+	rmdir(path);
+}
+
+/* Reads `count` bytes that the daemon wrote to `control`; false when it is gone instead. */
+bool take_bytes(int control, void *into, size_t count)
+{
+	char *bytes = into;
+	struct pollfd ready[] = { { .fd = control, .events = POLLIN }, { .fd = DAEMON_FD } };
+	while (count > 0) {
+		ssize_t n = read(control, bytes, count);
+		if (n > 0) {
+			bytes += n;
+			count -= (size_t)n;
+			continue;
+		}
+		if (n == 0 || (errno != EAGAIN && errno != EINTR))
+			return false;
+		poll(ready, 2, -1);
+		if (ready[1].revents)
+			return false;
+	}
+	return true;
+}
+
+/* Returns the frame that the daemon wrote, or NULL: it is gone, or not to be understood. */
+static char *take_frame(int control, struct frame *frame)
+{
+	if (!take_bytes(control, frame, sizeof *frame) || frame->size < sizeof *frame || frame->size > FRAME_MAX)
+		return NULL;
+	char *body = malloc(frame->size);
+	if (body && take_bytes(control, body, frame->size - sizeof *frame))
+		return body;
+	free(body);
+	return NULL;
+}
+
+/* Takes the string at *at, which must end before `end`. */
+static char *take_string(char **at, char *end)
+{
+	char *string = *at, *stop = memchr(string, '\0', (size_t)(end - string));
+	if (!stop)
+		return NULL;
+	*at = stop + 1;
+	return string;
+}
+
+static char **take_strings(char **at, char *end, uint32_t count)
+{
+	char **strings = count > FRAME_MAX ? NULL : calloc((size_t)count + 1, sizeof *strings);
+	for (uint32_t i = 0; strings && i < count; i++)
+		if (!(strings[i] = take_string(at, end))) {
+			free(strings);
+			return NULL;
+		}
+	return strings;
+}
+
+/* Points into the frame. False if it is not what it says. */
+static bool parse(struct request *request, char *body, char *end)
+{
+	struct start *start = &request->start;
+	if ((size_t)(end - body) < sizeof *start)
+		return false;
+	memcpy(start, body, sizeof *start);
+	body += sizeof *start;
+	if (start->group_count > (size_t)(end - body) / sizeof(gid_t) || start->argument_count == 0)
+		return false;
+	request->groups = (const gid_t *)(const void *)body;
+	body += start->group_count * sizeof(gid_t);
+	return (request->cgroup = take_string(&body, end)) &&
+	       (request->cwd = take_string(&body, end)) &&
+	       (request->argv = take_strings(&body, end, start->argument_count)) &&
+	       (request->envp = take_strings(&body, end, start->environment_count)) && body == end;
+}
+
+int stand_by(uint64_t job, const char *jobs)
+{
+	struct spare spare = { .directory = -1 };
+	struct request request;
+	struct frame frame;
+	char path[4096];
+	syscall(SYS_close_range, IDLE_FD + 1U, ~0U, 0);
+	errno = ENAMETOOLONG;
+	enum stage failed = (size_t)snprintf(path, sizeof path, "%s/.spare-%d", jobs, getpid()) < sizeof path ?
+				    make_files(&spare, path) : STAGE_DIRECTORY;
+	if (!failed)
+		failed = prepare(&spare);
+	if (failed) {
+		tell(job, REPLY_FAILED, 0, failed, errno);
+		discard(&spare, path);
+		return 1;
+	}
+	request.body = tell(job, REPLY_READY, getpid(), 0, 0) ? take_frame(spare.control, &frame) : NULL;
+	if (!request.body) {
+		discard(&spare, path);
+		return 1;
+	}
+	close(IDLE_FD);
+	if (frame.type != FRAME_START || !parse(&request, request.body, request.body + frame.size - sizeof frame)) {
+		tell(job, REPLY_FAILED, 0, STAGE_REQUEST, EBADMSG);
+		return 1;
+	}
+	if (supervise(job, &request, &spare))
+		return 0;
+	discard(&spare, path);
+	return 1;
+}

@@ -1,0 +1,42 @@
+import type { Hierarchy } from "./cgroup.ts";
+import { notFound } from "./errors.ts";
+import { isId } from "./id.ts";
+import type { Job } from "./job.ts";
+import type { Journal, Record as Kept } from "./journal.ts";
+import type { CheckedOptions } from "./options.ts";
+import { runningOf, type Running } from "./running.ts";
+import type { Spawner } from "./spawner.ts";
+
+/** What the parts of an open worker share. */
+export interface Context {
+  readonly options: CheckedOptions;
+  /** Holds each job's directory. */
+  readonly jobsDir: string;
+  readonly journal: Journal;
+  readonly hierarchy: Hierarchy;
+  readonly spawner: Spawner;
+  /** By their ids, the jobs that have not ended. */
+  readonly running: Map<string, Running>;
+  /** By owner and request id, the starts that are under way. */
+  readonly requests: Map<string, Promise<Job>>;
+  /** The next daemon records what happens from now on. */
+  closed: boolean;
+}
+
+/** Counts a job among those that run. */
+export function track({ jobsDir, hierarchy, running }: Context, job: Job): Running {
+  const entry = runningOf(job, jobsDir, hierarchy);
+  running.set(job.id, entry);
+  return entry;
+}
+
+/** Throws `not-found`. */
+export function find({ running, journal }: Context, id: string): Running | Kept {
+  const entry = running.get(id) ?? (isId(id) ? journal.find(id) : undefined);
+  if (!entry) throw notFound(id);
+  return entry;
+}
+
+export function isRunning(entry: Running | Kept): entry is Running {
+  return "launched" in entry;
+}

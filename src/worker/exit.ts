@@ -1,0 +1,45 @@
+import { readFileSync } from "node:fs";
+import { constants } from "node:os";
+import { join } from "node:path";
+import type { Ended, How, Job, Usage } from "./job.ts";
+
+const { SIGKILL } = constants.signals;
+
+/** What a supervisor wrote down of its job's end, key by key; src/supervisor/supervise.c writes it. */
+export type Exit = ReadonlyMap<string, string>;
+
+/** The exit record in a job's directory: lines of `key value`; undefined when there is no such file. */
+export function readExit(directory: string): Exit | undefined {
+  try {
+    const lines = readFileSync(join(directory, "exit"), "utf8").trim().split("\n");
+    return new Map(lines.map((line) => [line.slice(0, line.indexOf(" ")), line.slice(line.indexOf(" ") + 1)]));
+  } catch {
+    return undefined;
+  }
+}
+
+/** How a job ended, from its exit record and its cgroup's last figures. */
+export function endedOf(
+  exit: Exit | undefined,
+  usage: Usage,
+  { job, stoppedBy }: { readonly job: Job; readonly stoppedBy: string | undefined },
+): Ended {
+  if (!exit)
+    return {
+      how: { kind: "lost", reason: "its supervisor ended without a record" },
+      exitCode: -1,
+      signal: 0,
+      killed: 0,
+    };
+  const number = (key: string): number => Number(exit.get(key));
+  const exitCode = number("code");
+  const signal = number("signal");
+  const oomKills = usage.oomKills ?? 0;
+  let how: How =
+    signal === 0 ? { kind: "exited", code: exitCode } : { kind: "signalled", signal, coreDumped: number("core") === 1 };
+  if (exit.get("cause") === "stop")
+    how = { kind: "stopped", by: stoppedBy ?? "", escalated: number("escalated") === 1 };
+  else if (exit.get("cause") === "timeout") how = { kind: "timed-out", limitMs: job.timeLimitMs ?? 0 };
+  else if (signal === SIGKILL && oomKills > 0) how = { kind: "out-of-memory", kills: oomKills };
+  return { how, exitCode, signal, killed: number("killed") };
+}

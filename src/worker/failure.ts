@@ -1,0 +1,48 @@
+import { JobError, codeOf, invalid } from "./errors.ts";
+import type { Launch } from "./frame.ts";
+
+/* Why a start failed, for whoever asked for it. */
+
+/** Of a supervisor that met `errno` at `stage`. */
+export function failureAt(stage: string, errno: string, launch: Launch): JobError {
+  const facts = { stage, errno };
+  const command = JSON.stringify(launch.argv[0]);
+  if (stage === "exec" && errno === "ENOENT")
+    return invalid("command", `${command} was not found, or its interpreter was not`, facts);
+  if (stage === "exec" && errno === "EACCES")
+    return invalid("command", `${command} is not executable for ${launch.credentials.user}`, facts);
+  if (stage === "exec" && errno === "ENOEXEC")
+    return invalid("command", `${command} is no program; a script needs a #! line`, facts);
+  if (stage === "exec" && errno === "E2BIG")
+    return invalid("args", "arguments and environment are too long for this host", facts);
+  if (stage === "exec") return invalid("command", `${command} cannot be executed (${errno})`, facts);
+  if (stage === "cwd")
+    return invalid(
+      "cwd",
+      `${JSON.stringify(launch.cwd)} is ${errno === "EACCES" ? `not open to ${launch.credentials.user}` : `no directory here (${errno})`}`,
+      facts,
+    );
+  if (stage === "cgroup")
+    return new JobError("unsupported", `the job cannot be put in its cgroup (${errno}): ${launch.cgroup}`, { facts });
+  if (["EAGAIN", "ENOMEM", "EMFILE", "ENFILE", "ENOSPC", "EDQUOT"].includes(errno))
+    return new JobError("exhausted", `no room for another job on this host (${stage}: ${errno})`, { facts });
+  return new JobError("internal", `the job could not be started (${stage}: ${errno})`, { facts });
+}
+
+/** Of a supervisor, or the spawner, that is no more. */
+export function died(message: string): JobError {
+  return new JobError("internal", message, { facts: { stage: "supervisor" } });
+}
+
+/** Of whatever a start was ended by. */
+export function refusal(error: unknown): JobError {
+  if (error instanceof JobError) return error;
+  const code = codeOf(error);
+  const message = error instanceof Error ? error.message : String(error);
+  return ["ENOSPC", "EDQUOT", "EMFILE", "ENFILE", "ENOMEM", "EAGAIN"].includes(code)
+    ? new JobError("exhausted", `no room for another job on this host: ${message}`, {
+        facts: { errno: code },
+        cause: error,
+      })
+    : new JobError("internal", `the job could not be started: ${message}`, { facts: { errno: code }, cause: error });
+}

@@ -1,0 +1,117 @@
+import { constants as os } from "node:os";
+import type { Credentials } from "./users.ts";
+
+/* What is said to the native spawner and its supervisors, and by them; src/supervisor/supervisor.h has the frames. */
+
+/** What is sent to the native supervisor for a job. */
+export interface Launch {
+  readonly directory: string;
+  /** The job's cgroup, or "" where the host has none. */
+  readonly cgroup: string;
+  readonly cwd: string;
+  readonly argv: readonly string[];
+  readonly env: ReadonlyMap<string, string>;
+  readonly credentials: Credentials & { readonly change: boolean };
+  readonly timeLimitMs: number;
+  readonly graceMs: number;
+  readonly logLimitBytes: number;
+  readonly logKeep: "newest" | "oldest";
+}
+
+const HEADER_BYTES = 16;
+const START_BYTES = 56;
+export const REPLY_BYTES = 24;
+const FRAME = { start: 1, adopt: 2, spare: 3 } as const;
+const REPLIES = [undefined, "started", "failed", "gone", "ready"] as const;
+/** Of a start, as the supervisor numbers them. */
+const STAGES = [
+  "",
+  "request",
+  "directory",
+  "output",
+  "pipe",
+  "cgroup",
+  "clone",
+  "stdio",
+  "limits",
+  "user",
+  "cwd",
+  "exec",
+];
+const ERRNO_NAMES = new Map(Object.entries(os.errno).map(([name, number]) => [number, name]));
+
+/** A frame: the header, `bodyBytes` for the caller to fill, then the strings, each with its NUL. */
+function frame(type: number, job: number, bodyBytes: number, strings: readonly string[]): Buffer {
+  const text = `${strings.join("\0")}\0`;
+  const size = HEADER_BYTES + bodyBytes + Buffer.byteLength(text);
+  const bytes = Buffer.allocUnsafe(size);
+  bytes.writeUInt32LE(size, 0);
+  bytes.writeUInt32LE(type, 4);
+  writeUInt64(bytes, job, 8);
+  bytes.write(text, HEADER_BYTES + bodyBytes);
+  return bytes;
+}
+
+/** Of a safe integer; BigInt would cost a microsecond each. */
+function writeUInt64(bytes: Buffer, value: number, offset: number): void {
+  bytes.writeUInt32LE(value % 2 ** 32, offset);
+  bytes.writeUInt32LE(Math.floor(value / 2 ** 32), offset + 4);
+}
+
+/** Asks the spawner for a spare. */
+export function spareFrame(supervisor: number): Buffer {
+  return frame(FRAME.spare, supervisor, 0, []);
+}
+
+/** Asks the spawner to tell when the supervisor that an earlier daemon made for `directory` is gone. */
+export function adoptFrame(supervisor: number, directory: string): Buffer {
+  return frame(FRAME.adopt, supervisor, 0, [directory]);
+}
+
+/** Tells a spare its job. */
+export function startFrame(job: number, launch: Launch): Buffer {
+  const { argv, credentials, env } = launch;
+  const strings = [launch.cgroup, launch.cwd, ...argv];
+  for (const [name, value] of env) strings.push(`${name}=${value}`);
+  const bytes = frame(FRAME.start, job, START_BYTES + 4 * credentials.groups.length, strings);
+  writeUInt64(bytes, Math.ceil(launch.timeLimitMs), 16);
+  writeUInt64(bytes, Math.ceil(launch.graceMs), 24);
+  writeUInt64(bytes, launch.logLimitBytes, 32);
+  const numbers = [
+    launch.logKeep === "oldest" ? 1 : 0,
+    credentials.change ? 1 : 0,
+    credentials.uid,
+    credentials.gid,
+    credentials.groups.length,
+    argv.length,
+    env.size,
+    0,
+    ...credentials.groups,
+  ];
+  numbers.forEach((number, i) => bytes.writeUInt32LE(number, 40 + 4 * i));
+  return bytes;
+}
+
+/** What the spawner tells of a supervisor. */
+export interface Reply {
+  readonly supervisor: number;
+  /** Undefined for what this daemon does not know. */
+  readonly kind: (typeof REPLIES)[number];
+  /** Of the job once it has started, of the supervisor that is ready. */
+  readonly pid: number;
+  /** Where a start failed, and why. */
+  readonly stage: string;
+  readonly errno: string;
+}
+
+/** From the first REPLY_BYTES of `bytes`. */
+export function readReply(bytes: Buffer): Reply {
+  const errno = bytes.readInt32LE(20);
+  return {
+    supervisor: Number(bytes.readBigUInt64LE(0)),
+    kind: REPLIES[bytes.readUInt32LE(8)],
+    pid: bytes.readInt32LE(12),
+    stage: STAGES[bytes.readInt32LE(16)] ?? "unknown",
+    errno: ERRNO_NAMES.get(errno) ?? String(errno),
+  };
+}

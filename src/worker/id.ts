@@ -1,0 +1,27 @@
+import { randomBytes } from "node:crypto";
+
+const ID = /^[a-z0-9][a-z0-9.-]{0,99}$/;
+const CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz";
+const RANDOM_CHARS = 16;
+
+/** Random bytes that are in no id yet: asked for many at a time, because asking takes longer than getting them. */
+let unused = Buffer.alloc(0);
+
+/** A ULID (github.com/ulid/spec) in lower case, behind the worker's name: sorts by time, 80 random bits. */
+export function newId(name: string | undefined): string {
+  let time = Date.now();
+  let id = "";
+  for (let i = 0; i < 10; i++) {
+    id = CROCKFORD.charAt(time % 32) + id;
+    time = Math.floor(time / 32);
+  }
+  if (unused.length < RANDOM_CHARS) unused = randomBytes(RANDOM_CHARS * 64);
+  for (const byte of unused.subarray(0, RANDOM_CHARS)) id += CROCKFORD.charAt(byte % 32);
+  unused = unused.subarray(RANDOM_CHARS);
+  return name === undefined ? id : `${name}.${id}`;
+}
+
+/** Whether a job could have this id, of this worker or another. */
+export function isId(text: string): boolean {
+  return ID.test(text);
+}

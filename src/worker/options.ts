@@ -1,0 +1,61 @@
+import { accessSync, constants } from "node:fs";
+import { fileURLToPath } from "node:url";
+import { JobError, invalid } from "./errors.ts";
+
+export interface WorkerOptions {
+  /** Holds the journal and the jobs' directories; made 0700 when it is not there. */
+  readonly stateDir: string;
+  /** In front of each job's id, so that ids tell which worker has the job. */
+  readonly name?: string;
+  /** Jobs run as this user when a start names none: a name or a number. `nobody` when the worker is root. */
+  readonly user?: string;
+  /** A start may name uid 0. */
+  readonly allowRoot?: boolean;
+  /** Bytes of output kept of each job, with its index; 0 for no limit. 256 MiB when absent. */
+  readonly logLimitBytes?: number;
+  /** What to keep when a log reaches its limit. */
+  readonly logKeep?: "newest" | "oldest";
+  /** Jobs at once; a start beyond it is refused as exhausted. */
+  readonly maxJobs?: number;
+  /** The cgroup v2 directory to make jobs' groups in, instead of one below the worker's own place. */
+  readonly cgroup?: string;
+  /** The native supervisor's binary. */
+  readonly supervisor?: string;
+  readonly log?: (level: "debug" | "info" | "warn" | "error", message: string, facts?: object) => void;
+}
+
+/** With the defaults for what was left out. */
+export type CheckedOptions = WorkerOptions &
+  Required<Pick<WorkerOptions, "log" | "logKeep" | "logLimitBytes" | "maxJobs" | "supervisor">>;
+
+const LOG_LIMIT_BYTES = 256 * 1024 * 1024;
+const LEAST_LOG_LIMIT_BYTES = 1024 * 1024;
+const MAX_JOBS = 10_000;
+
+/** Throws `invalid` with the option's name. */
+export function checkOptions(options: WorkerOptions): CheckedOptions {
+  const {
+    name,
+    log = () => {},
+    logKeep = "newest",
+    logLimitBytes = LOG_LIMIT_BYTES,
+    maxJobs = MAX_JOBS,
+    supervisor = fileURLToPath(new URL("../../build/supervisor", import.meta.url)),
+  } = options;
+  if (name !== undefined && !/^[a-z0-9][a-z0-9-]{0,31}$/.test(name))
+    throw invalid("name", "up to 32 of a-z 0-9 - are a worker's name");
+  if (logLimitBytes !== 0 && !(logLimitBytes >= LEAST_LOG_LIMIT_BYTES))
+    throw invalid("log limit", `${logLimitBytes} bytes is too small; ${LEAST_LOG_LIMIT_BYTES} is the least, 0 is none`);
+  return { ...options, log, logKeep, logLimitBytes, maxJobs, supervisor };
+}
+
+/** Throws JobError `unavailable` when there is no such program. */
+export function checkSupervisor(path: string): void {
+  try {
+    accessSync(path, constants.X_OK);
+  } catch (error) {
+    throw new JobError("unavailable", `the supervisor cannot be run: ${path}; make -C src/supervisor builds it`, {
+      cause: error,
+    });
+  }
+}

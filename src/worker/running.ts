@@ -1,0 +1,113 @@
+import { type FSWatcher, watch } from "node:fs";
+import { join } from "node:path";
+import { groupUsage, type Hierarchy } from "./cgroup.ts";
+import { JobError } from "./errors.ts";
+import type { Exit } from "./exit.ts";
+import type { Job, Usage } from "./job.ts";
+import { openLog, type Log } from "./log.ts";
+
+/** A job that has not ended, as this process knows it. */
+export interface Running {
+  job: Job;
+  readonly directory: string;
+  /** Its cgroup, where the host has them, and the controllers that measure it. */
+  readonly group: string | undefined;
+  readonly controllers: ReadonlySet<string>;
+  stoppedBy: string | undefined;
+  /** Resolved once the command has been exec'ed, rejected when it could not be. */
+  readonly launched: PromiseWithResolvers<void>;
+  readonly ended: PromiseWithResolvers<Job>;
+  /** What to call when there may be more output, or the end. */
+  readonly followers: Set<() => void>;
+  watcher?: FSWatcher;
+}
+
+export function runningOf(job: Job, jobsDir: string, hierarchy: Hierarchy): Running {
+  const entry: Running = {
+    job,
+    directory: join(jobsDir, job.id),
+    group: hierarchy.kind === "cgroup2" ? join(hierarchy.path, job.id) : undefined,
+    controllers: hierarchy.kind === "cgroup2" ? hierarchy.controllers : new Set(),
+    stoppedBy: undefined,
+    launched: Promise.withResolvers(),
+    ended: Promise.withResolvers(),
+    followers: new Set(),
+  };
+  entry.launched.promise.catch(() => {});
+  entry.ended.promise.catch(() => {});
+  return entry;
+}
+
+/** The job with its figures of now. */
+export function current(entry: Running): Job {
+  return { ...entry.job, usage: usageOf(entry), output: extentOf(entry) };
+}
+
+/** By the cgroup, which is to be there still; else by the exit record, once there is one. */
+export function usageOf(entry: Running, exit?: Exit): Usage {
+  const elapsedMs = exit
+    ? Number(exit.get("elapsed_ns")) / 1e6
+    : Date.now() - (entry.job.startedAt?.getTime() ?? Date.now());
+  if (entry.group !== undefined) {
+    try {
+      return { elapsedMs, ...groupUsage(entry.group, entry.controllers) };
+    } catch {
+      // The group is gone: after a reboot, or removed under us.
+    }
+  }
+  const cpu = { cpuUserUs: Number(exit?.get("user_us") ?? 0), cpuSystemUs: Number(exit?.get("system_us") ?? 0) };
+  return {
+    elapsedMs,
+    ...cpu,
+    ...(exit && { memoryPeakBytes: Number(exit.get("max_rss_bytes")) }),
+    fromCgroup: false,
+  };
+}
+
+export function extentOf(entry: Running): Job["output"] {
+  try {
+    using output = openLog(entry.directory);
+    return output.extent();
+  } catch {
+    return entry.job.output;
+  }
+}
+
+/** The pids and the time of its exec; undefined when that has not happened. */
+export function startOf(entry: Running): ReturnType<Log["header"]>["started"] {
+  try {
+    using output = openLog(entry.directory);
+    return output.header().started;
+  } catch {
+    return undefined;
+  }
+}
+
+/** Calls `wake` whenever there may be more output, or the end, until disposed. One watch serves all. */
+export function subscribe(entry: Running, wake: () => void): Disposable {
+  entry.followers.add(wake);
+  entry.watcher ??= watch(join(entry.directory, "output"), () => {
+    for (const follower of entry.followers) follower();
+  });
+  return {
+    [Symbol.dispose]() {
+      entry.followers.delete(wake);
+      if (entry.followers.size > 0) return;
+      entry.watcher?.close();
+      delete entry.watcher;
+    },
+  };
+}
+
+/** Resolves when the job has ended; `signal` ends the waiting, which throws `unavailable`. */
+export function endOf(entry: Running, signal: AbortSignal | undefined): Promise<Job> {
+  return Promise.race([entry.ended.promise, aborted(signal)]);
+}
+
+function aborted(signal: AbortSignal | undefined): Promise<never> {
+  return new Promise((_resolve, reject) => {
+    const stop = (): void => reject(new JobError("unavailable", "the waiting was given up"));
+    if (signal?.aborted) stop();
+    else signal?.addEventListener("abort", stop, { once: true });
+  });
+}

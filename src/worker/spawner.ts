@@ -1,0 +1,197 @@
+import { spawn } from "node:child_process";
+import { closeSync, constants, openSync } from "node:fs";
+import { join } from "node:path";
+import { Duplex } from "node:stream";
+import { codeOf } from "./errors.ts";
+import { died, failureAt } from "./failure.ts";
+import { REPLY_BYTES, adoptFrame, readReply, spareFrame, type Launch } from "./frame.ts";
+import { SPARE, give, type Spare } from "./spare.ts";
+
+/** The spawner process, which makes one supervisor for each job, ahead of it. */
+export interface Spawner extends Disposable {
+  /**
+   * Makes `launch.directory` and starts the job in it; resolves to the job's pid once it has been exec'ed. Where a spare
+   * supervisor is ready, all but that has been done when this returns. `record` is called while the supervisor prepares;
+   * the job does not run before it has returned, nor if it throws. A start that outlives the daemon ends with its
+   * directory, which the next daemon removes. `gone` is called once, when the supervisor is no more.
+   */
+  launch(launch: Launch, record: () => void, gone: () => void): Promise<number>;
+  /** `gone` is called when the supervisor that an earlier daemon made for `directory` is no more, which may be now. */
+  adopt(directory: string, gone: () => void): void;
+  /** Has as many spares made as are missing: for when nobody waits. A start asks for no more than half of them. */
+  refill(): void;
+  /** Resolves when a first supervisor is ready, or cannot be had. */
+  readonly ready: Promise<void>;
+  /** Resolves when the spawner and its spares have ended; supervisors go on. */
+  close(): Promise<void>;
+}
+
+/** Supervisors that wait for a job. Each takes 0.1 MB. */
+const SPARES = 4;
+
+interface Launching {
+  readonly launch: Launch;
+  readonly record: () => void;
+  readonly gone: () => void;
+  readonly resolve: (pid: number) => void;
+  readonly reject: (error: unknown) => void;
+}
+
+/** A supervisor, by the number that it was asked for with. */
+type Supervisor =
+  | { readonly state: "asked" }
+  | ({ readonly state: "spare" } & Spare)
+  | ({ readonly state: "launching" } & Launching)
+  | { readonly state: "running"; readonly directory: string; readonly gone: () => void };
+
+/**
+ * Starts the spawner from the binary at `path`; it makes its spares in `parent`, which is where the directories of jobs
+ * are. It is started again, and told of all jobs, should it die.
+ */
+export function openSpawner(path: string, parent: string, log: (message: string) => void): Spawner {
+  const supervisors = new Map<number, Supervisor>();
+  /** Numbers of those in this state, the oldest first. */
+  const spares = new Set<number>();
+  const asked = new Set<number>();
+  const waiting: Launching[] = [];
+  const first = Promise.withResolvers<void>();
+  let last = 0;
+  let closed = false;
+  let socket: Duplex | undefined;
+  let ended: Promise<void> | undefined;
+
+  function ask(least: number): void {
+    for (let missing = least + waiting.length - spares.size - asked.size; missing > 0; missing--) {
+      asked.add(++last);
+      supervisors.set(last, { state: "asked" });
+      (socket ?? open()).write(spareFrame(last));
+    }
+  }
+
+  function begin(launching: Launching): void {
+    const [number] = spares;
+    const spare = number === undefined ? undefined : supervisors.get(number);
+    if (number === undefined || spare?.state !== "spare") {
+      waiting.push(launching);
+      ask(0);
+      return;
+    }
+    spares.delete(number);
+    supervisors.set(number, { state: "launching", ...launching });
+    void hand(spare, number, launching);
+    ask(SPARES / 2);
+  }
+
+  async function hand(spare: Spare, number: number, launching: Launching): Promise<void> {
+    try {
+      if (await give(spare, number, launching)) return;
+      supervisors.delete(number);
+      begin(launching);
+    } catch (error) {
+      supervisors.delete(number);
+      launching.reject(error);
+    }
+  }
+
+  function ready(number: number, pid: number): void {
+    asked.delete(number);
+    const directory = join(parent, `${SPARE}${pid}`);
+    try {
+      const control = openSync(join(directory, "control"), constants.O_WRONLY | constants.O_NONBLOCK);
+      supervisors.set(number, { state: "spare", directory, control });
+      spares.add(number);
+    } catch (error) {
+      supervisors.delete(number);
+      // ENXIO: it has died already, and there are others.
+      if (codeOf(error) === "ENXIO") ask(0);
+      else waiting.shift()?.reject(died(`a supervisor cannot be reached (${codeOf(error)})`));
+    }
+    const next = spares.has(number) ? waiting.shift() : undefined;
+    if (next) begin(next);
+  }
+
+  /** Takes a supervisor that runs no job from the books. Returns the start that it was for. */
+  function drop(number: number): Launching | undefined {
+    const known = supervisors.get(number);
+    supervisors.delete(number);
+    spares.delete(number);
+    if (known?.state === "spare") closeSync(known.control);
+    return known?.state === "launching" ? known : asked.delete(number) ? waiting.shift() : undefined;
+  }
+
+  function hear(bytes: Buffer): void {
+    first.resolve();
+    const { supervisor: number, kind, pid, stage, errno } = readReply(bytes);
+    const known = supervisors.get(number);
+    if (kind === "ready" && known?.state === "asked") {
+      ready(number, pid);
+    } else if (kind === "started" && known?.state === "launching") {
+      supervisors.set(number, { state: "running", directory: known.launch.directory, gone: known.gone });
+      known.resolve(pid);
+    } else if (kind === "failed") {
+      const failed = drop(number);
+      failed?.reject(failureAt(stage, errno, failed.launch));
+    } else if (kind === "gone" && known?.state === "running") {
+      supervisors.delete(number);
+      known.gone();
+    } else if (kind === "gone") {
+      drop(number)?.reject(died("the job's supervisor died before the job ran"));
+    }
+  }
+
+  /** What was being launched is not to be known any more; jobs that run have their supervisors still. */
+  function lose(why: string): void {
+    socket?.destroy(); // or spares would not hear of it
+    socket = undefined;
+    first.resolve();
+    if (closed) return;
+    log(why);
+    for (const number of supervisors.keys())
+      if (supervisors.get(number)?.state !== "running") drop(number)?.reject(died(why));
+    for (const each of waiting.splice(0)) each.reject(died(why));
+    for (const [number, known] of supervisors)
+      if (known.state === "running") (socket ?? open()).write(adoptFrame(number, known.directory));
+  }
+
+  function open(): Duplex {
+    const child = spawn(path, [parent], { stdio: ["ignore", "ignore", "ignore", "pipe"], detached: true, env: {} });
+    const pipe = child.stdio[3];
+    if (!(pipe instanceof Duplex)) throw died("the spawner has no socket");
+    let held: Buffer = Buffer.alloc(0);
+    pipe.on("data", (bytes: Buffer) => {
+      held = held.length === 0 ? bytes : Buffer.concat([held, bytes]);
+      let at = 0;
+      for (; held.length - at >= REPLY_BYTES; at += REPLY_BYTES) hear(held.subarray(at, at + REPLY_BYTES));
+      held = held.subarray(at);
+    });
+    pipe.on("error", () => {}); // 'exit' follows
+    child.on("error", (error) => lose(`the spawner cannot be run: ${error.message}`));
+    ended = new Promise((resolve) => child.once("close", () => resolve()));
+    child.on("exit", (code, signal) => lose(`the spawner ended (${signal ?? code})`));
+    socket = pipe;
+    return pipe;
+  }
+
+  function close(): void {
+    closed = true;
+    for (const number of spares) drop(number);
+    socket?.destroy();
+  }
+
+  ask(SPARES);
+  return {
+    launch: (launch, record, gone) =>
+      new Promise((resolve, reject) => begin({ launch, record, gone, resolve, reject })),
+    adopt(directory, gone) {
+      supervisors.set(++last, { state: "running", directory, gone });
+      (socket ?? open()).write(adoptFrame(last, directory));
+    },
+    refill: () => ask(SPARES),
+    ready: first.promise,
+    async close() {
+      close();
+      await ended;
+    },
+    [Symbol.dispose]: close,
+  };
+}

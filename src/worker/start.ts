@@ -1,0 +1,133 @@
+import { rmSync } from "node:fs";
+import { constants } from "node:os";
+import { createGroup, killGroup, removeGroup } from "./cgroup.ts";
+import { track, type Context } from "./context.ts";
+import { GRACE_MS, order } from "./control.ts";
+import { gone } from "./end.ts";
+import { JobError, notFound } from "./errors.ts";
+import { refusal } from "./failure.ts";
+import type { Launch } from "./frame.ts";
+import { checkSettings, warningsOf } from "./host.ts";
+import { newId } from "./id.ts";
+import type { Job, JobSpec } from "./job.ts";
+import { settingsOf } from "./resources.ts";
+import type { Running } from "./running.ts";
+import { checkSpec, environmentOf } from "./spec.ts";
+import { chooseCredentials } from "./users.ts";
+
+export interface Started {
+  readonly job: Job;
+  readonly alreadyStarted: boolean;
+}
+
+/** Starts a job, once for each request id of an owner. */
+export async function start(context: Context, spec: JobSpec): Promise<Started> {
+  const { journal, requests, running } = context;
+  if (context.closed) throw new JobError("unavailable", "the worker is closing");
+  checkSpec(spec);
+  if (spec.requestId === undefined) return { job: await begin(context, spec), alreadyStarted: false };
+  const key = JSON.stringify([spec.owner, spec.requestId]);
+  const inFlight = requests.get(key);
+  if (inFlight) return { job: await inFlight, alreadyStarted: true };
+  const earlier = journal.findRequest(spec.owner, spec.requestId);
+  if (earlier) return { job: running.get(earlier.job.id)?.job ?? earlier.job, alreadyStarted: true };
+  const starting = begin(context, spec);
+  requests.set(key, starting);
+  try {
+    return { job: await starting, alreadyStarted: false };
+  } finally {
+    requests.delete(key);
+  }
+}
+
+async function begin(context: Context, spec: JobSpec): Promise<Job> {
+  const { hierarchy, journal, options, running, spawner } = context;
+  const credentials = chooseCredentials(spec, options);
+  const settings = settingsOf(spec.resources ?? {});
+  checkSettings(settings, hierarchy);
+  if (running.size >= options.maxJobs)
+    throw new JobError(
+      "exhausted",
+      `${options.maxJobs} jobs run already, which is this worker's most (jobsd --max-jobs)`,
+    );
+  const env = environmentOf(spec, credentials);
+  const job = jobOf(context, spec, credentials, env);
+  const entry = track(context, job);
+  try {
+    const limits = entry.group === undefined ? job.limits : createGroup(entry.group, settings);
+    const launch = launchOf(context, entry, credentials, env);
+    const record = (): unknown => journal.insert(job, spec.requestId);
+    const pid = await spawner.launch(launch, record, () => gone(context, entry));
+    entry.job = { ...job, state: "running", pid, startedAt: new Date(), limits };
+    entry.launched.resolve();
+  } catch (error) {
+    await undo(context, entry);
+    const refused = refusal(error);
+    entry.launched.reject(refused);
+    entry.ended.reject(notFound(job.id));
+    throw refused;
+  }
+  // The journal is not told: what it has, and the log's header, are all that a restart needs.
+  setImmediate(() => options.log("info", "job started", { job: job.id, pid: entry.job.pid, owner: job.owner }));
+  return entry.job;
+}
+
+function jobOf(
+  { hierarchy, options }: Context,
+  spec: JobSpec,
+  credentials: Launch["credentials"],
+  env: Launch["env"],
+): Job {
+  return {
+    id: newId(options.name),
+    state: "starting",
+    command: spec.command,
+    args: spec.args ?? [],
+    envNames: [...env.keys()],
+    cwd: spec.cwd ?? "/",
+    user: credentials.user,
+    group: credentials.group,
+    labels: spec.labels ?? new Map(),
+    ...(spec.timeLimitMs !== undefined && { timeLimitMs: spec.timeLimitMs }),
+    ...(spec.resources && { resources: spec.resources }),
+    limits: new Map(),
+    owner: spec.owner,
+    pid: 0,
+    createdAt: new Date(),
+    output: { size: 0, first: 0, dropped: 0 },
+    warnings: warningsOf(hierarchy),
+  };
+}
+
+function launchOf(
+  { options }: Context,
+  { job, directory, group }: Running,
+  credentials: Launch["credentials"],
+  env: Launch["env"],
+): Launch {
+  return {
+    directory,
+    cgroup: group ?? "",
+    cwd: job.cwd,
+    argv: [job.command, ...job.args],
+    env,
+    credentials,
+    timeLimitMs: job.timeLimitMs ?? 0,
+    graceMs: GRACE_MS,
+    logLimitBytes: options.logLimitBytes,
+    logKeep: options.logKeep,
+  };
+}
+
+/** Leaves nothing of a start that failed. */
+async function undo({ journal, running }: Context, { job, directory, group }: Running): Promise<void> {
+  // Where the spawner died under it, nobody knows whether it runs.
+  order(directory, constants.signals.SIGKILL, 0);
+  if (group !== undefined) {
+    killGroup(group);
+    await removeGroup(group);
+  }
+  rmSync(directory, { recursive: true, force: true });
+  journal.remove(job.id);
+  running.delete(job.id);
+}

@@ -1,0 +1,43 @@
+import { constants } from "node:os";
+import { find, isRunning, type Context } from "./context.ts";
+import { GRACE_MS, order } from "./control.ts";
+import { invalid, notFound } from "./errors.ts";
+import type { Job } from "./job.ts";
+import { endOf } from "./running.ts";
+
+export interface StopOptions {
+  /** 1 to 64; SIGTERM when absent. */
+  readonly signal?: number;
+  /** From the signal to SIGKILL; 10 s when absent. */
+  readonly graceMs?: number;
+  readonly by: string;
+}
+
+export interface Stopped {
+  readonly job: Job;
+  readonly killed: number;
+}
+
+/** Has a job ended, and waits for that. */
+export async function stop(
+  context: Context,
+  id: string,
+  { signal = constants.signals.SIGTERM, graceMs = GRACE_MS, by }: StopOptions,
+  waiting: AbortSignal | undefined,
+): Promise<Stopped> {
+  if (!Number.isInteger(signal) || signal < 1 || signal > 64)
+    throw invalid("signal", `${signal} is no signal; 1 to 64 are`);
+  if (!(graceMs >= 0 && graceMs <= Number.MAX_SAFE_INTEGER))
+    throw invalid("grace", `${graceMs} ms is none; 0 or more are`);
+  const entry = find(context, id);
+  if (!isRunning(entry)) return { job: entry.job, killed: 0 };
+  await entry.launched.promise.catch(() => {
+    throw notFound(id);
+  });
+  context.journal.stopping(id, by);
+  entry.stoppedBy ??= by;
+  if (entry.job.state === "running") entry.job = { ...entry.job, state: "stopping" };
+  order(entry.directory, signal, graceMs);
+  const job = await endOf(entry, waiting);
+  return { job, killed: job.ended?.killed ?? 0 };
+}
