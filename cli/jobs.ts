@@ -25,10 +25,19 @@ const startFlags: readonly Flag[] = [
   { name: "time-limit", value: "DURATION", about: "end the job when it has run so long: 500ms, 10s, 5m, 2h, 1d" },
   { name: "cpus", value: "N", about: "CPUs at most, as in 0.5" },
   { name: "cpu-shares", value: "N", about: "weight against other jobs, 2 to 262144; 1024 is usual" },
-  { name: "memory", short: "m", value: "SIZE", about: "memory at most, as in 256M" },
+  { name: "cpuset-cpus", value: "LIST", about: "only these CPUs, as in 0-2,7" },
+  { name: "cpuset-mems", value: "LIST", about: "memory of only these nodes, as in 0" },
+  { name: "memory", short: "m", value: "SIZE", about: "memory at most, as in 256M; -1 for no limit" },
   { name: "memory-reservation", value: "SIZE", about: "memory that stays with the job under pressure" },
   { name: "memory-swap", value: "SIZE", about: "memory and swap together at most; -1 for no limit" },
-  { name: "pids", value: "N", about: "processes and threads at most; -1 for no limit" },
+  { name: "pids", value: "N", about: "processes and threads at most; -1 for no limit, 0 for no fork" },
+  { name: "io-weight", value: "N", about: "weight of its disk use against other jobs, 10 to 1000" },
+  {
+    name: "io-max",
+    value: "DEV:RATES",
+    about: "of a disk, as in /dev/sda:rbps=1M,wbps=1M,riops=100,wiops=100; or 8:0:wbps=max; repeatable",
+  },
+  { name: "resources", value: "FILE", about: "OCI LinuxResources in JSON, - for stdin; flags override its fields" },
   { name: "request-id", value: "ID", about: "a second start with the same one starts nothing" },
 ];
 

@@ -4,8 +4,10 @@ import {
   parseCount,
   parseCpus,
   parseDurationMs,
+  parseIoMax,
   parseLimitBytes,
   parsePairs,
+  parseRate,
   parseSignal,
   parseSizeBytes,
   parseWord,
@@ -70,6 +72,56 @@ describe("a size", () => {
   it("of a limit may be -1 for none", () => {
     expect(parseLimitBytes("--memory-swap", "-1")).toBe(-1n);
     expect(parseLimitBytes("--memory-swap", "1k")).toBe(1024n);
+  });
+});
+
+describe("a limit on a disk", () => {
+  it.each([
+    ["8:0:rbps=1M", { major: 8n, minor: 0n, rates: [["rbps", 1_048_576n]] }],
+    [
+      "/dev/sda:wbps=1.5k,riops=2k,wiops=max",
+      {
+        path: "/dev/sda",
+        rates: [
+          ["wbps", 1536n],
+          ["riops", 2000n],
+          ["wiops", 0n],
+        ],
+      },
+    ],
+    ["/dev/disk/by-path/pci-0:0:1:rbps=1", { path: "/dev/disk/by-path/pci-0:0:1", rates: [["rbps", 1n]] }],
+  ])("%s is of a device by its number or its path, and rates", (text, max) => {
+    expect(parseIoMax("--io-max", text)).toEqual(max);
+  });
+
+  it.each([
+    ["rbps=1M", "names no device"],
+    ["sda:rbps=1M", "names no device"],
+    ["8:rbps=1M", "names no device"],
+    ["/dev/sda", "names no device"],
+    ["/dev/sda:", "is not one of rbps, wbps, riops, wiops"],
+    ["/dev/sda:1M", '"1M" is not one of rbps'],
+    ["/dev/sda:rbps=1M,", '"" is not one of rbps'],
+    ["/dev/sda:rbps=fast", '--io-max rbps "fast" is no size'],
+    ["/dev/sda:riops=1Mi", '--io-max riops "1Mi" is no rate'],
+    ["/dev/sda:rbps=0", "would stop all of it"],
+    ["/dev/sda:rbps=", '--io-max rbps "" is no size'],
+    ["/dev/sda:rbps=1=2", '"1=2" is no size'],
+  ])("%s is refused", (text, message) => {
+    expect(() => parseIoMax("--io-max", text)).toThrow(UsageError);
+    expect(() => parseIoMax("--io-max", text)).toThrow(message);
+  });
+
+  it("counts operations by the thousand", () => {
+    expect(["7", "1k", "1.5K", "2M", "1g"].map((text) => parseRate("--io-max", text))).toEqual([
+      7n,
+      1000n,
+      1500n,
+      2_000_000n,
+      1_000_000_000n,
+    ]);
+    for (const text of ["", "k", "-1", "1e3", "1ki", "99999999999g"])
+      expect(() => parseRate("--io-max", text)).toThrow(/is no rate/);
   });
 });
 

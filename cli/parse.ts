@@ -50,6 +50,46 @@ export function parseCount(flag: string, text: string, least = 0): bigint {
   throw new UsageError(`${flag} ${quoted(text)} is no whole number from ${least} on`);
 }
 
+/** `1000`, `2k`, `1.5M`; operations a second, units of 1000 as systemd has them. Throws UsageError naming `flag`. */
+export function parseRate(flag: string, text: string): bigint {
+  const [, count, unit = ""] = /^(\d+(?:\.\d+)?)([kmg]?)$/i.exec(text) ?? [];
+  const rate = Math.round(Number(count) * 1000 ** ["", "k", "m", "g"].indexOf(unit.toLowerCase()));
+  if (Number.isSafeInteger(rate)) return BigInt(rate);
+  throw new UsageError(`${flag} ${quoted(text)} is no rate: 1000, 2k or 1.5M is right`);
+}
+
+/** What io.max limits of a device: bytes and operations a second, read and written. */
+export type IoKey = "rbps" | "wbps" | "riops" | "wiops";
+
+/** A block device by its number or by its path on the worker, and its rates; 0 is no limit. */
+export interface IoMax {
+  readonly major?: bigint;
+  readonly minor?: bigint;
+  readonly path?: string;
+  readonly rates: readonly (readonly [IoKey, bigint])[];
+}
+
+/** `/dev/sda:rbps=1M,wiops=100`, `8:0:wbps=max`. Throws UsageError naming `flag`. */
+export function parseIoMax(flag: string, text: string): IoMax {
+  const [, device = "", list = ""] = /^(.+):([^:]*)$/s.exec(text) ?? [];
+  const [, major, minor] = /^(\d{1,9}):(\d{1,9})$/.exec(device) ?? [];
+  if (major === undefined && !device.startsWith("/"))
+    throw new UsageError(
+      `${flag} ${quoted(text)} names no device: /dev/sda:rbps=1M,wiops=100 or 8:0:wbps=max is right`,
+    );
+  const rates = list.split(",").map((pair): [IoKey, bigint] => {
+    const [name = "", rate = ""] = pair.split(/=(.*)/s);
+    const key = parseWord(`${flag} ${quoted(text)}:`, name, ["rbps", "wbps", "riops", "wiops"]);
+    if (rate === "max") return [key, 0n];
+    const value = (key.endsWith("bps") ? parseSizeBytes : parseRate)(`${flag} ${key}`, rate);
+    if (value > 0n) return [key, value];
+    throw new UsageError(`${flag} ${key} ${quoted(rate)} would stop all of it; max is no limit`);
+  });
+  return major === undefined || minor === undefined
+    ? { path: device, rates }
+    : { major: BigInt(major), minor: BigInt(minor), rates };
+}
+
 const CPU_PERIOD_US = 100_000;
 
 /** `0.5` CPUs as the quota in each period of 100 ms, both in µs; a quota below 1 ms is refused by the kernel. */

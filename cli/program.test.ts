@@ -57,6 +57,13 @@ function complaint(...argv: string[]): string {
 }
 
 describe("a command line", () => {
+  it("takes a lone dash for a value, as the word for stdin", () => {
+    expect(given("start", "--memory", "-", "-e", "-", "-d").text("memory")).toBe("-");
+    expect(given("start", "--memory", "-", "-e", "-", "-d")).toMatchObject({ operands: [] });
+    expect(given("start", "--memory", "-", "-e", "-", "-d").list("env")).toEqual(["-"]);
+    expect(complaint("start", "--memory", "-d")).toContain("--memory needs a value");
+  });
+
   it("leaves everything after the first -- to the job, word for word", () => {
     const words = ["sh", "-v", "--help", "007", "", "--", "--memory=1"];
     expect(given("start", "-d", "--", ...words)).toMatchObject({ words, operands: [] });

@@ -65,7 +65,8 @@ export function parse(program: Program, argv: readonly string[]): { command: Com
   }
   const flags = flagsOf(program, command);
   // sade ends the process where an operand is missing: the last word is there to be it, and is taken away again.
-  const line = ["", program.name, ...nameWords(command), ...rest.map((_, at) => plain(rest, at, flags)), "--", "."];
+  const joined = withDashes(rest, flags);
+  const line = ["", program.name, ...nameWords(command), ...joined.map((_, at) => plain(joined, at, flags)), "--", "."];
   const parsed: { readonly args: readonly unknown[] } | undefined = tree.parse(line, {
     lazy: true,
     string: flags.filter(({ value }) => value !== undefined).flatMap(names),
@@ -142,6 +143,15 @@ function flagsOf(program: Program, command: Command): readonly Flag[] {
 
 function option(tree: Sade, { name, short, value, about }: Flag): void {
   tree.option(short ? `-${short}, --${name}` : `--${name}`, value ? `${value}: ${about}` : about);
+}
+
+/** A lone dash, which stands for stdin, is a value; mri takes one only behind "=". */
+function withDashes(words: readonly string[], flags: readonly Flag[]): string[] {
+  const valued = new Set(flags.flatMap((flag) => (flag.value === undefined ? [] : names(flag).map(dashed))));
+  return words.flatMap((word, at) => {
+    if (word === "-" && valued.has(words[at - 1] ?? "")) return [];
+    return words[at + 1] === "-" && valued.has(word) ? [`${word}=-`] : [word];
+  });
 }
 
 /**

@@ -5,17 +5,9 @@ import { retrying } from "../../src/client/resume.ts";
 import { withClient } from "../connection.ts";
 import { EXIT } from "../exit.ts";
 import { print, printJson } from "../output.ts";
-import {
-  parseCount,
-  parseCpus,
-  parseDurationMs,
-  parseLimitBytes,
-  parsePairs,
-  parseSizeBytes,
-  toDuration,
-  UsageError,
-} from "../parse.ts";
+import { parseDurationMs, parsePairs, toDuration, UsageError } from "../parse.ts";
 import { type Given, optional } from "../program.ts";
+import { resources } from "../resources.ts";
 
 const TIMEOUT_MS = 60_000;
 /** A worker that restarts is away for a moment; one that is not there at all should be told of soon. */
@@ -57,25 +49,4 @@ export function startRequest(given: Given, env: NodeJS.ProcessEnv): StartInput {
     requestId: given.text("request-id") ?? randomUUID(),
     resources: resources(given),
   };
-}
-
-function resources(given: Given): StartInput["resources"] {
-  const cpus = optional(given, "cpus", parseCpus);
-  const shares = optional(given, "cpu-shares", (flag, text) => parseCount(flag, text, 2));
-  const limit = optional(given, "memory", parseLimitBytes);
-  const reservation = optional(given, "memory-reservation", parseSizeBytes);
-  const swap = optional(given, "memory-swap", parseLimitBytes);
-  const pids = optional(given, "pids", (flag, text) => parseCount(flag, text, -1));
-  const cpu = { ...cpus, ...(shares !== undefined && { shares }) };
-  const memory = {
-    ...(limit !== undefined && { limit }),
-    ...(reservation !== undefined && { reservation }),
-    ...(swap !== undefined && { swap }),
-  };
-  const asked = {
-    ...(Object.keys(cpu).length > 0 && { cpu }),
-    ...(Object.keys(memory).length > 0 && { memory }),
-    ...(pids !== undefined && { pids: { limit: pids } }),
-  };
-  return Object.keys(asked).length > 0 ? asked : undefined;
 }

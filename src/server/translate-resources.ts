@@ -5,6 +5,7 @@ import {
   type LinuxDeviceCgroup as ProtoDevice,
   type LinuxMemory as ProtoMemory,
   type LinuxNetwork as ProtoNetwork,
+  type LinuxThrottleDevice as ProtoThrottleDevice,
   type LinuxWeightDevice as ProtoWeightDevice,
 } from "../../proto/generated/jobs/v1/resources.ts";
 import type {
@@ -13,6 +14,7 @@ import type {
   LinuxDeviceCgroup,
   LinuxMemory,
   LinuxResources,
+  LinuxThrottleDevice,
   LinuxWeightDevice,
 } from "../worker/resources.ts";
 
@@ -61,15 +63,19 @@ function toBlockIO(from: ProtoBlockIo): LinuxBlockIO {
     weight: from.weight,
     leafWeight: from.leafWeight,
     weightDevice: filled(from.weightDevice.map(toWeightDevice)),
-    throttleReadBpsDevice: filled(from.throttleReadBpsDevice),
-    throttleWriteBpsDevice: filled(from.throttleWriteBpsDevice),
-    throttleReadIOPSDevice: filled(from.throttleReadIopsDevice),
-    throttleWriteIOPSDevice: filled(from.throttleWriteIopsDevice),
+    throttleReadBpsDevice: filled(from.throttleReadBpsDevice.map(toThrottleDevice)),
+    throttleWriteBpsDevice: filled(from.throttleWriteBpsDevice.map(toThrottleDevice)),
+    throttleReadIOPSDevice: filled(from.throttleReadIopsDevice.map(toThrottleDevice)),
+    throttleWriteIOPSDevice: filled(from.throttleWriteIopsDevice.map(toThrottleDevice)),
   });
 }
 
 function toWeightDevice({ major, minor, ...rest }: ProtoWeightDevice): LinuxWeightDevice {
   return { major, minor, ...defined(rest) };
+}
+
+function toThrottleDevice({ major, minor, rate, path }: ProtoThrottleDevice): LinuxThrottleDevice {
+  return { major, minor, rate, ...defined({ path }) };
 }
 
 /** The way back: what was asked for, as the API tells it. */

@@ -21,9 +21,9 @@ const EVERYTHING = ProtoResources.fromPartial({
   pids: { limit: 0n },
   blockIo: {
     weight: 10,
-    weightDevice: [{ major: 8n, minor: 0n, weight: 20 }],
+    weightDevice: [{ path: "/dev/sdb", weight: 20 }],
     throttleReadBpsDevice: [{ major: 8n, minor: 0n, rate: 1n }],
-    throttleWriteIopsDevice: [{ major: 8n, minor: 0n, rate: 2n }],
+    throttleWriteIopsDevice: [{ rate: 2n, path: "/dev/sda" }],
   },
   hugepageLimits: [{ pageSize: "2MB", limit: 1n }],
   network: { classId: 1, priorities: [{ name: "eth0", priority: 2 }] },
@@ -67,9 +67,9 @@ describe("a start", () => {
       pids: { limit: 0n },
       blockIO: {
         weight: 10,
-        weightDevice: [{ major: 8n, minor: 0n, weight: 20 }],
+        weightDevice: [{ major: 0n, minor: 0n, path: "/dev/sdb", weight: 20 }],
         throttleReadBpsDevice: [{ major: 8n, minor: 0n, rate: 1n }],
-        throttleWriteIOPSDevice: [{ major: 8n, minor: 0n, rate: 2n }],
+        throttleWriteIOPSDevice: [{ major: 0n, minor: 0n, rate: 2n, path: "/dev/sda" }],
       },
       hugepageLimits: [{ pageSize: "2MB", limit: 1n }],
       network: { classID: 1, priorities: [{ name: "eth0", priority: 2 }] },

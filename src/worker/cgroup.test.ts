@@ -5,6 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { createGroup, groupUsage, killGroup, openHierarchy, removeGroup, type Hierarchy } from "./cgroup.ts";
+import { CONTROLLERS } from "./limits/setting.ts";
 import { refused, rmGroup, runs, testDirectory, until } from "./testing.ts";
 
 /** A hierarchy of its own, gone in the end with all that runs in it. */
@@ -18,6 +19,14 @@ function testHierarchy(): AsyncDisposable & { readonly path: string } {
       await removeGroup(host.path);
     },
   };
+}
+
+/** A group as a service manager makes one: no controller is turned on in it, so that processes may sit there. */
+function testUnit(): AsyncDisposable & { readonly path: string } {
+  const hierarchy = testHierarchy();
+  const path = join(hierarchy.path, "unit");
+  createGroup(path, []);
+  return { path, [Symbol.asyncDispose]: () => hierarchy[Symbol.asyncDispose]() };
 }
 
 async function inGroup(group: string, script: string): Promise<ChildProcess & { readonly line: string }> {
@@ -74,6 +83,13 @@ function withCgroups({ path: own, controllers }: Hierarchy & { readonly kind: "c
       expect(new Set(told)).toEqual(controllers);
     });
 
+    test("turns on each controller of its parent's that limits jobs", async () => {
+      await using hierarchy = testHierarchy();
+      const available = readFileSync(join(hierarchy.path, "cgroup.controllers"), "utf8").split(/\s+/);
+      const known: readonly string[] = CONTROLLERS;
+      expect(controllers).toEqual(new Set(available.filter((name) => known.includes(name))));
+    });
+
     test("can be opened again, and in a parent that is named", async () => {
       await using parent = testHierarchy();
       const path = join(parent.path, "jobs");
@@ -81,7 +97,7 @@ function withCgroups({ path: own, controllers }: Hierarchy & { readonly kind: "c
     });
 
     test("is no group's that holds other processes' controllers: a daemon alone in its group leaves it for a leaf", async () => {
-      await using unit = testHierarchy();
+      await using unit = testUnit();
       const program = `
         import { openHierarchy } from ${JSON.stringify(join(import.meta.dirname, "cgroup.ts"))};
         console.log(JSON.stringify({ pid: process.pid, host: openHierarchy("jobs") }));
@@ -98,7 +114,7 @@ function withCgroups({ path: own, controllers }: Hierarchy & { readonly kind: "c
     });
 
     test("moves no stranger: where others sit beside the daemon, all stay where they are", async () => {
-      await using unit = testHierarchy();
+      await using unit = testUnit();
       const stranger = await inGroup(unit.path, "echo there; exec sleep 1000");
       const program = `
         import { openHierarchy } from ${JSON.stringify(join(import.meta.dirname, "cgroup.ts"))};
@@ -132,7 +148,7 @@ function withCgroups({ path: own, controllers }: Hierarchy & { readonly kind: "c
 
     test.each([
       ["cgroup.max.depth", "many", "EINVAL"],
-      ["no.such.file", "1", /E(ACCES|PERM)/],
+      ["no.such.file", "1", "ENOENT"],
     ])("is not made at all when the kernel refuses %s = %s", async (file, value, errno) => {
       await using hierarchy = testHierarchy();
       const path = join(hierarchy.path, "a");
@@ -148,6 +164,21 @@ function withCgroups({ path: own, controllers }: Hierarchy & { readonly kind: "c
       });
       expect(error.message).toContain(`${value} for ${file}`);
       expect(existsSync(path)).toBe(false);
+    });
+
+    test("is made without a limit that a kernel without its file keeps anyway, and with no other error let pass", async () => {
+      await using hierarchy = testHierarchy();
+      const path = join(hierarchy.path, "a");
+      const missing = { file: "no.such.file", value: "0", optional: true } as const;
+      expect(createGroup(path, [missing, { file: "cgroup.max.depth", value: "5" }])).toEqual(
+        new Map([["cgroup.max.depth", "5"]]),
+      );
+      await removeGroup(path);
+      const wrong = { file: "cgroup.max.depth", value: "many", optional: true, field: "resources.x" } as const;
+      expect(await refused(() => createGroup(path, [wrong]))).toMatchObject({
+        field: "resources.x",
+        facts: { errno: "EINVAL" },
+      });
     });
 
     test("is killed whole: what left its session, what forks on, what ignores signals, what moved to a group below", async () => {

@@ -1,21 +1,24 @@
 import { watch } from "node:fs";
 import {
   accessSync,
+  closeSync,
   constants,
   existsSync,
   mkdirSync,
+  openSync,
   readFileSync,
   readdirSync,
   rmdirSync,
   writeFileSync,
+  writeSync,
 } from "node:fs";
 import { join } from "node:path";
 import { JobError } from "./errors.ts";
 import type { Usage } from "./job.ts";
-import type { Setting } from "./resources.ts";
+import { CONTROLLERS, type Setting } from "./limits/setting.ts";
 
-/** Controllers that jobs are limited or measured by. */
-const CONTROLLERS = ["cpu", "memory", "pids", "io"] as const;
+/** A setting, of which only the supervisor's tests know no more than the file. */
+type Written = Pick<Setting, "file" | "value"> & Partial<Setting>;
 
 /** Where jobs' groups are made, or why there are none on this host. */
 export type Hierarchy =
@@ -79,17 +82,21 @@ function vacate(path: string): void {
   }
 }
 
+/** All at once, which is one walk of the kernel over the tree, and one by one where one of them cannot be had. */
 function enable(path: string): Set<string> {
+  const file = join(path, "cgroup.subtree_control");
+  const on = new Set(words(file));
   const available = new Set(words(join(path, "cgroup.controllers")));
-  for (const controller of CONTROLLERS) {
-    if (!available.has(controller) || words(join(path, "cgroup.subtree_control")).includes(controller)) continue;
+  const wanted = CONTROLLERS.filter((controller) => available.has(controller) && !on.has(controller));
+  for (const names of [wanted, ...wanted.map((controller) => [controller])]) {
     try {
-      writeFileSync(join(path, "cgroup.subtree_control"), `+${controller}`);
+      if (names.length > 0) writeFileSync(file, names.map((name) => `+${name}`).join(" "));
+      if (names === wanted) break;
     } catch {
       // Not delegated, or the group is not empty: limits that need it are refused by name.
     }
   }
-  return new Set(words(join(path, "cgroup.subtree_control")));
+  return new Set(words(file));
 }
 
 /**
@@ -118,28 +125,46 @@ export function openHierarchy(name: string, parent?: string): Hierarchy {
   }
 }
 
-/** Makes a group and writes its limits; if one fails, nothing stays. Returns each file's content read back. */
-export function createGroup(path: string, settings: readonly Pick<Setting, "file" | "value">[]): Map<string, string> {
+/** Without O_CREAT: a file that is not there is told as such, and not as one that may not be made. */
+function writeOnce(path: string, value: string): void {
+  const fd = openSync(path, constants.O_WRONLY);
+  try {
+    writeSync(fd, value);
+  } finally {
+    closeSync(fd);
+  }
+}
+
+/**
+ * Makes a group and writes its limits, one write(2) a value; if one fails, nothing stays, and JobError `unsupported`
+ * names its file, value and errno. Returns each file's content read back.
+ */
+export function createGroup(path: string, settings: readonly Written[]): Map<string, string> {
   mkdirSync(path);
-  for (const { file, value } of settings) {
+  for (const { file, value, field, optional } of settings) {
     try {
-      writeFileSync(join(path, file), value);
+      writeOnce(join(path, file), value);
     } catch (error) {
-      rmdirSync(path);
       const errno = error instanceof Error && "code" in error ? String(error.code) : "unknown";
+      if (optional && errno === "ENOENT") continue;
+      rmdirSync(path);
       throw new JobError("unsupported", `the kernel refused ${value} for ${file} (${errno})`, {
+        ...(field !== undefined && { field }),
         facts: { stage: "cgroup", file, value, errno },
         cause: error,
       });
     }
   }
-  return readLimits(path, settings);
+  return readLimits(
+    path,
+    settings.map(({ file }) => file),
+  );
 }
 
-/** What the kernel has in the files of `settings`, as far as they are there. */
-export function readLimits(path: string, settings: readonly Pick<Setting, "file">[]): Map<string, string> {
+/** What the kernel has in `files`, as far as they are there. */
+export function readLimits(path: string, files: Iterable<string>): Map<string, string> {
   const limits = new Map<string, string>();
-  for (const { file } of settings) {
+  for (const file of files) {
     try {
       limits.set(file, readFileSync(join(path, file), "utf8").trim());
     } catch {

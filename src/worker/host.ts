@@ -1,6 +1,6 @@
 import type { Hierarchy } from "./cgroup.ts";
 import { JobError } from "./errors.ts";
-import type { Setting } from "./resources.ts";
+import type { Setting } from "./limits/setting.ts";
 
 /* What this host can enforce, as people are told. */
 

@@ -44,6 +44,19 @@ async function spawnerOf(pid: number): Promise<number> {
 }
 
 describe.each(modes)("a worker %s that is closed and opened again", (_mode, options) => {
+  test("tells a running job's limits as the kernel has them, by whatever controller this host has", async () => {
+    await using worker = await testWorker(options);
+    const [resources] = [
+      ["pids", { pids: { limit: 20n } }] as const,
+      ["hugetlb", { hugepageLimits: [{ pageSize: "2MB", limit: 0n }] }] as const,
+    ].flatMap(([controller, resources]) => (worker.host.includes(controller) ? [resources] : []));
+    const { job } = await worker.start({ ...waits, ...(resources && { resources }) });
+    expect(job.limits.size > 0).toBe(resources !== undefined);
+    await worker.close();
+    await using again = await testWorker({ ...options, stateDir: worker.stateDir });
+    expect(again.query(job.id).limits).toEqual(job.limits);
+  });
+
   test("has its running jobs as they were, can stop them, and their output goes on where it was", async () => {
     await using worker = await testWorker(options);
     using files = testDirectory();

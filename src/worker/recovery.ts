@@ -5,7 +5,6 @@ import { track, type Context } from "./context.ts";
 import { gone } from "./end.ts";
 import { readExit } from "./exit.ts";
 import type { Record as Kept } from "./journal.ts";
-import { settingsOf } from "./resources.ts";
 import { startOf } from "./running.ts";
 import { SPARE } from "./spare.ts";
 
@@ -44,7 +43,7 @@ function takeUp(context: Context, { job, stoppedBy }: Kept): void {
       state: stoppedBy === undefined ? "running" : "stopping",
       pid: started.pid,
       startedAt: started.at,
-      limits: entry.group === undefined ? job.limits : readLimits(entry.group, settingsOf(job.resources ?? {})),
+      limits: entry.group === undefined ? job.limits : readLimits(entry.group, job.limits.keys()),
     };
   entry.launched.resolve();
   if (journal.rebooted) gone(context, entry);

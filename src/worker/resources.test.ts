@@ -1,84 +1,75 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { cpuWeight, settingsOf, type LinuxResources } from "./resources.ts";
+import { CONTROLLERS, type Host } from "./limits/setting.ts";
+import { bfq, testHost } from "./limits/testing.ts";
+import { settingsOf, type LinuxResources } from "./resources.ts";
 import { modes, refused, run, testWorker } from "./testing.ts";
 
 /** What would be written, as `file value` lines. */
 function written(resources: LinuxResources): string[] {
-  return settingsOf(resources).map(({ file, value }) => `${file} ${value}`);
+  return settingsOf(resources, testHost()).map(({ file, value }) => `${file} ${value}`);
 }
 
-describe("cpu", () => {
-  // The vectors of opencontainers/cgroups and crun.
-  test.each([
-    [2n, 1n],
-    [3n, 2n],
-    [100n, 17n],
-    [256n, 35n],
-    [512n, 59n],
-    [1000n, 99n],
-    [1024n, 100n],
-    [2048n, 174n],
-    [4096n, 303n],
-    [65536n, 3023n],
-    [262143n, 10000n],
-    [262144n, 10000n],
-  ])("%d shares are a weight of %d", (shares, weight) => {
-    expect(cpuWeight(shares)).toBe(weight);
-    expect(written({ cpu: { shares } })).toEqual([`cpu.weight ${weight}`]);
-  });
-
-  test.each([
-    [{ quota: 50_000n, period: 200_000n }, "50000 200000"],
-    [{ quota: 50_000n }, "50000 100000"],
-    [{ period: 200_000n }, "max 200000"],
-    [{ quota: -1n }, "max 100000"],
-    [{ quota: -1n, period: 1000n }, "max 1000"],
-    [{ quota: 1000n, period: 1_000_000n }, "1000 1000000"],
-  ])("%o is cpu.max %s", (cpu, value) => {
-    expect(written({ cpu })).toEqual([`cpu.max ${value}`]);
-  });
-});
-
-describe("memory", () => {
-  const MIB = 1024n * 1024n;
-  test.each<[LinuxResources["memory"] & object, string[]]>([
-    [{ limit: MIB }, ["memory.max 1048576", "memory.oom.group 1"]],
-    [{ limit: -1n }, ["memory.max max"]],
-    [{ reservation: MIB }, ["memory.low 1048576"]],
-    [{ reservation: -1n }, ["memory.low max"]],
-    [{ limit: MIB, swap: 3n * MIB }, ["memory.swap.max 2097152", "memory.max 1048576", "memory.oom.group 1"]],
-    [{ limit: MIB, swap: MIB }, ["memory.swap.max 0", "memory.max 1048576", "memory.oom.group 1"]],
-    [{ limit: MIB, swap: -1n }, ["memory.swap.max max", "memory.max 1048576", "memory.oom.group 1"]],
-    [{ limit: -1n, swap: MIB }, ["memory.swap.max 1048576", "memory.max max"]],
-    [{ swap: -1n }, ["memory.swap.max max"]],
-    [{ limit: 2n ** 53n + 1n }, ["memory.max 9007199254740993", "memory.oom.group 1"]],
-  ])("%o is written swap first, and the whole job is one victim where there is a limit", (memory, files) => {
-    expect(written({ memory })).toEqual(files);
-  });
-
-  test("swap below the limit that it includes, or without one, is refused", async () => {
-    for (const memory of [{ limit: MIB, swap: MIB - 1n }, { swap: MIB }])
-      expect(await refused(() => settingsOf({ memory }))).toMatchObject({
-        code: "invalid",
-        field: "resources.memory.swap",
-      });
-  });
-});
-
-test("pids.limit is pids.max, and -1 is none", () => {
+test("pids.limit is pids.max, -1 is none, 0 a job that cannot fork, and absent nothing", () => {
   expect(written({ pids: { limit: 7n } })).toEqual(["pids.max 7"]);
   expect(written({ pids: { limit: -1n } })).toEqual(["pids.max max"]);
+  expect(written({ pids: { limit: 0n } })).toEqual(["pids.max 1"]);
+  expect(written({ pids: {} })).toEqual([]);
 });
 
-test("pids come first, then memory, then cpu", () => {
-  const files = settingsOf({ cpu: { shares: 2n }, memory: { limit: 4096n }, pids: { limit: 1n } });
-  expect(files.map(({ controller }) => controller)).toEqual(["pids", "memory", "memory", "cpu"]);
+/** Every field that is converted. */
+const EVERYTHING: LinuxResources = {
+  unified: { "memory.high": "1", "misc.max": "sev 1" },
+  rdma: { mlx5_1: { hcaHandles: 1, hcaObjects: 2 } },
+  hugepageLimits: [{ pageSize: "2MB", limit: 0n }],
+  cpu: { shares: 2n, quota: 1000n, period: 1000n, burst: 0n, idle: 0n, cpus: "0", mems: "0" },
+  blockIO: {
+    weight: 10,
+    weightDevice: [{ major: 8n, minor: 0n, weight: 10 }],
+    throttleReadBpsDevice: [{ major: 8n, minor: 0n, rate: 1n }],
+    throttleWriteBpsDevice: [{ major: 8n, minor: 0n, rate: 2n }],
+    throttleReadIOPSDevice: [{ major: 8n, minor: 0n, rate: 3n }],
+    throttleWriteIOPSDevice: [{ major: 0n, minor: 0n, path: "/dev/sda1", rate: 0n }],
+  },
+  memory: { limit: 8192n, swap: 8192n, reservation: 4096n, checkBeforeUpdate: true },
+  pids: { limit: 1n },
+};
+
+test("all of it is written in the order of opencontainers/cgroups", () => {
+  expect(settingsOf(EVERYTHING, testHost(bfq)).map(({ file, value }) => `${file} ${value}`)).toEqual([
+    "pids.max 1",
+    "memory.swap.max 0",
+    "memory.max 8192",
+    "memory.oom.group 1",
+    "memory.low 4096",
+    "io.bfq.weight 10",
+    "io.bfq.weight 8:0 10",
+    "io.max 8:0 rbps=1",
+    "io.max 8:0 wbps=2",
+    "io.max 8:0 riops=3",
+    "io.max 8:0 wiops=max",
+    "cpu.idle 0",
+    "cpu.weight 1",
+    "cpu.max 1000 1000",
+    "cpu.max.burst 0",
+    "cpuset.cpus 0",
+    "cpuset.mems 0",
+    "hugetlb.2MB.max 0",
+    "hugetlb.2MB.rsvd.max 0",
+    "rdma.max mlx5_1 hca_handle=1 hca_object=2",
+    "memory.high 1",
+    "misc.max sev 1",
+  ]);
 });
 
 test("nothing asked for is nothing written", () => {
-  expect(settingsOf({})).toEqual([]);
-  expect(settingsOf({ cpu: {}, memory: {}, pids: {}, devices: [], blockIO: {}, unified: {} })).toEqual([]);
+  expect(settingsOf({}, testHost())).toEqual([]);
+  expect(
+    settingsOf(
+      { cpu: {}, memory: {}, pids: {}, devices: [], blockIO: {}, network: {}, rdma: {}, unified: {} },
+      testHost(),
+    ),
+  ).toEqual([]);
 });
 
 describe("a value that is no limit is refused, naming its field", () => {
@@ -87,11 +78,11 @@ describe("a value that is no limit is refused, naming its field", () => {
       ["memory.limit", { memory: { limit: value } }],
       ["memory.reservation", { memory: { reservation: value } }],
       ["memory.swap", { memory: { limit: -1n, swap: value } }],
-      ["pids.limit", { pids: { limit: value } }],
       ["cpu.quota", { cpu: { quota: value } }],
       ["cpu.period", { cpu: { period: value } }],
       ["cpu.shares", { cpu: { shares: value } }],
     ]),
+    ["pids.limit", { pids: { limit: -2n } }],
     ["cpu.shares", { cpu: { shares: 1n } }],
     ["cpu.shares", { cpu: { shares: 262145n } }],
     ["cpu.quota", { cpu: { quota: 999n } }],
@@ -101,154 +92,244 @@ describe("a value that is no limit is refused, naming its field", () => {
     ["cpu.period", { cpu: { period: -1n } }],
     ["pids.limit", { pids: { limit: 4_194_305n } }],
   ])("%s: %o", async (field, resources) => {
-    const error = await refused(() => settingsOf(resources));
+    const error = await refused(() => settingsOf(resources, testHost()));
     expect(error).toMatchObject({ code: "invalid", field: `resources.${field}` });
     expect(error.message).toContain(`resources.${field}: `);
   });
 });
 
-/** Every field of the OCI message that is not converted yet, each alone. */
-const UNSUPPORTED: readonly (readonly [string, LinuxResources])[] = [
-  ["devices", { devices: [{ allow: false }] }],
-  ["memory.kernel", { memory: { kernel: 1n } }],
-  ["memory.kernelTCP", { memory: { kernelTCP: 1n } }],
-  ["memory.swappiness", { memory: { swappiness: 0n } }],
-  ["memory.disableOOMKiller", { memory: { disableOOMKiller: false } }],
-  ["memory.useHierarchy", { memory: { useHierarchy: true } }],
-  ["memory.checkBeforeUpdate", { memory: { checkBeforeUpdate: true } }],
-  ["cpu.burst", { cpu: { burst: 1n } }],
-  ["cpu.realtimeRuntime", { cpu: { realtimeRuntime: 1n } }],
-  ["cpu.realtimePeriod", { cpu: { realtimePeriod: 1n } }],
-  ["cpu.cpus", { cpu: { cpus: "0" } }],
-  ["cpu.mems", { cpu: { mems: "0" } }],
-  ["cpu.idle", { cpu: { idle: 0n } }],
-  ["blockIO.weight", { blockIO: { weight: 10 } }],
-  ["blockIO.leafWeight", { blockIO: { leafWeight: 10 } }],
-  ["blockIO.weightDevice", { blockIO: { weightDevice: [{ major: 8n, minor: 0n, weight: 10 }] } }],
-  ["blockIO.throttleReadBpsDevice", { blockIO: { throttleReadBpsDevice: [{ major: 8n, minor: 0n, rate: 1n }] } }],
-  ["blockIO.throttleWriteBpsDevice", { blockIO: { throttleWriteBpsDevice: [{ major: 8n, minor: 0n, rate: 1n }] } }],
-  ["blockIO.throttleReadIOPSDevice", { blockIO: { throttleReadIOPSDevice: [{ major: 8n, minor: 0n, rate: 1n }] } }],
-  ["blockIO.throttleWriteIOPSDevice", { blockIO: { throttleWriteIOPSDevice: [{ major: 8n, minor: 0n, rate: 1n }] } }],
-  ["hugepageLimits", { hugepageLimits: [{ pageSize: "2MB", limit: 0n }] }],
-  ["network.classID", { network: { classID: 0 } }],
-  ["network.priorities", { network: { priorities: [{ name: "lo", priority: 1 }] } }],
-  ["rdma", { rdma: { mlx5_1: { hcaHandles: 1 } } }],
-  ["unified", { unified: { "memory.high": "1" } }],
+/** Every field of the OCI message that is not converted, each alone, and why. */
+const UNSUPPORTED: readonly (readonly [string, string, LinuxResources])[] = [
+  ["devices", "not supported", { devices: [{ allow: false }] }],
+  ["memory.kernel", "cgroup v2 has no file", { memory: { kernel: 1n } }],
+  ["memory.kernelTCP", "cgroup v2 has no file", { memory: { kernelTCP: 1n } }],
+  ["memory.swappiness", "cgroup v2 has no file", { memory: { swappiness: 0n } }],
+  ["memory.disableOOMKiller", "cgroup v2 has no file", { memory: { disableOOMKiller: false } }],
+  ["memory.useHierarchy", "cgroup v2 has no file", { memory: { useHierarchy: true } }],
+  ["cpu.realtimeRuntime", "cgroup v2 has no file", { cpu: { realtimeRuntime: 1n } }],
+  ["cpu.realtimePeriod", "cgroup v2 has no file", { cpu: { realtimePeriod: 1n } }],
+  ["blockIO.leafWeight", "cgroup v2 has no file", { blockIO: { leafWeight: 10 } }],
+  ["network.classID", "cgroup v2 has no file", { network: { classID: 0 } }],
+  ["network.priorities", "cgroup v2 has no file", { network: { priorities: [{ name: "lo", priority: 1 }] } }],
+  // Of a caller without types.
+  ["memory.size", "not supported", { memory: Object.fromEntries([["size", 1n]]) }],
+  ["gpus", "not supported", Object.fromEntries([["gpus", 1]])],
 ];
 
-test.each(UNSUPPORTED)("%s is refused by name, alone and beside what is supported", async (name, resources) => {
-  const supported: LinuxResources = { cpu: { shares: 2n }, memory: { limit: 4096n }, pids: { limit: 1n } };
-  for (const asked of [
-    resources,
-    {
-      ...supported,
-      ...resources,
-      cpu: { ...supported.cpu, ...resources.cpu },
-      memory: { ...supported.memory, ...resources.memory },
-    },
-  ]) {
-    const error = await refused(() => settingsOf(asked));
-    expect(error.code).toBe("unsupported");
-    const group = name.split(".")[0];
-    expect([`resources.${name}`, `resources.${group}`]).toContain(error.field);
-    expect(error.message).toContain(error.field);
-  }
-});
+test.each(UNSUPPORTED)(
+  "%s is refused by name, alone and beside all that is supported",
+  async (name, why, resources) => {
+    for (const asked of [
+      resources,
+      {
+        ...EVERYTHING,
+        ...resources,
+        cpu: { ...EVERYTHING.cpu, ...resources.cpu },
+        memory: { ...EVERYTHING.memory, ...resources.memory },
+        blockIO: { ...EVERYTHING.blockIO, ...resources.blockIO },
+      },
+    ]) {
+      const error = await refused(() => settingsOf(asked, testHost(bfq)));
+      expect(error).toMatchObject({ code: "unsupported", field: `resources.${name}` });
+      expect(error.message).toContain(`resources.${name}: ${why}`);
+    }
+  },
+);
 
 describe("whatever is asked for", () => {
   // Around every edge, and anywhere.
-  const edges = [
-    -1n,
-    0n,
-    1n,
-    2n,
-    999n,
-    1000n,
-    100_000n,
-    262_144n,
-    1_000_000n,
-    4_194_304n,
-    2n ** 44n,
-    2n ** 53n,
-    2n ** 63n,
-  ];
+  const edges = [-1n, 0n, 1n, 2n, 1000n, 100_000n, 262_144n, 1_000_000n, 4_194_304n].concat(
+    [44n, 53n, 63n, 64n].map((power) => 2n ** power),
+  );
   const quantity = fc.oneof(
     fc.constantFrom(...edges.flatMap((edge) => [edge - 1n, edge, edge + 1n])),
     fc.bigInt(-(2n ** 64n), 2n ** 64n),
-    fc.bigInt(1n, 300_000n),
+    { arbitrary: fc.bigInt(1n, 300_000n), weight: 4 },
   );
-  const group = (...keys: string[]) =>
-    fc.record(Object.fromEntries(keys.map((key) => [key, quantity])), { requiredKeys: [] });
-  const resources: fc.Arbitrary<LinuxResources> = fc.record(
-    { cpu: group("shares", "quota", "period"), memory: group("limit", "reservation", "swap"), pids: group("limit") },
-    { requiredKeys: [] },
+  const some = <T>(shape: { [K in keyof T]: fc.Arbitrary<T[K]> }) => fc.record(shape, { requiredKeys: [] });
+  /** Most of it right: of some forty fields one that is wrong is enough. */
+  const mostly = <T>(right: fc.Arbitrary<T>, ...rest: fc.Arbitrary<T>[]): fc.Arbitrary<T> =>
+    fc.oneof({ arbitrary: right, weight: 60 }, ...rest);
+  const amount = (least: bigint, most: bigint) => mostly(fc.bigInt(least, most), quantity);
+  const small = (least: number, most: number) =>
+    mostly(fc.integer({ min: least, max: most }), fc.integer({ min: -1, max: most + 1 }), fc.double());
+  const list = (...right: string[]) => mostly(fc.constantFrom(...right), fc.constantFrom("0-63", ""), fc.string());
+  const device = fc.oneof(
+    fc.record({ major: amount(0n, 4095n), minor: amount(0n, 1000n) }),
+    fc.record({
+      major: fc.constant(0n),
+      minor: mostly(fc.constant(0n), fc.constant(1n)),
+      path: mostly(fc.constantFrom("/dev/sda", "/dev/sda1"), fc.constantFrom("/dev/null", "x")),
+    }),
   );
+  const throttles = fc.array(
+    fc.tuple(device, amount(0n, 2n ** 64n - 1n)).map(([device, rate]) => Object.assign({}, device, { rate })),
+    { maxLength: 2 },
+  );
+  const weightDevice = fc
+    .tuple(
+      device,
+      mostly<{ weight?: number; leafWeight?: number }>(
+        some({ weight: small(10, 1000) }),
+        some({ leafWeight: small(10, 1000) }),
+      ),
+    )
+    .map(([device, weights]) => Object.assign({}, device, weights));
+  const names = mostly(
+    fc.constantFrom("memory.high", "io.max", "hugetlb.2MB.max", "cpu.max", "misc.max"),
+    fc.constantFrom("cgroup.procs", "../cpu.max"),
+    fc.string(),
+  );
+  const memory = {
+    limit: amount(4096n, 8192n),
+    reservation: amount(1n, 2n ** 63n - 1n),
+    swap: amount(8192n, 2n ** 63n - 1n),
+    checkBeforeUpdate: fc.boolean(),
+  };
+  const cpu = {
+    shares: amount(2n, 262_144n),
+    quota: amount(1000n, 300_000n),
+    period: amount(1000n, 1_000_000n),
+    burst: amount(0n, 1000n),
+    idle: fc.constantFrom(0n, 1n),
+  };
+  const v1Memory = { kernel: quantity, kernelTCP: quantity, swappiness: quantity, useHierarchy: fc.boolean() };
+  const resources: fc.Arbitrary<LinuxResources> = some<LinuxResources>({
+    devices: mostly<{ allow: boolean }[]>(fc.constant([]), fc.array(fc.record({ allow: fc.boolean() }))),
+    pids: some({ limit: amount(0n, 4_194_304n) }),
+    memory: mostly<NonNullable<LinuxResources["memory"]>>(some(memory), some(v1Memory)),
+    cpu: mostly<NonNullable<LinuxResources["cpu"]>>(
+      some({ ...cpu, cpus: list("0", "0-3", "8,0-1"), mems: list("0", "0-1") }),
+      some({ ...cpu, realtimeRuntime: quantity, realtimePeriod: quantity }),
+    ),
+    blockIO: some({
+      weight: small(10, 1000),
+      weightDevice: fc.array(weightDevice, { maxLength: 1 }),
+      throttleReadBpsDevice: throttles,
+      throttleWriteBpsDevice: throttles,
+      throttleReadIOPSDevice: throttles,
+      throttleWriteIOPSDevice: throttles,
+    }),
+    hugepageLimits: fc.array(
+      fc.record({ pageSize: mostly(fc.constantFrom("2MB", "1GB"), fc.string()), limit: amount(0n, 2n ** 64n - 1n) }),
+      { maxLength: 2 },
+    ),
+    network: mostly<NonNullable<LinuxResources["network"]>>(fc.constant({}), some({ classID: small(0, 1) })),
+    rdma: fc.dictionary(
+      mostly(fc.constantFrom("mlx5_1", "mlx5_2"), fc.string()),
+      mostly<{ hcaHandles?: number; hcaObjects?: number }>(
+        fc.record({ hcaHandles: small(0, 2 ** 31 - 1) }),
+        some({ hcaObjects: small(0, 2 ** 31 - 1) }),
+      ),
+      { maxKeys: 2 },
+    ),
+    unified: fc.dictionary(names, mostly(fc.constantFrom("max", "1\n2\n", "8:0 rbps=1"), fc.string()), { maxKeys: 2 }),
+  });
+  const host: fc.Arbitrary<Host> = fc
+    .tuple(fc.boolean(), fc.boolean())
+    .map(([hasBfq, told]) => testHost({ ...(hasBfq && bfq), ...(!told && { allowed: () => undefined }) }));
 
-  /** What the kernel's parsers take: cgroup-v2.rst, kernel/sched/core.c, kernel/cgroup/pids.c, mm/page_counter.c. */
-  const between = (value: string | undefined, least: bigint, most: bigint): boolean =>
+  const within = (value: string | undefined, least: bigint, most: bigint): boolean =>
     value !== undefined && /^\d+$/.test(value) && BigInt(value) >= least && BigInt(value) <= most;
+  const atMost = (least: bigint, most: bigint) => (value: string) => value === "max" || within(value, least, most);
+  const bytes = atMost(1n, 2n ** 63n - 1n);
+  const cpuMax = /^(max|\d+) (\d+)$/;
+  /** What the kernel's parsers take: cgroup-v2.rst, kernel/sched/core.c, kernel/cgroup/pids.c, mm/page_counter.c. */
   const SYNTAX: Readonly<Record<string, (value: string) => boolean>> = {
-    "cpu.weight": (value) => between(value, 1n, 10_000n),
-    "cpu.max": (value) => {
-      const [quota, period, ...rest] = value.split(" ");
-      return (
-        (quota === "max" || between(quota, 1000n, 2n ** 44n - 1n)) &&
-        between(period, 1000n, 1_000_000n) &&
-        rest.length === 0
-      );
-    },
-    "memory.max": (value) => value === "max" || between(value, 1n, 2n ** 63n - 1n),
-    "memory.low": (value) => value === "max" || between(value, 1n, 2n ** 63n - 1n),
-    "memory.swap.max": (value) => value === "max" || between(value, 0n, 2n ** 63n - 1n),
+    "pids.max": atMost(1n, 4_194_304n),
+    "memory.swap.max": atMost(0n, 2n ** 63n - 1n),
+    "memory.max": bytes,
     "memory.oom.group": (value) => value === "1",
-    "pids.max": (value) => value === "max" || between(value, 1n, 4_194_304n),
+    "memory.low": bytes,
+    "io.weight": (value) => within(value, 1n, 10_000n),
+    "io.bfq.weight": (value) => /^(\d+:\d+ )?\d{2,4}$/.test(value) && within(value.split(" ").at(-1), 10n, 1000n),
+    "io.max": (value) => {
+      const [, rate] = /^\d+:\d+ [rw](?:bps|iops)=(max|\d+)$/.exec(value) ?? [];
+      return rate === "max" || within(rate, 1n, 2n ** 64n - 1n);
+    },
+    "cpu.idle": (value) => /^[01]$/.test(value),
+    "cpu.weight": (value) => within(value, 1n, 10_000n),
+    "cpu.max": (value) => {
+      const [, quota, period] = cpuMax.exec(value) ?? [];
+      return (quota === "max" || within(quota, 1000n, 2n ** 44n - 1n)) && within(period, 1000n, 1_000_000n);
+    },
+    "cpu.max.burst": (value) => within(value, 0n, 2n ** 44n - 1n),
+    "cpuset.cpus": (value) => /^[\d,-]+$/.test(value),
+    "cpuset.mems": (value) => /^[\d,-]+$/.test(value),
+    "hugetlb.2MB.max": (value) => within(value, 0n, 2n ** 64n - 1n),
+    "hugetlb.2MB.rsvd.max": (value) => within(value, 0n, 2n ** 64n - 1n),
+    "hugetlb.1GB.max": (value) => within(value, 0n, 2n ** 64n - 1n),
+    "hugetlb.1GB.rsvd.max": (value) => within(value, 0n, 2n ** 64n - 1n),
+    "rdma.max": (value) => /^[\w.:-]+( hca_(handle|object)=\d+){1,2}$/.test(value),
   };
-  /** The file that each field ends in. */
-  const FILES: Readonly<Record<string, string>> = {
-    "cpu.shares": "cpu.weight",
-    "cpu.quota": "cpu.max",
-    "cpu.period": "cpu.max",
-    "memory.limit": "memory.max",
-    "memory.reservation": "memory.low",
-    "memory.swap": "memory.swap.max",
-    "pids.limit": "pids.max",
-  };
+  const ORDER = ["pids", "memory", "io", "cpu", "cpuset", "hugetlb", "rdma"];
 
-  test("is written as the kernel reads it, all of it, once a file, or refused by a field that was asked for", () => {
+  test("is written as the kernel reads it, in order and within its controllers, or refused by a field that was asked for", () => {
     let accepted = 0;
     fc.assert(
-      fc.property(resources, (asked) => {
-        const fields = Object.entries(asked).flatMap(([name, values]) =>
-          Object.keys(values).map((key) => `${name}.${key}`),
-        );
+      fc.property(resources, host, (asked, host) => {
+        const groups = Object.keys(asked);
         let settings;
         try {
-          settings = settingsOf(asked);
+          settings = settingsOf(asked, host);
         } catch (error) {
           expect(error).toMatchObject({
-            code: "invalid",
-            field: expect.toSatisfy((field: string) => fields.includes(field.slice(10))),
+            name: "JobError",
+            code: expect.stringMatching(/^(invalid|unsupported)$/),
+            field: expect.toSatisfy((field: string) => groups.includes(/^resources\.(\w+)/.exec(field)?.[1] ?? "")),
           });
           return;
         }
         accepted++;
-        const files = settings.map(({ file }) => file);
-        expect(new Set(files).size).toBe(files.length);
-        for (const field of fields) expect(files).toContain(FILES[field]);
-        for (const { file, value, field, controller } of settings) {
+        const own = settings.filter(({ field }) => !field.startsWith("resources.unified"));
+        expect(settings.slice(0, own.length)).toEqual(own);
+        const places = own.map(({ controller }) => ORDER.indexOf(controller));
+        expect(places).toEqual(places.toSorted((a, b) => a - b));
+        for (const { file, value } of own)
           expect({ file, value, allowed: SYNTAX[file]?.(value) }).toEqual({ file, value, allowed: true });
-          expect(fields).toContain(field.slice("resources.".length));
-          expect(file.startsWith(`${controller}.`)).toBe(true);
+        for (const { file, value, controller, field } of settings) {
+          expect(file).toMatch(new RegExp(`^${controller}(\\.\\w+)+$`));
+          expect(CONTROLLERS).toContain(controller);
+          expect(value).toMatch(/^[^\n]+$/);
+          expect(groups).toContain(/^resources\.(\w+)/.exec(field)?.[1]);
         }
+      }),
+      { numRuns: 5000 },
+    );
+    expect(accepted).toBeGreaterThan(500);
+  });
+
+  const WRITTEN: Readonly<Record<string, (key: string) => string>> = {
+    memory: (key) => ({ limit: "memory.max", reservation: "memory.low", swap: "memory.swap.max" })[key] ?? "",
+    cpu: (key) =>
+      ({ shares: "cpu.weight", quota: "cpu.max", period: "cpu.max", burst: "cpu.max.burst", idle: "cpu.idle" })[key] ??
+      `cpuset.${key}`,
+    pids: () => "pids.max",
+  };
+
+  test("ends in its file: nothing is dropped silently", () => {
+    let accepted = 0;
+    const asked = some<LinuxResources>({
+      pids: some({ limit: quantity }),
+      memory: some({ limit: quantity, reservation: quantity, swap: quantity }),
+      cpu: some({ ...cpu, idle: fc.constant(0n), cpus: fc.constant("0-3"), mems: fc.constant("0") }),
+    });
+    fc.assert(
+      fc.property(asked, (asked) => {
+        let files: string[];
+        try {
+          files = settingsOf(asked, testHost()).map(({ file }) => file);
+        } catch {
+          return;
+        }
+        accepted++;
+        expect(new Set(files).size).toBe(files.length);
+        for (const [group, values] of Object.entries(asked))
+          for (const key of Object.keys(values)) expect(files).toContain(WRITTEN[group]?.(key));
       }),
       { numRuns: 3000 },
     );
     expect(accepted).toBeGreaterThan(100);
-  });
-
-  test("more shares are never less weight", () => {
-    const shares = fc.bigInt(2n, 262_144n);
-    fc.assert(fc.property(shares, shares, (a, b) => a > b || cpuWeight(a) <= cpuWeight(b)));
   });
 });
 
@@ -258,6 +339,17 @@ describe.each(modes)("limits %s", (_mode, options) => {
     ["cpu", "cpu.shares", { cpu: { shares: 512n } }, "cpu.weight", "59"],
     ["memory", "memory.limit", { memory: { limit: 64n << 20n } }, "memory.max", String(64 << 20)],
     ["pids", "pids.limit", { pids: { limit: 20n } }, "pids.max", "20"],
+    ["io", "blockIO.weight", { blockIO: { weight: 10 } }, "io.weight", "default 1"],
+    ["cpuset", "cpu.cpus", { cpu: { cpus: "0" } }, "cpuset.cpus", "0"],
+    [
+      "hugetlb",
+      "hugepageLimits[0].limit",
+      { hugepageLimits: [{ pageSize: "2MB", limit: 4n << 20n }] },
+      "hugetlb.2MB.max",
+      String(4 << 20),
+    ],
+    ["memory", 'unified["memory.high"]', { unified: { "memory.high": "8192" } }, "memory.high", "8192"],
+    ["misc", 'unified["misc.max"]', { unified: { "misc.max": "nothing 1" } }, "misc.max", ""],
   ])(
     "need the %s controller: %s is enforced, or refused with its name and nothing is left",
     async (controller, field, resources, file, value) => {

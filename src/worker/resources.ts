@@ -1,4 +1,8 @@
-import { JobError, invalid } from "./errors.ts";
+import { cpuSettings, cpusetSettings } from "./limits/cpu.ts";
+import { ioSettings } from "./limits/io.ts";
+import { hugetlbSettings, memorySettings } from "./limits/memory.ts";
+import { type Host, type Setting, limit, unsupported } from "./limits/setting.ts";
+import { rdmaSettings, unifiedSettings } from "./limits/unified.ts";
 
 /**
  * LinuxResources of the OCI runtime specification 1.3, under its own names
@@ -65,110 +69,46 @@ export interface LinuxBlockIO {
   readonly throttleWriteIOPSDevice?: readonly LinuxThrottleDevice[];
 }
 
-export interface LinuxWeightDevice {
+/** A device by its number, or by its path on the worker with both numbers 0. */
+interface LinuxBlockDevice {
   readonly major: bigint;
   readonly minor: bigint;
+  /** Not of OCI's. */
+  readonly path?: string;
+}
+
+export interface LinuxWeightDevice extends LinuxBlockDevice {
   readonly weight?: number;
   readonly leafWeight?: number;
 }
 
-export interface LinuxThrottleDevice {
-  readonly major: bigint;
-  readonly minor: bigint;
+export interface LinuxThrottleDevice extends LinuxBlockDevice {
   readonly rate: bigint;
 }
 
-/** A cgroup v2 file, what to write in it, the controller that has it, and the field that asked for it. */
-export interface Setting {
-  readonly file: string;
-  readonly value: string;
-  readonly controller: "cpu" | "memory" | "pids";
-  readonly field: string;
-}
-
-const INT64_MAX = 2n ** 63n - 1n;
 const PIDS_MAX = 4_194_304n; // PID_MAX_LIMIT, include/linux/threads.h
-const QUOTA_MAX = 2n ** 44n - 1n; // MAX_BW, kernel/sched/sched.h: beyond it older kernels overflow, newer ones refuse
 
-function limit(field: string, value: bigint, most = INT64_MAX): string {
-  if (value === -1n) return "max";
-  if (value < 1n) throw invalid(field, `${value} is no limit; give more than 0, or -1 for none`);
-  if (value > most)
-    throw invalid(field, `${value} is more than ${most}, the most that the kernel takes; give -1 for no limit`);
-  return String(value);
-}
-
-function between(field: string, value: bigint, least: bigint, most: bigint, unit: string): bigint {
-  if (value < least || value > most) throw invalid(field, `${value} is not between ${least} and ${most}${unit}`);
-  return value;
-}
-
-/**
- * cpu.shares (2 to 262144) as cpu.weight (1 to 10000), so that 1024 is 100:
- * opencontainers/cgroups, ConvertCPUSharesToCgroupV2Value.
- */
-export function cpuWeight(shares: bigint): bigint {
-  if (shares <= 2n) return 1n;
-  if (shares >= 262144n) return 10000n;
-  const l = Math.log2(Number(shares));
-  return BigInt(Math.ceil(10 ** ((l * l + 125 * l) / 612 - 7 / 34)));
-}
-
-function cpuSettings(cpu: LinuxCpu): Setting[] {
-  const settings: Setting[] = [];
-  const { shares, quota, period } = cpu;
-  const set = (file: string, value: string, field: string): void => {
-    settings.push({ file, value, controller: "cpu", field: `resources.cpu.${field}` });
-  };
-  if (shares !== undefined)
-    set("cpu.weight", String(cpuWeight(between("resources.cpu.shares", shares, 2n, 262144n, ""))), "shares");
-  if (period !== undefined) between("resources.cpu.period", period, 1000n, 1_000_000n, " µs");
-  if (quota !== undefined && quota !== -1n && quota < 1000n)
-    throw invalid("resources.cpu.quota", `${quota} µs is no quota; give at least 1000, or -1 for none`);
-  if (quota !== undefined || period !== undefined)
-    set(
-      "cpu.max",
-      `${limit("resources.cpu.quota", quota ?? -1n, QUOTA_MAX)} ${period ?? 100_000n}`,
-      quota === undefined ? "period" : "quota",
-    );
-  return settings;
-}
-
-/** memory.swap.max is swap alone, LinuxMemory.swap is memory and swap together. */
-function swapMax(memory: LinuxMemory): string | undefined {
-  const field = "resources.memory.swap";
-  const { swap } = memory;
-  if (swap === undefined) return undefined;
-  limit(field, swap);
-  if (swap === -1n) return "max";
-  if (memory.limit === undefined)
-    throw invalid(field, "is memory and swap together, so it needs resources.memory.limit");
-  if (memory.limit === -1n) return String(swap);
-  if (swap < memory.limit) throw invalid(field, `${swap} is below resources.memory.limit, which it includes`);
-  return String(swap - memory.limit);
-}
-
-function memorySettings(memory: LinuxMemory): Setting[] {
-  const settings: Setting[] = [];
-  const set = (file: string, value: string | undefined, field: string): void => {
-    if (value !== undefined) settings.push({ file, value, controller: "memory", field: `resources.memory.${field}` });
-  };
-  set("memory.swap.max", swapMax(memory), "swap");
-  set("memory.max", memory.limit === undefined ? undefined : limit("resources.memory.limit", memory.limit), "limit");
-  // A job is one thing: when it runs out of memory, all of it ends, not a child that the rest then misses.
-  set("memory.oom.group", memory.limit === undefined || memory.limit === -1n ? undefined : "1", "limit");
-  set(
-    "memory.low",
-    memory.reservation === undefined ? undefined : limit("resources.memory.reservation", memory.reservation),
-    "reservation",
-  );
-  return settings;
-}
-
-const SUPPORTED: Readonly<Record<string, readonly string[]>> = {
-  cpu: ["shares", "quota", "period"],
-  memory: ["limit", "reservation", "swap"],
+/** Fields that are converted; the whole group where it has none of its own. */
+const CONVERTED: Readonly<Record<string, readonly string[]>> = {
   pids: ["limit"],
+  memory: ["limit", "reservation", "swap", "checkBeforeUpdate"],
+  blockIO: [
+    "weight",
+    "weightDevice",
+    "throttleReadBpsDevice",
+    "throttleWriteBpsDevice",
+    "throttleReadIOPSDevice",
+    "throttleWriteIOPSDevice",
+  ],
+  cpu: ["shares", "quota", "period", "burst", "idle", "cpus", "mems"],
+};
+const WHOLE: ReadonlySet<string> = new Set(["hugepageLimits", "rdma", "unified"]);
+/** Of cgroup v1. */
+const NO_FILE: Readonly<Record<string, readonly string[]>> = {
+  memory: ["kernel", "kernelTCP", "swappiness", "disableOOMKiller", "useHierarchy"],
+  blockIO: ["leafWeight"],
+  cpu: ["realtimeRuntime", "realtimePeriod"],
+  network: ["classID", "priorities"],
 };
 
 function present(value: unknown): boolean {
@@ -177,39 +117,40 @@ function present(value: unknown): boolean {
 
 function refuseTheRest(resources: LinuxResources): void {
   for (const [group, value] of Object.entries(resources)) {
-    if (!present(value)) continue;
-    const supported = SUPPORTED[group];
-    const refused =
-      supported === undefined ? "" : Object.keys(value).find((key) => !supported.includes(key) && present(value[key]));
-    if (refused === undefined) continue;
-    const field = `resources.${group}${refused && `.${refused}`}`;
-    throw new JobError(
-      "unsupported",
-      `${field}: not supported; cpu.{shares,quota,period}, memory.{limit,reservation,swap} and pids.limit are`,
-      { field },
-    );
+    if (!present(value) || WHOLE.has(group)) continue;
+    if (!(group in CONVERTED) && !(group in NO_FILE)) throw unsupported(`resources.${group}`, "not supported");
+    for (const key of Object.keys(value)) {
+      if (!present(value[key]) || CONVERTED[group]?.includes(key)) continue;
+      const why = NO_FILE[group]?.includes(key) ? "cgroup v2 has no file for it" : "not supported";
+      throw unsupported(`resources.${group}.${key}`, why);
+    }
   }
 }
 
+function pidsSettings(asked: bigint | undefined): Setting[] {
+  if (asked === undefined) return [];
+  // A group of none could not hold the job itself: 0 is for one that may not fork, as opencontainers/cgroups has it.
+  const value = asked === 0n ? "1" : limit("resources.pids.limit", asked, PIDS_MAX);
+  return [{ file: "pids.max", value, controller: "pids", field: "resources.pids.limit" }];
+}
+
 /**
- * The cgroup v2 files to write for `resources`, in order (rules: opencontainers/cgroups, fs2).
- * Throws JobError: `invalid` for a value out of range, `unsupported` for a field that is not converted.
+ * The cgroup v2 files to write for `resources`, in order; rules and order are those of opencontainers/cgroups, fs2,
+ * where docs/limits.md says no other. Throws JobError: `invalid` for a value out of range, `unsupported` for what
+ * cgroup v2 or this host does not have.
  */
-export function settingsOf(resources: LinuxResources): Setting[] {
+export function settingsOf(resources: LinuxResources, host: Host): Setting[] {
   refuseTheRest(resources);
-  const pids = resources.pids?.limit;
+  const { pids, memory, blockIO, cpu, hugepageLimits, rdma, unified } = resources;
   return [
-    ...(pids === undefined
-      ? []
-      : [
-          {
-            file: "pids.max",
-            value: limit("resources.pids.limit", pids, PIDS_MAX),
-            controller: "pids",
-            field: "resources.pids.limit",
-          } as const,
-        ]),
-    ...(resources.memory ? memorySettings(resources.memory) : []),
-    ...(resources.cpu ? cpuSettings(resources.cpu) : []),
+    ...pidsSettings(pids?.limit),
+    ...(memory ? memorySettings(memory) : []),
+    ...(blockIO ? ioSettings(blockIO, host) : []),
+    ...(cpu ? cpuSettings(cpu) : []),
+    ...(cpu ? cpusetSettings(cpu, host) : []),
+    ...hugetlbSettings(hugepageLimits ?? [], host),
+    ...rdmaSettings(rdma ?? {}),
+    // Last, so that what is asked for by the file's own name holds.
+    ...unifiedSettings(unified ?? {}),
   ];
 }

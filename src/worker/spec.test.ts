@@ -39,7 +39,7 @@ const BAD: readonly (readonly [string, string, Partial<JobSpec>])[] = [
   ["a label's value that is too long", "labels", { labels: new Map([["a", "x".repeat(256)]]) }],
   ["too many labels", "labels", { labels: new Map(Array.from({ length: 65 }, (_, i) => [`l${i}`, ""])) }],
   ["a negative limit", "resources.memory.limit", { resources: { memory: { limit: -2n } } }],
-  ["a limit of zero", "resources.pids.limit", { resources: { pids: { limit: 0n } } }],
+  ["a limit of zero", "resources.memory.limit", { resources: { memory: { limit: 0n } } }],
 ];
 
 describe.each(modes)("a start %s is refused, names the field, and leaves nothing:", (_mode, options) => {

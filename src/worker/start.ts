@@ -10,6 +10,7 @@ import type { Launch } from "./frame.ts";
 import { checkSettings, warningsOf } from "./host.ts";
 import { newId } from "./id.ts";
 import type { Job, JobSpec } from "./job.ts";
+import { thisHost } from "./limits/host.ts";
 import { settingsOf } from "./resources.ts";
 import type { Running } from "./running.ts";
 import { checkSpec, environmentOf } from "./spec.ts";
@@ -43,7 +44,7 @@ export async function start(context: Context, spec: JobSpec): Promise<Started> {
 async function begin(context: Context, spec: JobSpec): Promise<Job> {
   const { hierarchy, journal, options, running, spawner } = context;
   const credentials = chooseCredentials(spec, options);
-  const settings = settingsOf(spec.resources ?? {});
+  const settings = settingsOf(spec.resources ?? {}, thisHost(hierarchy.kind === "none" ? undefined : hierarchy.path));
   checkSettings(settings, hierarchy);
   if (running.size >= options.maxJobs)
     throw new JobError(
@@ -56,7 +57,7 @@ async function begin(context: Context, spec: JobSpec): Promise<Job> {
   try {
     const limits = entry.group === undefined ? job.limits : createGroup(entry.group, settings);
     const launch = launchOf(context, entry, credentials, env);
-    const record = (): unknown => journal.insert(job, spec.requestId);
+    const record = (): unknown => journal.insert({ ...job, limits }, spec.requestId);
     const pid = await spawner.launch(launch, record, () => gone(context, entry));
     entry.job = { ...job, state: "running", pid, startedAt: new Date(), limits };
     entry.launched.resolve();

@@ -1,0 +1,87 @@
+import { execFileSync } from "node:child_process";
+import { readFileSync, readdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { basename, join, relative } from "node:path";
+import { describe, expect, test } from "vitest";
+import { root, testDirectory } from "../testing.ts";
+import { thisHost } from "./host.ts";
+
+const host = thisHost(undefined);
+
+function command(name: string, ...args: string[]): string {
+  return execFileSync(name, args).toString().trim();
+}
+
+/** Containers have root without. */
+function hasLoop(): boolean {
+  try {
+    return root && command("losetup", "--find") !== "";
+  } catch {
+    return false;
+  }
+}
+
+test("without a group it has no files, and tells no CPUs", () => {
+  expect(host.has("io.bfq.weight")).toBe(false);
+  expect(host.allowed("cpuset.cpus")).toBeUndefined();
+});
+
+test("it has the files of the group that jobs' groups are made in", () => {
+  using group = testDirectory();
+  writeFileSync(join(group.path, "io.bfq.weight"), "");
+  writeFileSync(join(group.path, "cpuset.cpus.effective"), "0-1\n");
+  const host = thisHost(group.path);
+  expect([host.has("io.bfq.weight"), host.has("io.weight")]).toEqual([true, false]);
+  expect([host.allowed("cpuset.cpus"), host.allowed("cpuset.mems")]).toEqual(["0-1", undefined]);
+});
+
+test("its huge pages are called as the kernel's own directories count them", () => {
+  const kib = host.pageSizes().map((size) => {
+    const [, count, unit = ""] = /^(\d+)(KB|MB|GB)$/.exec(size) ?? [];
+    return Number(count) * 1024 ** ["KB", "MB", "GB"].indexOf(unit);
+  });
+  const told = readdirSync("/sys/kernel/mm").includes("hugepages") ? readdirSync("/sys/kernel/mm/hugepages") : [];
+  expect(kib.map((size) => `hugepages-${size}kB`).toSorted()).toEqual(told.toSorted());
+});
+
+describe("a path", () => {
+  test.each(["/dev/null", "/", "/no/such/device", "", "dev/vda", "/proc/self/status", "/dev/\0"])(
+    "that is no block device, as %j, is no disk",
+    (path) => {
+      expect(host.disk(path)).toBeUndefined();
+    },
+  );
+
+  test.runIf(root)("of a block device is its number, through links too", () => {
+    using directory = testDirectory();
+    // Nobody opens them: which numbers are in use here does not matter.
+    for (const [major, minor] of [
+      [7, 250],
+      [259, 70_000],
+      [4000, 3],
+    ]) {
+      const path = join(directory.path, `${major}-${minor}`);
+      command("mknod", path, "b", String(major), String(minor));
+      symlinkSync(path, `${path}-link`);
+      expect(host.disk(relative(process.cwd(), path))).toBeUndefined();
+      expect([path, `${path}-link`].map((each) => host.disk(each))).toEqual([`${major}:${minor}`, `${major}:${minor}`]);
+    }
+  });
+
+  test.runIf(hasLoop())("of a partition is its whole disk's number", () => {
+    using directory = testDirectory();
+    const [image, partition] = [join(directory.path, "image"), join(directory.path, "partition")];
+    writeFileSync(image, Buffer.alloc(4 << 20));
+    const disk = command("losetup", "--find", "--show", image);
+    try {
+      // Without a table, which this kernel may have no parser for.
+      command("addpart", disk, "1", "2048", "4096");
+      const number = readFileSync(`/sys/class/block/${basename(disk)}p1/dev`, "utf8").trim();
+      command("mknod", partition, "b", ...number.split(":"));
+      expect(host.disk(partition)).not.toBe(number);
+      expect(host.disk(partition)).toBe(readFileSync(`/sys/class/block/${basename(disk)}/dev`, "utf8").trim());
+    } finally {
+      command("delpart", disk, "1");
+      command("losetup", "--detach", disk);
+    }
+  });
+});

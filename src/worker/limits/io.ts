@@ -1,0 +1,71 @@
+import { invalid } from "../errors.ts";
+import type { LinuxBlockIO, LinuxThrottleDevice, LinuxWeightDevice } from "../resources.ts";
+import { type Host, type Setting, UINT64_MAX, between, unsupported } from "./setting.ts";
+
+const BFQ = "io.bfq.weight";
+const MAJOR_MAX = 2n ** 12n - 1n; // 12 and 20 bits: include/linux/kdev_t.h
+const MINOR_MAX = 2n ** 20n - 1n;
+const THROTTLES = [
+  ["throttleReadBpsDevice", "rbps"],
+  ["throttleWriteBpsDevice", "wbps"],
+  ["throttleReadIOPSDevice", "riops"],
+  ["throttleWriteIOPSDevice", "wiops"],
+] as const;
+
+/**
+ * blkio.weight (10 to 1000) as io.weight (1 to 10000): opencontainers/cgroups, ConvertBlkIOToIOWeightValue. 500, which
+ * is usual there, is 4950 and not the 100 that is usual here.
+ */
+export function ioWeight(weight: number): number {
+  return 1 + Math.trunc(((weight - 10) * 9999) / 990);
+}
+
+/** io.bfq.weight or io.weight, then io.max. Throws JobError: `invalid`, `unsupported` for a device's weight without BFQ. */
+export function ioSettings(blockIO: LinuxBlockIO, host: Host): Setting[] {
+  return [
+    ...weight(blockIO.weight, host),
+    ...(blockIO.weightDevice ?? []).map((device, i) =>
+      deviceWeight(`resources.blockIO.weightDevice[${i}]`, device, host),
+    ),
+    ...THROTTLES.flatMap(([name, key]) =>
+      (blockIO[name] ?? []).map((device, i): Setting => {
+        const field = `resources.blockIO.${name}[${i}]`;
+        const rate = between(`${field}.rate`, device.rate, 0n, UINT64_MAX);
+        const value = `${deviceNumber(field, device, host)} ${key}=${rate === 0n ? "max" : rate}`;
+        return { file: "io.max", value, controller: "io", field };
+      }),
+    ),
+  ];
+}
+
+/** BFQ, where it is loaded, knows only its own file; all others only io.weight. */
+function weight(value: number | undefined, host: Host): Setting[] {
+  if (value === undefined) return [];
+  const field = "resources.blockIO.weight";
+  between(field, value, 10, 1000);
+  const setting = { controller: "io", field } as const;
+  return host.has(BFQ)
+    ? [{ ...setting, file: BFQ, value: String(value) }]
+    : [{ ...setting, file: "io.weight", value: String(ioWeight(value)) }];
+}
+
+function deviceWeight(field: string, device: LinuxWeightDevice, host: Host): Setting {
+  if (device.leafWeight !== undefined) throw unsupported(`${field}.leafWeight`, "cgroup v2 has no file for it");
+  if (device.weight === undefined) throw invalid(`${field}.weight`, "is missing; 10 to 1000 is right");
+  const value = `${deviceNumber(field, device, host)} ${between(`${field}.weight`, device.weight, 10, 1000)}`;
+  if (!host.has(BFQ)) throw unsupported(field, `needs the BFQ scheduler, and this kernel has no ${BFQ}`);
+  return { file: BFQ, value, controller: "io", field };
+}
+
+function deviceNumber(
+  field: string,
+  { major, minor, path }: Pick<LinuxThrottleDevice, "major" | "minor" | "path">,
+  host: Host,
+): string {
+  if (path === undefined)
+    return `${between(`${field}.major`, major, 0n, MAJOR_MAX)}:${between(`${field}.minor`, minor, 0n, MINOR_MAX)}`;
+  if (major !== 0n || minor !== 0n) throw invalid(`${field}.path`, "and a device number; give one of them");
+  const disk = host.disk(path);
+  if (disk !== undefined) return disk;
+  throw invalid(`${field}.path`, `${JSON.stringify(path)} is no block device of this worker, such as /dev/sda is`);
+}

@@ -1,0 +1,16 @@
+import type { Host } from "./setting.ts";
+
+/** A host as the tests need it: eight CPUs, two nodes, a disk with a partition, io.weight and no BFQ. */
+export function testHost(is: Partial<Host> = {}): Host {
+  const disks: Readonly<Record<string, string>> = { "/dev/sda": "8:0", "/dev/sda1": "8:0" };
+  return {
+    has: (file) => file === "io.weight",
+    pageSizes: () => ["2MB", "1GB"],
+    allowed: (file) => (file === "cpuset.cpus" ? "0-3,8-11" : "0-1"),
+    disk: (path) => disks[path],
+    ...is,
+  };
+}
+
+/** One that has BFQ's file beside io.weight. */
+export const bfq: Partial<Host> = { has: () => true };
