@@ -117,9 +117,7 @@ async function attempt({ name, file, suite }: Sabotage, copy: string, engine: En
   const image = `jobs:sabotage-${name}-${process.pid}`;
   await using cleared = new AsyncDisposableStack();
   await derive(image, copy, engine);
-  cleared.defer(async () => {
-    await docker(engine.host, ["rmi", "--force", image], { signal: AbortSignal.timeout(60_000) });
-  });
+  cleared.defer(() => clear(image, engine));
   return await judge(suite, copy, { host: engine.host, image });
 }
 
@@ -134,6 +132,14 @@ async function derive(tag: string, copy: string, { host, image }: Engine): Promi
   // BuildKit needs a plugin of the command line that not every Docker has.
   await docker(host, ["build", "--quiet", "--tag", tag, context], { signal, env: { DOCKER_BUILDKIT: "0" } });
   await rm(context, { recursive: true });
+}
+
+/** An interrupted suite leaves its containers. */
+async function clear(image: string, { host }: Engine): Promise<void> {
+  const options = { signal: AbortSignal.timeout(60_000) };
+  const left = await docker(host, ["ps", "--all", "--quiet", "--filter", `ancestor=${image}`], options);
+  if (left) await docker(host, ["rm", "--force", "--volumes", ...left.split("\n")], options);
+  await docker(host, ["rmi", "--force", image], options);
 }
 
 /** Noticed is only what an assertion failed for: that a container did not start, or a file did not load, proves nothing. */
