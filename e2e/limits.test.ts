@@ -1,3 +1,6 @@
+import { mkdtempDisposable, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { seconds, type Usage } from "./testing/api.ts";
 import { type Daemon, startDaemon } from "./testing/daemon.ts";
@@ -149,17 +152,185 @@ describe("limits hold from a job's first instruction", () => {
   });
 });
 
-describe("a limit that this version does not keep", () => {
-  it.each(["--device-read-bps", "--device-write-bps", "--device-read-iops", "--device-write-iops", "--blkio-weight"])(
-    "%s is refused by its name, and nothing is started",
-    async (flag) => {
-      const label = `test=refused${flag}`;
-      const ran = await daemon.jobs("writer", "start", "--label", label, `${flag}=254:0:1048576`, "--", "true");
-      expect(ran).toMatchObject({ code: 2, stdout: "", stderr: expect.stringContaining(`no flag ${flag}`) });
-      expect(await daemon.jobs("reader", "list", "-q", "--label", label)).toMatchObject({ code: 0, stdout: "" });
-    },
-  );
+describe("a job whose disk is throttled", () => {
+  /** The rate that dd gets, in bytes a second; past the page cache, so that the disk itself is what it waits for. */
+  const RATE = MIB;
+  async function rateOf(flags: readonly string[], ...operands: readonly string[]): Promise<number> {
+    const dd = ["dd", "bs=64k", ...operands];
+    const ran = await daemon.jobs("writer", "run", "--env", "LC_ALL=C", ...flags, "--", ...dd);
+    expect(ran).toMatchObject({ code: 0, stdout: "" });
+    const [, bytes, took] = /^(\d+) bytes .* copied, ([\d.e-]+) s/m.exec(ran.stderr) ?? [];
+    return Number(bytes) / Number(took);
+  }
+  /** What lies under the container's files and its volumes, as it is known there. */
+  async function disk(): Promise<{ readonly path: string; readonly number: string }> {
+    const [, path = ""] = /^(\S+) \/var\/lib\/jobs /m.exec(await daemon.inside("cat", "/proc/mounts")) ?? [];
+    const name = (await daemon.inside("lsblk", "--noheadings", "--output", "PKNAME,KNAME", "--nodeps", path)).trim();
+    const number = await daemon.inside("cat", `/sys/class/block/${name.split(/\s+/)[0]}/dev`);
+    return { path, number: number.trim() };
+  }
+  const write = ["if=/dev/zero", "of=/tmp/throttled", "count=160", "oflag=direct"];
+  const read = ["if=/tmp/throttled", "of=/dev/null", "count=160", "iflag=direct"];
 
+  it("writes and reads at the rates that it has, and one without a limit faster", async () => {
+    const { path } = await disk();
+    expect(await rateOf([], ...write)).toBeGreaterThan(3 * RATE);
+    const written = await rateOf(["--io-max", `${path}:wbps=1M`], ...write, "conv=notrunc");
+    expect(written / RATE).toBeGreaterThan(0.85);
+    expect(written / RATE).toBeLessThan(1.15);
+    const [all, some] = await Promise.all([rateOf([], ...read), rateOf(["--io-max", `${path}:rbps=1M`], ...read)]);
+    expect(all).toBeGreaterThan(3 * RATE);
+    expect(some / RATE).toBeGreaterThan(0.85);
+    expect(some / RATE).toBeLessThan(1.15);
+  });
+
+  it("makes as many operations a second as it may", async () => {
+    const { number } = await disk();
+    const blocks = ["if=/dev/zero", "of=/tmp/throttled", "count=1000", "oflag=direct", "conv=notrunc"];
+    // Of a few a second the kernel lets fewer through: it counts whole ones, in slices of 100 ms.
+    const operations = (await rateOf(["--io-max", `${number}:wiops=100`], ...blocks)) / (64 * 1024);
+    expect(operations).toBeGreaterThan(85);
+    expect(operations).toBeLessThan(115);
+  });
+
+  it("is told with the disk's number, all of its rates and its weight", async () => {
+    const { path, number } = await disk();
+    const flags = ["--io-max", `${path}:rbps=2M,wbps=max`, "--io-max", `${number}:riops=1k`, "--io-weight", "500"];
+    const id = await daemon.start(...flags, "--", "true");
+    const { limits = {} } = (await daemon.query(id)).job;
+    expect(limits["io.max"]).toBe(`${number} rbps=${2 * MIB} wbps=max riops=1000 wiops=max`);
+    // BFQ has a file of its own where it is loaded.
+    expect(limits["io.bfq.weight"] ?? limits["io.weight"]).toMatch(/^default (500|4950)\b/);
+  });
+
+  it.each([
+    ["/dev/null", "/dev/null"],
+    ["/no/such/device", "/no/such/device"],
+    ["4095:0", "4095:0 rbps=1048576 for io.max (ENODEV)"],
+  ])("is not started when its disk is %s, which is none", async (device, message) => {
+    const ran = await daemon.jobs(
+      "writer",
+      "start",
+      "--label",
+      "test=nodisk",
+      "--io-max",
+      `${device}:rbps=1M`,
+      "--",
+      "true",
+    );
+    expect(ran).toMatchObject({ code: 125, stdout: "", stderr: expect.stringContaining(message) });
+    expect(await daemon.jobs("reader", "list", "-q", "--label", "test=nodisk")).toMatchObject({ code: 0, stdout: "" });
+  });
+});
+
+describe("a job of some CPUs and memory nodes", () => {
+  it("runs on those alone", async () => {
+    const flags = ["--cpuset-cpus", "0", "--cpuset-mems", "0"];
+    const ran = await daemon.jobs("writer", "run", ...flags, "--", "grep", "_allowed_list", "/proc/self/status");
+    expect(ran).toEqual({ code: 0, stderr: "", stdout: "Cpus_allowed_list:\t0\nMems_allowed_list:\t0\n" });
+  });
+
+  it("is not started when they are not there, since the kernel would give it all", async () => {
+    const ran = await daemon.jobs("writer", "start", "--cpuset-cpus", "0,4096", "--", "true");
+    expect(ran).toMatchObject({ code: 125, stdout: "", stderr: expect.stringContaining("resources.cpu.cpus: 0,4096") });
+  });
+});
+
+describe("a document of limits", () => {
+  const start = async (document: object): Promise<Awaited<ReturnType<Daemon["jobs"]>>> => {
+    await using directory = await mkdtempDisposable(join(tmpdir(), "jobs-e2e-"));
+    const file = join(directory.path, "limits.json");
+    await writeFile(file, JSON.stringify(document));
+    return await daemon.jobs("writer", "start", "--resources", file, "--", "sleep", "1000");
+  };
+
+  it("is written whole, and told as the kernel has it", async () => {
+    const document = {
+      pids: { limit: 0 },
+      memory: { limit: 64 * MIB, swap: 96 * MIB, reservation: 16 * MIB, checkBeforeUpdate: true },
+      cpu: { shares: 2048, quota: 50_000, period: 50_000, burst: 10_000, cpus: "0", mems: "0" },
+      hugepageLimits: [{ pageSize: "2MB", limit: 4 * MIB }],
+      unified: { "memory.high": String(48 * MIB) },
+    };
+    const { stdout, stderr } = await start(document);
+    expect(stderr).toBe("");
+    const id = stdout.trim();
+    const limits = {
+      "pids.max": "1",
+      "memory.swap.max": String(32 * MIB),
+      "memory.max": String(64 * MIB),
+      "memory.oom.group": "1",
+      "memory.low": String(16 * MIB),
+      "cpu.weight": "174",
+      "cpu.max": "50000 50000",
+      "cpu.max.burst": "10000",
+      "cpuset.cpus": "0",
+      "cpuset.mems": "0",
+      "hugetlb.2MB.max": String(4 * MIB),
+      "hugetlb.2MB.rsvd.max": String(4 * MIB),
+      "memory.high": String(48 * MIB),
+    };
+    expect((await daemon.query(id)).job.limits).toEqual(limits);
+    for (const [file, value] of Object.entries(limits)) expect((await cgroupFile(id, file)).trim()).toBe(value);
+    await kill(id);
+  });
+
+  it("runs a job only when nothing else wants the CPU, and then it has no weight", async () => {
+    const id = (await start({ cpu: { idle: 1, shares: 2048 } })).stdout.trim();
+    expect((await daemon.query(id)).job.limits).toEqual({ "cpu.idle": "1" });
+    expect((await cgroupFile(id, "cpu.weight")).trim()).toBe("0");
+    await kill(id);
+  });
+
+  it.each([
+    ["memory.nonsense", "1", "the kernel refused 1 for memory.nonsense (ENOENT)"],
+    ["memory.high", "lots", "the kernel refused lots for memory.high (EINVAL)"],
+    ["rdma.max", "mlx5_1 hca_handle=1", "the kernel refused mlx5_1 hca_handle=1 for rdma.max (ENODEV)"],
+    ["cgroup.freeze", "1", 'resources.unified["cgroup.freeze"]'],
+  ])("is refused when the kernel refuses %s = %s, and no group is left", async (file, value, message) => {
+    const before = await daemon.inside("sh", "-c", "ls -d /sys/fs/cgroup/jobs-*/*/ | wc -l");
+    const ran = await start({ memory: { limit: 64 * MIB }, unified: { [file]: value } });
+    expect(ran).toMatchObject({ code: 125, stdout: "", stderr: expect.stringContaining(message) });
+    expect(await daemon.inside("sh", "-c", "ls -d /sys/fs/cgroup/jobs-*/*/ | wc -l")).toBe(before);
+  });
+});
+
+describe("a job with a limit on huge pages", () => {
+  /** The kernel's pool, for as long as a test needs it. */
+  async function pool(pages: number): Promise<AsyncDisposable> {
+    const file = "/proc/sys/vm/nr_hugepages";
+    const before = (await daemon.inside("cat", file)).trim();
+    const set = (count: string): Promise<string> => daemon.inside("sh", "-c", `echo ${count} > ${file}`);
+    await set(String(Number(before) + pages));
+    return {
+      async [Symbol.asyncDispose]() {
+        await set(before);
+      },
+    };
+  }
+
+  it("gets as many as it may, and no more", async () => {
+    // mmap(2) with MAP_PRIVATE | MAP_ANONYMOUS | MAP_HUGETLB.
+    const call =
+      "my $mmap = `uname -m` =~ /x86/ ? 9 : 222; my $at = syscall($mmap, 0, $ARGV[0] << 21, 3, 0x40022, -1, 0);";
+    await daemon.put(
+      "/programs/maps",
+      `#!/usr/bin/perl\n${call} print $at == -1 ? "refused\\n" : "mapped\\n";\n`,
+      0o755,
+    );
+    await using _ = await pool(4);
+    await using directory = await mkdtempDisposable(join(tmpdir(), "jobs-e2e-"));
+    const file = join(directory.path, "limits.json");
+    await writeFile(file, JSON.stringify({ hugepageLimits: [{ pageSize: "2MB", limit: 4 * MIB }] }));
+    const maps = async (pages: string, ...flags: string[]): Promise<string> =>
+      (await daemon.jobs("writer", "run", ...flags, "--", "/programs/maps", pages)).stdout;
+    expect(await maps("3")).toBe("mapped\n");
+    expect(await maps("2", "--resources", file)).toBe("mapped\n");
+    expect(await maps("3", "--resources", file)).toBe("refused\n");
+  });
+});
+
+describe("a limit that cannot be kept", () => {
   it("as a value that no kernel takes, it is refused by its name, and nothing is started", async () => {
     const ran = await daemon.jobs("writer", "start", "--label", "test=none", "--memory", "0", "--", "true");
     expect(ran).toMatchObject({ code: 125, stdout: "", stderr: expect.stringContaining("resources.memory.limit") });
