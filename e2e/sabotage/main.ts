@@ -14,8 +14,9 @@ const PATCHES = fileURLToPath(new URL(".", import.meta.url));
 interface Sabotage {
   readonly name: string;
   readonly file: string;
-  /** The suite that must fail. */
+  /** The suite that must fail, and the tests of it: a part of their names. */
   readonly suite: string;
+  readonly tests: string;
   /** What it breaks. */
   readonly what: string;
 }
@@ -73,15 +74,16 @@ async function main(names: readonly string[]): Promise<number> {
   }
 }
 
-/** Each patch begins with a line "SUITE: what it breaks". */
+/** Each patch begins with a line "SUITE: what it breaks" and a line "noticed by: a part of the names of its tests". */
 async function sabotages(names: readonly string[]): Promise<Sabotage[]> {
   const files = (await readdir(PATCHES)).filter((file) => file.endsWith(".patch")).toSorted();
   const all = await Promise.all(
     files.map(async (entry) => {
       const file = join(PATCHES, entry);
-      const [, suite = "", what = ""] = /^(\w+): (.+)\n/.exec(await readFile(file, "utf8")) ?? [];
-      if (!suite) throw new CommandError(`${file}: its first line must be "SUITE: what it breaks"`, "");
-      return { name: basename(entry, ".patch"), file, suite, what };
+      const head = /^(\w+): (.+)\nnoticed by: (.+)\n/.exec(await readFile(file, "utf8"));
+      if (!head) throw new CommandError(`${file}: must begin with "SUITE: what it breaks" and "noticed by: TESTS"`, "");
+      const [, suite = "", what = "", tests = ""] = head;
+      return { name: basename(entry, ".patch"), file, suite, tests, what };
     }),
   );
   const unknown = names.find((name) => !all.some((one) => one.name === name));
@@ -104,7 +106,7 @@ async function copyCheckout(made: AsyncDisposableStack): Promise<string> {
   return copy;
 }
 
-async function attempt({ name, file, suite }: Sabotage, copy: string, engine: Engine): Promise<Verdict> {
+async function attempt({ name, file, suite, tests }: Sabotage, copy: string, engine: Engine): Promise<Verdict> {
   const here = { signal, cwd: copy };
   await run("git", ["checkout", "--quiet", "--", "."], here);
   try {
@@ -118,7 +120,7 @@ async function attempt({ name, file, suite }: Sabotage, copy: string, engine: En
   await using cleared = new AsyncDisposableStack();
   await derive(image, copy, engine);
   cleared.defer(() => clear(image, engine));
-  return await judge(suite, copy, { host: engine.host, image });
+  return await judge(suite, tests, copy, { host: engine.host, image });
 }
 
 /** An image with what the copy has built over the good image: to build it whole would take a minute each time. */
@@ -143,35 +145,42 @@ async function clear(image: string, { host }: Engine): Promise<void> {
 }
 
 /** Noticed is only what an assertion failed for: that a container did not start, or a file did not load, proves nothing. */
-async function judge(suite: string, copy: string, { host, image }: Engine): Promise<Verdict> {
+async function judge(suite: string, tests: string, copy: string, { host, image }: Engine): Promise<Verdict> {
   const report = join(copy, "build", "report.json");
   await rm(report, { force: true });
   const vitest = join(copy, "node_modules/vitest/vitest.mjs");
-  const flags = ["--config", "e2e/vitest.config.ts", "--bail=1", "--reporter=json", `--outputFile=${report}`];
+  const what = [`e2e/${suite}.test.ts`, "--testNamePattern", RegExp.escape(tests), "--bail=1"];
+  const how = ["--config", "e2e/vitest.config.ts", "--reporter=json", `--outputFile=${report}`];
   const env = { ...process.env, DOCKER_HOST: host, TESTCONTAINERS_RYUK_DISABLED: "true", JOBS_E2E_IMAGE: image };
-  try {
-    await run(process.execPath, [vitest, "run", ...flags, `e2e/${suite}.test.ts`], { signal, cwd: copy, env });
-    return { noticed: false, by: "all tests passed" };
-  } catch (error) {
-    if (!(error instanceof CommandError)) throw error;
-    const told = await readFile(report, "utf8").catch(() => undefined);
-    return told === undefined
-      ? { noticed: false, by: `it could not be run: ${error.message}` }
-      : verdictOf(JSON.parse(told));
-  }
+  const ran = run(process.execPath, [vitest, "run", ...what, ...how], { signal, cwd: copy, env });
+  const error = await ran.then(
+    () => undefined,
+    (failure: unknown) => failure,
+  );
+  if (error !== undefined && !(error instanceof CommandError)) throw error;
+  const told = await readFile(report, "utf8").catch(() => undefined);
+  return told === undefined
+    ? { noticed: false, by: `could not be run: ${error?.message}` }
+    : verdictOf(JSON.parse(told), tests);
 }
 
-function verdictOf({ testResults }: Report): Verdict {
-  const tests = testResults.flatMap(({ assertionResults }) => assertionResults);
-  const failed = tests.filter(({ status }) => status === "failed");
-  const asserted = failed.find(({ failureMessages }) =>
-    failureMessages.some((text) => text.startsWith("AssertionError")),
-  );
-  if (asserted) return { noticed: true, by: asserted.fullName };
+function verdictOf({ testResults }: Report, tests: string): Verdict {
+  const all = testResults.flatMap(({ assertionResults }) => assertionResults);
+  const failures = all.filter(({ status }) => status === "failed");
+  for (const { fullName, failureMessages } of failures) {
+    const assertion = failureMessages.find((text) => text.startsWith("AssertionError"));
+    if (assertion) return { noticed: true, by: `${fullName}: ${firstLine(assertion)}` };
+  }
   const messages = [
-    ...failed.flatMap(({ failureMessages }) => failureMessages),
-    ...testResults.map(({ message }) => message),
+    ...failures.flatMap(({ failureMessages }) => failureMessages),
+    ...testResults.map((one) => one.message),
   ];
-  const why = messages.find((message) => message !== "") ?? "no test was run";
-  return { noticed: false, by: `failed by no assertion: ${why}` };
+  const why = messages.find((message) => message !== "");
+  if (why !== undefined) return { noticed: false, by: `failed by no assertion: ${firstLine(why)}` };
+  const passed = all.filter(({ status }) => status === "passed").length;
+  return { noticed: false, by: passed > 0 ? "all passed" : `no test is named ${JSON.stringify(tests)}` };
+}
+
+function firstLine(text: string): string {
+  return text.split("\n")[0] ?? "";
 }
