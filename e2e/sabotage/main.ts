@@ -168,7 +168,8 @@ function verdictOf({ testResults }: Report, tests: string): Verdict {
   const all = testResults.flatMap(({ assertionResults }) => assertionResults);
   const failures = all.filter(({ status }) => status === "failed");
   for (const { fullName, failureMessages } of failures) {
-    const assertion = failureMessages.find((text) => text.startsWith("AssertionError"));
+    // expect.poll tells its last failure as a plain Error.
+    const assertion = failureMessages.find((text) => /^(AssertionError|Error: expected )/.test(text));
     if (assertion) return { noticed: true, by: `${fullName}: ${firstLine(assertion)}` };
   }
   const messages = [
