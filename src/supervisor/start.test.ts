@@ -15,7 +15,7 @@ import { describe, expect, test } from "vitest";
 import { JobError } from "../worker/errors.ts";
 import { SPARE } from "../worker/spare.ts";
 import { isRoot, rig, supervisorsOf, variants, type Rig, type Spec } from "./testing.ts";
-import { childrenOf, statOf, until } from "./testing/processes.ts";
+import { childrenOf, runs, statOf, until } from "./testing/processes.ts";
 
 interface Refusal {
   readonly what: string;
@@ -37,16 +37,15 @@ function folder(rig: Rig, name: string, mode = 0o755): string {
   return path;
 }
 
-/** Stops the spares once they are ready: then they sleep. */
+/** Stops the spares once they are ready, which is when they sleep, and the spawner, so that there are no more. */
 async function stopSpares(it: Rig): Promise<number[]> {
-  const ready = (): boolean => {
-    const spares = childrenOf(it.pid());
-    return spares.length > 0 && spares.every((pid) => statOf(pid)?.[0] === "S");
-  };
-  await until(ready, "spares are ready");
-  const spares = childrenOf(it.pid());
-  for (const spare of spares) process.kill(spare, "SIGSTOP");
-  return spares;
+  const spares = (): number[] => childrenOf(it.pid()).filter(runs);
+  await until(() => spares().length > 0, "spares are there");
+  process.kill(it.pid(), "SIGSTOP");
+  await until(() => spares().every((pid) => statOf(pid)?.[0] === "S"), "spares are ready");
+  const stopped = spares();
+  for (const pid of stopped) process.kill(pid, "SIGSTOP");
+  return stopped;
 }
 
 const PATH = "/usr/bin:/bin";
@@ -209,7 +208,7 @@ describe.each(variants)("$mode, $build", (variant) => {
       .catch((error: unknown) => error);
     await until(() => existsSync(launch.directory), "the start is on its way");
     rmSync(launch.directory, { recursive: true });
-    for (const spare of spares) process.kill(spare, "SIGCONT");
+    for (const pid of [it.pid(), ...spares]) process.kill(pid, "SIGCONT");
     expect(await started).toMatchObject({ facts: { stage: "output", errno: "ENOENT" } });
   });
 
@@ -218,11 +217,13 @@ describe.each(variants)("$mode, $build", (variant) => {
     await it.run({ script: "" });
     const first = await stopSpares(it);
     for (const spare of first) process.kill(spare, "SIGKILL");
+    process.kill(it.pid(), "SIGCONT");
     await until(() => !childrenOf(it.pid()).some((pid) => first.includes(pid)), "they are gone");
     expect((await it.run({ script: "exit 3" })).exit).toMatchObject({ code: 3 });
     const spares = await stopSpares(it);
     const refused = it.start({ script: "" }).catch((error: unknown) => error);
     for (const spare of spares) process.kill(spare, "SIGKILL");
+    process.kill(it.pid(), "SIGCONT");
     expect(await refused).toBeInstanceOf(JobError);
     await until(() => !childrenOf(it.pid()).some((pid) => spares.includes(pid)), "they are gone, too");
     expect((await it.run({ script: "exit 4" })).exit).toMatchObject({ code: 4 });

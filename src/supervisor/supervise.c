@@ -77,21 +77,18 @@ static int open_tree(struct tree *tree, const char *cgroup)
 	return tree->events < 0 ? -1 : 0;
 }
 
-/* What needs the job, and may be done before it is recorded. */
-static enum stage prepare(struct supervisor *self, const struct request *request, int out, int err)
+/* The pipes are the job's, so that it can open /dev/stdout. */
+static bool give_pipes(const struct start *start, int out, int err)
 {
-	const struct start *start = &request->start;
-	/* The job's, so that it can open /dev/stdout. */
-	if (start->set_user && (fchown(out, start->uid, start->gid) < 0 || fchown(err, start->uid, start->gid) < 0))
-		return STAGE_PIPE;
-	return open_tree(&self->tree, request->cgroup) < 0 ? STAGE_CGROUP : 0;
+	return !start->set_user ||
+	       (fchown(out, start->uid, start->gid) == 0 && fchown(err, start->uid, start->gid) == 0);
 }
 
-/* Returns 0, or the stage that failed, with errno. */
+/* Returns 0, or the stage that failed, with errno. The daemon makes the cgroup and the record before it says go. */
 static enum stage launch(struct supervisor *self, const struct request *request, int out, int err)
 {
 	char go;
-	enum stage failed = prepare(self, request, out, err);
+	enum stage failed = give_pipes(&request->start, out, err) ? 0 : STAGE_PIPE;
 	int error = errno;
 	if (!take_bytes(self->control, &go, sizeof go) || go != GO) {
 		failed = STAGE_REQUEST;
@@ -100,6 +97,8 @@ static enum stage launch(struct supervisor *self, const struct request *request,
 	errno = error;
 	if (failed)
 		return failed;
+	if (open_tree(&self->tree, request->cgroup) < 0)
+		return STAGE_CGROUP;
 	self->tree.main = give_birth(request, self->tree.cgroup, out, err, &failed);
 	error = errno;
 	close(out);

@@ -55,11 +55,13 @@ async function begin(context: Context, spec: JobSpec): Promise<Job> {
   const job = jobOf(context, spec, credentials, env);
   const entry = track(context, job);
   try {
-    const limits = entry.group === undefined ? job.limits : createGroup(entry.group, settings);
+    const record = (): void => {
+      if (entry.group !== undefined) entry.job = { ...job, limits: createGroup(entry.group, settings) };
+      journal.insert(entry.job, spec.requestId);
+    };
     const launch = launchOf(context, entry, credentials, env);
-    const record = (): unknown => journal.insert({ ...job, limits }, spec.requestId);
     const pid = await spawner.launch(launch, record, () => gone(context, entry));
-    entry.job = { ...job, state: "running", pid, startedAt: new Date(), limits };
+    entry.job = { ...entry.job, state: "running", pid, startedAt: new Date() };
     entry.launched.resolve();
   } catch (error) {
     await undo(context, entry);
