@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { docker } from "./engine/docker.ts";
 import { type Engine, openEngine } from "./engine/engine.ts";
+import { environment, openPlace } from "./engine/place.ts";
 import { both, CommandError, run, runVisibly } from "./engine/process.ts";
 import { say, step } from "./engine/steps.ts";
 
@@ -24,8 +25,9 @@ process.exitCode = await main(process.argv.slice(2));
  */
 async function main(args: readonly string[]): Promise<number> {
   const interrupted = new AbortController();
+  // More than once: npm hands on a signal that the terminal has sent here too, and the second must not cut the first short.
   for (const name of ["SIGINT", "SIGTERM", "SIGHUP"] as const)
-    process.once(name, () => interrupted.abort(new Interrupted(name)));
+    process.on(name, () => interrupted.abort(new Interrupted(name)));
   const { signal } = interrupted;
   try {
     if (args.includes("--engine-only")) {
@@ -63,31 +65,15 @@ async function stayUp({ host, image }: Engine, signal: AbortSignal): Promise<nev
   );
 }
 
-/** Runs the suites on containers of an image name of this run, by which what they leave behind is found. */
+/** Runs the suites on an image name of this run, by which what they leave behind is found. */
 async function test({ host, image }: Engine, args: readonly string[], signal: AbortSignal): Promise<number> {
   const name = `${image}-${process.pid}`;
   await docker(host, ["tag", image, name], { signal });
+  await using place = await openPlace(host, name);
   const vitest = join(ROOT, "node_modules/vitest/vitest.mjs");
-  try {
-    return await runVisibly(process.execPath, [vitest, "run", "--config", "e2e/vitest.config.ts", ...args], {
-      signal,
-      cwd: ROOT,
-      env: { ...process.env, ...environment(host, name) },
-    });
-  } finally {
-    await clear(host, name);
-  }
-}
-
-async function clear(host: string, image: string): Promise<void> {
-  const options = { signal: AbortSignal.timeout(60_000) };
-  const all = await docker(host, ["ps", "--all", "--format", "{{.ID}} {{.Image}}"], options);
-  const left = all.split("\n").flatMap((line) => (line.endsWith(` ${image}`) ? [line.split(" ")[0] ?? ""] : []));
-  if (left.length > 0) await docker(host, ["rm", "--force", "--volumes", ...left], options);
-  await docker(host, ["rmi", image], options);
-}
-
-function environment(host: string, image: string): Record<string, string> {
-  // The reaper's image cannot be pulled everywhere, and is not needed: the run clears up itself.
-  return { DOCKER_HOST: host, TESTCONTAINERS_RYUK_DISABLED: "true", JOBS_E2E_IMAGE: image };
+  return await runVisibly(process.execPath, [vitest, "run", "--config", "e2e/vitest.config.ts", ...args], {
+    signal,
+    cwd: ROOT,
+    env: place.env,
+  });
 }

@@ -4,6 +4,7 @@ import { basename, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { docker } from "../engine/docker.ts";
 import { openEngine } from "../engine/engine.ts";
+import { openPlace, type Place } from "../engine/place.ts";
 import { CommandError, run } from "../engine/process.ts";
 
 // Breaks one promise after another in a copy of the checkout, and sees whether the suite that guards it fails.
@@ -44,7 +45,8 @@ interface TestResult {
 }
 
 const interrupted = new AbortController();
-for (const name of ["SIGINT", "SIGTERM"] as const) process.once(name, () => interrupted.abort());
+// More than once: npm hands on a signal that the terminal has sent here too.
+for (const name of ["SIGINT", "SIGTERM", "SIGHUP"] as const) process.on(name, () => interrupted.abort());
 const { signal } = interrupted;
 process.exitCode = await main(process.argv.slice(2));
 
@@ -117,10 +119,9 @@ async function attempt({ name, file, suite, tests }: Sabotage, copy: string, eng
     return { noticed: false, by: `there is nothing to run: ${error.message}` };
   }
   const image = `jobs:sabotage-${name}-${process.pid}`;
-  await using cleared = new AsyncDisposableStack();
   await derive(image, copy, engine);
-  cleared.defer(() => clear(image, engine));
-  return await judge(suite, tests, copy, { host: engine.host, image });
+  await using place = await openPlace(engine.host, image);
+  return await judge(suite, tests, copy, place);
 }
 
 /** An image with what the copy has built over the good image: to build it whole would take a minute each time. */
@@ -136,22 +137,13 @@ async function derive(tag: string, copy: string, { host, image }: Engine): Promi
   await rm(context, { recursive: true });
 }
 
-/** An interrupted suite leaves its containers. */
-async function clear(image: string, { host }: Engine): Promise<void> {
-  const options = { signal: AbortSignal.timeout(60_000) };
-  const left = await docker(host, ["ps", "--all", "--quiet", "--filter", `ancestor=${image}`], options);
-  if (left) await docker(host, ["rm", "--force", "--volumes", ...left.split("\n")], options);
-  await docker(host, ["rmi", "--force", image], options);
-}
-
 /** Noticed is only what an assertion failed for: that a container did not start, or a file did not load, proves nothing. */
-async function judge(suite: string, tests: string, copy: string, { host, image }: Engine): Promise<Verdict> {
+async function judge(suite: string, tests: string, copy: string, { env }: Place): Promise<Verdict> {
   const report = join(copy, "build", "report.json");
   await rm(report, { force: true });
   const vitest = join(copy, "node_modules/vitest/vitest.mjs");
   const what = [`e2e/${suite}.test.ts`, "--testNamePattern", RegExp.escape(tests), "--bail=1"];
   const how = ["--config", "e2e/vitest.config.ts", "--reporter=json", `--outputFile=${report}`];
-  const env = { ...process.env, DOCKER_HOST: host, TESTCONTAINERS_RYUK_DISABLED: "true", JOBS_E2E_IMAGE: image };
   const ran = run(process.execPath, [vitest, "run", ...what, ...how], { signal, cwd: copy, env });
   const error = await ran.then(
     () => undefined,

@@ -143,7 +143,10 @@ export async function failDaemon(options: DaemonOptions & { readonly readOnlySta
 /** A volume by a name of its own. Disposing removes it; the containers that use it must be gone by then. */
 export async function createVolume(): Promise<{ readonly name: string } & AsyncDisposable> {
   const { dockerode } = (await getContainerRuntimeClient()).container;
-  const { name } = await dockerode.createVolume({ Name: `jobs-e2e-${randomUUID()}` });
+  const { name } = await dockerode.createVolume({
+    Name: `jobs-e2e-${randomUUID()}`,
+    Labels: { "jobs.e2e.image": image() },
+  });
   return { name, [Symbol.asyncDispose]: () => dockerode.getVolume(name).remove() };
 }
 
