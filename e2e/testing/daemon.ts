@@ -109,7 +109,7 @@ export async function startDaemon(options: DaemonOptions = {}): Promise<Daemon> 
       };
     },
     async audit() {
-      const lines = (await inside("cat", `${STATE}/audit.jsonl`)).trim().split("\n");
+      const lines = (await inside("cat", `${STATE}/audit.jsonl`)).split("\n").filter(Boolean);
       return lines.map((line): AuditRecord => JSON.parse(line));
     },
     log,
