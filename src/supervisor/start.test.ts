@@ -13,6 +13,7 @@ import { execFileSync } from "node:child_process";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { JobError } from "../worker/errors.ts";
+import type { Launch } from "../worker/frame.ts";
 import { SPARE } from "../worker/spare.ts";
 import { isRoot, rig, supervisorsOf, variants, type Rig, type Spec } from "./testing.ts";
 import { childrenOf, runs, statOf, until } from "./testing/processes.ts";
@@ -42,10 +43,17 @@ async function stopSpares(it: Rig): Promise<number[]> {
   const spares = (): number[] => childrenOf(it.pid()).filter(runs);
   await until(() => spares().length > 0, "spares are there");
   process.kill(it.pid(), "SIGSTOP");
+  await until(() => statOf(it.pid())?.[0] === "T", "the spawner makes no more of them");
   await until(() => spares().every((pid) => statOf(pid)?.[0] === "S"), "spares are ready");
   const stopped = spares();
   for (const pid of stopped) process.kill(pid, "SIGSTOP");
   return stopped;
+}
+
+/** What a start comes to, an error included. */
+function attempt(it: Rig, launch: Launch): Promise<unknown> {
+  const nothing = (): void => {};
+  return it.spawner.launch(launch, nothing, nothing).catch((error: unknown) => error);
 }
 
 const PATH = "/usr/bin:/bin";
@@ -199,13 +207,7 @@ describe.each(variants)("$mode, $build", (variant) => {
     await it.run({ script: "" });
     const spares = await stopSpares(it);
     const launch = it.launchOf({ script: "echo >&3 3>$RIG/ran" });
-    const started = it.spawner
-      .launch(
-        launch,
-        () => {},
-        () => {},
-      )
-      .catch((error: unknown) => error);
+    const started = attempt(it, launch);
     await until(() => existsSync(launch.directory), "the start is on its way");
     rmSync(launch.directory, { recursive: true });
     for (const pid of [it.pid(), ...spares]) process.kill(pid, "SIGCONT");
@@ -221,7 +223,9 @@ describe.each(variants)("$mode, $build", (variant) => {
     await until(() => !childrenOf(it.pid()).some((pid) => first.includes(pid)), "they are gone");
     expect((await it.run({ script: "exit 3" })).exit).toMatchObject({ code: 3 });
     const spares = await stopSpares(it);
-    const refused = it.start({ script: "" }).catch((error: unknown) => error);
+    const launch = it.launchOf({ script: "" });
+    const refused = attempt(it, launch);
+    await until(() => existsSync(launch.directory), "one has the start in its hands");
     for (const spare of spares) process.kill(spare, "SIGKILL");
     process.kill(it.pid(), "SIGCONT");
     expect(await refused).toBeInstanceOf(JobError);
@@ -234,13 +238,7 @@ describe.each(variants)("$mode, $build", (variant) => {
       await using it = await rig(variant);
       const launch = it.launchOf({ script: "sleep 1000" });
       writeFileSync(join(launch.cgroup, "cgroup.freeze"), "1"); // the job is cloned, and goes no further
-      const started = it.spawner
-        .launch(
-          launch,
-          () => {},
-          () => {},
-        )
-        .catch((error: unknown) => error);
+      const started = attempt(it, launch);
       await until(() => readFileSync(join(launch.cgroup, "cgroup.procs"), "utf8") !== "", "the job is in its cgroup");
       rmSync(launch.directory, { recursive: true });
       writeFileSync(join(launch.cgroup, "cgroup.freeze"), "0");
