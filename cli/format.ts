@@ -1,8 +1,10 @@
 import { constants } from "node:os";
 import { styleText } from "node:util";
 import type { Duration } from "../proto/generated/google/protobuf/duration.ts";
-import { type Job, stateToJSON } from "../proto/generated/jobs/v1/worker.ts";
+import { type Isolation, type Job, Network, stateToJSON } from "../proto/generated/jobs/v1/worker.ts";
 import { printable } from "./output.ts";
+
+const UMASK = 0o022;
 
 /** How a job ended: a word without spaces for a column, and the end of a sentence. A job's state until then. */
 export interface End {
@@ -77,6 +79,7 @@ export function formatJob(job: Job): string {
     ["usage of", usage && !usage.fromCgroup && "the main process and the children it waited for"],
     ["output", output && outputExtent(output)],
     ["limits", pairs(job.limits)],
+    ["isolation", job.isolation && isolationWords(job.isolation)],
   ];
   const lines = facts.flatMap(([name, value]) => (value ? [`${`${name}:`.padEnd(15)}${value}\n`] : []));
   return [...lines, ...job.warnings.map((warning) => `warning:       ${printable(warning)}\n`)].join("");
@@ -176,6 +179,20 @@ function events(maxEvents = 0n, oomKills = 0n): string {
 
 function diskUse(read: bigint, written: bigint): string {
   return `${formatBytes(read)} read, ${formatBytes(written)} written`;
+}
+
+function isolationWords({ parts, network, privateTmp, rlimits, umask, oomScoreAdj }: Isolation): string {
+  const limit = (value: bigint | undefined): string => (value === undefined ? "unlimited" : String(value));
+  return [
+    ...parts,
+    network === Network.NETWORK_NONE && "no network",
+    privateTmp && "private /tmp",
+    umask !== UMASK && `umask ${umask.toString(8).padStart(3, "0")}`,
+    oomScoreAdj > 0 && `oom_score_adj ${oomScoreAdj}`,
+    ...rlimits.map(({ name, soft, hard }) => `${name} ${limit(soft)}:${limit(hard)}`),
+  ]
+    .filter(Boolean)
+    .join(", ");
 }
 
 function outputExtent({ size, first, dropped }: NonNullable<Job["output"]>): string {

@@ -3,6 +3,7 @@ import { fileURLToPath } from "node:url";
 import type { Logger } from "pino";
 import manifest from "../package.json" with { type: "json" };
 import { ClientError } from "../src/client/errors.ts";
+import { SWITCHES } from "../src/worker/isolation.ts";
 import type { WorkerOptions } from "../src/worker/options.ts";
 import { readKey, readPem } from "./connection.ts";
 import { EXIT } from "./exit.ts";
@@ -21,6 +22,11 @@ const flags: readonly Flag[] = [
   { name: "allow-root", about: "a start may name the user root" },
   { name: "log-limit", value: "SIZE", about: "output kept of each job, 256M when not given, 0 for all" },
   { name: "log-keep", value: "newest|oldest", about: "what to keep at that limit; newest when not given" },
+  {
+    name: "isolation-off",
+    value: "LIST",
+    about: `what jobs are not kept from the host by: ${SWITCHES.join(",")}`,
+  },
   { name: "max-jobs", value: "N", about: "at once" },
   { name: "cgroup", value: "DIR", about: "the cgroup v2 directory to make jobs' groups in" },
   { name: "audit", value: "FILE", about: "the audit log; STATE/audit.jsonl when not given" },
@@ -127,10 +133,15 @@ async function settings(given: Given): Promise<Settings> {
   );
   const logLimitBytes = optional(given, "log-limit", (flag, size) => Number(parseSizeBytes(flag, size)));
   const maxJobs = optional(given, "max-jobs", (flag, count) => Number(parseCount(flag, count, 1)));
+  const isolationOff = optional(given, "isolation-off", (flag, list) =>
+    list.split(",").map((word) => parseWord(flag, word, SWITCHES)),
+  );
+  // Beside cli/ and beside dist/, which holds this file once it is built.
+  const supervisor = fileURLToPath(new URL("../build/supervisor", import.meta.url));
+  const audit = given.text("audit") ?? join(stateDir, "audit.jsonl");
   const worker: WorkerOptions = {
     stateDir,
-    // Beside cli/ and beside dist/, which holds this file once it is built.
-    supervisor: fileURLToPath(new URL("../build/supervisor", import.meta.url)),
+    supervisor,
     allowRoot: given.on("allow-root"),
     ...(name && { name }),
     ...(user && { user }),
@@ -138,6 +149,10 @@ async function settings(given: Given): Promise<Settings> {
     ...(logKeep && { logKeep }),
     ...(logLimitBytes !== undefined && { logLimitBytes }),
     ...(maxJobs !== undefined && { maxJobs }),
+    ...(isolationOff && { isolationOff }),
+    // For jobs as root, who may do with files what the daemon may.
+    hidden: [resolve(text("key")), resolve(audit)],
+    sealed: [process.execPath, import.meta.dirname, supervisor, resolve(text("ca")), resolve(text("cert"))],
   };
   const level = parseWord("--log-level", given.text("log-level") ?? "info", ["debug", "info", "warn", "error"]);
   const shutdownMs = parseDurationMs("--shutdown-timeout", given.text("shutdown-timeout") ?? "10s");
@@ -147,7 +162,7 @@ async function settings(given: Given): Promise<Settings> {
     tls,
     worker,
     healthSocket: given.text("health-socket"),
-    audit: given.text("audit") ?? join(stateDir, "audit.jsonl"),
+    audit,
     level,
     shutdownMs,
   };

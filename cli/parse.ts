@@ -90,6 +90,29 @@ export function parseIoMax(flag: string, text: string): IoMax {
     : { major: BigInt(major), minor: BigInt(minor), rates };
 }
 
+/** A limit of setrlimit(2); an absent value is no limit. */
+export interface Rlimit {
+  readonly name: string;
+  readonly soft?: bigint;
+  readonly hard?: bigint;
+}
+
+/** `nofile=1024:4096`, `core=0`, `as=1G`, `nofile=1024:unlimited`. Throws UsageError naming `flag`. */
+export function parseRlimit(flag: string, text: string): Rlimit {
+  const [, name = "", soft = "", hard = soft] = /^([a-z]+)=([^:]+)(?::(.+))?$/.exec(text) ?? [];
+  if (name === "") throw new UsageError(`${flag} ${quoted(text)} is no limit: nofile=1024:4096 or core=0 is right`);
+  const value = (word: string): bigint | undefined =>
+    word === "unlimited" ? undefined : parseSizeBytes(`${flag} ${name}`, word);
+  const [least, most] = [value(soft), value(hard)];
+  return { name, ...(least !== undefined && { soft: least }), ...(most !== undefined && { hard: most }) };
+}
+
+/** `027`: octal, as umask(1) has it. Throws UsageError naming `flag`. */
+export function parseUmask(flag: string, text: string): number {
+  if (/^0?[0-7]{1,3}$/.test(text)) return Number.parseInt(text, 8);
+  throw new UsageError(`${flag} ${quoted(text)} is no umask: 022 or 077 is right`);
+}
+
 const CPU_PERIOD_US = 100_000;
 
 /** `0.5` CPUs as the quota in each period of 100 ms, both in µs; a quota below 1 ms is refused by the kernel. */

@@ -14,7 +14,8 @@ import { invalid } from "../worker/errors.ts";
 import type { Ended, Job, JobSpec, State, Usage } from "../worker/job.ts";
 import type { Position, StreamOptions } from "../worker/output.ts";
 import type { ListFilter } from "../worker/list.ts";
-import { defined, fromResources, toResources } from "./translate-resources.ts";
+import { fromIsolation, toIsolation } from "./translate-isolation.ts";
+import { defined, fromCount, fromResources, toCount, toResources } from "./translate-resources.ts";
 
 const DEFAULT_PAGE = 100;
 const MAX_PAGE = 1000;
@@ -52,6 +53,7 @@ export function toJobSpec(request: StartRequest, owner: string): JobSpec {
       timeLimitMs: timeLimit && toMs("time_limit", timeLimit),
       resources: resources && toResources(resources),
     }),
+    ...toIsolation(request),
   };
 }
 
@@ -110,11 +112,6 @@ function toPosition(position: StreamRequest["position"]): Position | undefined {
   return { kind: position.$case === "tailBytes" ? "tail-bytes" : "tail-lines", count };
 }
 
-function toCount(field: string, value: bigint): number {
-  if (value > BigInt(Number.MAX_SAFE_INTEGER)) throw invalid(field, `${value} is more than ${Number.MAX_SAFE_INTEGER}`);
-  return Number(value);
-}
-
 /** Whole milliseconds, rounded up. */
 function toMs(field: string, { seconds, nanos }: Duration): number {
   if (seconds < 0n || nanos < 0) throw invalid(field, "must not be negative");
@@ -147,6 +144,7 @@ export function fromJob(job: Job): ProtoJob {
     usage: job.usage && fromUsage(job.usage),
     output: { size: BigInt(output.size), first: BigInt(output.first), dropped: BigInt(output.dropped) },
     warnings: [...job.warnings],
+    isolation: fromIsolation(job),
   };
 }
 
@@ -189,10 +187,6 @@ function fromUsage(usage: Usage): ProtoUsage {
     oomKills: fromCount(usage.oomKills),
     fromCgroup: usage.fromCgroup,
   };
-}
-
-function fromCount(count: number | undefined): bigint | undefined {
-  return count === undefined ? undefined : BigInt(Math.round(count));
 }
 
 function fromMs(ms: number | undefined): Duration | undefined {

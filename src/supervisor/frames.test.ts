@@ -18,6 +18,7 @@ const { EBADMSG, ECANCELED, ENOENT } = constants.errno;
 const FAILED = 2;
 const GONE = 3;
 const REQUEST = 1;
+const NO_ISOLATION = "0";
 const NOWHERE = "/nowhere/job"; // no job can be put there
 const CGROUP = 5;
 const READY = 4;
@@ -51,7 +52,7 @@ function bare() {
   const reports = join(directory, "reports");
   mkdirSync(reports);
   const options = `log_path=${join(reports, "report")}`;
-  const child = spawn(BINARIES.sanitized, [directory], {
+  const child = spawn(BINARIES.sanitized, [directory, NO_ISOLATION, ""], {
     cwd: directory,
     stdio: ["ignore", "ignore", "ignore", "pipe"],
     env: { ASAN_OPTIONS: options, UBSAN_OPTIONS: options },
@@ -116,20 +117,22 @@ function frame(type: number, job: number, body: Uint8Array, size = 16 + body.len
 }
 
 interface Counts {
+  readonly limits?: number;
   readonly groups: number;
   readonly args: number;
   readonly env: number;
 }
 
 /** The body of a start, whose counts may lie. Its cgroup does not exist: nothing is ever run. */
-function startBody({ groups, args, env }: Counts, strings: readonly string[]): Buffer {
-  const start = Buffer.alloc(56);
-  [groups, args, env].forEach((count, i) => start.writeUInt32LE(count, 40 + 4 * i));
+function startBody({ limits = 0, groups, args, env }: Counts, strings: readonly string[]): Buffer {
+  const start = Buffer.alloc(72);
+  [groups, args, env, limits].forEach((count, i) => start.writeUInt32LE(count, 40 + 4 * i));
   return Buffer.concat([start, Buffer.from(strings.map((string) => `${string}\0`).join(""))]);
 }
 
 const anyBody = fc.uint8Array({ maxLength: 300 });
 const counts = fc.record({
+  limits: fc.constantFrom(...COUNTS),
   groups: fc.constantFrom(...COUNTS),
   args: fc.constantFrom(...COUNTS),
   env: fc.constantFrom(...COUNTS),
@@ -158,6 +161,7 @@ test("counts that do not fit the start are refused", async () => {
   await using spawner = bare();
   const wrong = [
     ...COUNTS.slice(2).flatMap((count) => [
+      { ...right, limits: count },
       { ...right, groups: Math.min(count * 4, 2 ** 32 - 1) },
       { ...right, args: count },
       { ...right, env: count },

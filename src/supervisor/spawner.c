@@ -98,9 +98,11 @@ static void close_if_open(int fd)
 /* The child waits to be reaped until it has been watched, so its pid is its own. */
 static void take_spare(uint64_t job, const char *jobs)
 {
-	pid_t pid = fork();
+	uid_t uid = geteuid();
+	gid_t gid = getegid();
+	pid_t pid = fork_isolated();
 	if (pid == 0)
-		_exit(stand_by(job, jobs));
+		_exit(stand_by(job, jobs, uid, gid));
 	int pidfd = pid < 0 ? -1 : (int)syscall(SYS_pidfd_open, pid, 0);
 	if (pidfd >= 0 && watch_supervisor(job, pidfd, true))
 		return;
@@ -182,9 +184,11 @@ static bool prepare_descriptors(void)
 	struct epoll_event event = { .events = EPOLLIN, .data.fd = DAEMON_FD };
 	if (fcntl(DAEMON_FD, F_SETFD, FD_CLOEXEC) < 0 || syscall(SYS_close_range, DAEMON_FD + 1U, ~0U, 0) < 0)
 		return false;
-	/* The lowest two that are free: the reading end is IDLE_FD for a moment. */
-	if (pipe2(ends, O_CLOEXEC) < 0 || (idle = fcntl(ends[0], F_DUPFD_CLOEXEC, IDLE_FD + 1)) < 0 ||
+	/* The lowest two that are free: the reading end is IDLE_FD for a moment, the other ROOT_FD. */
+	if (pipe2(ends, O_CLOEXEC) < 0 || (idle = fcntl(ends[0], F_DUPFD_CLOEXEC, ROOT_FD + 1)) < 0 ||
 	    dup3(ends[1], IDLE_FD, O_CLOEXEC) < 0 || close(ends[1]) < 0)
+		return false;
+	if (open("/", O_PATH | O_DIRECTORY | O_CLOEXEC) != ROOT_FD)
 		return false;
 	epoll = epoll_create1(EPOLL_CLOEXEC);
 	return epoll >= 0 && epoll_ctl(epoll, EPOLL_CTL_ADD, DAEMON_FD, &event) == 0;
@@ -215,14 +219,17 @@ static bool prepare(void)
 		return false;
 	hasten(getppid());
 	files.rlim_cur = files.rlim_max; /* one for each running job */
-	return setrlimit(RLIMIT_NOFILE, &files) == 0 && prepare_descriptors();
+	return setrlimit(RLIMIT_NOFILE, &files) == 0 && prepare_descriptors() && find_parts();
 }
 
 int main(int argc, char **argv)
 {
 	struct epoll_event events[64];
-	if (argc != 2 || !prepare()) {
-		perror("supervisor: it is started by jobsd, with the jobs' directory and a socket as descriptor 3");
+	if (argc >= 4)
+		isolation = (struct isolation){ (unsigned)atoi(argv[2]), argv[3], argv + 4 };
+	if (argc < 4 || !prepare()) {
+		perror("supervisor: it is started by jobsd, with the jobs' directory, the parts of the isolation, "
+		       "where cgroup v2 is, paths to protect, and a socket as descriptor 3");
 		return EXIT_FAILURE;
 	}
 	for (;;) {

@@ -22,6 +22,8 @@ export function failureAt(stage: string, errno: string, launch: Launch): JobErro
       `${JSON.stringify(launch.cwd)} is ${errno === "EACCES" ? `not open to ${launch.credentials.user}` : `no directory here (${errno})`}`,
       facts,
     );
+  if (stage === "isolation")
+    return new JobError("unsupported", `the job cannot be kept from the host as it should be (${errno})`, { facts });
   if (stage === "cgroup")
     return new JobError("unsupported", `the job cannot be put in its cgroup (${errno}): ${launch.cgroup}`, { facts });
   if (["EAGAIN", "ENOMEM", "EMFILE", "ENFILE", "ENOSPC", "EDQUOT"].includes(errno))

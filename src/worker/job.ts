@@ -1,4 +1,6 @@
+import type { Part } from "./isolation.ts";
 import type { LinuxResources } from "./resources.ts";
+import type { NamedRlimit } from "./rlimits.ts";
 
 /**
  *   start()            exec'ed            stop() | time limit | main process ended       cgroup empty, log complete
@@ -63,6 +65,15 @@ export interface JobSpec {
   readonly labels?: ReadonlyMap<string, string>;
   readonly timeLimitMs?: number;
   readonly resources?: LinuxResources;
+  /** The host's when absent; `none` has a loopback and nothing else. */
+  readonly network?: "host" | "none";
+  /** An empty /tmp and /var/tmp that nobody else sees and that end with the job. */
+  readonly privateTmp?: boolean;
+  readonly rlimits?: readonly NamedRlimit[];
+  /** 0o022 when absent. */
+  readonly umask?: number;
+  /** 0 to 1000; 0 when absent. */
+  readonly oomScoreAdj?: number;
   /** A second start with the same one, of the same owner, answers the first one's job. */
   readonly requestId?: string;
   /** Who starts it. */
@@ -81,6 +92,13 @@ export interface Job {
   readonly labels: ReadonlyMap<string, string>;
   readonly timeLimitMs?: number;
   readonly resources?: LinuxResources;
+  /** What keeps it from the host and from other jobs. Absent in records of before there was any. */
+  readonly isolation?: readonly Part[];
+  readonly network?: "host" | "none";
+  readonly privateTmp?: boolean;
+  readonly rlimits?: readonly NamedRlimit[];
+  readonly umask?: number;
+  readonly oomScoreAdj?: number;
   /** cgroup file → content, read back after writing. */
   readonly limits: ReadonlyMap<string, string>;
   readonly owner: string;

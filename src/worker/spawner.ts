@@ -5,6 +5,7 @@ import { Duplex } from "node:stream";
 import { codeOf } from "./errors.ts";
 import { died, failureAt } from "./failure.ts";
 import { REPLY_BYTES, adoptFrame, readReply, spareFrame, type Launch } from "./frame.ts";
+import { isolationArguments, partsOf, type Isolation, type Part } from "./isolation.ts";
 import { SPARE, give, type Spare } from "./spare.ts";
 
 /** The spawner process, which makes one supervisor for each job, ahead of it. */
@@ -20,6 +21,8 @@ export interface Spawner extends Disposable {
   adopt(directory: string, gone: () => void): void;
   /** Has as many spares made as are missing: for when nobody waits. A start asks for no more than half of them. */
   refill(): void;
+  /** What of the isolation this host does not give, and why not: an errno's name. Known once `ready` is. */
+  readonly lacking: ReadonlyMap<Part, string>;
   /** Resolves when a first supervisor is ready, or cannot be had. */
   readonly ready: Promise<void>;
   /** Resolves when the spawner and its spares have ended; supervisors go on. */
@@ -48,7 +51,13 @@ type Supervisor =
  * Starts the spawner from the binary at `path`; it makes its spares in `parent`, which is where the directories of jobs
  * are. It is started again, and told of all jobs, should it die.
  */
-export function openSpawner(path: string, parent: string, log: (message: string) => void): Spawner {
+export function openSpawner(
+  path: string,
+  parent: string,
+  isolation: Isolation,
+  log: (message: string) => void,
+): Spawner {
+  const lacking = new Map<Part, string>();
   const supervisors = new Map<number, Supervisor>();
   /** Numbers of those in this state, the oldest first. */
   const spares = new Set<number>();
@@ -120,8 +129,9 @@ export function openSpawner(path: string, parent: string, log: (message: string)
   }
 
   function hear(bytes: Buffer): void {
-    first.resolve();
     const { supervisor: number, kind, pid, stage, errno } = readReply(bytes);
+    if (kind === "lacks") for (const part of partsOf(pid)) lacking.set(part, errno);
+    else first.resolve();
     const known = supervisors.get(number);
     if (kind === "ready" && known?.state === "asked") {
       ready(number, pid);
@@ -154,7 +164,12 @@ export function openSpawner(path: string, parent: string, log: (message: string)
   }
 
   function open(): Duplex {
-    const child = spawn(path, [parent], { stdio: ["ignore", "ignore", "ignore", "pipe"], detached: true, env: {} });
+    lacking.clear();
+    const child = spawn(path, [parent, ...isolationArguments(isolation)], {
+      stdio: ["ignore", "ignore", "ignore", "pipe"],
+      detached: true,
+      env: {},
+    });
     const pipe = child.stdio[3];
     if (!(pipe instanceof Duplex)) throw died("the spawner has no socket");
     let held: Buffer = Buffer.alloc(0);
@@ -187,6 +202,7 @@ export function openSpawner(path: string, parent: string, log: (message: string)
       (socket ?? open()).write(adoptFrame(last, directory));
     },
     refill: () => ask(SPARES),
+    lacking,
     ready: first.promise,
     async close() {
       close();

@@ -7,14 +7,18 @@ import { gone } from "./end.ts";
 import { JobError, notFound } from "./errors.ts";
 import { refusal } from "./failure.ts";
 import type { Launch } from "./frame.ts";
-import { checkSettings, warningsOf } from "./host.ts";
+import { checkIsolation, checkSettings, warningsOf } from "./host.ts";
 import { newId } from "./id.ts";
+import { holding } from "./isolation.ts";
 import type { Job, JobSpec } from "./job.ts";
 import { thisHost } from "./limits/host.ts";
 import { settingsOf } from "./resources.ts";
+import { rlimitsOf } from "./rlimits.ts";
 import type { Running } from "./running.ts";
 import { checkSpec, environmentOf } from "./spec.ts";
 import { chooseCredentials } from "./users.ts";
+
+const UMASK = 0o022;
 
 export interface Started {
   readonly job: Job;
@@ -46,6 +50,7 @@ async function begin(context: Context, spec: JobSpec): Promise<Job> {
   const credentials = chooseCredentials(spec, options);
   const settings = settingsOf(spec.resources ?? {}, thisHost(hierarchy.kind === "none" ? undefined : hierarchy.path));
   checkSettings(settings, hierarchy);
+  checkIsolation(spec, context);
   if (running.size >= options.maxJobs)
     throw new JobError(
       "exhausted",
@@ -75,12 +80,8 @@ async function begin(context: Context, spec: JobSpec): Promise<Job> {
   return entry.job;
 }
 
-function jobOf(
-  { hierarchy, options }: Context,
-  spec: JobSpec,
-  credentials: Launch["credentials"],
-  env: Launch["env"],
-): Job {
+function jobOf(context: Context, spec: JobSpec, credentials: Launch["credentials"], env: Launch["env"]): Job {
+  const { isolation, options, spawner } = context;
   return {
     id: newId(options.name),
     state: "starting",
@@ -93,12 +94,18 @@ function jobOf(
     labels: spec.labels ?? new Map(),
     ...(spec.timeLimitMs !== undefined && { timeLimitMs: spec.timeLimitMs }),
     ...(spec.resources && { resources: spec.resources }),
+    isolation: holding(isolation, spawner.lacking),
+    network: spec.network ?? "host",
+    privateTmp: spec.privateTmp ?? false,
+    rlimits: spec.rlimits ?? [],
+    umask: spec.umask ?? UMASK,
+    oomScoreAdj: spec.oomScoreAdj ?? 0,
     limits: new Map(),
     owner: spec.owner,
     pid: 0,
     createdAt: new Date(),
     output: { size: 0, first: 0, dropped: 0 },
-    warnings: warningsOf(hierarchy),
+    warnings: warningsOf(context),
   };
 }
 
@@ -119,6 +126,11 @@ function launchOf(
     graceMs: GRACE_MS,
     logLimitBytes: options.logLimitBytes,
     logKeep: options.logKeep,
+    network: job.network ?? "host",
+    privateTmp: job.privateTmp ?? false,
+    rlimits: rlimitsOf(job.rlimits ?? []),
+    umask: job.umask ?? UMASK,
+    oomScoreAdj: job.oomScoreAdj ?? 0,
   };
 }
 

@@ -11,6 +11,7 @@ import {
   ignoresTerm,
   modes,
   open,
+  outerPid,
   readAll,
   refused,
   root,
@@ -236,9 +237,9 @@ describe.each(modes)("a job %s", (_mode, options) => {
 
   test("is alone: a session of its own, no terminal, nothing on stdin, no descriptor but its three", async () => {
     await using worker = await testWorker(options);
-    const { text, pid } = await finished(worker, sh('cut -d" " -f 4,5,6,7 /proc/self/stat; cat; ls /proc/$$/fd'));
-    const [stat, ...descriptors] = text.trim().split("\n");
-    expect(stat?.split(" ").slice(1)).toEqual([String(pid), String(pid), "0"]);
+    const { text } = await finished(worker, sh('echo $$; cut -d" " -f 5,6,7 /proc/self/stat; cat; ls /proc/$$/fd'));
+    const [pid, stat, ...descriptors] = text.trim().split("\n");
+    expect(stat).toBe(`${pid} ${pid} 0`);
     expect(descriptors).toEqual(["0", "1", "2"]);
   });
 });
@@ -298,7 +299,7 @@ describe.each(modes)("stop %s", (_mode, options) => {
   test("ends grandchildren in sessions of their own too", async () => {
     await using worker = await testWorker(options);
     const { id, pid, line } = await startReady(worker, detaches);
-    const grandchild = Number(line);
+    const grandchild = outerPid(pid, Number(line));
     expect(runs(grandchild)).toBe(true);
     await worker.stop(id, { by });
     expect([pid, grandchild].filter(runs)).toEqual([]);
@@ -396,8 +397,13 @@ describe.each(modes)("stop %s", (_mode, options) => {
 describe.each(modes)("the end of a job's main process %s", (_mode, options) => {
   test("is the job's: what it left behind is killed and counted, and its own result stays", async () => {
     await using worker = await testWorker(options);
-    const { job } = await worker.start(sh("setsid sleep 1000 & sleep 1000 & echo $!; exit 6"));
-    const sleeper = Number(await firstLine(worker, job.id));
+    using files = testDirectory();
+    const gate = join(files.path, "gate");
+    const { job } = await worker.start(
+      sh('setsid sleep 1000 & sleep 1000 & echo $!; until [ -e "$0" ]; do sleep 0.01; done; exit 6', gate),
+    );
+    const sleeper = outerPid(job.pid, Number(await firstLine(worker, job.id)));
+    open(gate);
     const { ended } = await worker.wait(job.id);
     expect(ended).toEqual({ how: { kind: "exited", code: 6 }, exitCode: 6, signal: 0, killed: 2 });
     expect(runs(sleeper)).toBe(false);

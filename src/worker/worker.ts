@@ -5,6 +5,7 @@ import { find, isRunning, type Context } from "./context.ts";
 import { openDirectory } from "./directory.ts";
 import { JobError } from "./errors.ts";
 import { describeHost } from "./host.ts";
+import { isolationOf } from "./isolation.ts";
 import type { Job, JobSpec } from "./job.ts";
 import { openJournal } from "./journal.ts";
 import { list, type ListFilter, type Listed } from "./list.ts";
@@ -47,12 +48,16 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   const hierarchy = openHierarchy(`jobs-${journal.instance}`, options.cgroup);
   opened.defer(() => leave(hierarchy));
   removeSpares(jobsDir);
-  const spawner = opened.use(openSpawner(options.supervisor, jobsDir, (message) => options.log("error", message)));
+  const isolation = isolationOf({ ...options, hidden: [stateDir, ...(options.hidden ?? [])] }, hierarchy);
+  const spawner = opened.use(
+    openSpawner(options.supervisor, jobsDir, isolation, (message) => options.log("error", message)),
+  );
   const context: Context = {
     options,
     jobsDir,
     journal,
     hierarchy,
+    isolation,
     spawner,
     running: new Map(),
     requests: new Map(),
@@ -63,7 +68,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   opened.move(); // close() lets go of them
 
   return {
-    host: describeHost(hierarchy),
+    host: describeHost(context),
     start: (spec) => start(context, spec),
     stop: (id, how, signal) => stop(context, id, how, signal),
     query(id) {
