@@ -2,6 +2,7 @@ import { execFile } from "node:child_process";
 import { promisify } from "node:util";
 import { HealthClient, type HealthCheckResponse } from "../proto/generated/grpc/health/v1/health.ts";
 import {
+  Network,
   StartRequest,
   WorkerServiceClient,
   type StartResponse,
@@ -10,6 +11,7 @@ import {
 import { unary } from "../src/client/calls.ts";
 import type { Credentials } from "../src/client/index.ts";
 import { channelFor, formatTarget, parseTarget, secureContext } from "../src/client/target.ts";
+import { SWITCHES } from "../src/worker/isolation.ts";
 import type { Bench } from "./harness.ts";
 import { format, median, row, type Row } from "./report.ts";
 
@@ -22,11 +24,14 @@ const FLIGHT_ROUNDS = 3;
 const JOBS_PER_ROUND = 640;
 const MOST_ABOVE_MS = 1;
 const MOST_WORSE = 1.1;
+const MOST_ISOLATION_MS = 0.4;
+const MOST_NETWORK_MS = 1;
 const TRUE = StartRequest.fromPartial({ command: "/bin/true" });
+const ALONE = StartRequest.fromPartial({ command: "/bin/true", network: Network.NETWORK_NONE });
 
 /** Calls of the client library, and Check of the health service, all on one channel. */
 interface Calls extends Disposable {
-  readonly start: () => Promise<StartResponse>;
+  readonly start: (request?: StartRequest) => Promise<StartResponse>;
   readonly wait: (jobId: string) => Promise<WaitResponse>;
   readonly check: () => Promise<HealthCheckResponse>;
 }
@@ -38,7 +43,7 @@ function callsOn(credentials: Credentials): Calls {
   const health = new HealthClient(formatTarget(target), channel.credentials, { channelOverride: worker.getChannel() });
   const unwatched = () => () => undefined;
   return {
-    start: () => unary((done) => worker.start(TRUE, done), undefined, unwatched),
+    start: (request = TRUE) => unary((done) => worker.start(request, done), undefined, unwatched),
     wait: (jobId) => unary((done) => worker.wait({ jobId }, done), undefined, unwatched),
     check: () => unary((done) => health.check({ service: "" }, done), undefined, unwatched),
     [Symbol.dispose]: () => worker.close(),
@@ -104,6 +109,39 @@ export async function start(bench: Bench): Promise<Row[]> {
     row("… above the empty call", aboveMs, "ms", ["C floor: mkdir, fork, clone3, until exec", median(floorMs)]),
     row(`… with ${HEAP_MB} MB of heap in the daemon`, median(ms.heapStart), "ms", ["without", median(ms.start)], worse),
   ];
+}
+
+/** Starts with all of the isolation and with none, turn by turn, and with no network. */
+export async function isolation(bench: Bench): Promise<Row[]> {
+  const off = SWITCHES.join(",");
+  await using isolatedDaemon = await bench.startDaemon();
+  await using bareDaemon = await bench.startDaemon({ flags: ["--isolation-off", off] });
+  using isolated = callsOn(isolatedDaemon.credentials);
+  using bare = callsOn(bareDaemon.credentials);
+  const ms = { on: [] as number[], off: [] as number[], alone: [] as number[] };
+  async function each(into: typeof ms): Promise<void> {
+    for (const [calls, request, list] of [
+      [isolated, TRUE, into.on],
+      [bare, TRUE, into.off],
+      [isolated, ALONE, into.alone],
+    ] as const) {
+      await calls.check();
+      const { jobId } = await timed(list, () => calls.start(request));
+      await calls.wait(jobId);
+    }
+  }
+  for (let i = 0; i < WARM_UP; i++) await each({ on: [], off: [], alone: [] });
+  for (let i = 0; i < ROUNDS * STARTS_PER_ROUND; i++) await each(ms);
+  return (
+    [
+      ["Start with all isolation, above none", ms.on, MOST_ISOLATION_MS],
+      ["… and with no network", ms.alone, MOST_NETWORK_MS],
+    ] as const
+  ).map(([name, list, most]) => {
+    const aboveMs = median(list) - median(ms.off);
+    const text = `at most ${most.toFixed(1)} ms above (it is ${format(aboveMs)} ms)`;
+    return row(name, aboveMs, "ms", ["Start without isolation", median(ms.off)], { text, met: aboveMs <= most });
+  });
 }
 
 /** Starts and waits for the ends of `count` jobs, `FLIGHT` at once. Returns jobs per second. */

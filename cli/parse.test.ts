@@ -8,8 +8,10 @@ import {
   parseLimitBytes,
   parsePairs,
   parseRate,
+  parseRlimit,
   parseSignal,
   parseSizeBytes,
+  parseUmask,
   parseWord,
   toDuration,
   UsageError,
@@ -161,5 +163,34 @@ describe("other values", () => {
   it("take only the words they know", () => {
     expect(parseWord("--source", "stdout", ["stdout", "stderr"])).toBe("stdout");
     expect(() => parseWord("--source", "both", ["stdout", "stderr"])).toThrow('"both" is not one of stdout, stderr');
+  });
+});
+
+describe("a limit of setrlimit", () => {
+  it.each([
+    ["nofile=1024:4096", { name: "nofile", soft: 1024n, hard: 4096n }],
+    ["core=0", { name: "core", soft: 0n, hard: 0n }],
+    ["as=1G:unlimited", { name: "as", soft: 1n << 30n }],
+    ["core=unlimited", { name: "core" }],
+  ])("%s", (text, limit) => {
+    expect(parseRlimit("--rlimit", text)).toEqual(limit);
+  });
+
+  it.each(["nofile", "nofile=", "=1", "nofile=1:", "NOFILE=1", "nofile=lots", "nofile=-1"])("%s is refused", (text) => {
+    expect(() => parseRlimit("--rlimit", text)).toThrow(/^--rlimit/);
+  });
+});
+
+describe("a umask", () => {
+  it.each([
+    ["022", 0o22],
+    ["0077", 0o77],
+    ["7", 7],
+  ])("%s is octal", (text, umask) => {
+    expect(parseUmask("--umask", text)).toBe(umask);
+  });
+
+  it.each(["", "8", "u=rwx", "1777", "00777"])("%j is refused", (text) => {
+    expect(() => parseUmask("--umask", text)).toThrow(/--umask .* is no umask: 022 or 077 is right/);
   });
 });

@@ -3,6 +3,7 @@ import { LinuxResources as ProtoResources } from "../../proto/generated/jobs/v1/
 import {
   Job as ProtoJob,
   ListRequest,
+  Network,
   Source,
   StartRequest,
   State,
@@ -78,6 +79,50 @@ describe("a start", () => {
     });
   });
 
+  test("has the isolation that is asked for, and a job tells it back", () => {
+    const request = StartRequest.fromPartial({
+      command: "ls",
+      network: Network.NETWORK_NONE,
+      privateTmp: true,
+      rlimits: [
+        { name: "nofile", soft: 1n, hard: 2n },
+        { name: "core", soft: 0n },
+      ],
+      umask: 0,
+      oomScoreAdj: 5,
+    });
+    const asked = {
+      network: "none",
+      privateTmp: true,
+      rlimits: [
+        { name: "nofile", soft: 1, hard: 2 },
+        { name: "core", soft: 0 },
+      ],
+      umask: 0,
+      oomScoreAdj: 5,
+    } as const;
+    expect(toJobSpec(request, "ada")).toStrictEqual({
+      command: "ls",
+      args: [],
+      env: new Map(),
+      labels: new Map(),
+      owner: "ada",
+      ...asked,
+    });
+    const { isolation } = fromJob({ ...JOB, ...asked, isolation: ["pid", "no-capabilities"] });
+    expect(isolation).toEqual({
+      parts: ["pid", "no-capabilities"],
+      network: Network.NETWORK_NONE,
+      privateTmp: true,
+      rlimits: [
+        { name: "nofile", soft: 1n, hard: 2n },
+        { name: "core", soft: 0n, hard: undefined },
+      ],
+      umask: 0,
+      oomScoreAdj: 5,
+    });
+  });
+
   test("tells its limits back as they were asked for", () => {
     const back = ProtoResources.encode(fromResources(toResources(EVERYTHING))).finish();
     expect(Buffer.from(back)).toEqual(Buffer.from(ProtoResources.encode(EVERYTHING).finish()));
@@ -92,6 +137,8 @@ describe("a request is refused by its field's name", () => {
     ["time_limit", () => toJobSpec(StartRequest.fromPartial({ timeLimit: { seconds: -1n } }), "ada")],
     ["time_limit", () => toJobSpec(StartRequest.fromPartial({ timeLimit: { nanos: -1 } }), "ada")],
     ["time_limit", () => toJobSpec(StartRequest.fromPartial({ timeLimit: { seconds: 2n ** 60n } }), "ada")],
+    ["network", () => toJobSpec(StartRequest.decode(Buffer.of(11 << 3, 9)), "ada")],
+    ["rlimits", () => toJobSpec(StartRequest.fromPartial({ rlimits: [{ name: "as", soft: 2n ** 60n }] }), "ada")],
     ["grace", () => toStop(StopRequest.fromPartial({ grace: { seconds: 0n, nanos: 1_000_000_000 } }))],
     ["signal", () => toStop(StopRequest.fromPartial({ signal: 0 }))],
     ["signal", () => toStop(StopRequest.fromPartial({ signal: 65 }))],

@@ -1,4 +1,4 @@
-import { existsSync, readFileSync, readdirSync, readlinkSync, realpathSync } from "node:fs";
+import { existsSync, readFileSync, readdirSync, readlinkSync, realpathSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
@@ -69,6 +69,52 @@ describe.each(modes)("a job %s", (_mode, options) => {
     expect(job.usage?.elapsedMs).toBeGreaterThan(0);
     expect(job.usage?.fromCgroup).toBe(worker.cgroup !== undefined);
     expect(worker.cgroup !== undefined && existsSync(join(worker.cgroup, id))).toBe(false);
+  });
+
+  test("tells what it is kept from its host by, and has the limits of a process that were asked for", async () => {
+    await using worker = await testWorker(options);
+    const asked = {
+      network: "none",
+      privateTmp: true,
+      rlimits: [{ name: "nofile", soft: 64, hard: 128 }, { name: "core" }],
+      umask: 0o77,
+      oomScoreAdj: 7,
+    } as const;
+    const script =
+      "ulimit -Sn; ulimit -Hn; ulimit -c; umask; cat /proc/self/oom_score_adj; ls -A /tmp; cat /proc/net/dev";
+    const job = await finished(worker, { ...sh(script), ...asked });
+    const [head, devices] = job.text.split("Inter-");
+    expect(head).toBe("64\n128\nunlimited\n0077\n7\n");
+    expect(devices?.match(/^ *\w+:/gm)).toEqual(["    lo:"]);
+    expect(job).toMatchObject(asked);
+    expect(worker.query(job.id)).toEqual(without(job));
+    function without({ text: _text, ...rest }: typeof job): Job {
+      return rest;
+    }
+    const parts = [...(worker.cgroup === undefined ? [] : ["cgroup"]), "ipc", "mount", "pid", "uts"];
+    expect(job.isolation?.toSorted()).toEqual([...parts, "no-capabilities", "no-new-privileges"].toSorted());
+    expect(worker.host).toContain(`isolation: ${job.isolation?.join(", ")}`);
+  });
+
+  test("has the host's namespaces where the worker was told so, and nothing that would take one of its own", async () => {
+    await using worker = await testWorker({ ...options, isolationOff: ["mount", "ipc"] });
+    const { text, isolation } = await finished(worker, sh("readlink /proc/self/ns/mnt /proc/self/ns/pid"));
+    expect(text).toBe(`${readlinkSync("/proc/self/ns/mnt")}\n${readlinkSync("/proc/self/ns/pid")}\n`);
+    expect(isolation).toEqual(["uts", "no-new-privileges", "no-capabilities"]);
+    const error = await refused(() => worker.start({ ...run("true"), privateTmp: true }));
+    expect(error).toMatchObject({ code: "unsupported", field: "private_tmp" });
+    expect(worker.host).toContain("isolation: uts, no-new-privileges, no-capabilities");
+  });
+
+  test.runIf(root)("of the worker's own user cannot read the worker's files, nor change its programs", async () => {
+    using files = testDirectory();
+    const [key, program] = [join(files.path, "key"), join(files.path, "program")];
+    writeFileSync(key, "secret", { mode: 0o600 });
+    writeFileSync(program, "program");
+    await using worker = await testWorker({ ...options, allowRoot: true, hidden: [key], sealed: [program] });
+    const script = `cat ${key}; ls -A ${worker.stateDir}; cat ${program}; echo x > ${program}`;
+    expect((await finished(worker, { ...sh(`exec 2> /dev/null; ${script}`), user: "root" })).text).toBe("program");
+    expect(readFileSync(program, "utf8")).toBe("program");
   });
 
   test.each([0, 1, 127, 255])("that exits with %d has that code", async (code) => {
