@@ -163,7 +163,7 @@ static bool harden(void)
 	for (char **path = isolation.protected; *path; path++)
 		if (!(**path == '-' ? hide(*path + 1) : seal(*path + 1)))
 			return false;
-	return true;
+	return deny_user_namespaces();
 }
 
 /* What only the job's own process can do, or what not every job has. */

@@ -234,7 +234,8 @@ describe.each(isolated)("$build", (variant) => {
       (echo x >> program) && echo changed; rm -f program; mv program other; cat program
       for file in /proc/sys/kernel/domainname /proc/sys/vm/swappiness /sys/kernel/mm/ksm/run; do (echo 0 > $file) && echo wrote; done
       mount -t tmpfs none /mnt && echo mounted; umount ${place}/key && echo unmounted; mknod disk b 8 0 && echo made
-      unshare --user --map-root-user --mount sh -c "umount ${place}/key || umount ${place}/secret" && echo revealed
+      unshare --user --mount umount ${place}/key && echo revealed
+      unshare --user --mount --cgroup mount -t cgroup2 cgroup2 /mnt && echo mounted anew
       cat /proc/kcore | head -c 1`;
     try {
       await using it = await rig(variant, { isolation: kept });
