@@ -26,6 +26,8 @@ let server: Server;
 let port: number;
 /** What the server does with the next Stream. */
 let onStream: (call: Streaming) => void;
+/** And with the next Stats. */
+let onStats: WorkerServiceServer["stats"] = (call) => call.end();
 
 async function listen(hosts: string[], address: string): Promise<{ server: Server; port: number }> {
   const { cert, key } = await authority.issue("worker", { hosts });
@@ -37,6 +39,8 @@ async function listen(hosts: string[], address: string): Promise<{ server: Serve
     stream: (call) => onStream(call),
     list: (_call, done) => done({ code: status.UNAVAILABLE, details: "later" }),
     wait: (_call, done) => done(null, { job: undefined }),
+    update: (_call, done) => done(null, { job: undefined }),
+    stats: (call) => onStats(call),
   };
   made.addService(WorkerServiceService, handlers);
   const pair = [{ private_key: Buffer.from(key), cert_chain: Buffer.from(cert) }];

@@ -4,9 +4,10 @@ import { existsSync, mkdirSync, readFileSync, readdirSync, writeFileSync } from 
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { createGroup, groupUsage, killGroup, openHierarchy, removeGroup, type Hierarchy } from "./cgroup.ts";
+import { createGroup, killGroup, openHierarchy, removeGroup, type Hierarchy } from "./cgroup.ts";
 import { CONTROLLERS } from "./limits/setting.ts";
 import { refused, rmGroup, runs, testDirectory, until } from "./testing.ts";
+import { groupUsage } from "./usage.ts";
 
 /** A hierarchy of its own, gone in the end with all that runs in it. */
 function testHierarchy(): AsyncDisposable & { readonly path: string } {
