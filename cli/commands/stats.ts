@@ -1,4 +1,5 @@
 import { type Stall, StatsResponse, type Usage } from "../../proto/generated/jobs/v1/worker.ts";
+import type { ClientError } from "../../src/client/errors.ts";
 import { reopening } from "../../src/client/resume.ts";
 import { withClient } from "../connection.ts";
 import { EXIT } from "../exit.ts";
@@ -12,6 +13,7 @@ const TIMEOUT_MS = 30_000;
 /** Long enough for a worker's host to boot. */
 const RETRY_LIMIT_MS = 5 * 60_000;
 const LEAST_INTERVAL_MS = 100;
+const CLEAR_LINE = "\x1b[K";
 
 /** `jobs stats [flags] ID`: a line a sample until the job has ended; on a terminal one line, written again and again. */
 export async function stats(given: Given): Promise<number> {
@@ -22,11 +24,14 @@ export async function stats(given: Given): Promise<number> {
   const request = { jobId, interval: intervalMs === undefined ? undefined : toDuration(intervalMs) };
   const write = given.on("json") || given.text("output") === "json" ? writeJson : table();
   // Looking away is all that a signal does here: the job goes on.
-  process.once("SIGINT", () => process.exit(EXIT.interrupted));
+  process.once("SIGINT", () => {
+    leaveLine();
+    process.exit(EXIT.interrupted);
+  });
   return withClient(given, async (client) => {
     // What is wrong from the start must not be taken for a connection that broke.
     await client.query(jobId, { timeoutMs: TIMEOUT_MS });
-    const options = { limitMs: RETRY_LIMIT_MS, onRetry: sayLost };
+    const options = { limitMs: RETRY_LIMIT_MS, onRetry: sayLostBelow };
     for await (const message of reopening(() => client.stats(request), options)) {
       const last = given.on("once") || message.end !== undefined;
       await write(message, last);
@@ -36,6 +41,16 @@ export async function stats(given: Given): Promise<number> {
     say(`job ${jobId}: the worker ended the samples without telling how the job is`);
     return EXIT.failed;
   });
+}
+
+/** What is said next is not to stand behind the line that is written again and again. */
+function leaveLine(): void {
+  if (process.stdout.isTTY) process.stdout.write("\n");
+}
+
+function sayLostBelow(error: ClientError, attempt: number): void {
+  if (attempt === 1) leaveLine();
+  sayLost(error, attempt);
 }
 
 type Write = (message: StatsResponse, last: boolean) => Promise<void>;
@@ -49,33 +64,44 @@ type Column = readonly [title: string, width: number, cell: (now: Usage, before:
 /** What is told a second is told of the time since the line before; of the job's life in the first and the last line. */
 const COLUMNS: readonly Column[] = [
   ["ELAPSED", 7, (now) => formatDuration(now.elapsed)],
-  ["CPU", 6, (now, before) => percent(share(now, before, (usage) => toMs(usage.cpuUser) + toMs(usage.cpuSystem)))],
+  [
+    "CPU",
+    6,
+    (now, before) =>
+      percent(
+        share(now, before, (usage) => toMs(usage.cpuUser) + toMs(usage.cpuSystem)),
+        1,
+      ),
+  ],
   ["THROTTLED", 9, (now, before) => percent(throttled(now, before))],
-  ["MEMORY", 9, ({ memoryCurrent }) => size(memoryCurrent)],
-  ["PEAK", 9, ({ memoryPeak }) => size(memoryPeak)],
-  ["SWAP", 9, ({ memorySwap }) => size(memorySwap)],
-  ["READ/S", 9, (now, before) => size(rate(now, before, ({ ioReadBytes }) => ioReadBytes))],
-  ["WRITE/S", 9, (now, before) => size(rate(now, before, ({ ioWriteBytes }) => ioWriteBytes))],
-  ["PIDS", 5, ({ processes }) => String(processes ?? "-")],
-  ["WAITS CPU", 9, ({ cpuPressure }) => percent(waits(cpuPressure?.some))],
-  ["MEM", 6, ({ memoryPressure }) => percent(waits(memoryPressure?.some))],
-  ["IO", 6, ({ ioPressure }) => percent(waits(ioPressure?.some))],
+  ["MEMORY", 7, ({ memoryCurrent }) => size(memoryCurrent)],
+  ["PEAK", 7, ({ memoryPeak }) => size(memoryPeak)],
+  ["SWAP", 7, ({ memorySwap }) => size(memorySwap)],
+  ["READ/S", 7, (now, before) => size(rate(now, before, ({ ioReadBytes }) => ioReadBytes))],
+  ["WRITE/S", 7, (now, before) => size(rate(now, before, ({ ioWriteBytes }) => ioWriteBytes))],
+  ["PIDS", 4, ({ processes }) => String(processes ?? "-")],
+  ["WAITS:CPU", 9, ({ cpuPressure }) => percent(cpuPressure?.some?.avg10)],
+  ["MEM", 4, ({ memoryPressure }) => percent(memoryPressure?.some?.avg10)],
+  ["IO", 4, ({ ioPressure }) => percent(ioPressure?.some?.avg10)],
 ];
 
 function table(): Write {
-  const { isTTY, columns } = process.stdout;
-  const fit = (line: string): string => (isTTY ? line.slice(0, columns) : line);
+  const { isTTY } = process.stdout;
+  const line = (cells: readonly string[]): string => {
+    const whole = cells.map((cell, column) => cell.padStart(COLUMNS[column]?.[1] ?? 0)).join("  ");
+    // A terminal of no size is one that does not tell it. What is longer would be two lines, and not to be written over.
+    return isTTY ? whole.slice(0, process.stdout.columns || whole.length) : whole;
+  };
   let before: Usage | undefined;
   let first = true;
   return async ({ usage, end }, last) => {
-    const header = COLUMNS.map(([title, width]) => title.padStart(width)).join("  ");
-    if (first) await print(`${fit(header)}\n`);
+    if (first) await print(`${line(COLUMNS.map(([title]) => title))}\n`);
     first = false;
     if (!usage) return;
     const since = end ? undefined : before;
-    const line = fit(COLUMNS.map(([, width, cell]) => cell(usage, since).padStart(width)).join("  "));
+    const cells = line(COLUMNS.map(([, , cell]) => cell(usage, since)));
     before = usage;
-    await print(isTTY ? `\r\x1b[K${line}${last ? "\n" : ""}` : `${line}\n`);
+    await print(isTTY ? `\r${CLEAR_LINE}${cells}${last ? "\n" : ""}` : `${cells}\n`);
   };
 }
 
@@ -101,15 +127,11 @@ function rate(now: Usage, before: Usage | undefined, bytes: (usage: Usage) => bi
   return BigInt(Math.round((Number(total - ((before && bytes(before)) ?? 0n)) * 1000) / elapsedMs));
 }
 
-/** Percent of the last 10 s in which some of the job's processes waited. */
-function waits(some: Stall | undefined): number | undefined {
-  return some?.avg10;
+function percent(value: number | undefined, digits = 0): string {
+  return value === undefined ? "-" : `${value.toFixed(digits)}%`;
 }
 
-function percent(value: number | undefined): string {
-  return value === undefined ? "-" : `${value.toFixed(1)}%`;
-}
-
+/** `12.3M`: the unit's letter is enough in a column. */
 function size(bytes: bigint | undefined): string {
-  return bytes === undefined ? "-" : formatBytes(bytes);
+  return bytes === undefined ? "-" : formatBytes(bytes).replace(/ ([KMGT])iB| B/, "$1");
 }
