@@ -1,4 +1,4 @@
-import { type Stall, StatsResponse, type Usage } from "../../proto/generated/jobs/v1/worker.ts";
+import { StatsResponse, type Usage } from "../../proto/generated/jobs/v1/worker.ts";
 import type { ClientError } from "../../src/client/errors.ts";
 import { reopening } from "../../src/client/resume.ts";
 import { withClient } from "../connection.ts";

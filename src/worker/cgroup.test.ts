@@ -251,6 +251,17 @@ function withCgroups({ path: own, controllers }: Hierarchy & { readonly kind: "c
         expect(figure === undefined).toBe(!controllers.has("memory"));
       for (const figure of [rest.processes, rest.processesPeak])
         expect(figure === undefined).toBe(!controllers.has("pids"));
+      for (const [file, told] of Object.entries({
+        "cpu.pressure": rest.cpuPressure,
+        "memory.pressure": rest.memoryPressure,
+        "io.pressure": rest.ioPressure,
+      })) {
+        const [, totalUs] = existsSync(join(path, file))
+          ? (/^some .* total=(\d+)$/m.exec(readFileSync(join(path, file), "utf8")) ?? [])
+          : [];
+        expect(told === undefined).toBe(totalUs === undefined);
+        if (told) expect(told.some.totalUs).toBeLessThanOrEqual(Number(totalUs));
+      }
       child.kill("SIGKILL");
       await removeGroup(path);
       expect(() => groupUsage(path, controllers)).toThrow("ENOENT");
