@@ -74,10 +74,10 @@ const COLUMNS: readonly Column[] = [
       ),
   ],
   ["THROTTLED", 9, (now, before) => percent(throttled(now, before))],
-  ["MEMORY", 7, ({ memoryCurrent }) => size(memoryCurrent)],
-  ["PEAK", 7, ({ memoryPeak }) => size(memoryPeak)],
-  ["SWAP", 7, ({ memorySwap }) => size(memorySwap)],
-  ["READ/S", 7, (now, before) => size(rate(now, before, ({ ioReadBytes }) => ioReadBytes))],
+  ["MEMORY", 6, ({ memoryCurrent }) => size(memoryCurrent)],
+  ["PEAK", 6, ({ memoryPeak }) => size(memoryPeak)],
+  ["SWAP", 6, ({ memorySwap }) => size(memorySwap)],
+  ["READ/S", 6, (now, before) => size(rate(now, before, ({ ioReadBytes }) => ioReadBytes))],
   ["WRITE/S", 7, (now, before) => size(rate(now, before, ({ ioWriteBytes }) => ioWriteBytes))],
   ["PIDS", 4, ({ processes }) => String(processes ?? "-")],
   ["WAITS:CPU", 9, ({ cpuPressure }) => percent(cpuPressure?.some?.avg10)],
@@ -85,21 +85,30 @@ const COLUMNS: readonly Column[] = [
   ["IO", 4, ({ ioPressure }) => percent(ioPressure?.some?.avg10)],
 ];
 
+const GAP = "  ";
+const WIDTH = COLUMNS.reduce((sum, [, width]) => sum + width + GAP.length, -GAP.length);
+/** Where a terminal is narrower: the others fit in 80. */
+const SPARED: ReadonlySet<string> = new Set(["PEAK", "SWAP"]);
+
 function table(): Write {
   const { isTTY } = process.stdout;
-  const line = (cells: readonly string[]): string => {
-    const whole = cells.map((cell, column) => cell.padStart(COLUMNS[column]?.[1] ?? 0)).join("  ");
-    // A terminal of no size is one that does not tell it. What is longer would be two lines, and not to be written over.
-    return isTTY ? whole.slice(0, process.stdout.columns || whole.length) : whole;
-  };
+  // A terminal of no size is one that does not tell it.
+  const width = (isTTY && process.stdout.columns) || Infinity;
+  const columns = width < WIDTH ? COLUMNS.filter(([title]) => !SPARED.has(title)) : COLUMNS;
+  const line = (cellOf: (column: Column) => string): string =>
+    columns
+      .map((column) => cellOf(column).padStart(column[1]))
+      .join(GAP)
+      // What is longer would be two lines, and not to be written over.
+      .slice(0, width);
   let before: Usage | undefined;
   let first = true;
   return async ({ usage, end }, last) => {
-    if (first) await print(`${line(COLUMNS.map(([title]) => title))}\n`);
+    if (first) await print(`${line(([title]) => title)}\n`);
     first = false;
     if (!usage) return;
     const since = end ? undefined : before;
-    const cells = line(COLUMNS.map(([, , cell]) => cell(usage, since)));
+    const cells = line(([, , cell]) => cell(usage, since));
     before = usage;
     await print(isTTY ? `\r${CLEAR_LINE}${cells}${last ? "\n" : ""}` : `${cells}\n`);
   };
@@ -131,7 +140,11 @@ function percent(value: number | undefined, digits = 0): string {
   return value === undefined ? "-" : `${value.toFixed(digits)}%`;
 }
 
-/** `12.3M`: the unit's letter is enough in a column. */
+/** `12.3M`, `512K`: three digits and the unit's letter are enough in a column. */
 function size(bytes: bigint | undefined): string {
-  return bytes === undefined ? "-" : formatBytes(bytes).replace(/ ([KMGT])iB| B/, "$1");
+  return bytes === undefined
+    ? "-"
+    : formatBytes(bytes)
+        .replace(/(\d{3})\.\d/, "$1")
+        .replace(/ ([KMGT])iB| B/, "$1");
 }
