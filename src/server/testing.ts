@@ -249,6 +249,10 @@ function workerOf(methods: Partial<Worker>): Worker {
     stream: (id) => {
       throw none(id);
     },
+    update: (id) => Promise.reject(none(id)),
+    stats: (id) => {
+      throw none(id);
+    },
     close: () => Promise.resolve(),
     ...methods,
   };

@@ -13,8 +13,7 @@ import {
   writeSync,
 } from "node:fs";
 import { join } from "node:path";
-import { JobError } from "./errors.ts";
-import type { Usage } from "./job.ts";
+import { JobError, codeOf } from "./errors.ts";
 import { CONTROLLERS, type Setting } from "./limits/setting.ts";
 
 /** A setting, of which only the supervisor's tests know no more than the file. */
@@ -145,20 +144,28 @@ export function createGroup(path: string, settings: readonly Written[]): Map<str
     try {
       writeOnce(join(path, file), value);
     } catch (error) {
-      const errno = error instanceof Error && "code" in error ? String(error.code) : "unknown";
-      if (optional && errno === "ENOENT") continue;
+      if (optional && codeOf(error) === "ENOENT") continue;
       rmdirSync(path);
-      throw new JobError("unsupported", `the kernel refused ${value} for ${file} (${errno})`, {
-        ...(field !== undefined && { field }),
-        facts: { stage: "cgroup", file, value, errno },
-        cause: error,
-      });
+      throw notWritten({ file, value, field }, error);
     }
   }
   return readLimits(
     path,
     settings.map(({ file }) => file),
   );
+}
+
+/** Of a limit that the kernel did not take: names the field, and the file, value and errno. */
+export function notWritten(
+  { file, value, field }: Pick<Written, "file" | "value"> & { readonly field: string | undefined },
+  cause: unknown,
+): JobError {
+  const errno = codeOf(cause);
+  return new JobError("unsupported", `the kernel refused ${value} for ${file} (${errno})`, {
+    ...(field !== undefined && { field }),
+    facts: { stage: "cgroup", file, value, errno },
+    cause,
+  });
 }
 
 /** What the kernel has in `files`, as far as they are there. */
@@ -232,44 +239,4 @@ function emptied(path: string): Promise<void> {
       resolve();
     }
   });
-}
-
-function keyed(path: string, file: string): ReadonlyMap<string, number> {
-  const pairs = readFileSync(join(path, file), "utf8").matchAll(/^(\S+) (\d+)$/gm);
-  return new Map([...pairs].map(([, key, value]) => [key ?? "", Number(value)]));
-}
-
-function single(path: string, file: string): number | undefined {
-  try {
-    const value = Number(readFileSync(join(path, file), "utf8"));
-    return Number.isNaN(value) ? undefined : value;
-  } catch {
-    return undefined;
-  }
-}
-
-/** Sums a key over the devices of io.stat: lines of `MAJ:MIN rbytes=N wbytes=N …`. */
-function ioBytes(stat: string, key: string): number {
-  return [...stat.matchAll(new RegExp(`\\b${key}=(\\d+)`, "g"))].reduce((sum, [, bytes]) => sum + Number(bytes), 0);
-}
-
-/** What the group's processes used so far, without the wall clock. Figures of absent controllers are absent. Throws when the group is gone. */
-export function groupUsage(path: string, controllers: ReadonlySet<string>): Omit<Usage, "elapsedMs"> {
-  const cpu = keyed(path, "cpu.stat");
-  const events = controllers.has("memory") ? keyed(path, "memory.events") : new Map<string, number>();
-  const io = controllers.has("io") ? readFileSync(join(path, "io.stat"), "utf8") : undefined;
-  return {
-    cpuUserUs: cpu.get("user_usec") ?? 0,
-    cpuSystemUs: cpu.get("system_usec") ?? 0,
-    cpuThrottledUs: cpu.get("throttled_usec"),
-    memoryCurrentBytes: controllers.has("memory") ? single(path, "memory.current") : undefined,
-    memoryPeakBytes: controllers.has("memory") ? single(path, "memory.peak") : undefined,
-    memoryMaxEvents: events.get("max"),
-    oomKills: events.get("oom_kill"),
-    processes: controllers.has("pids") ? single(path, "pids.current") : undefined,
-    processesPeak: controllers.has("pids") ? single(path, "pids.peak") : undefined,
-    ioReadBytes: io === undefined ? undefined : ioBytes(io, "rbytes"),
-    ioWriteBytes: io === undefined ? undefined : ioBytes(io, "wbytes"),
-    fromCgroup: true,
-  };
 }

@@ -12,11 +12,14 @@ import { list, type ListFilter, type Listed } from "./list.ts";
 import { checkOptions, checkSupervisor, type WorkerOptions } from "./options.ts";
 import type { StreamOptions } from "./output.ts";
 import { recover, removeSpares } from "./recovery.ts";
+import type { LinuxResources } from "./resources.ts";
 import { current, endOf } from "./running.ts";
 import { openSpawner } from "./spawner.ts";
 import { start, type Started } from "./start.ts";
+import { stats, type Stats, type StatsOptions } from "./stats.ts";
 import { stop, type StopOptions, type Stopped } from "./stop.ts";
 import { stream, type Stream } from "./stream.ts";
+import { update } from "./update.ts";
 
 /** Every method throws JobError; those that take a job's id throw `not-found` when there is none. */
 export interface Worker {
@@ -31,6 +34,10 @@ export interface Worker {
   wait(id: string, signal?: AbortSignal): Promise<Job>;
   /** A job's output; throws `not-found` at once, not at the first chunk. Returns where to resume. */
   stream(id: string, options: StreamOptions): Stream;
+  /** Changes limits of a job that has not ended, all that are named or none; what is not named stays. */
+  update(id: string, resources: LinuxResources): Promise<Job>;
+  /** What a job uses, at an interval; throws `not-found` at once, not at the first sample. Returns the ended job. */
+  stats(id: string, options: StatsOptions): Stats;
   /** What this host can enforce, in one line. */
   readonly host: string;
   /** Lets go of everything; jobs keep running. */
@@ -81,6 +88,8 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
       return isRunning(entry) ? endOf(entry, signal) : entry.job;
     },
     stream: (id, how) => stream(context, id, how),
+    update: (id, resources) => update(context, id, resources),
+    stats: (id, how) => stats(context, id, how),
     close: () => close(context),
   };
 }
@@ -88,7 +97,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
 async function close(context: Context): Promise<void> {
   const { hierarchy, journal, running, spawner } = context;
   context.closed = true;
-  await Promise.allSettled([...running.values()].map(({ launched }) => launched.promise));
+  await Promise.allSettled([...running.values()].flatMap(({ launched, updates }) => [launched.promise, updates]));
   await spawner.close();
   for (const entry of running.values()) {
     entry.watcher?.close();
