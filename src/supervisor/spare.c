@@ -133,6 +133,10 @@ static bool parse(struct request *request, char *body, char *end)
 		return false;
 	request->groups = (const gid_t *)(const void *)body;
 	body += start->group_count * sizeof(gid_t);
+	if (start->device_bytes > (size_t)(end - body))
+		return false;
+	request->devices = body;
+	body += start->device_bytes;
 	return (request->cgroup = take_string(&body, end)) &&
 	       (request->cwd = take_string(&body, end)) &&
 	       (request->argv = take_strings(&body, end, start->argument_count)) &&

@@ -16,13 +16,15 @@ export interface Launch {
   readonly graceMs: number;
   readonly logLimitBytes: number;
   readonly logKeep: "newest" | "oldest";
+  /** The eBPF program with its device rules; absent where it has none. */
+  readonly devices?: Uint8Array;
 }
 
 const HEADER_BYTES = 16;
 const START_BYTES = 56;
 export const REPLY_BYTES = 24;
-const FRAME = { start: 1, adopt: 2, spare: 3 } as const;
-const REPLIES = [undefined, "started", "failed", "gone", "ready"] as const;
+const FRAME = { start: 1, adopt: 2, spare: 3, devices: 4 } as const;
+const REPLIES = [undefined, "started", "failed", "gone", "ready", "done"] as const;
 /** Of a start, as the supervisor numbers them. */
 const STAGES = [
   "",
@@ -37,6 +39,7 @@ const STAGES = [
   "user",
   "cwd",
   "exec",
+  "devices",
 ];
 const ERRNO_NAMES = new Map(Object.entries(os.errno).map(([name, number]) => [number, name]));
 
@@ -68,12 +71,20 @@ export function adoptFrame(supervisor: number, directory: string): Buffer {
   return frame(FRAME.adopt, supervisor, 0, [directory]);
 }
 
+/** Has the spawner put `program` in the place of a running job's device rules. */
+export function devicesFrame(number: number, cgroup: string, program: Uint8Array): Buffer {
+  const bytes = Buffer.concat([frame(FRAME.devices, number, 0, [cgroup]), program]);
+  bytes.writeUInt32LE(bytes.length, 0);
+  return bytes;
+}
+
 /** Tells a spare its job. */
 export function startFrame(job: number, launch: Launch): Buffer {
-  const { argv, credentials, env } = launch;
+  const { argv, credentials, devices, env } = launch;
   const strings = [launch.cgroup, launch.cwd, ...argv];
   for (const [name, value] of env) strings.push(`${name}=${value}`);
-  const bytes = frame(FRAME.start, job, START_BYTES + 4 * credentials.groups.length, strings);
+  const fixedBytes = START_BYTES + 4 * credentials.groups.length;
+  const bytes = frame(FRAME.start, job, fixedBytes + (devices?.length ?? 0), strings);
   writeUInt64(bytes, Math.ceil(launch.timeLimitMs), 16);
   writeUInt64(bytes, Math.ceil(launch.graceMs), 24);
   writeUInt64(bytes, launch.logLimitBytes, 32);
@@ -85,10 +96,11 @@ export function startFrame(job: number, launch: Launch): Buffer {
     credentials.groups.length,
     argv.length,
     env.size,
-    0,
+    devices?.length ?? 0,
     ...credentials.groups,
   ];
   numbers.forEach((number, i) => bytes.writeUInt32LE(number, 40 + 4 * i));
+  if (devices) bytes.set(devices, HEADER_BYTES + fixedBytes);
   return bytes;
 }
 

@@ -3,8 +3,8 @@ import { closeSync, constants, openSync } from "node:fs";
 import { join } from "node:path";
 import { Duplex } from "node:stream";
 import { codeOf } from "./errors.ts";
-import { died, failureAt } from "./failure.ts";
-import { REPLY_BYTES, adoptFrame, readReply, spareFrame, type Launch } from "./frame.ts";
+import { devicesFailure, died, failureAt } from "./failure.ts";
+import { REPLY_BYTES, adoptFrame, devicesFrame, readReply, spareFrame, type Launch } from "./frame.ts";
 import { SPARE, give, type Spare } from "./spare.ts";
 
 /** The spawner process, which makes one supervisor for each job, ahead of it. */
@@ -18,6 +18,12 @@ export interface Spawner extends Disposable {
   launch(launch: Launch, record: () => void, gone: () => void): Promise<number>;
   /** `gone` is called when the supervisor that an earlier daemon made for `directory` is no more, which may be now. */
   adopt(directory: string, gone: () => void): void;
+  /**
+   * Puts `program` (limits/devices.ts) in the place of the device rules that a running job has, if any, at once and for
+   * what it opens from then on. Throws JobError: `unsupported` where this host cannot, `internal` with errno ENOENT when
+   * there is no such cgroup any more.
+   */
+  devices(cgroup: string, program: Uint8Array): Promise<void>;
   /** Has as many spares made as are missing: for when nobody waits. A start asks for no more than half of them. */
   refill(): void;
   /** Resolves when a first supervisor is ready, or cannot be had. */
@@ -54,6 +60,8 @@ export function openSpawner(path: string, parent: string, log: (message: string)
   const spares = new Set<number>();
   const asked = new Set<number>();
   const waiting: Launching[] = [];
+  /** Device rules that the spawner has not answered yet, by their number. */
+  const changes = new Map<number, PromiseWithResolvers<void>>();
   const first = Promise.withResolvers<void>();
   let last = 0;
   let closed = false;
@@ -131,11 +139,16 @@ export function openSpawner(path: string, parent: string, log: (message: string)
     } else if (kind === "failed") {
       const failed = drop(number);
       failed?.reject(failureAt(stage, errno, failed.launch));
+      changes.get(number)?.reject(devicesFailure(stage, errno));
+      changes.delete(number);
     } else if (kind === "gone" && known?.state === "running") {
       supervisors.delete(number);
       known.gone();
     } else if (kind === "gone") {
       drop(number)?.reject(died("the job's supervisor died before the job ran"));
+    } else if (kind === "done") {
+      changes.get(number)?.resolve();
+      changes.delete(number);
     }
   }
 
@@ -144,6 +157,8 @@ export function openSpawner(path: string, parent: string, log: (message: string)
     socket?.destroy(); // or spares would not hear of it
     socket = undefined;
     first.resolve();
+    for (const change of changes.values()) change.reject(died(why));
+    changes.clear();
     if (closed) return;
     log(why);
     for (const number of supervisors.keys())
@@ -185,6 +200,12 @@ export function openSpawner(path: string, parent: string, log: (message: string)
     adopt(directory, gone) {
       supervisors.set(++last, { state: "running", directory, gone });
       (socket ?? open()).write(adoptFrame(last, directory));
+    },
+    devices(cgroup, program) {
+      const change = Promise.withResolvers<void>();
+      changes.set(++last, change);
+      (socket ?? open()).write(devicesFrame(last, cgroup, program));
+      return change.promise;
     },
     refill: () => ask(SPARES),
     ready: first.promise,

@@ -7,9 +7,10 @@ import { gone } from "./end.ts";
 import { JobError, notFound } from "./errors.ts";
 import { refusal } from "./failure.ts";
 import type { Launch } from "./frame.ts";
-import { checkSettings, warningsOf } from "./host.ts";
+import { checkDevices, checkSettings, warningsOf } from "./host.ts";
 import { newId } from "./id.ts";
 import type { Job, JobSpec } from "./job.ts";
+import { deviceProgram } from "./limits/devices.ts";
 import { thisHost } from "./limits/host.ts";
 import { settingsOf } from "./resources.ts";
 import type { Running } from "./running.ts";
@@ -44,8 +45,11 @@ export async function start(context: Context, spec: JobSpec): Promise<Started> {
 async function begin(context: Context, spec: JobSpec): Promise<Job> {
   const { hierarchy, journal, options, running, spawner } = context;
   const credentials = chooseCredentials(spec, options);
-  const settings = settingsOf(spec.resources ?? {}, thisHost(hierarchy.kind === "none" ? undefined : hierarchy.path));
+  const host = thisHost(hierarchy.kind === "none" ? undefined : hierarchy.path);
+  const settings = settingsOf(spec.resources ?? {}, host);
+  const devices = deviceProgram(spec.resources ?? {}, host);
   checkSettings(settings, hierarchy);
+  if (devices) checkDevices(hierarchy);
   if (running.size >= options.maxJobs)
     throw new JobError(
       "exhausted",
@@ -60,7 +64,7 @@ async function begin(context: Context, spec: JobSpec): Promise<Job> {
       journal.insert(entry.job, spec.requestId);
     };
     const launch = launchOf(context, entry, credentials, env);
-    const pid = await spawner.launch(launch, record, () => gone(context, entry));
+    const pid = await spawner.launch(devices ? { ...launch, devices } : launch, record, () => gone(context, entry));
     entry.job = { ...entry.job, state: "running", pid, startedAt: new Date() };
     entry.launched.resolve();
   } catch (error) {
