@@ -3,7 +3,7 @@ import type { Launch } from "./frame.ts";
 
 /* Why a start failed, for whoever asked for it. */
 
-const EXHAUSTED = ["EAGAIN", "ENOMEM", "EMFILE", "ENFILE", "ENOSPC", "EDQUOT"];
+const EXHAUSTED = new Set(["EAGAIN", "ENOMEM", "EMFILE", "ENFILE", "ENOSPC", "EDQUOT"]);
 
 /** Of a supervisor that met `errno` at `stage`. */
 export function failureAt(stage: string, errno: string, launch: Launch): JobError {
@@ -27,7 +27,7 @@ export function failureAt(stage: string, errno: string, launch: Launch): JobErro
   if (stage === "cgroup")
     return new JobError("unsupported", `the job cannot be put in its cgroup (${errno}): ${launch.cgroup}`, { facts });
   if (stage === "devices") return devicesFailure(stage, errno);
-  if (EXHAUSTED.includes(errno))
+  if (EXHAUSTED.has(errno))
     return new JobError("exhausted", `no room for another job on this host (${stage}: ${errno})`, { facts });
   return new JobError("internal", `the job could not be started (${stage}: ${errno})`, { facts });
 }
@@ -35,7 +35,7 @@ export function failureAt(stage: string, errno: string, launch: Launch): JobErro
 /** Of device rules that the kernel did not take. */
 export function devicesFailure(stage: string, errno: string): JobError {
   const facts = { stage, errno };
-  if (EXHAUSTED.includes(errno)) return new JobError("exhausted", `no room for device rules (${errno})`, { facts });
+  if (EXHAUSTED.has(errno)) return new JobError("exhausted", `no room for device rules (${errno})`, { facts });
   if (stage !== "devices")
     return new JobError("internal", `device rules: the job's ${stage} fails (${errno})`, { facts });
   const field = "resources.devices";
@@ -56,7 +56,7 @@ export function refusal(error: unknown): JobError {
   if (error instanceof JobError) return error;
   const code = codeOf(error);
   const message = error instanceof Error ? error.message : String(error);
-  return EXHAUSTED.includes(code)
+  return EXHAUSTED.has(code)
     ? new JobError("exhausted", `no room for another job on this host: ${message}`, {
         facts: { errno: code },
         cause: error,
