@@ -8,7 +8,10 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-enum { PROGRAMS = 64 }; /* on one cgroup, as many as the kernel takes: BPF_CGROUP_MAX_PROGS */
+enum {
+	PROGRAMS = 64, /* on one cgroup, as many as the kernel takes: BPF_CGROUP_MAX_PROGS */
+	LOADS = 30,
+};
 
 /* Whose programs these are, for bpftool(8) and for us: others may have put theirs on the group, too. */
 static const char NAME[] = "jobs_devices";
@@ -41,7 +44,12 @@ static int load(const void *program, size_t size)
 	attr.insn_cnt = (uint32_t)(size / sizeof(struct bpf_insn));
 	attr.license = address("");
 	memcpy(attr.prog_name, NAME, sizeof NAME);
-	return bpf(BPF_PROG_LOAD, &attr);
+	/* The verifier gives up when the kernel wants something of the process, signals blocked or not. */
+	int loaded = -1;
+	errno = EAGAIN;
+	for (int i = 0; i < LOADS && loaded < 0 && errno == EAGAIN; i++)
+		loaded = bpf(BPF_PROG_LOAD, &attr);
+	return loaded;
 }
 
 /* Whether a program is ours; -1 with errno when it cannot be known. */

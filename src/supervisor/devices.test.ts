@@ -70,7 +70,7 @@ describe.runIf(isRoot).each(variants.filter(({ mode }) => mode === "cgroup"))("$
 
   test("as many rules as may be are taken by the kernel", async () => {
     await using it = await rig(variant);
-    const rules = Array.from({ length: 1000 }, (_, i) => ({
+    const rules = Array.from({ length: 300 }, (_, i) => ({
       allow: i % 3 > 0,
       type: i % 2 > 0 ? "c" : "b",
       major: BigInt(i),
@@ -138,6 +138,17 @@ describe.runIf(isRoot).each(variants.filter(({ mode }) => mode === "cgroup"))("$
       await job.ended();
       expect(job.output()).toBe("read\nwritten\nboth\n");
     });
+  });
+
+  test("a change is refused when the spawner dies under it, and its successor takes the next one", async () => {
+    await using it = await rig(variant);
+    await it.spawner.ready;
+    const launch = it.launchOf({});
+    process.kill(it.pid(), "SIGSTOP");
+    const change = refused(() => it.spawner.devices(launch.cgroup, READ_ONLY));
+    process.kill(it.pid(), "SIGKILL");
+    expect(await change).toMatchObject({ code: "internal", facts: { stage: "supervisor" } });
+    await it.spawner.devices(launch.cgroup, READ_ONLY);
   });
 
   test.runIf(spawnSync("setpriv", ["--version"]).status === 0)(

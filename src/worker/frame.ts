@@ -41,7 +41,12 @@ const STAGES = [
   "exec",
   "devices",
 ];
-const ERRNO_NAMES = new Map(Object.entries(os.errno).map(([name, number]) => [number, name]));
+/** Backwards, so that 11 is EAGAIN and not EWOULDBLOCK. */
+const ERRNO_NAMES = new Map(
+  Object.entries(os.errno)
+    .toReversed()
+    .map(([name, number]) => [number, name]),
+);
 
 /** A frame: the header, `bodyBytes` for the caller to fill, then the strings, each with its NUL. */
 function frame(type: number, job: number, bodyBytes: number, strings: readonly string[]): Buffer {

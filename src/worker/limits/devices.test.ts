@@ -20,7 +20,7 @@ function assembled(...devices: readonly LinuxDeviceCgroup[]): Buffer {
 /** What the kernel makes of a program: Documentation/bpf/standardization/instruction-set.rst, as far as it is used. */
 function run(program: Buffer, { type, major, minor, access }: Request): bigint {
   const bits = (access.includes("m") ? 1 : 0) | (access.includes("r") ? 2 : 0) | (access.includes("w") ? 4 : 0);
-  const context = [(bits << 16) | (type === "b" ? 1 : 2), major, minor];
+  const kind = type === "b" ? 1 : 2;
   const registers: (bigint | undefined)[] = [undefined, 0xc0n];
   const read = (register: number): bigint => {
     const value = registers[register];
@@ -38,11 +38,9 @@ function run(program: Buffer, { type, major, minor, access }: Request): bigint {
       0x55: () => read(target) !== BigInt.asUintN(64, immediate),
     };
     if (code === 0x95) return read(0);
-    if (code === 0x61 && source === 1 && offset % 4 === 0)
-      registers[target] = BigInt(context[offset / 4] ?? Number.NaN);
+    if (code === 0x61 && source === 1) registers[target] = BigInt({ 4: major, 8: minor }[offset] ?? Number.NaN);
+    else if (code === 0x69 && source === 1) registers[target] = BigInt({ 0: kind, 2: bits }[offset] ?? Number.NaN);
     else if (code === 0xb7) registers[target] = BigInt.asUintN(64, immediate);
-    else if (code === 0x54) registers[target] = read(target) & BigInt.asUintN(32, immediate);
-    else if (code === 0x74) registers[target] = BigInt.asUintN(32, read(target)) >> immediate;
     else if (code === 0x05 || code === 0x45 || code === 0x55) at += jumps[code]() ? offset : 0;
     else throw new Error(`instruction ${at} has code ${code}`);
     if (steps > program.length) throw new Error("it does not end");
@@ -66,17 +64,19 @@ test("a program is made of these instructions, to the byte", () => {
   const words = assembled({ allow: true }, { allow: false, type: "b", major: 8n, access: "w" });
   expect(words.toString("hex").match(/.{16}/g)).toEqual([
     "b700000000000000", // r0 = 0
-    "6112000000000000", // r2 = *(u32 *)(r1 + 0)
-    "54020000ffff0000", // w2 &= 0xffff
-    "6113000000000000", // r3 = *(u32 *)(r1 + 0)
-    "7403000010000000", // w3 >>= 16
-    "6114040000000000", // r4 = *(u32 *)(r1 + 4)
-    "6115080000000000", // r5 = *(u32 *)(r1 + 8)
-    "5502040001000000", // if r2 != 1 goto +4
-    "5504030008000000", // if r4 != 8 goto +3
-    "4503010004000000", // if r3 & 4 goto +1
+    "6912020000000000", // r2 = *(u16 *)(r1 + 2)
+    "4502010003000000", // if r2 & 3 goto +1
     "0500010000000000", // goto +1
+    "0500000000000000", // goto +0
+    "6912020000000000", // r2 = *(u16 *)(r1 + 2)
+    "4502010004000000", // if r2 & 4 goto +1
+    "0500060000000000", // goto +6
+    "6912000000000000", // r2 = *(u16 *)(r1 + 0)
+    "5502030001000000", // if r2 != 1 goto +3
+    "6112040000000000", // r2 = *(u32 *)(r1 + 4)
+    "5502010008000000", // if r2 != 8 goto +1
     "9500000000000000", // exit
+    "0500000000000000", // goto +0
     "b700000001000000", // r0 = 1
     "9500000000000000", // exit
   ]);
@@ -170,7 +170,7 @@ describe("a rule is refused", () => {
 
   test("as one of too many, and as many as may be fit in a frame", async () => {
     const rule = { allow: true, type: "c", major: 4095n, minor: 1_048_575n, access: "rw" };
-    const most = Array.from({ length: 1000 }, () => rule);
+    const most = Array.from({ length: 300 }, () => rule);
     expect(assembled(...most).length).toBeLessThan((64 << 10) - 16 - 4096);
     expect(await refused(() => assembled(...most, rule))).toMatchObject({
       code: "invalid",

@@ -3,7 +3,7 @@ import type { LinuxDeviceCgroup, LinuxResources } from "../resources.ts";
 import { type Host, MAJOR_MAX, MINOR_MAX, between } from "./setting.ts";
 
 const FIELD = "resources.devices";
-const RULES = 1000; // of which a program fits in a frame of the spawner's, 64 KiB
+const RULES = 300; // whose program fits in a frame of the spawner: 64 KiB
 const TYPES = { b: 1, c: 2 } as const; // BPF_DEVCG_DEV_*, include/uapi/linux/bpf.h
 const ACCESSES: Readonly<Record<string, number>> = { m: 1, r: 2, w: 4 }; // BPF_DEVCG_ACC_*
 const ALL = 7;
@@ -78,67 +78,87 @@ function number(field: string, value: bigint | undefined, most: bigint): bigint 
   return value === undefined || value === -1n ? undefined : between(field, value, 0n, most);
 }
 
-/** Code, register, immediate, and how many instructions a jump leaves out: NEXT is all that are left of its rule. */
-type Instruction = readonly [code: number, register: number, immediate: number, jump?: number];
-const NEXT = -1;
-/** Instructions of include/uapi/linux/bpf.h; their registers are r0, the verdict, and what the context told. */
-const LOAD = 0x61; // BPF_LDX | BPF_MEM | BPF_W, from the context
+/** Code, register, immediate, and where a load is from or how many instructions a jump leaves out. */
+type Instruction = readonly [code: number, register: number, immediate: number, offset?: number];
+/** Jumps to what follows the rule, or all rules. */
+const [NEXT, END] = [-1, -2];
+/** Instructions of include/uapi/linux/bpf.h. */
+const LOAD = 0x61; // BPF_LDX | BPF_MEM | BPF_W
+const LOAD_HALF = 0x69; // BPF_LDX | BPF_MEM | BPF_H
 const MOVE = 0xb7; // BPF_ALU64 | BPF_MOV | BPF_K
-const AND = 0x54; // BPF_ALU | BPF_AND | BPF_K
-const SHIFT = 0x74; // BPF_ALU | BPF_RSH | BPF_K
 const JUMP = 0x05; // BPF_JMP | BPF_JA
 const IF_NOT = 0x55; // BPF_JMP | BPF_JNE | BPF_K
 const IF_ANY = 0x45; // BPF_JMP | BPF_JSET | BPF_K
 const EXIT = 0x95; // BPF_JMP | BPF_EXIT
-const CONTEXT = 0x10; // r1 as source
-const [VERDICT, TYPE, ACCESS, MAJOR, MINOR] = [0, 2, 3, 4, 5];
+/** Registers: the verdict, and a part of the context, which is r1. */
+const [VERDICT, PART] = [0, 2];
+const FROM_CONTEXT = 0x10;
+/** Parts of struct bpf_cgroup_dev_ctx: access << 16 | type, major, minor. */
+const [AT_TYPE, AT_ACCESS, AT_MAJOR, AT_MINOR] = [0, 2, 4, 8];
 
-/** The last rule comes first, and takes from ACCESS what it allows; the first one, which is of everything, ends it. */
+/**
+ * One walk over the rules for all accesses that the same ones are about, denied by the first that fails. No state but
+ * the context goes from rule to rule: the verifier would follow every value of it, in quadratic time.
+ */
 function assemble(rules: readonly Rule[]): Buffer {
-  const prologue: Instruction[] = [
+  const walks = new Map<string, number>();
+  for (const bit of [1, 2, 4]) {
+    const about = rules.map(({ access }) => access & bit && 1).join("");
+    walks.set(about, (walks.get(about) ?? 0) | bit);
+  }
+  const instructions: Instruction[] = [
     [MOVE, VERDICT, 0],
-    // struct bpf_cgroup_dev_ctx: access << 16 | type, major, minor
-    [LOAD, TYPE | CONTEXT, 0, 0],
-    [AND, TYPE, 0xffff],
-    [LOAD, ACCESS | CONTEXT, 0, 0],
-    [SHIFT, ACCESS, 16],
-    [LOAD, MAJOR | CONTEXT, 0, 4],
-    [LOAD, MINOR | CONTEXT, 0, 8],
+    ...walks.entries().flatMap(([, accesses]) => walk(accesses, rules)),
+    [MOVE, VERDICT, 1],
+    [EXIT, 0, 0],
   ];
-  const blocks = rules.toReversed().map(block);
-  return Buffer.concat([prologue, ...blocks].map((instructions) => Buffer.concat(instructions.map(encode))));
+  return Buffer.concat(instructions.map(encode));
 }
 
-function block({ allow, type, major, minor, access }: Rule): Instruction[] {
-  const matched: Instruction[] = [
-    ...(type === undefined ? [] : [[IF_NOT, TYPE, TYPES[type], NEXT] as const]),
-    ...(major === undefined ? [] : [[IF_NOT, MAJOR, Number(major), NEXT] as const]),
-    ...(minor === undefined ? [] : [[IF_NOT, MINOR, Number(minor), NEXT] as const]),
-  ];
-  const some: Instruction[] = allow
-    ? [
-        [AND, ACCESS, ~access],
-        [IF_NOT, ACCESS, 0, NEXT],
-      ]
-    : [
-        [IF_ANY, ACCESS, access, 1],
-        [JUMP, 0, 0, NEXT],
-      ];
-  const verdict: Instruction[] = allow
-    ? [
-        [MOVE, VERDICT, 1],
-        [EXIT, 0, 0],
-      ]
-    : [[EXIT, 0, 0]];
-  return [...matched, ...(access === ALL ? [] : some), ...verdict];
+/** From the last rule to the first, which is of everything. Goes on at its end when these accesses are allowed. */
+function walk(accesses: number, rules: readonly Rule[]): Instruction[] {
+  return resolve(END, [
+    [LOAD_HALF, PART | FROM_CONTEXT, 0, AT_ACCESS],
+    [IF_ANY, PART, accesses, 1],
+    [JUMP, 0, 0, END],
+    ...rules
+      .filter(({ access }) => access & accesses)
+      .toReversed()
+      .flatMap(block),
+  ]);
+}
+
+function block({ allow, type, major, minor }: Rule): Instruction[] {
+  const part = (load: number, at: number, is: bigint | number | undefined): Instruction[] =>
+    is === undefined
+      ? []
+      : [
+          [load, PART | FROM_CONTEXT, 0, at],
+          [IF_NOT, PART, Number(is), NEXT],
+        ];
+  return resolve(NEXT, [
+    ...part(LOAD_HALF, AT_TYPE, type && TYPES[type]),
+    ...part(LOAD, AT_MAJOR, major),
+    ...part(LOAD, AT_MINOR, minor),
+    allow ? [JUMP, 0, 0, END] : [EXIT, 0, 0],
+  ]);
+}
+
+function resolve(label: number, instructions: readonly Instruction[]): Instruction[] {
+  return instructions.map(([code, register, immediate, offset], at) => [
+    code,
+    register,
+    immediate,
+    offset === label ? instructions.length - at - 1 : (offset ?? 0),
+  ]);
 }
 
 /** struct bpf_insn, little-endian, as the hosts are that the supervisor is written for. */
-function encode([code, register, immediate, jump = 0]: Instruction, at: number, all: readonly Instruction[]): Buffer {
+function encode([code, register, immediate, offset = 0]: Instruction): Buffer {
   const bytes = Buffer.alloc(8);
   bytes.writeUInt8(code, 0);
   bytes.writeUInt8(register, 1);
-  bytes.writeInt16LE(jump === NEXT ? all.length - at - 1 : jump, 2);
+  bytes.writeInt16LE(offset, 2);
   bytes.writeInt32LE(immediate, 4);
   return bytes;
 }
