@@ -1,6 +1,7 @@
 import { execFileSync, spawnSync } from "node:child_process";
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
+import * as fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { deviceProgram } from "../worker/limits/devices.ts";
 import { thisHost } from "../worker/limits/host.ts";
@@ -66,6 +67,25 @@ describe.runIf(isRoot).each(variants.filter(({ mode }) => mode === "cgroup"))("$
     expect(makes(it, launch.cgroup, "b", "8", "0")).toBe(false);
     await it.spawner.devices(launch.cgroup, program({ allow: true }, { allow: false, access: "m" }));
     expect(makes(it, launch.cgroup, "c", "1", "5")).toBe(false);
+  });
+
+  test("whatever the rules, the kernel takes their program", async () => {
+    await using it = await rig(variant);
+    const { cgroup } = it.launchOf({});
+    const rule = fc.record<LinuxDeviceCgroup, "allow">(
+      {
+        allow: fc.boolean(),
+        type: fc.constantFrom("a", "b", "c"),
+        major: fc.bigInt(-1n, 4095n),
+        minor: fc.bigInt(-1n, 2n ** 20n - 1n),
+        access: fc.constantFrom("r", "w", "m", "rw", "rm", "wm", "rwm"),
+      },
+      { requiredKeys: ["allow"] },
+    );
+    await fc.assert(
+      fc.asyncProperty(fc.array(rule, { minLength: 1 }), (rules) => it.spawner.devices(cgroup, program(...rules))),
+      { numRuns: 200 },
+    );
   });
 
   test("as many rules as may be are taken by the kernel", async () => {

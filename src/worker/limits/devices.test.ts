@@ -14,7 +14,23 @@ interface Request {
 }
 
 function assembled(...devices: readonly LinuxDeviceCgroup[]): Buffer {
-  return deviceProgram({ devices }, testHost()) ?? Buffer.alloc(0);
+  const program = deviceProgram({ devices }, testHost()) ?? Buffer.alloc(0);
+  expect(unreachable(program)).toEqual([]);
+  return program;
+}
+
+/** Instructions that no path leads to: the kernel takes no program that has them (check_cfg, kernel/bpf/verifier.c). */
+function unreachable(program: Buffer): number[] {
+  const reached = new Set<number>();
+  const next = [0];
+  for (let at = next.pop(); at !== undefined; at = next.pop()) {
+    if (reached.has(at)) continue;
+    reached.add(at);
+    const [code, target] = [program.readUInt8(at * 8), at + 1 + program.readInt16LE(at * 8 + 2)];
+    if (code === 0x45 || code === 0x55) next.push(at + 1, target);
+    else if (code !== 0x95) next.push(code === 0x05 ? target : at + 1);
+  }
+  return Array.from({ length: program.length / 8 }, (_, at) => at).filter((at) => !reached.has(at));
 }
 
 /** What the kernel makes of a program: Documentation/bpf/standardization/instruction-set.rst, as far as it is used. */

@@ -37,11 +37,14 @@ export function deviceProgram({ devices = [] }: LinuxResources, host: Pick<Host,
   let rules = [...DEFAULT];
   for (const [i, device] of devices.entries()) {
     const rule = ruleOf(`${FIELD}[${i}]`, device, host);
-    const everything = rule.type === undefined && rule.major === undefined && rule.minor === undefined;
-    if (!everything || rule.access !== ALL) rules.push(rule);
-    else rules = rule.allow ? [rule] : [...DEFAULT];
+    if (!rule.allow && rule.access === ALL && isOfAll(rule)) rules = [...DEFAULT];
+    else rules.push(rule);
   }
   return assemble(rules);
+}
+
+function isOfAll({ type, major, minor }: Rule): boolean {
+  return type === undefined && major === undefined && minor === undefined;
 }
 
 function ruleOf(field: string, device: LinuxDeviceCgroup, host: Pick<Host, "device">): Rule {
@@ -115,16 +118,14 @@ function assemble(rules: readonly Rule[]): Buffer {
   return Buffer.concat(instructions.map(encode));
 }
 
-/** From the last rule to the first, which is of everything. Goes on at its end when these accesses are allowed. */
+/** From the last rule to one of all devices, behind which the verifier allows nothing. Goes on at its end if allowed. */
 function walk(accesses: number, rules: readonly Rule[]): Instruction[] {
+  const about = rules.filter(({ access }) => access & accesses);
   return resolve(END, [
     [LOAD_HALF, PART | FROM_CONTEXT, 0, AT_ACCESS],
     [IF_ANY, PART, accesses, 1],
     [JUMP, 0, 0, END],
-    ...rules
-      .filter(({ access }) => access & accesses)
-      .toReversed()
-      .flatMap(block),
+    ...about.slice(about.findLastIndex(isOfAll)).toReversed().flatMap(block),
   ]);
 }
 
