@@ -31,6 +31,11 @@ const limitFlags: readonly Flag[] = [
     value: "DEV:RATES",
     about: "of a disk, as in /dev/sda:rbps=1M,wbps=1M,riops=100,wiops=100; or 8:0:wbps=max; repeatable",
   },
+  {
+    name: "device",
+    value: "DEV[:ACCESS]",
+    about: "may be used, and no other but null, tty and their like: /dev/fuse:rw or c:10:*; repeatable",
+  },
   { name: "resources", value: "FILE", about: "OCI LinuxResources in JSON, - for stdin; flags override its fields" },
 ];
 

@@ -16,7 +16,7 @@ const PROGRAMS = {
 const made = new AsyncDisposableStack();
 let daemon: Daemon;
 beforeAll(async () => {
-  daemon = made.use(await startDaemon());
+  daemon = made.use(await startDaemon({ flags: ["--allow-root"] }));
   for (const [name, code] of Object.entries(PROGRAMS)) {
     await daemon.put(`/programs/${name}`, `#!/usr/bin/perl\n${code}\n`, 0o755);
   }
@@ -212,6 +212,56 @@ describe("a job of some CPUs and memory nodes", () => {
   it("is not started when they are not there, since the kernel would give it all", async () => {
     const ran = await daemon.jobs("writer", "start", "--cpuset-cpus", "0,4096", "--", "true");
     expect(ran).toMatchObject({ code: 125, stdout: "", stderr: expect.stringContaining("resources.cpu.cpus: 0,4096") });
+  });
+});
+
+describe("a job with device rules", () => {
+  // A device that every user may write, which none of the rules below is about: the kernel's log.
+  const NODE = "/tmp/kmsg";
+  beforeAll(() => daemon.inside("sh", "-c", `mknod -m 666 ${NODE} c 1 11; mknod -m 666 /tmp/disk b 7 0`));
+  /** Tells what a job may do, in the order of its lines. */
+  const script = `
+    (: < /dev/zero) && echo zero is read
+    (: > /dev/zero) && echo zero is written
+    (: > ${NODE}) && echo the log is written
+    mknod /tmp/made-$$ c 1 5 && echo a node is made
+    setsid sh -c ': > ${NODE}' && echo a grandchild writes the log`;
+  const can = async (user: string, ...flags: readonly string[]): Promise<string[]> => {
+    const ran = await daemon.jobs("writer", "run", "--user", user, ...flags, "--", "sh", "-c", script);
+    return ran.stdout.split("\n").filter(Boolean);
+  };
+  const ANY = ["zero is read", "zero is written", "the log is written", "a grandchild writes the log"];
+
+  it.each(["nobody", "root"])("opens as %s what they allow, and without rules what modes allow", async (user) => {
+    expect(await can(user)).toEqual(ANY);
+    expect(await can(user, "--device", "/tmp/disk")).toEqual(["zero is read", "zero is written"]);
+    expect(await can(user, "--device", "c:1:11:w")).toEqual(ANY);
+    expect(await can(user, "--device", `${NODE}:r`)).toEqual(["zero is read", "zero is written"]);
+  });
+
+  it("may be denied one access to one device, in a document", async () => {
+    await using directory = await mkdtempDisposable(join(tmpdir(), "jobs-e2e-"));
+    const file = join(directory.path, "devices.json");
+    const devices = [{ allow: true }, { allow: false, type: "c", major: 1, minor: 5, access: "w" }];
+    await writeFile(file, JSON.stringify({ devices }));
+    expect(await can("nobody", "--resources", file)).toEqual(ANY.toSpliced(1, 1));
+    const id = await daemon.start("--resources", file, "--", "cp", "/dev/null", "/dev/zero");
+    expect((await daemon.jobs("reader", "wait", id)).code).toBe(1);
+    expect((await daemon.jobs("reader", "stream", id)).stderr).toContain("Operation not permitted");
+  });
+
+  it.each([
+    ["/no/such/device", 'resources.devices[0].path: "/no/such/device" is no device of this worker'],
+    ["c:4096:0", "resources.devices[0].major: 4096 is not between 0 and 4095"],
+  ])("is not started when one is %s, which is none", async (device, message) => {
+    const ran = await daemon.jobs("writer", "start", "--device", device, "--", "true");
+    expect(ran).toMatchObject({ code: 125, stdout: "", stderr: expect.stringContaining(message) });
+  });
+
+  it("is not started where the daemon has no cgroup to put them on", async () => {
+    await using bare = await startDaemon({ privileged: false });
+    const ran = await bare.jobs("writer", "start", "--device", "/dev/null", "--", "true");
+    expect(ran).toMatchObject({ code: 125, stdout: "", stderr: expect.stringContaining("resources.devices: ") });
   });
 });
 

@@ -17,7 +17,11 @@ import { fromJob, toJobSpec, toListFilter, toStatsOptions, toStop, toStreamOptio
 import { fromResources, toResources } from "./translate-resources.ts";
 
 const EVERYTHING = ProtoResources.fromPartial({
-  devices: [{ allow: false }, { allow: true, type: "c", major: 1n, minor: 3n, access: "rwm" }],
+  devices: [
+    { allow: false },
+    { allow: true, type: "c", major: 1n, minor: 3n, access: "rwm" },
+    { allow: true, path: "/dev/fuse" },
+  ],
   memory: { limit: -1n, reservation: 1n, swap: 2n, kernel: 3n, kernelTcp: 4n, swappiness: 5n, disableOomKiller: false },
   cpu: { shares: 1024n, quota: -1n, period: 100000n, cpus: "0-3", idle: 0n },
   pids: { limit: 0n },
@@ -55,7 +59,11 @@ describe("a start", () => {
 
   test("keeps every limit apart, absent from zero", () => {
     expect(toResources(EVERYTHING)).toStrictEqual({
-      devices: [{ allow: false }, { allow: true, type: "c", major: 1n, minor: 3n, access: "rwm" }],
+      devices: [
+        { allow: false },
+        { allow: true, type: "c", major: 1n, minor: 3n, access: "rwm" },
+        { allow: true, path: "/dev/fuse" },
+      ],
       memory: {
         limit: -1n,
         reservation: 1n,

@@ -104,6 +104,9 @@ static enum stage launch(struct supervisor *self, const struct request *request,
 		return failed;
 	if (open_tree(&self->tree, request->cgroup) < 0)
 		return STAGE_CGROUP;
+	if (request->start.device_bytes > 0 &&
+	    !devices_set(self->tree.cgroup, request->devices, request->start.device_bytes))
+		return STAGE_DEVICES;
 	struct pids pids = { 0 };
 	give_birth(request, self->tree.cgroup, out, err, &pids, &failed);
 	error = errno;

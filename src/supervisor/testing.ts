@@ -70,6 +70,8 @@ export interface Job {
   readonly pid: number;
   readonly supervisor: number;
   readonly directory: string;
+  /** "" where it has none. */
+  readonly cgroup: string;
   /** Resolves when the spawner says that the supervisor is no more. */
   readonly gone: Promise<void>;
   /** The exit record, once the supervisor is gone. */
@@ -192,6 +194,7 @@ export async function rig(
       pid,
       supervisor: readLog(launch.directory).supervisor,
       directory: launch.directory,
+      cgroup: launch.cgroup,
       gone,
       async ended() {
         await soon(gone, `job ${pid} is gone`);

@@ -7,10 +7,11 @@ import { gone } from "./end.ts";
 import { JobError, notFound } from "./errors.ts";
 import { refusal } from "./failure.ts";
 import type { Launch } from "./frame.ts";
-import { checkIsolation, checkSettings, warningsOf } from "./host.ts";
+import { checkDevices, checkIsolation, checkSettings, warningsOf } from "./host.ts";
 import { newId } from "./id.ts";
 import { holding } from "./isolation.ts";
 import type { Job, JobSpec } from "./job.ts";
+import { DEFAULT_DEVICES, deviceProgram } from "./limits/devices.ts";
 import { thisHost } from "./limits/host.ts";
 import { settingsOf } from "./resources.ts";
 import { rlimitsOf } from "./rlimits.ts";
@@ -46,11 +47,17 @@ export async function start(context: Context, spec: JobSpec): Promise<Started> {
 }
 
 async function begin(context: Context, spec: JobSpec): Promise<Job> {
-  const { hierarchy, journal, options, running, spawner } = context;
+  const { hierarchy, isolation, journal, options, running, spawner } = context;
   const credentials = chooseCredentials(spec, options);
-  const settings = settingsOf(spec.resources ?? {}, thisHost(hierarchy.kind === "none" ? undefined : hierarchy.path));
+  const host = thisHost(hierarchy.kind === "none" ? undefined : hierarchy.path);
+  const settings = settingsOf(spec.resources ?? {}, host);
+  // Root's files are its own, and the disk is one of them.
+  const confined = credentials.uid === 0 && hierarchy.kind !== "none" && isolation.wanted.has("no-capabilities");
+  const rules = spec.resources?.devices?.length ? spec.resources.devices : confined ? DEFAULT_DEVICES : [];
+  const devices = deviceProgram(rules, host);
   checkSettings(settings, hierarchy);
   checkIsolation(spec, context);
+  if (devices) checkDevices(hierarchy);
   if (running.size >= options.maxJobs)
     throw new JobError(
       "exhausted",
@@ -65,7 +72,7 @@ async function begin(context: Context, spec: JobSpec): Promise<Job> {
       journal.insert(entry.job, spec.requestId);
     };
     const launch = launchOf(context, entry, credentials, env);
-    const pid = await spawner.launch(launch, record, () => gone(context, entry));
+    const pid = await spawner.launch(devices ? { ...launch, devices } : launch, record, () => gone(context, entry));
     entry.job = { ...entry.job, state: "running", pid, startedAt: new Date() };
     entry.launched.resolve();
   } catch (error) {

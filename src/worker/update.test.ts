@@ -3,7 +3,19 @@ import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { openHierarchy } from "./cgroup.ts";
 import type { LinuxResources } from "./resources.ts";
-import { finished, modes, refused, rmGroup, run, startReady, testWorker, waits, type TestWorker } from "./testing.ts";
+import {
+  finished,
+  modes,
+  refused,
+  rmGroup,
+  run,
+  sh,
+  startReady,
+  testWorker,
+  until,
+  waits,
+  type TestWorker,
+} from "./testing.ts";
 
 const MIB = 1024n ** 2n;
 
@@ -31,19 +43,40 @@ describe.each(modes)("an update %s", (_mode, options) => {
     expect(worker.query(job.id).resources).toBeUndefined();
   });
 
-  test("is refused by its field's name where Start would be, and for devices, whose rules are the start's", async () => {
+  test("is refused by its field's name where Start would be", async () => {
     await using worker = await testWorker(options);
     const { job } = await worker.start(waits);
     const cases: [LinuxResources, string, string][] = [
       [{ pids: { limit: -2n } }, "invalid", "resources.pids.limit"],
       [{ memory: { kernel: 1n } }, "unsupported", "resources.memory.kernel"],
-      [{ devices: [{ allow: false }] }, "unsupported", "resources.devices"],
+      [{ devices: [{ allow: false, type: "x" }] }, "invalid", "resources.devices[0].type"],
       [{ unified: { "cgroup.freeze": "1" } }, "invalid", 'resources.unified["cgroup.freeze"]'],
     ];
     for (const [resources, code, field] of cases)
       expect(await refused(() => worker.update(job.id, resources))).toMatchObject({ code, field });
     expect(worker.query(job.id).resources).toBeUndefined();
   });
+});
+
+test("an update of device rules takes the place of those that the job had, or is refused and changes nothing", async () => {
+  const [, options] = modes.find(([mode]) => mode === "with cgroup v2") ?? [];
+  await using worker = await testWorker(options);
+  const script = "while :; do (: < /dev/zero) 2> /dev/null && echo open || echo denied; sleep 0.01; done";
+  const { job } = await worker.start(sh(script));
+  const says = (word: string): Promise<boolean> =>
+    until(`it is ${word}`, () => readFileSync(join(worker.directory(job.id), "output"), "utf8").endsWith(`${word}\n`));
+  await says("open");
+  const devices = [{ allow: true }, { allow: false, type: "c", major: 1n, minor: 5n }];
+  try {
+    expect((await worker.update(job.id, { devices })).resources).toEqual({ devices });
+  } catch (error) {
+    expect(error).toMatchObject({ code: "unsupported", field: "resources.devices" });
+    expect(worker.query(job.id).resources).toBeUndefined();
+    return;
+  }
+  await says("denied");
+  await worker.update(job.id, { devices: [{ allow: true }] });
+  await says("open");
 });
 
 test("an update without cgroup is refused by its field's name", async () => {

@@ -4,12 +4,13 @@ import { join } from "node:path";
 import { notWritten, readLimits } from "./cgroup.ts";
 import { find, isRunning, type Context } from "./context.ts";
 import { codeOf, invalid, JobError, notFound } from "./errors.ts";
-import { checkSettings } from "./host.ts";
+import { checkDevices, checkSettings } from "./host.ts";
 import type { Job } from "./job.ts";
 import { changesOf, type Change } from "./limits/change.ts";
+import { deviceProgram } from "./limits/devices.ts";
 import { thisHost } from "./limits/host.ts";
 import { affected, merged } from "./limits/merge.ts";
-import { type Host, type Setting, unsupported } from "./limits/setting.ts";
+import type { Host, Setting } from "./limits/setting.ts";
 import { unifiedSettings } from "./limits/unified.ts";
 import { settingsOf, type LinuxMemory, type LinuxResources } from "./resources.ts";
 import { usageOf, type Running } from "./running.ts";
@@ -25,7 +26,7 @@ export async function update(context: Context, id: string, resources: LinuxResou
 }
 
 async function change(context: Context, entry: Running, asked: LinuxResources): Promise<Job> {
-  const { hierarchy, journal, options } = context;
+  const { hierarchy, journal, options, spawner } = context;
   const { id, resources: old = {} } = entry.job;
   await entry.launched.promise.catch(() => {
     throw notFound(id);
@@ -33,14 +34,18 @@ async function change(context: Context, entry: Running, asked: LinuxResources): 
   const host = thisHost(hierarchy.kind === "none" ? undefined : hierarchy.path);
   const resources = merged(old, asked, host);
   const settings = settingsToWrite(old, asked, resources, host);
+  const devices = deviceProgram(asked.devices ?? [], host);
   checkSettings(settings, hierarchy);
+  if (devices) checkDevices(hierarchy);
   if (entry.job.state === "ended") throw ended(id);
   const { group } = entry;
   let { limits } = entry.job;
   if (group !== undefined) {
     if (resources.memory?.checkBeforeUpdate) checkUse(affected(resources, asked).memory ?? {}, entry);
     const changes = changesOf(settings, (file) => contentOf(join(group, file)));
-    await apply(changes, group, options.log).catch((error: unknown) => {
+    // Last, since it is the one change that cannot be taken back.
+    const changeDevices = async (): Promise<void> => devices && spawner.devices(group, devices);
+    await apply(changes, changeDevices, group, options.log).catch((error: unknown) => {
       throw existsSync(group) ? error : ended(id);
     });
     limits = readLimits(group, new Set([...limits.keys(), ...changes.map(({ file }) => file)]));
@@ -55,8 +60,6 @@ async function change(context: Context, entry: Running, asked: LinuxResources): 
 
 /** By the rules of a start. What that asked for by a file's own name still overrides what is asked for by a field. */
 function settingsToWrite(old: LinuxResources, asked: LinuxResources, all: LinuxResources, host: Host): Setting[] {
-  if (asked.devices !== undefined && asked.devices.length > 0)
-    throw unsupported("resources.devices", "cannot be changed while a job runs");
   if (Object.values(asked).every((group) => Object.keys(group ?? {}).length === 0))
     throw invalid("resources", "names nothing to change");
   const settings = settingsOf(affected(all, asked), host);
@@ -91,21 +94,37 @@ function contentOf(path: string): string | undefined {
   }
 }
 
-/** Throws JobError `unsupported` with field, file, value and errno once what was written has been taken back. */
-async function apply(changes: readonly Change[], group: string, log: Context["options"]["log"]): Promise<void> {
+/**
+ * Writes the changes, and then calls `last`. Throws what that throws, or JobError `unsupported` with field, file, value
+ * and errno, once what was written has been taken back.
+ */
+async function apply(
+  changes: readonly Change[],
+  last: () => Promise<void>,
+  group: string,
+  log: Context["options"]["log"],
+): Promise<void> {
   const done: Change[] = [];
-  for (const change of changes) {
-    try {
-      await write(join(group, change.file), change.value);
-      done.push(change);
-    } catch (error) {
-      if (change.optional && codeOf(error) === "ENOENT") continue;
-      for (const { file, value } of done.toReversed().flatMap(({ undo }) => undo))
-        await write(join(group, file), value).catch((failure: unknown) =>
-          log("error", "a limit could not be put back", { group, file, value, error: failure }),
-        );
-      throw notWritten(change, error);
-    }
+  try {
+    for (const change of changes) if (await applied(change, group)) done.push(change);
+    await last();
+  } catch (error) {
+    for (const { file, value } of done.toReversed().flatMap(({ undo }) => undo))
+      await write(join(group, file), value).catch((failure: unknown) =>
+        log("error", "a limit could not be put back", { group, file, value, error: failure }),
+      );
+    throw error;
+  }
+}
+
+/** False for an optional file that is not there. */
+async function applied(change: Change, group: string): Promise<boolean> {
+  try {
+    await write(join(group, change.file), change.value);
+    return true;
+  } catch (error) {
+    if (change.optional && codeOf(error) === "ENOENT") return false;
+    throw notWritten(change, error);
   }
 }
 

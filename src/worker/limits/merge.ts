@@ -15,6 +15,8 @@ const TOGETHER = {
 export function merged(old: LinuxResources, update: LinuxResources, host: Host): LinuxResources {
   return withoutEmpty({
     ...old,
+    // Rules are read in their order: those of an update take the place of all.
+    ...(update.devices?.length && { devices: update.devices }),
     memory: { ...old.memory, ...update.memory },
     cpu: { ...old.cpu, ...update.cpu },
     pids: { ...old.pids, ...update.pids },
