@@ -221,6 +221,8 @@ static bool prepare(void)
 int main(int argc, char **argv)
 {
 	struct epoll_event events[64];
+	if (argc >= 2 && strcmp(argv[1], "probe") == 0)
+		return probe(argv[2]);
 	if (argc != 2 || !prepare()) {
 		perror("supervisor: it is started by jobsd, with the jobs' directory and a socket as descriptor 3");
 		return EXIT_FAILURE;

@@ -169,4 +169,7 @@ unsigned tree_count(const struct tree *tree);
 void tree_signal(const struct tree *tree, int signal);
 void tree_kill(const struct tree *tree);
 
+/* probe.c: what this host lets a supervisor do, told on stdout. Returns an exit status. */
+int probe(const char *state);
+
 #endif
