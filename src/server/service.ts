@@ -3,9 +3,9 @@ import type { StreamRequest, WorkerServiceServer } from "../../proto/generated/j
 import type { Worker } from "../worker/worker.ts";
 import type { Handlers } from "./guard.ts";
 import { streamOutput, type StreamMessage } from "./stream.ts";
-import { fromJob, toJobSpec, toListFilter, toStop } from "./translate.ts";
+import { fromFinding, fromJob, toJobSpec, toListFilter, toStop } from "./translate.ts";
 
-type Service = Pick<WorkerServiceServer, "start" | "stop" | "query" | "list" | "wait"> & {
+type Service = Pick<WorkerServiceServer, "start" | "stop" | "query" | "list" | "wait" | "examine"> & {
   stream: handleServerStreamingCall<StreamRequest, StreamMessage>;
 };
 
@@ -30,6 +30,10 @@ export function workerService(worker: Worker, { unary, streaming }: Handlers): S
       return { jobs: jobs.map(fromJob), nextPageToken };
     }),
     wait: unary(async ({ jobId }, { signal }) => ({ job: fromJob(await worker.wait(jobId, signal)) }), "lasts"),
+    examine: unary(async () => {
+      const findings = await worker.examine();
+      return { findings: findings.map(fromFinding), time: new Date() };
+    }),
     stream: streaming((call, context) => streamOutput(worker, call, context)),
   };
 }

@@ -249,6 +249,7 @@ function workerOf(methods: Partial<Worker>): Worker {
     stream: (id) => {
       throw none(id);
     },
+    examine: () => Promise.resolve([]),
     close: () => Promise.resolve(),
     ...methods,
   };

@@ -3,6 +3,8 @@ import { resolve } from "node:path";
 import { openHierarchy, type Hierarchy } from "./cgroup.ts";
 import { find, isRunning, type Context } from "./context.ts";
 import { openDirectory } from "./directory.ts";
+import { examine } from "./doctor/examine.ts";
+import type { Finding } from "./doctor/finding.ts";
 import { JobError } from "./errors.ts";
 import { describeHost } from "./host.ts";
 import type { Job, JobSpec } from "./job.ts";
@@ -30,6 +32,8 @@ export interface Worker {
   wait(id: string, signal?: AbortSignal): Promise<Job>;
   /** A job's output; throws `not-found` at once, not at the first chunk. Returns where to resume. */
   stream(id: string, options: StreamOptions): Stream;
+  /** What this host can enforce, looked at again; one look serves all who ask meanwhile. */
+  examine(): Promise<readonly Finding[]>;
   /** What this host can enforce, in one line. */
   readonly host: string;
   /** Lets go of everything; jobs keep running. */
@@ -61,6 +65,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   recover(context);
   await spawner.ready;
   opened.move(); // close() lets go of them
+  let examining: Promise<readonly Finding[]> | undefined;
 
   return {
     host: describeHost(hierarchy),
@@ -76,6 +81,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
       return isRunning(entry) ? endOf(entry, signal) : entry.job;
     },
     stream: (id, how) => stream(context, id, how),
+    examine: () => (examining ??= examine({ ...options, stateDir, hierarchy }).finally(() => (examining = undefined))),
     close: () => close(context),
   };
 }
