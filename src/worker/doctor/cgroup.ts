@@ -2,7 +2,7 @@ import { accessSync, constants, existsSync, readdirSync } from "node:fs";
 import { basename, dirname, join, resolve } from "node:path";
 import { LEAF, isRootGroup, ownGroup, strangers, type Hierarchy } from "../cgroup.ts";
 import { codeOf } from "../errors.ts";
-import { crowd, type Place } from "./controllers.ts";
+import type { Place } from "./controllers.ts";
 import { CONTAINER, found, textOf, type Cause, type Finding } from "./finding.ts";
 
 const UNIFIED = "boot with systemd.unified_cgroup_hierarchy=1";
@@ -26,15 +26,13 @@ function withoutLeaf(own: string | undefined): string | undefined {
 /** Why no group can be made for jobs, nor jobs put in one. */
 export function hierarchyCause(place: Place | undefined, parent: string | undefined): Cause | undefined {
   if (place === undefined) return unmounted(parent);
-  const { base, named, hierarchy } = place;
+  const { base, hierarchy } = place;
   if (hierarchy?.kind === "cgroup2") return invalid(hierarchy.path);
   return (
     unwritable(base) ??
     old(base) ??
     invalid(base) ??
-    (hierarchy && crowd(base, named).length === 0
-      ? { reason: `${hierarchy.reason}, when the daemon started`, remedy: "restart jobsd: it is not so any more" }
-      : undefined)
+    (hierarchy && { reason: `${hierarchy.reason}, when the daemon started`, remedy: "restart jobsd: it is so no more" })
   );
 }
 

@@ -96,7 +96,7 @@ function refused(controller: Controller, { base, named, hierarchy }: Place): Cau
 }
 
 /** Processes that keep controllers from being turned on below a group: a daemon would not move them. */
-export function crowd(base: string, named: boolean): string[] {
+function crowd(base: string, named: boolean): string[] {
   if (isRootGroup(base)) return [];
   if (named) return textOf(join(base, "cgroup.procs")).split("\n").filter(Boolean);
   return isNamespaceRoot() ? [] : strangers(base);
