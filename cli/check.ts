@@ -34,7 +34,8 @@ async function certificateFindings(given: Given): Promise<Told[]> {
     checkPem({ ca: await readPem(ca), cert: await readPem(cert), key: await readKey(key) }, warn);
   } catch (error) {
     const reason = error instanceof Error ? error.message : String(error);
-    return [{ area, name: "worker's", state: "missing", meaning: "no daemon starts", reason }];
+    const remedy = "jobs certs init makes one; so do jobs certs request and sign";
+    return [{ area, name: "worker's", state: "missing", meaning: "no daemon starts", reason, remedy }];
   }
   return warnings.length > 0 ? warnings : [{ area, name: "worker's", state: "enforced", meaning: cert }];
 }

@@ -131,6 +131,27 @@ describe("the doctor of a privileged container", () => {
   });
 });
 
+describe("a daemon in a group with other processes", () => {
+  it("is told to have no controller, has none, and leaves a group that jobs can be put in", async () => {
+    await using daemon = await startDaemon({ certificates });
+    const crowd = "/sys/fs/cgroup/crowd";
+    await daemon.inside("sh", "-c", `mkdir ${crowd}; sleep 1000 > /dev/null 2>&1 & echo $! > ${crowd}/cgroup.procs`);
+    const checked = await daemon.inside("sh", "-c", `${CHECK.join(" ")} --cgroup ${crowd}; [ $? = 1 ]`);
+    const { findings }: Examined = JSON.parse(checked);
+    const controllers = findings.filter(
+      ({ area, state }) => area === "controller" && state !== "FINDING_STATE_LIMITED",
+    );
+    expect(controllers.map(({ name }) => name)).toEqual(CONTROLLERS);
+    for (const { reason } of controllers) expect(reason).toMatch(/other processes are in .*crowd.*EBUSY/);
+    const second = `node /opt/jobs/dist/jobsd.js --state /tmp/second --listen 127.0.0.1:7444 --cgroup ${crowd}`;
+    const log = "/tmp/second.log";
+    const types = `until grep -q listening ${log}; do sleep 0.2; done; cat ${crowd}/cgroup.type ${crowd}/jobs-*/cgroup.type`;
+    const health = "JOBSD_HEALTH_SOCKET=/tmp/second.sock";
+    expect(await daemon.inside("sh", "-c", `${health} ${second} > ${log} 2>&1 & ${types}`)).toBe("domain\ndomain\n");
+    expect(await daemon.inside("cat", log)).toContain("crowd/jobs-");
+  });
+});
+
 describe("a container without privileges", () => {
   it("has a doctor that names what is missing, with the reason and the remedy", async () => {
     await using daemon = await startDaemon({ certificates, privileged: false });
@@ -152,7 +173,7 @@ describe("a container without privileges", () => {
         remedy: "docker run --privileged --cgroupns=private",
       });
     }
-    const text = (await daemon.jobs("reader", "doctor")).stdout;
+    const text = Buffer.from((await daemon.jobs("reader", "doctor")).stdout, "latin1").toString();
     expect(text).toMatch(
       /^ +✗ misc .*\n +\/sys\/fs\/cgroup is mounted read-only \(EROFS\)\n +→ docker run --privileged/m,
     );

@@ -94,6 +94,8 @@ function vacate(path: string): void {
 function enable(path: string): Set<string> {
   const file = join(path, "cgroup.subtree_control");
   const on = new Set(words(file));
+  // Threaded controllers could be had, and would make groups below take no process at all (cgroup-v2.rst, "Threads").
+  if (!isRootGroup(path) && words(join(path, "cgroup.procs")).length > 0) return on;
   const available = new Set(words(join(path, "cgroup.controllers")));
   const wanted = CONTROLLERS.filter((controller) => available.has(controller) && !on.has(controller));
   for (const names of [wanted, ...wanted.map((controller) => [controller])]) {

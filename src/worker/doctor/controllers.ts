@@ -62,10 +62,11 @@ function absent(controller: Controller, { base }: Place): Cause | undefined {
   const top = above.at(-1) ?? base;
   if (has(top, "cgroup.controllers", controller)) {
     const first = givers.at(-1) ?? top;
-    const by = `echo +${controller} > ${givers.toReversed().join("/cgroup.subtree_control, then > ")}/cgroup.subtree_control`;
+    const on = givers.toReversed().map((group) => join(group, "cgroup.subtree_control"));
+    const by = `echo +NAME > ${on.join(", then > ")}`;
     return {
       reason: `not in ${file}: ${first} does not hand it on`,
-      remedy: OF_SYSTEMD.has(controller) ? `add Delegate=yes to the unit; without systemd ${by}` : by,
+      remedy: OF_SYSTEMD.has(controller) ? `add Delegate=yes to the unit; without systemd: ${by}` : by,
     };
   }
   if (!isRootGroup(top))
