@@ -157,6 +157,15 @@ const commands: readonly Command[] = [
     flags: [output],
     run: async (given) => (await import("./commands/wait.ts")).wait(given),
   },
+  {
+    name: "doctor",
+    about: [
+      "Tells what the worker's host can enforce, and for what it cannot why, and what to do.",
+      "Exits with 0 when nothing is missing, 1 when jobs lack something, 125 when no worker could be asked.",
+    ],
+    flags: [output],
+    run: async (given) => (await import("./commands/doctor.ts")).doctor(given),
+  },
   certs("init", undefined, "Makes a CA and certificates of a worker, a writer and a reader.", [
     { name: "out", value: "DIR", about: "where to" },
     host,

@@ -1,4 +1,5 @@
 import { constants } from "node:os";
+import { SWITCHES, type Part } from "../src/worker/isolation.ts";
 
 /** A command line that is wrong; the message says what would be right. */
 export class UsageError extends Error {
@@ -180,6 +181,11 @@ export function parsePairs(
       );
     }),
   );
+}
+
+/** `pid,ipc`: parts of the isolation. Throws UsageError naming `flag`. */
+export function parseIsolation(flag: string, text: string): Part[] {
+  return text.split(",").map((word) => parseWord(flag, word, SWITCHES));
 }
 
 /** One of a few words, as they are given. Throws UsageError naming `flag` and the words. */

@@ -71,6 +71,17 @@ export interface StreamMessage {
   readonly end?: Job;
 }
 
+export interface Examined {
+  readonly findings: readonly {
+    readonly area: string;
+    readonly name: string;
+    readonly state: "FINDING_STATE_ENFORCED" | "FINDING_STATE_LIMITED" | "FINDING_STATE_MISSING";
+    readonly meaning: string;
+    readonly reason: string;
+    readonly remedy: string;
+  }[];
+}
+
 /** A line of the audit log. */
 export interface AuditRecord {
   readonly event: "call" | "connection";

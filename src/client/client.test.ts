@@ -42,6 +42,7 @@ async function listen(hosts: string[], address: string): Promise<{ server: Serve
     wait: (_call, done) => done(null, { job: undefined }),
     update: (_call, done) => done(null, { job: undefined }),
     stats: (call) => onStats(call),
+    examine: (_call, done) => done(null, { findings: [], time: undefined }),
   };
   made.addService(WorkerServiceService, handlers);
   const pair = [{ private_key: Buffer.from(key), cert_chain: Buffer.from(cert) }];

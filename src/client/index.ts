@@ -1,5 +1,6 @@
 import { connectivityState, Metadata } from "@grpc/grpc-js";
 import {
+  type ExamineResponse,
   ListRequest,
   type ListResponse,
   type QueryResponse,
@@ -45,6 +46,7 @@ export interface Client extends Disposable {
   query(jobId: string, options?: CallOptions): Promise<QueryResponse>;
   list(request?: ListInput, options?: CallOptions): Promise<ListResponse>;
   wait(jobId: string, options?: CallOptions): Promise<WaitResponse>;
+  examine(options?: CallOptions): Promise<ExamineResponse>;
   /** Messages are read only as they are asked for, so a slow consumer holds back the worker; leaving the loop cancels. */
   stream(request: StreamInput, options?: CallOptions): AsyncGenerator<StreamResponse, void, void>;
   update(request: UpdateInput, options?: CallOptions): Promise<UpdateResponse>;
@@ -92,6 +94,7 @@ export function connect(options: ConnectOptions): Client {
     list: (request = {}, call = {}) =>
       unary((done) => grpc.list(ListRequest.fromPartial(request), none, deadline(call), done), call.signal, watch),
     wait: (jobId, call = {}) => unary((done) => grpc.wait({ jobId }, none, deadline(call), done), call.signal, watch),
+    examine: (call = {}) => unary((done) => grpc.examine({}, none, deadline(call), done), call.signal, watch),
     stream: (request, call = {}) =>
       messages(() => grpc.stream(StreamRequest.fromPartial(request), none, deadline(call)), call.signal, watch),
     update: (request, call = {}) =>

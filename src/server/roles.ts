@@ -13,6 +13,7 @@ const ROLES: ReadonlyMap<string, readonly Role[]> = new Map([
   ["/jobs.v1.WorkerService/List", ANYONE],
   ["/jobs.v1.WorkerService/Wait", ANYONE],
   ["/jobs.v1.WorkerService/Stats", ANYONE],
+  ["/jobs.v1.WorkerService/Examine", ANYONE],
   ["/grpc.health.v1.Health/Check", ANYONE],
   ["/grpc.health.v1.Health/Watch", ANYONE],
 ]);

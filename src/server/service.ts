@@ -4,7 +4,7 @@ import type { Worker } from "../worker/worker.ts";
 import type { Handlers } from "./guard.ts";
 import { streamOutput, streamStats, type StreamMessage } from "./stream.ts";
 import { toResources } from "./translate-resources.ts";
-import { fromJob, toJobSpec, toListFilter, toStop } from "./translate.ts";
+import { fromFinding, fromJob, toJobSpec, toListFilter, toStop } from "./translate.ts";
 
 type Service = Omit<WorkerServiceServer, "stream"> & {
   stream: handleServerStreamingCall<StreamRequest, StreamMessage>;
@@ -36,6 +36,10 @@ export function workerService(worker: Worker, { unary, streaming }: Handlers): S
       return { job: fromJob(job) };
     }),
     stats: streaming((call, context) => streamStats(worker, call, context)),
+    examine: unary(async () => {
+      const findings = await worker.examine();
+      return { findings: findings.map(fromFinding), time: new Date() };
+    }),
     stream: streaming((call, context) => streamOutput(worker, call, context)),
   };
 }

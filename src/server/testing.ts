@@ -253,6 +253,7 @@ function workerOf(methods: Partial<Worker>): Worker {
     stats: (id) => {
       throw none(id);
     },
+    examine: () => Promise.resolve([]),
     close: () => Promise.resolve(),
     ...methods,
   };

@@ -1,9 +1,11 @@
 import type { Duration } from "../../proto/generated/google/protobuf/duration.ts";
 import {
+  FindingState,
   Job as ProtoJob,
   Source as ProtoSource,
   State as ProtoState,
   type Ended as ProtoEnded,
+  type Finding as ProtoFinding,
   type ListRequest,
   type Pressure as ProtoPressure,
   type Stall as ProtoStall,
@@ -13,6 +15,7 @@ import {
   type StreamRequest,
   type Usage as ProtoUsage,
 } from "../../proto/generated/jobs/v1/worker.ts";
+import type { Finding } from "../worker/doctor/finding.ts";
 import { invalid } from "../worker/errors.ts";
 import type { Ended, Job, JobSpec, Pressure, Stall, State, Usage } from "../worker/job.ts";
 import type { Position, StreamOptions } from "../worker/output.ts";
@@ -39,6 +42,12 @@ const STATE_NAMES: ReadonlyMap<number, State> = new Map([
   [ProtoState.STATE_STOPPING, "stopping"],
   [ProtoState.STATE_ENDED, "ended"],
 ]);
+
+const FINDING_STATES: Readonly<Record<Finding["state"], FindingState>> = {
+  enforced: FindingState.FINDING_STATE_ENFORCED,
+  limited: FindingState.FINDING_STATE_LIMITED,
+  missing: FindingState.FINDING_STATE_MISSING,
+};
 
 /** What the worker is asked to start; throws JobError `invalid` for what it has no words for. */
 export function toJobSpec(request: StartRequest, owner: string): JobSpec {
@@ -150,6 +159,15 @@ export function fromJob(job: Job): ProtoJob {
     warnings: [...job.warnings],
     isolation: fromIsolation(job),
   };
+}
+
+export function fromFinding({
+  state,
+  reason = "",
+  remedy = "",
+  ...what
+}: Omit<Finding, "area"> & { readonly area: string }): ProtoFinding {
+  return { ...what, state: FINDING_STATES[state], reason, remedy };
 }
 
 function fromEnded({ how, exitCode, signal, killed }: Ended): ProtoEnded {

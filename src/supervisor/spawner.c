@@ -89,7 +89,7 @@ static void be_gone(int fd)
 	answer(watched[fd].job, REPLY_GONE, 0, 0);
 }
 
-static void close_if_open(int fd)
+void close_if_open(int fd)
 {
 	if (fd >= 0)
 		close(fd);
@@ -246,6 +246,8 @@ static bool prepare(void)
 int main(int argc, char **argv)
 {
 	struct epoll_event events[64];
+	if (argc >= 2 && strcmp(argv[1], "probe") == 0)
+		return probe(argv[2]);
 	if (argc >= 4)
 		isolation = (struct isolation){ (unsigned)atoi(argv[2]), argv[3], argv + 4 };
 	if (argc < 4 || !prepare()) {

@@ -94,6 +94,8 @@ static enum stage launch(struct supervisor *self, const struct request *request,
 {
 	char go;
 	enum stage failed = give_pipes(&request->start, out, err) ? 0 : STAGE_PIPE;
+	if (!failed && !renew_mounts())
+		failed = STAGE_ISOLATION;
 	int error = errno;
 	if (!take_bytes(self->control, &go, sizeof go) || go != GO) {
 		failed = STAGE_REQUEST;

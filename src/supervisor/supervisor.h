@@ -135,6 +135,7 @@ struct order {
 
 /* spawner.c: false when there is no daemon any more. */
 bool tell(uint64_t job, enum reply_kind kind, pid_t pid, enum stage stage, int error);
+void close_if_open(int fd);
 extern int oom_score; /* the spawner's oom_score_adj */
 
 /* isolate.c: what keeps jobs from the host and from each other; the daemon has the same list. */
@@ -163,6 +164,7 @@ struct failure {
 bool find_parts(void);
 pid_t fork_isolated(void);
 unsigned isolate(uid_t uid, gid_t gid);
+bool renew_mounts(void);
 bool isolate_job(const struct request *request);
 
 /* seccomp.c */
@@ -232,5 +234,8 @@ bool tree_populated(const struct tree *tree);
 unsigned tree_count(const struct tree *tree);
 void tree_signal(const struct tree *tree, int signal);
 void tree_kill(const struct tree *tree);
+
+/* probe.c: what this host lets a supervisor do, told on stdout. Returns an exit status. */
+int probe(const char *state);
 
 #endif

@@ -24,6 +24,9 @@ export type Hierarchy =
   | { readonly kind: "cgroup2"; readonly path: string; readonly controllers: ReadonlySet<string> }
   | { readonly kind: "none"; readonly reason: string };
 
+/** The group that a daemon leaves its own for. */
+export const LEAF = "daemon";
+
 function words(path: string): string[] {
   return readFileSync(path, "utf8").split(/\s+/).filter(Boolean);
 }
@@ -32,7 +35,7 @@ function words(path: string): string[] {
  * The directory of this process's own cgroup v2 group.
  * Fields of mountinfo and cgroup: proc_pid_mountinfo(5), cgroups(7).
  */
-function ownGroup(): string | undefined {
+export function ownGroup(): string | undefined {
   const own = /^0::(\/.*)$/m.exec(readFileSync("/proc/self/cgroup", "utf8"))?.[1];
   for (const line of readFileSync("/proc/self/mountinfo", "utf8").split("\n")) {
     const [, , , root, mountPoint, ...rest] = line.split(" ");
@@ -44,12 +47,18 @@ function ownGroup(): string | undefined {
   return undefined;
 }
 
-function isRootGroup(path: string): boolean {
+/** Of all, not only of a namespace. */
+export function isRootGroup(path: string): boolean {
   return !existsSync(join(path, "cgroup.type"));
 }
 
+/** This process is in the group that its cgroup namespace begins at. */
+export function isNamespaceRoot(): boolean {
+  return /^0::\/$/m.test(readFileSync("/proc/self/cgroup", "utf8"));
+}
+
 /** The processes of `path` that are neither this one nor its children. */
-function strangers(path: string): string[] {
+export function strangers(path: string): string[] {
   return words(join(path, "cgroup.procs")).filter((pid) => {
     if (Number(pid) === process.pid) return false;
     try {
@@ -67,9 +76,8 @@ function strangers(path: string): string[] {
  * root of a namespace, that is, of a container that this process was given.
  */
 function vacate(path: string): void {
-  const namespaceRoot = /^0::\/$/m.test(readFileSync("/proc/self/cgroup", "utf8"));
-  if (isRootGroup(path) || (!namespaceRoot && strangers(path).length > 0)) return;
-  const leaf = join(path, "daemon");
+  if (isRootGroup(path) || (!isNamespaceRoot() && strangers(path).length > 0)) return;
+  const leaf = join(path, LEAF);
   // Node's own `recursive` tells a read-only file system as ENOENT.
   if (!existsSync(leaf)) mkdirSync(leaf);
   for (const pid of words(join(path, "cgroup.procs"))) {
@@ -85,6 +93,8 @@ function vacate(path: string): void {
 function enable(path: string): Set<string> {
   const file = join(path, "cgroup.subtree_control");
   const on = new Set(words(file));
+  // Threaded controllers could be had, and would make groups below take no process at all (cgroup-v2.rst, "Threads").
+  if (!isRootGroup(path) && words(join(path, "cgroup.procs")).length > 0) return on;
   const available = new Set(words(join(path, "cgroup.controllers")));
   const wanted = CONTROLLERS.filter((controller) => available.has(controller) && !on.has(controller));
   for (const names of [wanted, ...wanted.map((controller) => [controller])]) {

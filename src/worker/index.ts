@@ -1,4 +1,6 @@
 /** The worker as a library: runs Linux processes as jobs, without any network. */
+export { examine, type ExamineOptions } from "./doctor/examine.ts";
+export type { Finding } from "./doctor/finding.ts";
 export { JobError, type JobErrorCode } from "./errors.ts";
 export type { Ended, How, Job, JobSpec, OutputExtent, Pressure, Stall, State, Usage } from "./job.ts";
 export type { ListFilter } from "./list.ts";

@@ -3,6 +3,8 @@ import { resolve } from "node:path";
 import { openHierarchy, type Hierarchy } from "./cgroup.ts";
 import { find, isRunning, type Context } from "./context.ts";
 import { openDirectory } from "./directory.ts";
+import { examine } from "./doctor/examine.ts";
+import type { Finding } from "./doctor/finding.ts";
 import { JobError } from "./errors.ts";
 import { describeHost } from "./host.ts";
 import { isolationOf } from "./isolation.ts";
@@ -38,6 +40,8 @@ export interface Worker {
   update(id: string, resources: LinuxResources): Promise<Job>;
   /** What a job uses, at an interval; throws `not-found` at once, not at the first sample. Returns the ended job. */
   stats(id: string, options: StatsOptions): Stats;
+  /** What this host can enforce, looked at again; one look serves all who ask meanwhile. */
+  examine(): Promise<readonly Finding[]>;
   /** What this host can enforce, in one line. */
   readonly host: string;
   /** Lets go of everything; jobs keep running. */
@@ -73,6 +77,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   recover(context);
   await spawner.ready;
   opened.move(); // close() lets go of them
+  let examining: Promise<readonly Finding[]> | undefined;
 
   return {
     host: describeHost(context),
@@ -90,6 +95,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
     stream: (id, how) => stream(context, id, how),
     update: (id, resources) => update(context, id, resources),
     stats: (id, how) => stats(context, id, how),
+    examine: () => (examining ??= examine({ ...options, stateDir, hierarchy }).finally(() => (examining = undefined))),
     close: () => close(context),
   };
 }
