@@ -26,17 +26,17 @@ function sum(stat: string, key: string): number {
   return [...stat.matchAll(new RegExp(`\\b${key}=(\\d+)`, "g"))].reduce((total, [, value]) => total + Number(value), 0);
 }
 
+const STALL = /^(some|full) avg10=(\S+) avg60=(\S+) avg300=(\S+) total=(\d+)$/;
+
 /** Two lines of `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`; undefined without PSI. */
 function pressure(path: string, file: string): Pressure | undefined {
-  const content = text(path, file);
-  const stall = (name: string): Stall | undefined => {
-    const line = new RegExp(`^${name} avg10=(\\S+) avg60=(\\S+) avg300=(\\S+) total=(\\d+)$`, "m").exec(content);
-    if (!line) return undefined;
-    const [avg10 = 0, avg60 = 0, avg300 = 0, totalUs = 0] = line.slice(1).map(Number);
-    return { avg10, avg60, avg300, totalUs };
-  };
-  const some = stall("some");
-  return some && { some, full: stall("full") };
+  const stalls: { some?: Stall; full?: Stall } = {};
+  for (const line of text(path, file).split("\n")) {
+    const [, name, ...figures] = STALL.exec(line) ?? [];
+    const [avg10 = 0, avg60 = 0, avg300 = 0, totalUs = 0] = figures.map(Number);
+    if (name === "some" || name === "full") stalls[name] = { avg10, avg60, avg300, totalUs };
+  }
+  return stalls.some && { some: stalls.some, full: stalls.full };
 }
 
 /**
