@@ -6,6 +6,7 @@ import { openDirectory } from "./directory.ts";
 import { JobError } from "./errors.ts";
 import { describeHost } from "./host.ts";
 import type { Job, JobSpec } from "./job.ts";
+import { openIds } from "./ids.ts";
 import { openJournal } from "./journal.ts";
 import { list, type ListFilter, type Listed } from "./list.ts";
 import { checkOptions, checkSupervisor, type WorkerOptions } from "./options.ts";
@@ -46,6 +47,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   const journal = opened.use(openJournal(stateDir));
   const hierarchy = openHierarchy(`jobs-${journal.instance}`, options.cgroup);
   opened.defer(() => leave(hierarchy));
+  const ids = opened.use(openIds(options.name, hierarchy));
   removeSpares(jobsDir);
   const spawner = opened.use(openSpawner(options.supervisor, jobsDir, (message) => options.log("error", message)));
   const context: Context = {
@@ -53,12 +55,14 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
     jobsDir,
     journal,
     hierarchy,
+    ids,
     spawner,
     running: new Map(),
     requests: new Map(),
     closed: false,
   };
   recover(context);
+  ids.refill();
   await spawner.ready;
   opened.move(); // close() lets go of them
 
@@ -81,7 +85,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
 }
 
 async function close(context: Context): Promise<void> {
-  const { hierarchy, journal, running, spawner } = context;
+  const { hierarchy, ids, journal, running, spawner } = context;
   context.closed = true;
   await Promise.allSettled([...running.values()].map(({ launched }) => launched.promise));
   await spawner.close();
@@ -91,6 +95,7 @@ async function close(context: Context): Promise<void> {
     for (const wake of entry.followers) wake();
   }
   journal[Symbol.dispose]();
+  ids[Symbol.dispose]();
   leave(hierarchy);
 }
 
