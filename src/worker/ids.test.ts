@@ -68,9 +68,14 @@ describe.each(modes.filter(([mode]) => mode === "with cgroup v2"))("a worker %s"
     expect(worker.traces()).toEqual([]);
   });
 
-  test("makes a group anew that was removed under it", async () => {
+  test("fails those starts whose groups were removed under it, and no others", async () => {
     await using worker = await testWorker(options);
     for (const id of groupsIn(worker.cgroup ?? "")) rmGroup(join(worker.cgroup ?? "", id));
+    for (let i = 0; i < AHEAD; i++)
+      expect(await refused(() => worker.start(run("true")))).toMatchObject({
+        code: "unsupported",
+        facts: { stage: "cgroup", errno: "ENOENT" },
+      });
     expect((await finished(worker, run("true"))).ended?.exitCode).toBe(0);
   });
 

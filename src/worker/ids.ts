@@ -1,4 +1,4 @@
-import { existsSync, mkdirSync, rmdirSync } from "node:fs";
+import { mkdirSync, rmdirSync } from "node:fs";
 import { join } from "node:path";
 import type { Hierarchy } from "./cgroup.ts";
 import { refusal } from "./failure.ts";
@@ -9,7 +9,7 @@ export const AHEAD = 4;
 
 /** Ids for jobs to come. The cgroups of some have been made ahead, because that takes 0.1 ms. */
 export interface Ids extends Disposable {
-  /** An id that sorts behind those before it, and whose group is there. Throws JobError when it cannot be made. */
+  /** An id that sorts behind those before it, and whose group is made. Throws JobError when it cannot be made. */
   take(): string;
   /** Makes the groups that are missing: for when nobody waits. */
   refill(): void;
@@ -29,9 +29,8 @@ export function openIds(name: string | undefined, hierarchy: Hierarchy): Ids {
 
   return {
     take() {
-      for (let id = ready.shift(); id !== undefined; id = ready.shift()) if (existsSync(groupOf(id))) return id;
       try {
-        return make();
+        return ready.shift() ?? make();
       } catch (error) {
         throw refusal(error);
       }

@@ -83,12 +83,15 @@ export async function testWorker(options: Partial<WorkerOptions> = {}): Promise<
       const directories = jobDirectories(stateDir);
       const rows = worker.list({ limit: 1000 }).jobs.map(({ id }) => id);
       // The newest of those that are no job's are for jobs to come.
-      const ahead = groups()
-        .filter((id) => !directories.includes(id) && !rows.includes(id))
-        .slice(-AHEAD);
+      const known = new Set([...directories, ...rows]);
+      const ahead = new Set(
+        groups()
+          .filter((id) => !known.has(id))
+          .slice(-AHEAD),
+      );
       return [
         ...directories.map((id) => `dir:${id}`),
-        ...groups().flatMap((id) => (ahead.includes(id) ? [] : [`cgroup:${id}`])),
+        ...groups().flatMap((id) => (ahead.has(id) ? [] : [`cgroup:${id}`])),
         ...rows.map((id) => `row:${id}`),
       ];
     },
