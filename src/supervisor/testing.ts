@@ -14,7 +14,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, dirname, join, relative } from "node:path";
-import { createGroup, openHierarchy, removeGroup } from "../worker/cgroup.ts";
+import { openHierarchy, removeGroup } from "../worker/cgroup.ts";
 import type { Launch } from "../worker/frame.ts";
 import { isolationOf, type Isolation } from "../worker/isolation.ts";
 import { SPARE } from "../worker/spare.ts";
@@ -166,7 +166,7 @@ export async function rig(
   function launchOf({ script = "", env, ...rest }: Spec): Launch {
     const name = `job-${++count}`;
     const made = { directory: join(own.jobs ?? directory, name), cgroup: group && join(group, name) };
-    if (rest.cgroup === undefined && group) createGroup(made.cgroup, []);
+    if (rest.cgroup === undefined && group) mkdirSync(made.cgroup);
     return {
       ...made,
       cwd: "/",

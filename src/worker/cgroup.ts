@@ -145,17 +145,15 @@ function writeOnce(path: string, value: string): void {
 }
 
 /**
- * Makes a group and writes its limits, one write(2) a value; if one fails, nothing stays, and JobError `unsupported`
- * names its file, value and errno. Returns each file's content read back.
+ * Writes a group's limits, one write(2) a value; if one fails, JobError `unsupported` names its file, value and errno.
+ * Returns each file's content read back.
  */
-export function createGroup(path: string, settings: readonly Written[]): Map<string, string> {
-  mkdirSync(path);
+export function limitGroup(path: string, settings: readonly Written[]): Map<string, string> {
   for (const { file, value, field, optional } of settings) {
     try {
       writeOnce(join(path, file), value);
     } catch (error) {
       if (optional && codeOf(error) === "ENOENT") continue;
-      rmdirSync(path);
       throw notWritten({ file, value, field }, error);
     }
   }

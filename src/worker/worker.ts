@@ -9,6 +9,7 @@ import { JobError } from "./errors.ts";
 import { describeHost } from "./host.ts";
 import { isolationOf } from "./isolation.ts";
 import type { Job, JobSpec } from "./job.ts";
+import { openIds } from "./ids.ts";
 import { openJournal } from "./journal.ts";
 import { list, type ListFilter, type Listed } from "./list.ts";
 import { checkOptions, checkSupervisor, type WorkerOptions } from "./options.ts";
@@ -58,6 +59,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   const journal = opened.use(openJournal(stateDir));
   const hierarchy = openHierarchy(`jobs-${journal.instance}`, options.cgroup);
   opened.defer(() => leave(hierarchy));
+  const ids = opened.use(openIds(options.name, hierarchy));
   removeSpares(jobsDir);
   const isolation = isolationOf({ ...options, hidden: [stateDir, ...(options.hidden ?? [])] }, hierarchy);
   const spawner = opened.use(
@@ -69,12 +71,14 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
     journal,
     hierarchy,
     isolation,
+    ids,
     spawner,
     running: new Map(),
     requests: new Map(),
     closed: false,
   };
   recover(context);
+  ids.refill();
   await spawner.ready;
   opened.move(); // close() lets go of them
   let examining: Promise<readonly Finding[]> | undefined;
@@ -101,7 +105,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
 }
 
 async function close(context: Context): Promise<void> {
-  const { hierarchy, journal, running, spawner } = context;
+  const { hierarchy, ids, journal, running, spawner } = context;
   context.closed = true;
   await Promise.allSettled([...running.values()].flatMap(({ launched, updates }) => [launched.promise, updates]));
   await spawner.close();
@@ -111,6 +115,7 @@ async function close(context: Context): Promise<void> {
     for (const wake of entry.followers) wake();
   }
   journal[Symbol.dispose]();
+  ids[Symbol.dispose]();
   leave(hierarchy);
 }
 
