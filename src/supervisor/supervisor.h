@@ -153,6 +153,9 @@ pid_t fork_isolated(void);
 unsigned isolate(uid_t uid, gid_t gid);
 bool isolate_job(const struct request *request);
 
+/* filter.c */
+bool deny_user_namespaces(void);
+
 /* child.c: what is done once for all jobs; from clone3 to exec. */
 bool prepare_inheritance(void);
 bool drop_bounding_set(void);
