@@ -1,4 +1,4 @@
-import { join, resolve } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import type { Logger } from "pino";
 import manifest from "../package.json" with { type: "json" };
@@ -157,7 +157,7 @@ async function settings(given: Given): Promise<Settings> {
     ...(isolationOff && { isolationOff }),
     // For jobs as root, who may do with files what the daemon may.
     hidden: [resolve(text("key")), resolve(audit)],
-    sealed: [process.execPath, import.meta.dirname, SUPERVISOR, resolve(text("ca")), resolve(text("cert"))],
+    sealed: [process.execPath, dirname(import.meta.dirname), resolve(text("ca")), resolve(text("cert"))],
   };
   const level = parseWord("--log-level", given.text("log-level") ?? "info", ["debug", "info", "warn", "error"]);
   const shutdownMs = parseDurationMs("--shutdown-timeout", given.text("shutdown-timeout") ?? "10s");

@@ -71,17 +71,17 @@ static bool mount_over(const char *type, const char *path, unsigned long flags, 
 	return mount(type, path, type, MS_NOSUID | MS_NODEV | flags, options) == 0 || absent(path);
 }
 
-static bool make_read_only(const char *path, unsigned recursive)
+static bool make_read_only(const char *path)
 {
 	struct mount_attr attr = { .attr_set = MOUNT_ATTR_RDONLY };
-	return syscall(SYS_mount_setattr, AT_FDCWD, path, recursive, &attr, sizeof attr) == 0 || absent(path);
+	return syscall(SYS_mount_setattr, AT_FDCWD, path, AT_RECURSIVE, &attr, sizeof attr) == 0 || absent(path);
 }
 
 /* Where the host shares its mounts they come and go in here, too; else it could not unmount what a waiting supervisor has. */
 static unsigned enter_mounts(void)
 {
 	if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_SLAVE | MS_REC, NULL) < 0 ||
-	    !make_read_only("/sys", AT_RECURSIVE))
+	    !make_read_only("/sys"))
 		return PART_MOUNT;
 	if (isolation.parts & PART_IPC && !(mount_over("tmpfs", "/dev/shm", 0, "mode=1777") &&
 					    mount_over("mqueue", "/dev/mqueue", MS_NOEXEC, NULL)))
@@ -152,7 +152,7 @@ static bool take_own_tmp(void)
 
 static bool seal(const char *path)
 {
-	return absent(path) || (mount(path, path, NULL, MS_BIND | MS_REC, NULL) == 0 && make_read_only(path, 0));
+	return absent(path) || (mount(path, path, NULL, MS_BIND | MS_REC, NULL) == 0 && make_read_only(path));
 }
 
 static bool hide(const char *path)
@@ -163,6 +163,25 @@ static bool hide(const char *path)
 	if (S_ISDIR(file.st_mode))
 		return mount_over("tmpfs", path, MS_NOEXEC | MS_RDONLY, "mode=0,size=4k");
 	return mount("/dev/null", path, NULL, MS_BIND, NULL) == 0;
+}
+
+static bool is_mounted(const char *path)
+{
+	struct statx file;
+	return statx(AT_FDCWD, path, 0, STATX_BASIC_STATS, &file) == 0 && file.stx_attributes & STATX_ATTR_MOUNT_ROOT;
+}
+
+/* What is mounted on a name moves with the directories above it, and another could be put in their place; unless they
+ * are mount points, too (rename(2), EBUSY). */
+static bool fix_above(const char *path)
+{
+	char above[4096];
+	for (const char *end = path; (end = strchr(end + 1, '/')) && (size_t)(end - path) < sizeof above;) {
+		snprintf(above, sizeof above, "%.*s", (int)(end - path), path);
+		if (!absent(above) && !is_mounted(above) && mount(above, above, NULL, MS_BIND | MS_REC, NULL) < 0)
+			return false;
+	}
+	return true;
 }
 
 /* A job of the supervisor's own user: files that are kept from others by their modes alone. */
@@ -180,7 +199,7 @@ static bool harden(void)
 		if (!hide(hidden[i]))
 			return false;
 	for (char **path = isolation.protected; *path; path++)
-		if (!(**path == '-' ? hide(*path + 1) : seal(*path + 1)))
+		if (!fix_above(*path + 1) || !(**path == '-' ? hide(*path + 1) : seal(*path + 1)))
 			return false;
 	return deny_user_namespaces();
 }

@@ -223,23 +223,27 @@ describe.each(isolated)("$build", (variant) => {
   test("a job of the supervisor's own user can neither read what is hidden, nor change what is sealed, nor set the kernel", async () => {
     const place = mkdtempSync("/var/tmp/jobs-kept-");
     mkdirSync(join(place, "secret"), { mode: 0o700 });
+    mkdirSync(join(place, "above/state"), { recursive: true });
     writeFileSync(join(place, "secret/file"), "secret\n");
     writeFileSync(join(place, "key"), "secret\n", { mode: 0o600 });
     writeFileSync(join(place, "program"), "program\n", { mode: 0o755 });
     const kept = {
-      hidden: [join(place, "secret"), join(place, "key"), "/nowhere"],
+      hidden: [join(place, "secret"), join(place, "key"), join(place, "above/state"), "/nowhere"],
       sealed: [join(place, "program"), "/nowhere"],
     };
     const script = `exec 2> /dev/null; cd ${place}; cat secret/file key program; ls secret
       (echo x >> program) && echo changed; rm -f program; mv program other; cat program
+      mv above other; rmdir above/state above
       for file in /proc/sys/kernel/domainname /proc/sys/vm/swappiness /sys/kernel/mm/ksm/run; do (echo 0 > $file) && echo wrote; done
       mount -t tmpfs none /mnt && echo mounted; umount ${place}/key && echo unmounted; mknod disk b 8 0 && echo made
       unshare --user --mount umount ${place}/key && echo revealed
+      unshare --user true && echo capable; unshare --mount --user true && echo capable
       cat /proc/kcore | head -c 1`;
     try {
       await using it = await rig(variant, { isolation: kept });
       expect((await it.run({ script, ...OWN })).job.output()).toBe("program\nprogram\n");
-      expect(readdirSync(place).toSorted()).toEqual(["key", "program", "secret"]);
+      expect(readdirSync(place).toSorted()).toEqual(["above", "key", "program", "secret"]);
+      expect((await it.run({ script: "unshare --user --mount true" })).exit).toMatchObject({ code: 0 });
     } finally {
       rmSync(place, { recursive: true });
     }
