@@ -8,7 +8,7 @@ import type { WorkerOptions } from "../src/worker/options.ts";
 import { readKey, readPem } from "./connection.ts";
 import { EXIT } from "./exit.ts";
 import { exit, printable } from "./output.ts";
-import { parseCount, parseDurationMs, parseSizeBytes, parseWord, UsageError } from "./parse.ts";
+import { parseCount, parseDurationMs, parseIsolation, parseSizeBytes, parseWord, UsageError } from "./parse.ts";
 import { type Flag, type Given, optional, parse, type Program } from "./program.ts";
 
 const flags: readonly Flag[] = [
@@ -37,7 +37,15 @@ const flags: readonly Flag[] = [
   },
   { name: "log-level", value: "LEVEL", about: "debug, info, warn or error; info when not given" },
   { name: "shutdown-timeout", value: "DURATION", about: "how long a shutdown waits for calls, 10s when not given" },
+  {
+    name: "check",
+    about: "tell what jobs can be limited and kept apart by here, and start nothing; no flag is needed",
+  },
+  { name: "json", about: "with --check: the findings as JSON" },
 ];
+
+// Beside cli/ and beside dist/, which holds this file once it is built.
+const SUPERVISOR = fileURLToPath(new URL("../build/supervisor", import.meta.url));
 
 const program: Program = {
   name: "jobsd",
@@ -49,10 +57,11 @@ const program: Program = {
       about: [
         "Runs jobs on this machine for clients with certificates. Each flag can be set as JOBSD_FLAG, as in JOBSD_LOG_LIMIT.",
         "SIGTERM ends the daemon; jobs go on, and the next one on the same state directory has them again.",
+        "--check exits with 0 when nothing is missing, 1 when jobs lack something, 125 when no daemon could start.",
       ],
       flags,
       examples: ["--listen 0.0.0.0:7443 --state /var/lib/jobs --ca ca.crt --cert worker.crt --key worker.key"],
-      run: daemon,
+      run: async (given) => (given.on("check") ? (await import("./check.ts")).check(given, SUPERVISOR) : daemon(given)),
     },
   ],
 };
@@ -133,15 +142,11 @@ async function settings(given: Given): Promise<Settings> {
   );
   const logLimitBytes = optional(given, "log-limit", (flag, size) => Number(parseSizeBytes(flag, size)));
   const maxJobs = optional(given, "max-jobs", (flag, count) => Number(parseCount(flag, count, 1)));
-  const isolationOff = optional(given, "isolation-off", (flag, list) =>
-    list.split(",").map((word) => parseWord(flag, word, SWITCHES)),
-  );
-  // Beside cli/ and beside dist/, which holds this file once it is built.
-  const supervisor = fileURLToPath(new URL("../build/supervisor", import.meta.url));
+  const isolationOff = optional(given, "isolation-off", parseIsolation);
   const audit = given.text("audit") ?? join(stateDir, "audit.jsonl");
   const worker: WorkerOptions = {
     stateDir,
-    supervisor,
+    supervisor: SUPERVISOR,
     allowRoot: given.on("allow-root"),
     ...(name && { name }),
     ...(user && { user }),

@@ -3,6 +3,7 @@ import { describe, expect, it } from "vitest";
 import {
   parseCount,
   parseCpus,
+  parseDevice,
   parseDurationMs,
   parseIoMax,
   parseLimitBytes,
@@ -124,6 +125,35 @@ describe("a limit on a disk", () => {
     ]);
     for (const text of ["", "k", "-1", "1e3", "1ki", "99999999999g"])
       expect(() => parseRate("--io-max", text)).toThrow(/is no rate/);
+  });
+});
+
+describe("a device", () => {
+  it.each([
+    ["/dev/fuse", { path: "/dev/fuse" }],
+    ["/dev/sda:r", { path: "/dev/sda", access: "r" }],
+    ["/dev/disk/by-path/pci-0:0:1:rwm", { path: "/dev/disk/by-path/pci-0:0:1", access: "rwm" }],
+    ["/dev/disk/by-path/pci-0:0:1", { path: "/dev/disk/by-path/pci-0:0:1" }],
+    ["c:10:229:rw", { type: "c", major: 10n, minor: 229n, access: "rw" }],
+    ["b:8:*", { type: "b", major: 8n }],
+    ["c:*:*:m", { type: "c", access: "m" }],
+  ])("%s is of a path or a number, and what may be done with it", (text, rule) => {
+    expect(parseDevice("--device", text)).toEqual({ allow: true, ...rule });
+  });
+
+  it.each([
+    ["", "names no device"],
+    ["fuse", "names no device"],
+    ["a:1:3", "names no device"],
+    ["c:1", "names no device"],
+    ["c:-1:3:rw", "names no device"],
+    ["c:1:3:4:rw", "names no device"],
+    ["/dev/fuse:", "has no access"],
+    ["/dev/fuse:rx", "has no access: some of r, w and m are right, as in /dev/fuse:rw"],
+    ["c:1:3:", "has no access"],
+  ])("%j is refused", (text, message) => {
+    expect(() => parseDevice("--device", text)).toThrow(UsageError);
+    expect(() => parseDevice("--device", text)).toThrow(message);
   });
 });
 

@@ -1,4 +1,5 @@
 import { constants } from "node:os";
+import { SWITCHES, type Part } from "../src/worker/isolation.ts";
 
 /** A command line that is wrong; the message says what would be right. */
 export class UsageError extends Error {
@@ -113,6 +114,36 @@ export function parseUmask(flag: string, text: string): number {
   throw new UsageError(`${flag} ${quoted(text)} is no umask: 022 or 077 is right`);
 }
 
+/** A device by its type and number or by its path on the worker, and what may be done with it; absent is any. */
+export interface DeviceRule {
+  readonly allow: true;
+  readonly type?: string;
+  readonly major?: bigint;
+  readonly minor?: bigint;
+  readonly path?: string;
+  readonly access?: string;
+}
+
+/** `/dev/fuse`, `/dev/sda:r`, `c:10:229:rw`, `b:8:*`. Throws UsageError naming `flag`. */
+export function parseDevice(flag: string, text: string): DeviceRule {
+  const [, device = text, access] = /^(.*):([a-z]*)$/s.exec(text) ?? [];
+  const [, type, major, minor] = /^([bc]):(\d{1,9}|\*):(\d{1,9}|\*)$/.exec(device) ?? [];
+  if (access !== undefined && !/^[rwm]+$/.test(access))
+    throw new UsageError(`${flag} ${quoted(text)} has no access: some of r, w and m are right, as in ${device}:rw`);
+  const given = { allow: true, ...(access !== undefined && { access }) } as const;
+  if (device.startsWith("/")) return { ...given, path: device };
+  if (type === undefined)
+    throw new UsageError(`${flag} ${quoted(text)} names no device: /dev/fuse, /dev/sda:r or c:10:*:rw is right`);
+  const number = (digits = "*"): bigint | undefined => (digits === "*" ? undefined : BigInt(digits));
+  const [numbered, partly] = [number(major), number(minor)];
+  return {
+    ...given,
+    type,
+    ...(numbered !== undefined && { major: numbered }),
+    ...(partly !== undefined && { minor: partly }),
+  };
+}
+
 const CPU_PERIOD_US = 100_000;
 
 /** `0.5` CPUs as the quota in each period of 100 ms, both in µs; a quota below 1 ms is refused by the kernel. */
@@ -150,6 +181,11 @@ export function parsePairs(
       );
     }),
   );
+}
+
+/** `pid,ipc`: parts of the isolation. Throws UsageError naming `flag`. */
+export function parseIsolation(flag: string, text: string): Part[] {
+  return text.split(",").map((word) => parseWord(flag, word, SWITCHES));
 }
 
 /** One of a few words, as they are given. Throws UsageError naming `flag` and the words. */

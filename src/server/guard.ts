@@ -132,7 +132,11 @@ export function handlers(principals: Pick<WeakMap<Metadata, Principal>, "get">, 
     answer: { ok(value: T): void; failed(outbound: ReturnType<typeof statusOf>): void },
   ): Promise<void> {
     const cancel = new AbortController();
-    call.on("cancelled", () => cancel.abort(new JobError("unavailable", "the client has gone")));
+    let answered = false;
+    call.on("cancelled", () => {
+      // grpc-js tells it of every call in the end, and an error takes time to make.
+      if (!answered) cancel.abort(new JobError("unavailable", "the client has gone"));
+    });
     if (lasts) lasting.add(cancel);
     try {
       if (lasts && ended) throw gone;
@@ -144,6 +148,7 @@ export function handlers(principals: Pick<WeakMap<Metadata, Principal>, "get">, 
       const cause: unknown = cancel.signal.aborted ? cancel.signal.reason : error;
       answer.failed(statusOf(explain(cause, log, call.getPath())));
     } finally {
+      answered = true;
       lasting.delete(cancel);
     }
   }

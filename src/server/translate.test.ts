@@ -7,16 +7,21 @@ import {
   Source,
   StartRequest,
   State,
+  StatsRequest,
   StopRequest,
   StreamRequest,
 } from "../../proto/generated/jobs/v1/worker.ts";
 import type { How } from "../worker/job.ts";
 import { JOB } from "./testing.ts";
-import { fromJob, toJobSpec, toListFilter, toStop, toStreamOptions } from "./translate.ts";
+import { fromJob, toJobSpec, toListFilter, toStatsOptions, toStop, toStreamOptions } from "./translate.ts";
 import { fromResources, toResources } from "./translate-resources.ts";
 
 const EVERYTHING = ProtoResources.fromPartial({
-  devices: [{ allow: false }, { allow: true, type: "c", major: 1n, minor: 3n, access: "rwm" }],
+  devices: [
+    { allow: false },
+    { allow: true, type: "c", major: 1n, minor: 3n, access: "rwm" },
+    { allow: true, path: "/dev/fuse" },
+  ],
   memory: { limit: -1n, reservation: 1n, swap: 2n, kernel: 3n, kernelTcp: 4n, swappiness: 5n, disableOomKiller: false },
   cpu: { shares: 1024n, quota: -1n, period: 100000n, cpus: "0-3", idle: 0n },
   pids: { limit: 0n },
@@ -54,7 +59,11 @@ describe("a start", () => {
 
   test("keeps every limit apart, absent from zero", () => {
     expect(toResources(EVERYTHING)).toStrictEqual({
-      devices: [{ allow: false }, { allow: true, type: "c", major: 1n, minor: 3n, access: "rwm" }],
+      devices: [
+        { allow: false },
+        { allow: true, type: "c", major: 1n, minor: 3n, access: "rwm" },
+        { allow: true, path: "/dev/fuse" },
+      ],
       memory: {
         limit: -1n,
         reservation: 1n,
@@ -140,6 +149,7 @@ describe("a request is refused by its field's name", () => {
     ["network", () => toJobSpec(StartRequest.decode(Buffer.of(11 << 3, 9)), "ada")],
     ["rlimits", () => toJobSpec(StartRequest.fromPartial({ rlimits: [{ name: "as", soft: 2n ** 60n }] }), "ada")],
     ["grace", () => toStop(StopRequest.fromPartial({ grace: { seconds: 0n, nanos: 1_000_000_000 } }))],
+    ["interval", () => toStatsOptions(StatsRequest.fromPartial({ interval: { seconds: -1n } }), never)],
     ["signal", () => toStop(StopRequest.fromPartial({ signal: 0 }))],
     ["signal", () => toStop(StopRequest.fromPartial({ signal: 65 }))],
     [
@@ -166,6 +176,7 @@ test("a stop, a list and a stream have the defaults that the proto promises", ()
     pageToken: "p",
   });
   const { signal } = new AbortController();
+  expect(toStatsOptions(StatsRequest.fromPartial({}), signal)).toStrictEqual({ signal });
   const both = [Source.SOURCE_STDERR, Source.SOURCE_STDOUT];
   expect(toStreamOptions(StreamRequest.fromPartial({ sources: both, follow: true }), signal)).toStrictEqual({
     follow: true,
@@ -196,6 +207,12 @@ describe("a job", () => {
         cpuUserUs: 1_999_999,
         cpuSystemUs: 0,
         memoryPeakBytes: 2 ** 40,
+        cpuThrottledPeriods: 3,
+        memorySwapBytes: 0,
+        oomGroupKills: 1,
+        ioReadOperations: 7,
+        processesMaxEvents: 2,
+        memoryPressure: { some: { avg10: 12.34, avg60: 0, avg300: 0.5, totalUs: 1_500_000 } },
         fromCgroup: true,
       },
       output: { size: 2 ** 40, first: 1, dropped: 2 },
@@ -213,6 +230,18 @@ describe("a job", () => {
         cpuThrottled: undefined,
         memoryPeak: 2n ** 40n,
         oomKills: undefined,
+        cpuPeriods: undefined,
+        cpuThrottledPeriods: 3n,
+        memorySwap: 0n,
+        oomGroupKills: 1n,
+        ioReadOperations: 7n,
+        ioWriteOperations: undefined,
+        processesMaxEvents: 2n,
+        cpuPressure: undefined,
+        memoryPressure: {
+          some: { avg10: 12.34, avg60: 0, avg300: 0.5, total: { seconds: 1n, nanos: 500_000_000 } },
+          full: undefined,
+        },
       },
       output: { size: 2n ** 40n, first: 1n, dropped: 2n },
     });
@@ -223,7 +252,8 @@ describe("a job", () => {
     [{ kind: "signalled", signal: 9, coreDumped: true }, "signalled", { signal: 9, coreDumped: true }],
     [{ kind: "stopped", by: "ada", escalated: true }, "stopped", { by: "ada", escalated: true }],
     [{ kind: "timed-out", limitMs: 10 }, "timedOut", { limit: { seconds: 0n, nanos: 10_000_000 } }],
-    [{ kind: "out-of-memory", kills: 2 }, "outOfMemory", { kills: 2n }],
+    [{ kind: "out-of-memory", kills: 2 }, "outOfMemory", { kills: 2n, wholeJob: false }],
+    [{ kind: "out-of-memory", kills: 1, wholeJob: true }, "outOfMemory", { kills: 1n, wholeJob: true }],
     [
       { kind: "failed-to-start", stage: "exec", errno: 2, message: "m" },
       "failedToStart",

@@ -10,6 +10,7 @@
 #include <fcntl.h>
 #include <linux/mount.h>
 #include <net/if.h>
+#include <poll.h>
 #include <sched.h>
 #include <signal.h>
 #include <stdio.h>
@@ -24,6 +25,11 @@
 #include <unistd.h>
 
 struct isolation isolation;
+
+/* The mount namespace that jobs are kept from. */
+static struct {
+	int changes, mounts;
+} host = { -1, -1 };
 
 /* As fork(2), in a pid namespace, and without root in a user namespace. */
 pid_t fork_isolated(void)
@@ -71,19 +77,16 @@ static bool make_read_only(const char *path)
 	return syscall(SYS_mount_setattr, AT_FDCWD, path, AT_RECURSIVE, &attr, sizeof attr) == 0 || absent(path);
 }
 
-/* The host's mounts come and go in it, too, or the host could not unmount them. */
-static bool enter_mounts(void)
+/* Where the host shares its mounts they come and go in here, too; else it could not unmount what a waiting supervisor has. */
+static unsigned enter_mounts(void)
 {
-	return unshare(CLONE_NEWNS) == 0 && mount(NULL, "/", NULL, MS_SLAVE | MS_REC, NULL) == 0 &&
-	       make_read_only("/sys");
-}
-
-static bool enter_ipc(void)
-{
-	if (unshare(CLONE_NEWIPC) < 0)
-		return false;
-	return !(isolation.parts & PART_MOUNT) ||
-	       (mount_over("tmpfs", "/dev/shm", 0, "mode=1777") && mount_over("mqueue", "/dev/mqueue", MS_NOEXEC, NULL));
+	if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_SLAVE | MS_REC, NULL) < 0 ||
+	    !make_read_only("/sys"))
+		return PART_MOUNT;
+	if (isolation.parts & PART_IPC && !(mount_over("tmpfs", "/dev/shm", 0, "mode=1777") &&
+					    mount_over("mqueue", "/dev/mqueue", MS_NOEXEC, NULL)))
+		return PART_IPC;
+	return isolation.parts & PART_PID && !mount_over("proc", "/proc", MS_NOEXEC, NULL) ? PART_PID : 0;
 }
 
 /* Returns 0, or the part that cannot be had, with errno. `uid` and `gid` are those outside. */
@@ -91,15 +94,31 @@ unsigned isolate(uid_t uid, gid_t gid)
 {
 	if (isolation.parts & PART_USER && !map_user(uid, gid))
 		return PART_USER;
-	if (isolation.parts & PART_MOUNT && !enter_mounts())
-		return PART_MOUNT;
-	if (isolation.parts & PART_IPC && !enter_ipc())
+	if (isolation.parts & PART_IPC && unshare(CLONE_NEWIPC) < 0)
 		return PART_IPC;
 	if (isolation.parts & PART_UTS && unshare(CLONE_NEWUTS) < 0)
 		return PART_UTS;
-	if (isolation.parts & PART_PID && !mount_over("proc", "/proc", MS_NOEXEC, NULL))
-		return PART_PID;
-	return 0;
+	if (!(isolation.parts & PART_MOUNT))
+		return 0;
+	host.changes = open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
+	host.mounts = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
+	return host.changes < 0 || host.mounts < 0 ? PART_MOUNT : enter_mounts();
+}
+
+/*
+ * A host that does not share its mounts may have mounted something since this supervisor made its own: it makes them
+ * again. Without root there is no way back. mountinfo tells what changed since it was opened (proc_pid_mountinfo(5)).
+ */
+bool renew_mounts(void)
+{
+	struct pollfd changes = { .fd = host.changes, .events = POLLPRI };
+	bool done = !(isolation.parts & PART_MOUNT) || isolation.parts & PART_USER || poll(&changes, 1, 0) <= 0 ||
+		    (setns(host.mounts, CLONE_NEWNS) == 0 && enter_mounts() == 0);
+	int error = errno;
+	close_if_open(host.changes);
+	close_if_open(host.mounts);
+	errno = error;
+	return done;
 }
 
 /* The job sees no group but its own, read-only like all of /sys. A second mount of cgroup2 over the first is EBUSY. */

@@ -145,6 +145,10 @@ static bool parse(struct request *request, char *body, char *end)
 		return false;
 	request->limits = (const struct limit *)(const void *)body;
 	body += start->limit_count * sizeof(struct limit);
+	if (start->device_bytes > (size_t)(end - body))
+		return false;
+	request->devices = body;
+	body += start->device_bytes;
 	if (start->group_count > (size_t)(end - body) / sizeof(gid_t) || start->argument_count == 0)
 		return false;
 	request->groups = (const gid_t *)(const void *)body;

@@ -89,7 +89,7 @@ static void be_gone(int fd)
 	answer(watched[fd].job, REPLY_GONE, 0, 0);
 }
 
-static void close_if_open(int fd)
+void close_if_open(int fd)
 {
 	if (fd >= 0)
 		close(fd);
@@ -131,6 +131,25 @@ static void take_adopt(uint64_t job, const char *directory, size_t size)
 	answer(job, REPLY_GONE, 0, 0);
 }
 
+/* New device rules for a job that runs. */
+static void take_devices(uint64_t job, const char *cgroup, size_t size)
+{
+	const char *end = memchr(cgroup, '\0', size);
+	if (!end) {
+		answer(job, REPLY_FAILED, STAGE_REQUEST, EBADMSG);
+		return;
+	}
+	int directory = open(cgroup, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	enum stage failed = directory < 0 ? STAGE_CGROUP : STAGE_DEVICES;
+	bool done = directory >= 0 && devices_set(directory, end + 1, size - (size_t)(end + 1 - cgroup));
+	int error = errno;
+	close_if_open(directory);
+	if (done)
+		answer(job, REPLY_DONE, 0, 0);
+	else
+		answer(job, REPLY_FAILED, failed, error);
+}
+
 static void take_frame(const char *bytes, const char *jobs)
 {
 	struct frame frame;
@@ -139,6 +158,8 @@ static void take_frame(const char *bytes, const char *jobs)
 		take_spare(frame.job, jobs);
 	else if (frame.type == FRAME_ADOPT)
 		take_adopt(frame.job, bytes + sizeof frame, frame.size - sizeof frame);
+	else if (frame.type == FRAME_DEVICES)
+		take_devices(frame.job, bytes + sizeof frame, frame.size - sizeof frame);
 	else
 		answer(frame.job, REPLY_FAILED, STAGE_REQUEST, EBADMSG);
 }
@@ -225,6 +246,8 @@ static bool prepare(void)
 int main(int argc, char **argv)
 {
 	struct epoll_event events[64];
+	if (argc >= 2 && strcmp(argv[1], "probe") == 0)
+		return probe(argv[2]);
 	if (argc >= 4)
 		isolation = (struct isolation){ (unsigned)atoi(argv[2]), argv[3], argv + 4 };
 	if (argc < 4 || !prepare()) {

@@ -56,11 +56,12 @@ enum stage {
 	STAGE_CWD,
 	STAGE_EXEC,
 	STAGE_ISOLATION,
+	STAGE_DEVICES,
 };
 
 /* Frames from the daemon: a header, then what the type says. Little-endian, as the host is.
  * FRAME_START comes by a spare's `control`, the others by fd 3. */
-enum frame_type { FRAME_START = 1, FRAME_ADOPT = 2, FRAME_SPARE = 3 };
+enum frame_type { FRAME_START = 1, FRAME_ADOPT = 2, FRAME_SPARE = 3, FRAME_DEVICES = 4 };
 
 struct frame {
 	uint32_t size; /* of the whole frame, in bytes */
@@ -70,10 +71,11 @@ struct frame {
 
 enum { FRAME_MAX = 8 << 20, GO = 1 };
 
-/* Follows the header of FRAME_START; then limits, groups, and strings that each end in NUL:
+/* Follows the header of FRAME_START; then limits, the device program, groups, strings that each end in NUL:
  * cgroup directory or "", working directory, argv, environment.
  * When the daemon has recorded the job it writes a byte more, GO; until then nothing runs.
- * FRAME_ADOPT has just the job directory. FRAME_SPARE has nothing. */
+ * FRAME_ADOPT has just the job directory. FRAME_SPARE has nothing. FRAME_DEVICES has a job's
+ * cgroup directory, with its NUL, and a program for it, which is answered by REPLY_DONE or REPLY_FAILED. */
 struct start {
 	int64_t time_limit_ms; /* 0: none */
 	int64_t grace_ms;      /* between the time limit's SIGTERM and SIGKILL */
@@ -87,6 +89,8 @@ struct start {
 	uint32_t private_tmp;
 	uint32_t umask;
 	int32_t oom_score;
+	uint32_t device_bytes; /* of the eBPF program with the job's device rules; 0: it has none */
+	uint32_t reserved;
 };
 
 struct limit {
@@ -99,12 +103,20 @@ struct request {
 	struct start start;
 	const struct limit *limits;
 	const gid_t *groups;
+	const void *devices;
 	const char *cgroup, *cwd;
 	char **argv, **envp;
 	char *body; /* what all of these point into */
 };
 
-enum reply_kind { REPLY_STARTED = 1, REPLY_FAILED = 2, REPLY_GONE = 3, REPLY_READY = 4, REPLY_LACKS = 5 };
+enum reply_kind {
+	REPLY_STARTED = 1,
+	REPLY_FAILED = 2,
+	REPLY_GONE = 3,
+	REPLY_READY = 4,
+	REPLY_LACKS = 5,
+	REPLY_DONE = 6,
+};
 
 struct reply {
 	uint64_t job;
@@ -123,6 +135,7 @@ struct order {
 
 /* spawner.c: false when there is no daemon any more. */
 bool tell(uint64_t job, enum reply_kind kind, pid_t pid, enum stage stage, int error);
+void close_if_open(int fd);
 extern int oom_score; /* the spawner's oom_score_adj */
 
 /* isolate.c: what keeps jobs from the host and from each other; the daemon has the same list. */
@@ -151,9 +164,10 @@ struct failure {
 bool find_parts(void);
 pid_t fork_isolated(void);
 unsigned isolate(uid_t uid, gid_t gid);
+bool renew_mounts(void);
 bool isolate_job(const struct request *request);
 
-/* filter.c */
+/* seccomp.c */
 bool deny_user_namespaces(void);
 
 /* child.c: what is done once for all jobs; from clone3 to exec. */
@@ -164,6 +178,9 @@ struct pids {
 	pid_t inner, outer;
 };
 bool give_birth(const struct request *request, int cgroup, int out, int err, struct pids *pids, enum stage *stage);
+
+/* devices.c: which devices a cgroup's processes may use. */
+bool devices_set(int cgroup, const void *program, size_t size);
 
 /* log.c: the output log. */
 enum source { SOURCE_GAP = 0, SOURCE_STDOUT = 1, SOURCE_STDERR = 2 };
@@ -217,5 +234,8 @@ bool tree_populated(const struct tree *tree);
 unsigned tree_count(const struct tree *tree);
 void tree_signal(const struct tree *tree, int signal);
 void tree_kill(const struct tree *tree);
+
+/* probe.c: what this host lets a supervisor do, told on stdout. Returns an exit status. */
+int probe(const char *state);
 
 #endif

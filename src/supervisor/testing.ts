@@ -14,7 +14,7 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, dirname, join, relative } from "node:path";
-import { createGroup, openHierarchy, removeGroup } from "../worker/cgroup.ts";
+import { openHierarchy, removeGroup } from "../worker/cgroup.ts";
 import type { Launch } from "../worker/frame.ts";
 import { isolationOf, type Isolation } from "../worker/isolation.ts";
 import { SPARE } from "../worker/spare.ts";
@@ -70,6 +70,8 @@ export interface Job {
   readonly pid: number;
   readonly supervisor: number;
   readonly directory: string;
+  /** "" where it has none. */
+  readonly cgroup: string;
   /** Resolves when the spawner says that the supervisor is no more. */
   readonly gone: Promise<void>;
   /** The exit record, once the supervisor is gone. */
@@ -164,7 +166,7 @@ export async function rig(
   function launchOf({ script = "", env, ...rest }: Spec): Launch {
     const name = `job-${++count}`;
     const made = { directory: join(own.jobs ?? directory, name), cgroup: group && join(group, name) };
-    if (rest.cgroup === undefined && group) createGroup(made.cgroup, []);
+    if (rest.cgroup === undefined && group) mkdirSync(made.cgroup);
     return {
       ...made,
       cwd: "/",
@@ -192,6 +194,7 @@ export async function rig(
       pid,
       supervisor: readLog(launch.directory).supervisor,
       directory: launch.directory,
+      cgroup: launch.cgroup,
       gone,
       async ended() {
         await soon(gone, `job ${pid} is gone`);

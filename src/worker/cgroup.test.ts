@@ -4,9 +4,10 @@ import { existsSync, mkdirSync, readFileSync, readdirSync, writeFileSync } from 
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { createGroup, groupUsage, killGroup, openHierarchy, removeGroup, type Hierarchy } from "./cgroup.ts";
+import { killGroup, limitGroup, openHierarchy, removeGroup, type Hierarchy } from "./cgroup.ts";
 import { CONTROLLERS } from "./limits/setting.ts";
 import { refused, rmGroup, runs, testDirectory, until } from "./testing.ts";
+import { groupUsage } from "./usage.ts";
 
 /** A hierarchy of its own, gone in the end with all that runs in it. */
 function testHierarchy(): AsyncDisposable & { readonly path: string } {
@@ -25,7 +26,7 @@ function testHierarchy(): AsyncDisposable & { readonly path: string } {
 function testUnit(): AsyncDisposable & { readonly path: string } {
   const hierarchy = testHierarchy();
   const path = join(hierarchy.path, "unit");
-  createGroup(path, []);
+  mkdirSync(path);
   return { path, [Symbol.asyncDispose]: () => hierarchy[Symbol.asyncDispose]() };
 }
 
@@ -130,7 +131,7 @@ function withCgroups({ path: own, controllers }: Hierarchy & { readonly kind: "c
   });
 
   describe("a group", () => {
-    test("is made with its files written in order and read back", async () => {
+    test("has its files written in order and read back", async () => {
       await using hierarchy = testHierarchy();
       const path = join(hierarchy.path, "a");
       const files = [
@@ -138,7 +139,8 @@ function withCgroups({ path: own, controllers }: Hierarchy & { readonly kind: "c
         { file: "cgroup.max.descendants", value: "max" },
         { file: "cgroup.max.depth", value: "07" },
       ];
-      expect(createGroup(path, files)).toEqual(
+      mkdirSync(path);
+      expect(limitGroup(path, files)).toEqual(
         new Map([
           ["cgroup.max.depth", "7"],
           ["cgroup.max.descendants", "max"],
@@ -149,11 +151,12 @@ function withCgroups({ path: own, controllers }: Hierarchy & { readonly kind: "c
     test.each([
       ["cgroup.max.depth", "many", "EINVAL"],
       ["no.such.file", "1", "ENOENT"],
-    ])("is not made at all when the kernel refuses %s = %s", async (file, value, errno) => {
+    ])("has no limits of which the kernel refuses one: %s = %s", async (file, value, errno) => {
       await using hierarchy = testHierarchy();
       const path = join(hierarchy.path, "a");
+      mkdirSync(path);
       const error = await refused(() =>
-        createGroup(path, [
+        limitGroup(path, [
           { file: "cgroup.max.descendants", value: "3" },
           { file, value },
         ]),
@@ -163,19 +166,18 @@ function withCgroups({ path: own, controllers }: Hierarchy & { readonly kind: "c
         facts: { stage: "cgroup", file, value, errno: expect.stringMatching(errno) },
       });
       expect(error.message).toContain(`${value} for ${file}`);
-      expect(existsSync(path)).toBe(false);
     });
 
-    test("is made without a limit that a kernel without its file keeps anyway, and with no other error let pass", async () => {
+    test("goes without a limit that a kernel without its file keeps anyway, and with no other error let pass", async () => {
       await using hierarchy = testHierarchy();
       const path = join(hierarchy.path, "a");
+      mkdirSync(path);
       const missing = { file: "no.such.file", value: "0", optional: true } as const;
-      expect(createGroup(path, [missing, { file: "cgroup.max.depth", value: "5" }])).toEqual(
+      expect(limitGroup(path, [missing, { file: "cgroup.max.depth", value: "5" }])).toEqual(
         new Map([["cgroup.max.depth", "5"]]),
       );
-      await removeGroup(path);
       const wrong = { file: "cgroup.max.depth", value: "many", optional: true, field: "resources.x" } as const;
-      expect(await refused(() => createGroup(path, [wrong]))).toMatchObject({
+      expect(await refused(() => limitGroup(path, [wrong]))).toMatchObject({
         field: "resources.x",
         facts: { errno: "EINVAL" },
       });
@@ -184,7 +186,7 @@ function withCgroups({ path: own, controllers }: Hierarchy & { readonly kind: "c
     test("is killed whole: what left its session, what forks on, what ignores signals, what moved to a group below", async () => {
       await using hierarchy = testHierarchy();
       const path = join(hierarchy.path, "a");
-      createGroup(path, []);
+      mkdirSync(path);
       mkdirSync(join(path, "below"));
       const child = await inGroup(
         path,
@@ -206,7 +208,7 @@ function withCgroups({ path: own, controllers }: Hierarchy & { readonly kind: "c
     test("is removed as soon as its last process has ended, and not before", async () => {
       await using hierarchy = testHierarchy();
       const path = join(hierarchy.path, "a");
-      createGroup(path, []);
+      mkdirSync(path);
       const child = await inGroup(path, "echo there; exec sleep 1000");
       let removed = false;
       const removing = removeGroup(path).then(() => (removed = true));
@@ -230,7 +232,7 @@ function withCgroups({ path: own, controllers }: Hierarchy & { readonly kind: "c
     test("tells what it used, by the kernel's own figures; once it is gone, that it is gone", async () => {
       await using hierarchy = testHierarchy();
       const path = join(hierarchy.path, "a");
-      createGroup(path, []);
+      mkdirSync(path);
       // About 50 ms of user time.
       const child = await inGroup(
         path,
@@ -250,6 +252,17 @@ function withCgroups({ path: own, controllers }: Hierarchy & { readonly kind: "c
         expect(figure === undefined).toBe(!controllers.has("memory"));
       for (const figure of [rest.processes, rest.processesPeak])
         expect(figure === undefined).toBe(!controllers.has("pids"));
+      for (const [file, told] of Object.entries({
+        "cpu.pressure": rest.cpuPressure,
+        "memory.pressure": rest.memoryPressure,
+        "io.pressure": rest.ioPressure,
+      })) {
+        const [, totalUs] = existsSync(join(path, file))
+          ? (/^some .* total=(\d+)$/m.exec(readFileSync(join(path, file), "utf8")) ?? [])
+          : [];
+        expect(told === undefined).toBe(totalUs === undefined);
+        if (told) expect(told.some.totalUs).toBeLessThanOrEqual(Number(totalUs));
+      }
       child.kill("SIGKILL");
       await removeGroup(path);
       expect(() => groupUsage(path, controllers)).toThrow("ENOENT");

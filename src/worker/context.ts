@@ -1,6 +1,7 @@
 import type { Hierarchy } from "./cgroup.ts";
 import { notFound } from "./errors.ts";
 import { isId } from "./id.ts";
+import type { Ids } from "./ids.ts";
 import type { Isolation } from "./isolation.ts";
 import type { Job } from "./job.ts";
 import type { Journal, Record as Kept } from "./journal.ts";
@@ -16,6 +17,7 @@ export interface Context {
   readonly journal: Journal;
   readonly hierarchy: Hierarchy;
   readonly isolation: Isolation;
+  readonly ids: Ids;
   readonly spawner: Spawner;
   /** By their ids, the jobs that have not ended. */
   readonly running: Map<string, Running>;

@@ -28,14 +28,16 @@ export interface Launch {
   readonly rlimits: readonly Rlimit[];
   readonly umask: number;
   readonly oomScoreAdj: number;
+  /** The eBPF program with its device rules; absent where it has none. */
+  readonly devices?: Uint8Array;
 }
 
 const HEADER_BYTES = 16;
-const START_BYTES = 72;
+const START_BYTES = 80;
 const RLIMIT_BYTES = 24;
 export const REPLY_BYTES = 24;
-const FRAME = { start: 1, adopt: 2, spare: 3 } as const;
-const REPLIES = [undefined, "started", "failed", "gone", "ready", "lacks"] as const;
+const FRAME = { start: 1, adopt: 2, spare: 3, devices: 4 } as const;
+const REPLIES = [undefined, "started", "failed", "gone", "ready", "lacks", "done"] as const;
 /** Of a start, as the supervisor numbers them. */
 const STAGES = [
   "",
@@ -51,8 +53,14 @@ const STAGES = [
   "cwd",
   "exec",
   "isolation",
+  "devices",
 ];
-const ERRNO_NAMES = new Map(Object.entries(os.errno).map(([name, number]) => [number, name]));
+/** Backwards, so that 11 is EAGAIN and not EWOULDBLOCK. */
+const ERRNO_NAMES = new Map(
+  Object.entries(os.errno)
+    .toReversed()
+    .map(([name, number]) => [number, name]),
+);
 
 /** A frame: the header, `bodyBytes` for the caller to fill, then the strings, each with its NUL. */
 function frame(type: number, job: number, bodyBytes: number, strings: readonly string[]): Buffer {
@@ -88,12 +96,20 @@ export function adoptFrame(supervisor: number, directory: string): Buffer {
   return frame(FRAME.adopt, supervisor, 0, [directory]);
 }
 
+/** Has the spawner put `program` in the place of a running job's device rules. */
+export function devicesFrame(number: number, cgroup: string, program: Uint8Array): Buffer {
+  const bytes = Buffer.concat([frame(FRAME.devices, number, 0, [cgroup]), program]);
+  bytes.writeUInt32LE(bytes.length, 0);
+  return bytes;
+}
+
 /** Tells a spare its job. */
 export function startFrame(job: number, launch: Launch): Buffer {
-  const { argv, credentials, env, rlimits } = launch;
+  const { argv, credentials, devices, env, rlimits } = launch;
   const strings = [launch.cgroup, launch.cwd, ...argv];
   for (const [name, value] of env) strings.push(`${name}=${value}`);
-  const groupsAt = HEADER_BYTES + START_BYTES + RLIMIT_BYTES * rlimits.length;
+  const devicesAt = HEADER_BYTES + START_BYTES + RLIMIT_BYTES * rlimits.length;
+  const groupsAt = devicesAt + (devices?.length ?? 0);
   const bytes = frame(FRAME.start, job, groupsAt - HEADER_BYTES + 4 * credentials.groups.length, strings);
   writeUInt64(bytes, Math.ceil(launch.timeLimitMs), 16);
   writeUInt64(bytes, Math.ceil(launch.graceMs), 24);
@@ -111,6 +127,8 @@ export function startFrame(job: number, launch: Launch): Buffer {
     launch.privateTmp ? 1 : 0,
     launch.umask,
     launch.oomScoreAdj,
+    devices?.length ?? 0,
+    0,
   ];
   numbers.forEach((number, i) => bytes.writeUInt32LE(number, 40 + 4 * i));
   rlimits.forEach(({ resource, soft, hard }, i) => {
@@ -119,6 +137,7 @@ export function startFrame(job: number, launch: Launch): Buffer {
     writeLimit(bytes, soft, at + 8);
     writeLimit(bytes, hard, at + 16);
   });
+  if (devices) bytes.set(devices, devicesAt);
   credentials.groups.forEach((group, i) => bytes.writeUInt32LE(group, groupsAt + 4 * i));
   return bytes;
 }

@@ -48,6 +48,15 @@ export function checkIsolation({ network, privateTmp }: JobSpec, { isolation, sp
     );
 }
 
+/** Throws `unsupported` where there is no group that device rules could be of. */
+export function checkDevices(hierarchy: Hierarchy): void {
+  const field = "resources.devices";
+  if (hierarchy.kind === "none")
+    throw new JobError("unsupported", `${field}: ${hierarchy.reason}, so this host enforces no device rules`, {
+      field,
+    });
+}
+
 /** Throws `unsupported` with the field's name for a limit that this host cannot enforce. */
 export function checkSettings(settings: readonly Setting[], hierarchy: Hierarchy): void {
   for (const { field, controller } of settings) {

@@ -7,9 +7,15 @@ const RANDOM_CHARS = 16;
 /** Random bytes that are in no id yet: asked for many at a time, because asking takes longer than getting them. */
 let unused = Buffer.alloc(0);
 
-/** A ULID (github.com/ulid/spec) in lower case, behind the worker's name: sorts by time, 80 random bits. */
+let lastMs = 0;
+
+/**
+ * A ULID (github.com/ulid/spec) in lower case, behind the worker's name: 80 random bits, and a time that is this one, or
+ * a little later so that each sorts behind those before it.
+ */
 export function newId(name: string | undefined): string {
-  let time = Date.now();
+  lastMs = Math.max(Date.now(), lastMs + 1);
+  let time = lastMs;
   let id = "";
   for (let i = 0; i < 10; i++) {
     id = CROCKFORD.charAt(time % 32) + id;

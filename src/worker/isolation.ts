@@ -37,9 +37,9 @@ export function isolationOf(
   },
   hierarchy: Hierarchy,
 ): Isolation {
-  const wanted = new Set(PARTS.filter((part) => !isolationOff.includes(part)));
+  const off = withDependants(isolationOff);
+  const wanted = new Set(PARTS.filter((part) => !off.has(part)));
   if (process.getuid?.() === 0) wanted.delete("user");
-  if (!wanted.has("mount")) for (const part of NEED_MOUNT) wanted.delete(part);
   const cgroups = hierarchy.kind === "none" ? undefined : mountOf(hierarchy.path);
   if (cgroups === undefined) wanted.delete("cgroup");
   return { wanted, cgroups: cgroups ?? "", hidden, sealed };
@@ -62,10 +62,15 @@ export function isolationArguments({ wanted, cgroups, hidden, sealed }: Isolatio
 
 /** What of it this host gives. */
 export function holding({ wanted }: Isolation, lacking: ReadonlyMap<Part, string>): Part[] {
-  const parts = new Set(wanted);
-  for (const part of lacking.keys()) parts.delete(part);
-  if (!parts.has("mount")) for (const part of NEED_MOUNT) parts.delete(part);
-  return [...parts];
+  const lost = withDependants(lacking.keys());
+  return Array.from(wanted).filter((part) => !lost.has(part));
+}
+
+/** What goes when these go. */
+export function withDependants(parts: Iterable<Part>): Set<Part> {
+  const all = new Set(parts);
+  if (all.has("mount")) for (const part of NEED_MOUNT) all.add(part);
+  return all;
 }
 
 export function isNamespace(part: Part): boolean {

@@ -17,7 +17,7 @@ export type How =
   | { readonly kind: "signalled"; readonly signal: number; readonly coreDumped: boolean }
   | { readonly kind: "stopped"; readonly by: string; readonly escalated: boolean }
   | { readonly kind: "timed-out"; readonly limitMs: number }
-  | { readonly kind: "out-of-memory"; readonly kills: number }
+  | { readonly kind: "out-of-memory"; readonly kills: number; readonly wholeJob?: boolean }
   | { readonly kind: "failed-to-start"; readonly stage: string; readonly errno: number; readonly message: string }
   | { readonly kind: "lost"; readonly reason: string };
 
@@ -45,9 +45,37 @@ export interface Usage {
   readonly processes?: number | undefined;
   readonly processesPeak?: number | undefined;
   readonly memoryMaxEvents?: number | undefined;
+  /** As memory.events counts: exit.ts tells how many processes that were. */
   readonly oomKills?: number | undefined;
+  readonly cpuPeriods?: number | undefined;
+  readonly cpuThrottledPeriods?: number | undefined;
+  readonly memorySwapBytes?: number | undefined;
+  readonly memoryLowEvents?: number | undefined;
+  readonly memoryHighEvents?: number | undefined;
+  readonly oomEvents?: number | undefined;
+  readonly oomGroupKills?: number | undefined;
+  readonly ioReadOperations?: number | undefined;
+  readonly ioWriteOperations?: number | undefined;
+  readonly processesMaxEvents?: number | undefined;
+  readonly cpuPressure?: Pressure | undefined;
+  readonly memoryPressure?: Pressure | undefined;
+  readonly ioPressure?: Pressure | undefined;
   /** Of the whole cgroup; else only of the main process and the children it waited for. */
   readonly fromCgroup: boolean;
+}
+
+/** How long some of a job's processes, and all that were not idle, had to wait for a resource: accounting/psi.rst. */
+export interface Pressure {
+  readonly some: Stall;
+  readonly full?: Stall | undefined;
+}
+
+/** Percent of the last 10, 60 and 300 s, and the time since the job's start. */
+export interface Stall {
+  readonly avg10: number;
+  readonly avg60: number;
+  readonly avg300: number;
+  readonly totalUs: number;
 }
 
 /** What is asked of a start. */

@@ -35,7 +35,7 @@ export interface WorkerOptions {
 export type CheckedOptions = WorkerOptions &
   Required<Pick<WorkerOptions, "log" | "logKeep" | "logLimitBytes" | "maxJobs" | "supervisor">>;
 
-const LOG_LIMIT_BYTES = 256 * 1024 * 1024;
+export const LOG_LIMIT_BYTES = 256 * 1024 * 1024;
 const LEAST_LOG_LIMIT_BYTES = 1024 * 1024;
 const MAX_JOBS = 10_000;
 

@@ -19,7 +19,7 @@ export function recover(context: Context): void {
   const { hierarchy, journal, running } = context;
   for (const kept of journal.alive()) takeUp(context, kept);
   if (hierarchy.kind === "none") return;
-  // A start that was cut before it was recorded has left at most its group.
+  // What was made for jobs to come, and what a start has left that was cut before it was recorded.
   for (const each of readdirSync(hierarchy.path, { withFileTypes: true }))
     if (each.isDirectory() && !running.has(each.name)) discardGroup(context, join(hierarchy.path, each.name));
 }

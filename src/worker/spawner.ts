@@ -3,8 +3,8 @@ import { closeSync, constants, openSync } from "node:fs";
 import { join } from "node:path";
 import { Duplex } from "node:stream";
 import { codeOf } from "./errors.ts";
-import { died, failureAt } from "./failure.ts";
-import { REPLY_BYTES, adoptFrame, readReply, spareFrame, type Launch } from "./frame.ts";
+import { devicesFailure, died, failureAt } from "./failure.ts";
+import { REPLY_BYTES, adoptFrame, devicesFrame, readReply, spareFrame, type Launch } from "./frame.ts";
 import { isolationArguments, partsOf, type Isolation, type Part } from "./isolation.ts";
 import { SPARE, give, type Spare } from "./spare.ts";
 
@@ -19,6 +19,12 @@ export interface Spawner extends Disposable {
   launch(launch: Launch, record: () => void, gone: () => void): Promise<number>;
   /** `gone` is called when the supervisor that an earlier daemon made for `directory` is no more, which may be now. */
   adopt(directory: string, gone: () => void): void;
+  /**
+   * Puts `program` (limits/devices.ts) in the place of the device rules that a running job has, if any, at once and for
+   * what it opens from then on. Throws JobError: `unsupported` where this host cannot, `internal` with errno ENOENT when
+   * there is no such cgroup any more.
+   */
+  devices(cgroup: string, program: Uint8Array): Promise<void>;
   /** Has as many spares made as are missing: for when nobody waits. A start asks for no more than half of them. */
   refill(): void;
   /** What of the isolation this host does not give, and why not: an errno's name. Known once `ready` is. */
@@ -63,6 +69,8 @@ export function openSpawner(
   const spares = new Set<number>();
   const asked = new Set<number>();
   const waiting: Launching[] = [];
+  /** Device rules that the spawner has not answered yet, by their number. */
+  const changes = new Map<number, PromiseWithResolvers<void>>();
   const first = Promise.withResolvers<void>();
   let last = 0;
   let closed = false;
@@ -141,11 +149,16 @@ export function openSpawner(
     } else if (kind === "failed") {
       const failed = drop(number);
       failed?.reject(failureAt(stage, errno, failed.launch));
+      changes.get(number)?.reject(devicesFailure(stage, errno));
+      changes.delete(number);
     } else if (kind === "gone" && known?.state === "running") {
       supervisors.delete(number);
       known.gone();
     } else if (kind === "gone") {
       drop(number)?.reject(died("the job's supervisor died before the job ran"));
+    } else if (kind === "done") {
+      changes.get(number)?.resolve();
+      changes.delete(number);
     }
   }
 
@@ -154,6 +167,8 @@ export function openSpawner(
     socket?.destroy(); // or spares would not hear of it
     socket = undefined;
     first.resolve();
+    for (const change of changes.values()) change.reject(died(why));
+    changes.clear();
     if (closed) return;
     log(why);
     for (const number of supervisors.keys())
@@ -200,6 +215,12 @@ export function openSpawner(
     adopt(directory, gone) {
       supervisors.set(++last, { state: "running", directory, gone });
       (socket ?? open()).write(adoptFrame(last, directory));
+    },
+    devices(cgroup, program) {
+      const change = Promise.withResolvers<void>();
+      changes.set(++last, change);
+      (socket ?? open()).write(devicesFrame(last, cgroup, program));
+      return change.promise;
     },
     refill: () => ask(SPARES),
     lacking,

@@ -1,16 +1,16 @@
 import { rmSync } from "node:fs";
 import { constants } from "node:os";
-import { createGroup, killGroup, removeGroup } from "./cgroup.ts";
+import { killGroup, limitGroup, removeGroup } from "./cgroup.ts";
 import { track, type Context } from "./context.ts";
 import { GRACE_MS, order } from "./control.ts";
 import { gone } from "./end.ts";
 import { JobError, notFound } from "./errors.ts";
 import { refusal } from "./failure.ts";
 import type { Launch } from "./frame.ts";
-import { checkIsolation, checkSettings, warningsOf } from "./host.ts";
-import { newId } from "./id.ts";
+import { checkDevices, checkIsolation, checkSettings, warningsOf } from "./host.ts";
 import { holding } from "./isolation.ts";
 import type { Job, JobSpec } from "./job.ts";
+import { DEFAULT_DEVICES, deviceProgram } from "./limits/devices.ts";
 import { thisHost } from "./limits/host.ts";
 import { settingsOf } from "./resources.ts";
 import { rlimitsOf } from "./rlimits.ts";
@@ -46,11 +46,17 @@ export async function start(context: Context, spec: JobSpec): Promise<Started> {
 }
 
 async function begin(context: Context, spec: JobSpec): Promise<Job> {
-  const { hierarchy, journal, options, running, spawner } = context;
+  const { hierarchy, ids, isolation, journal, options, running, spawner } = context;
   const credentials = chooseCredentials(spec, options);
-  const settings = settingsOf(spec.resources ?? {}, thisHost(hierarchy.kind === "none" ? undefined : hierarchy.path));
+  const host = thisHost(hierarchy.kind === "none" ? undefined : hierarchy.path);
+  const settings = settingsOf(spec.resources ?? {}, host);
+  // Root's files are its own, and the disk is one of them.
+  const confined = credentials.uid === 0 && hierarchy.kind !== "none" && isolation.wanted.has("no-capabilities");
+  const rules = spec.resources?.devices?.length ? spec.resources.devices : confined ? DEFAULT_DEVICES : [];
+  const devices = deviceProgram(rules, host);
   checkSettings(settings, hierarchy);
   checkIsolation(spec, context);
+  if (devices) checkDevices(hierarchy);
   if (running.size >= options.maxJobs)
     throw new JobError(
       "exhausted",
@@ -61,11 +67,11 @@ async function begin(context: Context, spec: JobSpec): Promise<Job> {
   const entry = track(context, job);
   try {
     const record = (): void => {
-      if (entry.group !== undefined) entry.job = { ...job, limits: createGroup(entry.group, settings) };
+      if (entry.group !== undefined) entry.job = { ...job, limits: limitGroup(entry.group, settings) };
       journal.insert(entry.job, spec.requestId);
     };
     const launch = launchOf(context, entry, credentials, env);
-    const pid = await spawner.launch(launch, record, () => gone(context, entry));
+    const pid = await spawner.launch(devices ? { ...launch, devices } : launch, record, () => gone(context, entry));
     entry.job = { ...entry.job, state: "running", pid, startedAt: new Date() };
     entry.launched.resolve();
   } catch (error) {
@@ -76,14 +82,18 @@ async function begin(context: Context, spec: JobSpec): Promise<Job> {
     throw refused;
   }
   // The journal is not told: what it has, and the log's header, are all that a restart needs.
-  setImmediate(() => options.log("info", "job started", { job: job.id, pid: entry.job.pid, owner: job.owner }));
+  setImmediate(() => {
+    // The start has been answered.
+    if (!context.closed) ids.refill();
+    options.log("info", "job started", { job: job.id, pid: entry.job.pid, owner: job.owner });
+  });
   return entry.job;
 }
 
 function jobOf(context: Context, spec: JobSpec, credentials: Launch["credentials"], env: Launch["env"]): Job {
-  const { isolation, options, spawner } = context;
+  const { ids, isolation, spawner } = context;
   return {
-    id: newId(options.name),
+    id: ids.take(),
     state: "starting",
     command: spec.command,
     args: spec.args ?? [],
@@ -135,12 +145,13 @@ function launchOf(
 }
 
 /** Leaves nothing of a start that failed. */
-async function undo({ journal, running }: Context, { job, directory, group }: Running): Promise<void> {
+async function undo({ ids, journal, running }: Context, { job, directory, group }: Running): Promise<void> {
   // Where the spawner died under it, nobody knows whether it runs.
   order(directory, constants.signals.SIGKILL, 0);
   if (group !== undefined) {
     killGroup(group);
     await removeGroup(group);
+    ids.refill();
   }
   rmSync(directory, { recursive: true, force: true });
   journal.remove(job.id);

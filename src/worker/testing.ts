@@ -15,6 +15,7 @@ import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { openHierarchy } from "./cgroup.ts";
 import { JobError } from "./errors.ts";
+import { AHEAD } from "./ids.ts";
 import type { Job, JobSpec } from "./job.ts";
 import type { Source } from "./log.ts";
 import type { Gap } from "./output.ts";
@@ -76,10 +77,7 @@ export async function testWorker(options: Partial<WorkerOptions> = {}): Promise<
   });
   const cgroup = /^cgroup v2 at (.+), controllers/.exec(worker.host)?.[1];
   let open = true;
-  const groups = (): string[] =>
-    cgroup !== undefined && existsSync(cgroup)
-      ? readdirSync(cgroup, { withFileTypes: true }).flatMap((entry) => (entry.isDirectory() ? [entry.name] : []))
-      : [];
+  const groups = (): string[] => (cgroup === undefined ? [] : groupsIn(cgroup));
   async function close(): Promise<void> {
     if (open) await worker.close();
     open = false;
@@ -90,11 +88,22 @@ export async function testWorker(options: Partial<WorkerOptions> = {}): Promise<
     cgroup,
     logged,
     directory: (id) => join(stateDir, "jobs", id),
-    traces: () => [
-      ...jobDirectories(stateDir).map((id) => `dir:${id}`),
-      ...groups().map((id) => `cgroup:${id}`),
-      ...worker.list({ limit: 1000 }).jobs.map(({ id }) => `row:${id}`),
-    ],
+    traces() {
+      const directories = jobDirectories(stateDir);
+      const rows = worker.list({ limit: 1000 }).jobs.map(({ id }) => id);
+      // The newest of those that are no job's are for jobs to come.
+      const known = new Set([...directories, ...rows]);
+      const ahead = new Set(
+        groups()
+          .filter((id) => !known.has(id))
+          .slice(-AHEAD),
+      );
+      return [
+        ...directories.map((id) => `dir:${id}`),
+        ...groups().flatMap((id) => (ahead.has(id) ? [] : [`cgroup:${id}`])),
+        ...rows.map((id) => `row:${id}`),
+      ];
+    },
     close,
     async [Symbol.asyncDispose]() {
       if (!open) {
@@ -113,6 +122,13 @@ export async function testWorker(options: Partial<WorkerOptions> = {}): Promise<
       if (cgroup !== undefined && existsSync(cgroup)) throw new Error(`${cgroup} is left behind: ${groups().join()}`);
     },
   };
+}
+
+/** The groups below a group, oldest first. */
+export function groupsIn(path: string): string[] {
+  if (!existsSync(path)) return [];
+  const entries = readdirSync(path, { withFileTypes: true });
+  return entries.flatMap((entry) => (entry.isDirectory() ? [entry.name] : [])).toSorted();
 }
 
 /** The jobs that have a directory; what has a dot in front is the spawner's, made ahead. */
