@@ -237,11 +237,13 @@ describe.each(isolated)("$build", (variant) => {
       for file in /proc/sys/kernel/domainname /proc/sys/vm/swappiness /sys/kernel/mm/ksm/run; do (echo 0 > $file) && echo wrote; done
       mount -t tmpfs none /mnt && echo mounted; umount ${place}/key && echo unmounted; mknod disk b 8 0 && echo made
       unshare --user --mount umount ${place}/key && echo revealed
+      unshare --user true && echo capable; unshare --mount --user true && echo capable
       cat /proc/kcore | head -c 1`;
     try {
       await using it = await rig(variant, { isolation: kept });
       expect((await it.run({ script, ...OWN })).job.output()).toBe("program\nprogram\n");
       expect(readdirSync(place).toSorted()).toEqual(["above", "key", "program", "secret"]);
+      expect((await it.run({ script: "unshare --user --mount true" })).exit).toMatchObject({ code: 0 });
     } finally {
       rmSync(place, { recursive: true });
     }

@@ -167,7 +167,7 @@ unsigned isolate(uid_t uid, gid_t gid);
 bool renew_mounts(void);
 bool isolate_job(const struct request *request);
 
-/* seccomp.c */
+/* filter.c */
 bool deny_user_namespaces(void);
 
 /* child.c: what is done once for all jobs; from clone3 to exec. */
