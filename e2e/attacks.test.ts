@@ -333,8 +333,8 @@ describe("a job ends when it is to end,", () => {
     const ids = await each((user) => daemon.start("--user", user, "--pids", "40", "--", "/programs/forks-forever"));
     await vi.waitFor(async () => expect(Number(await outside(processes))).toBe(80), DEADLINE);
     expect(await daemon.jobs("writer", "stop", "--grace", "0", ids.nobody, ids.root)).toMatchObject({ code: 0 });
-    const groups = `find /sys/fs/cgroup -name ${ids.nobody} -o -name ${ids.root}`;
-    expect(await outside(`${processes}; ${groups}`)).toBe("0\n");
+    const groups = 'grep -l "populated 1" /sys/fs/cgroup/jobs-*/*/cgroup.events | wc -l';
+    expect(await outside(`${processes}; ${groups}`)).toBe("0\n2\n"); // the neighbours'
   });
 
   it("and not before, whatever it sends to its init", async () => {

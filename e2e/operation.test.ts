@@ -211,6 +211,9 @@ describe("a container without privileges", () => {
     const id = (await daemon.jobs("reader", "list", "-q", "--label", "test=free")).stdout.trim();
     const { job } = await daemon.query(id);
     expect(job).toMatchObject({ ended: { exitCode: 5, killed: 1 }, usage: { fromCgroup: false } });
-    expect(job.warnings).toEqual([expect.stringContaining("no usable cgroup v2")]);
+    expect(job.warnings).toEqual([
+      expect.stringContaining("no usable cgroup v2"),
+      expect.stringContaining("jobs share the host's: pid (EPERM)"),
+    ]);
   });
 });
