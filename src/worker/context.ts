@@ -2,7 +2,6 @@ import type { Hierarchy } from "./cgroup.ts";
 import { notFound } from "./errors.ts";
 import { isId } from "./id.ts";
 import type { Ids } from "./ids.ts";
-import type { Isolation } from "./isolation.ts";
 import type { Job } from "./job.ts";
 import type { Journal, Record as Kept } from "./journal.ts";
 import type { CheckedOptions } from "./options.ts";
@@ -16,7 +15,6 @@ export interface Context {
   readonly jobsDir: string;
   readonly journal: Journal;
   readonly hierarchy: Hierarchy;
-  readonly isolation: Isolation;
   readonly ids: Ids;
   readonly spawner: Spawner;
   /** By their ids, the jobs that have not ended. */

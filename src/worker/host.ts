@@ -1,7 +1,7 @@
 import type { Hierarchy } from "./cgroup.ts";
 import type { Context } from "./context.ts";
 import { JobError } from "./errors.ts";
-import { holding, isNamespace } from "./isolation.ts";
+import { isNamespace } from "./isolation.ts";
 import type { JobSpec } from "./job.ts";
 import type { Setting } from "./limits/setting.ts";
 
@@ -10,16 +10,16 @@ import type { Setting } from "./limits/setting.ts";
 const NO_CGROUP =
   "this host has no usable cgroup v2: no limits, usage of the main process only, and a tree is ended by descent";
 
-type Host = Pick<Context, "hierarchy" | "isolation" | "spawner">;
+type Host = Pick<Context, "hierarchy" | "spawner">;
 
 /** In one line. */
 export function describeHost(host: Host): string {
-  const { hierarchy, isolation, spawner } = host;
+  const { hierarchy, spawner } = host;
   const cgroups =
     hierarchy.kind === "none"
       ? `${NO_CGROUP} (${hierarchy.reason})`
       : `cgroup v2 at ${hierarchy.path}, controllers: ${[...hierarchy.controllers].join(", ") || "none"}`;
-  const parts = holding(isolation, spawner.lacking).join(", ") || "none";
+  const parts = spawner.parts.join(", ") || "none";
   return [cgroups, `isolation: ${parts}`, ...missing(host)].join("; ");
 }
 
@@ -36,8 +36,7 @@ export function warningsOf(host: Host): string[] {
 }
 
 /** Throws `unsupported` with the field's name for what this host, or its daemon's configuration, does not give. */
-export function checkIsolation({ network, privateTmp }: JobSpec, { isolation, spawner }: Host): void {
-  const parts = holding(isolation, spawner.lacking);
+export function checkIsolation({ network, privateTmp }: JobSpec, { spawner: { parts } }: Host): void {
   if (privateTmp && !parts.includes("mount"))
     throw new JobError("unsupported", "private_tmp: jobs have no mount namespace here", { field: "private_tmp" });
   if (network === "none" && process.getuid?.() !== 0 && !parts.includes("user"))

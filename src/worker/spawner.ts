@@ -5,7 +5,7 @@ import { Duplex } from "node:stream";
 import { codeOf } from "./errors.ts";
 import { devicesFailure, died, failureAt } from "./failure.ts";
 import { REPLY_BYTES, adoptFrame, devicesFrame, readReply, spareFrame, type Launch } from "./frame.ts";
-import { isolationArguments, partsOf, type Isolation, type Part } from "./isolation.ts";
+import { holding, isolationArguments, partsOf, type Isolation, type Part } from "./isolation.ts";
 import { SPARE, give, type Spare } from "./spare.ts";
 
 /** The spawner process, which makes one supervisor for each job, ahead of it. */
@@ -27,7 +27,8 @@ export interface Spawner extends Disposable {
   devices(cgroup: string, program: Uint8Array): Promise<void>;
   /** Has as many spares made as are missing: for when nobody waits. A start asks for no more than half of them. */
   refill(): void;
-  /** What of the isolation this host does not give, and why not: an errno's name. Known once `ready` is. */
+  /** What of the isolation holds, and what this host does not give, with an errno's name. Known once `ready` is. */
+  readonly parts: readonly Part[];
   readonly lacking: ReadonlyMap<Part, string>;
   /** Resolves when a first supervisor is ready, or cannot be had. */
   readonly ready: Promise<void>;
@@ -64,6 +65,7 @@ export function openSpawner(
   log: (message: string) => void,
 ): Spawner {
   const lacking = new Map<Part, string>();
+  let parts: readonly Part[] | undefined;
   const supervisors = new Map<number, Supervisor>();
   /** Numbers of those in this state, the oldest first. */
   const spares = new Set<number>();
@@ -138,8 +140,10 @@ export function openSpawner(
 
   function hear(bytes: Buffer): void {
     const { supervisor: number, kind, pid, stage, errno } = readReply(bytes);
-    if (kind === "lacks") for (const part of partsOf(pid)) lacking.set(part, errno);
-    else first.resolve();
+    if (kind === "lacks") {
+      for (const part of partsOf(pid)) lacking.set(part, errno);
+      parts = undefined;
+    } else first.resolve();
     const known = supervisors.get(number);
     if (kind === "ready" && known?.state === "asked") {
       ready(number, pid);
@@ -180,6 +184,7 @@ export function openSpawner(
 
   function open(): Duplex {
     lacking.clear();
+    parts = undefined;
     const child = spawn(path, [parent, ...isolationArguments(isolation)], {
       stdio: ["ignore", "ignore", "ignore", "pipe"],
       detached: true,
@@ -223,6 +228,9 @@ export function openSpawner(
       return change.promise;
     },
     refill: () => ask(SPARES),
+    get parts() {
+      return (parts ??= holding(isolation, lacking));
+    },
     lacking,
     ready: first.promise,
     async close() {

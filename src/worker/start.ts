@@ -8,7 +8,6 @@ import { JobError, notFound } from "./errors.ts";
 import { refusal } from "./failure.ts";
 import type { Launch } from "./frame.ts";
 import { checkDevices, checkIsolation, checkSettings, warningsOf } from "./host.ts";
-import { holding } from "./isolation.ts";
 import type { Job, JobSpec } from "./job.ts";
 import { DEFAULT_DEVICES, deviceProgram } from "./limits/devices.ts";
 import { thisHost } from "./limits/host.ts";
@@ -46,12 +45,12 @@ export async function start(context: Context, spec: JobSpec): Promise<Started> {
 }
 
 async function begin(context: Context, spec: JobSpec): Promise<Job> {
-  const { hierarchy, ids, isolation, journal, options, running, spawner } = context;
+  const { hierarchy, ids, journal, options, running, spawner } = context;
   const credentials = chooseCredentials(spec, options);
   const host = thisHost(hierarchy.kind === "none" ? undefined : hierarchy.path);
   const settings = settingsOf(spec.resources ?? {}, host);
   // Root's files are its own, and the disk is one of them.
-  const confined = credentials.uid === 0 && hierarchy.kind !== "none" && isolation.wanted.has("no-capabilities");
+  const confined = credentials.uid === 0 && hierarchy.kind !== "none" && spawner.parts.includes("no-capabilities");
   const rules = spec.resources?.devices?.length ? spec.resources.devices : confined ? DEFAULT_DEVICES : [];
   const devices = deviceProgram(rules, host);
   checkSettings(settings, hierarchy);
@@ -91,7 +90,7 @@ async function begin(context: Context, spec: JobSpec): Promise<Job> {
 }
 
 function jobOf(context: Context, spec: JobSpec, credentials: Launch["credentials"], env: Launch["env"]): Job {
-  const { ids, isolation, spawner } = context;
+  const { ids, spawner } = context;
   return {
     id: ids.take(),
     state: "starting",
@@ -104,7 +103,7 @@ function jobOf(context: Context, spec: JobSpec, credentials: Launch["credentials
     labels: spec.labels ?? new Map(),
     ...(spec.timeLimitMs !== undefined && { timeLimitMs: spec.timeLimitMs }),
     ...(spec.resources && { resources: spec.resources }),
-    isolation: holding(isolation, spawner.lacking),
+    isolation: spawner.parts,
     network: spec.network ?? "host",
     privateTmp: spec.privateTmp ?? false,
     rlimits: spec.rlimits ?? [],

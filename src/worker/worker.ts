@@ -70,7 +70,6 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
     jobsDir,
     journal,
     hierarchy,
-    isolation,
     ids,
     spawner,
     running: new Map(),
