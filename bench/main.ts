@@ -7,12 +7,14 @@ import { idle, latency } from "./follow.ts";
 import { type Bench, openBench, unbuilt } from "./harness.ts";
 import { memory } from "./memory.ts";
 import { table, type Row } from "./report.ts";
-import { flight, start } from "./start.ts";
+import { flight, heap, isolation, start } from "./start.ts";
 import { stream } from "./stream.ts";
 
 /** In this order: starts come before anything has filled the disk. */
 const BENCHMARKS: Readonly<Record<string, (bench: Bench) => Promise<Row[]>>> = {
   start,
+  heap,
+  isolation,
   flight,
   cli,
   latency,

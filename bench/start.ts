@@ -2,6 +2,7 @@ import { execFile } from "node:child_process";
 import { promisify } from "node:util";
 import { HealthClient, type HealthCheckResponse } from "../proto/generated/grpc/health/v1/health.ts";
 import {
+  Network,
   StartRequest,
   WorkerServiceClient,
   type StartResponse,
@@ -10,23 +11,28 @@ import {
 import { unary } from "../src/client/calls.ts";
 import type { Credentials } from "../src/client/index.ts";
 import { channelFor, formatTarget, parseTarget, secureContext } from "../src/client/target.ts";
-import type { Bench } from "./harness.ts";
+import { SWITCHES } from "../src/worker/isolation.ts";
+import type { Bench, DaemonOptions } from "./harness.ts";
 import { format, median, row, type Row } from "./report.ts";
 
 const ROUNDS = 20;
 const STARTS_PER_ROUND = 15;
 const WARM_UP = 200;
+const SETTLING = 3;
 const HEAP_MB = 500;
 const FLIGHT = 32;
 const FLIGHT_ROUNDS = 3;
 const JOBS_PER_ROUND = 640;
 const MOST_ABOVE_MS = 1;
 const MOST_WORSE = 1.1;
+const MOST_ISOLATION_MS = 0.4;
+const MOST_NETWORK_MS = 1;
 const TRUE = StartRequest.fromPartial({ command: "/bin/true" });
+const ALONE = StartRequest.fromPartial({ command: "/bin/true", network: Network.NETWORK_NONE });
 
 /** Calls of the client library, and Check of the health service, all on one channel. */
 interface Calls extends Disposable {
-  readonly start: () => Promise<StartResponse>;
+  readonly start: (request?: StartRequest) => Promise<StartResponse>;
   readonly wait: (jobId: string) => Promise<WaitResponse>;
   readonly check: () => Promise<HealthCheckResponse>;
 }
@@ -38,7 +44,7 @@ function callsOn(credentials: Credentials): Calls {
   const health = new HealthClient(formatTarget(target), channel.credentials, { channelOverride: worker.getChannel() });
   const unwatched = () => () => undefined;
   return {
-    start: () => unary((done) => worker.start(TRUE, done), undefined, unwatched),
+    start: (request = TRUE) => unary((done) => worker.start(request, done), undefined, unwatched),
     wait: (jobId) => unary((done) => worker.wait({ jobId }, done), undefined, unwatched),
     check: () => unary((done) => health.check({ service: "" }, done), undefined, unwatched),
     [Symbol.dispose]: () => worker.close(),
@@ -53,10 +59,10 @@ async function timed<T>(into: number[], call: () => Promise<T>): Promise<T> {
 }
 
 /** One empty call and one start, each right after another call; the job's end is waited for outside of both. */
-async function oneOfEach(calls: Calls, checks: number[], starts: number[]): Promise<void> {
+async function oneOfEach(calls: Calls, checks: number[], starts: number[], request?: StartRequest): Promise<void> {
   await calls.check();
   await timed(checks, calls.check);
-  const { jobId } = await timed(starts, calls.start);
+  const { jobId } = await timed(starts, () => calls.start(request));
   await calls.wait(jobId);
 }
 
@@ -67,43 +73,78 @@ async function floor(program: string, bench: Bench, count: number, flight: numbe
   return (await child).stdout.trim().split("\n").map(Number);
 }
 
-/** Starts one at a time, in a daemon as it is and in one with 500 MB of live heap, turn by turn. */
+/** Starts one at a time, each right after an empty call. */
 export async function start(bench: Bench): Promise<Row[]> {
   const program = await bench.compile("floor");
-  await using plainDaemon = await bench.startDaemon();
-  await using heapDaemon = await bench.startDaemon({ preload: { heapMb: HEAP_MB } });
-  using plain = callsOn(plainDaemon.credentials);
-  using heap = callsOn(heapDaemon.credentials);
-  for (let i = 0; i < WARM_UP; i++) for (const calls of [plain, heap]) await oneOfEach(calls, [], []);
-  const ms = { check: [] as number[], start: [] as number[], heapCheck: [] as number[], heapStart: [] as number[] };
-  const floorMs: number[] = [];
+  await using daemon = await bench.startDaemon();
+  using calls = callsOn(daemon.credentials);
+  for (let i = 0; i < WARM_UP; i++) await oneOfEach(calls, [], []);
+  const [checksMs, startsMs, floorMs]: [number[], number[], number[]] = [[], [], []];
   for (let round = 0; round < ROUNDS; round++) {
     floorMs.push(...(await floor(program, bench, STARTS_PER_ROUND, 1)).map((us) => us / 1000));
-    for (let i = 0; i < STARTS_PER_ROUND; i++) {
-      await oneOfEach(plain, ms.check, ms.start);
-      await oneOfEach(heap, ms.heapCheck, ms.heapStart);
-    }
+    for (let i = 0; i < STARTS_PER_ROUND; i++) await oneOfEach(calls, checksMs, startsMs);
   }
-  const aboveMs = median(ms.start) - median(ms.check);
+  const aboveMs = median(startsMs) - median(checksMs);
   const above = {
     text: `at most ${MOST_ABOVE_MS.toFixed(1)} ms above (it is ${format(aboveMs)} ms)`,
     met: aboveMs <= MOST_ABOVE_MS,
   };
-  const worse = {
-    text: `at most ${MOST_WORSE.toFixed(2)}`,
-    met: median(ms.heapStart) <= MOST_WORSE * median(ms.start),
-  };
+  const call = ["empty unary call on the same channel", median(checksMs)] as const;
   return [
-    row(
-      "Start of /bin/true, median",
-      median(ms.start),
-      "ms",
-      ["empty unary call on the same channel", median(ms.check)],
-      above,
-    ),
+    row("Start of /bin/true, median", median(startsMs), "ms", call, above),
     row("… above the empty call", aboveMs, "ms", ["C floor: mkdir, fork, clone3, until exec", median(floorMs)]),
-    row(`… with ${HEAP_MB} MB of heap in the daemon`, median(ms.heapStart), "ms", ["without", median(ms.start)], worse),
   ];
+}
+
+/** Starts in a daemon as it is and in one with 500 MB of live heap, turn by turn. */
+export async function heap(bench: Bench): Promise<Row[]> {
+  const msOf = await turnByTurn(bench, { without: {}, full: { preload: { heapMb: HEAP_MB } } });
+  const target = { text: `at most ${MOST_WORSE.toFixed(2)}`, met: msOf("full") <= MOST_WORSE * msOf("without") };
+  const name = `Start with ${HEAP_MB} MB of heap in the daemon`;
+  return [row(name, msOf("full"), "ms", ["without", msOf("without")], target)];
+}
+
+/** Starts with all of the isolation, with none, and with all of it and no network, turn by turn. */
+export async function isolation(bench: Bench): Promise<Row[]> {
+  const off = { flags: ["--isolation-off", SWITCHES.join(",")] };
+  const msOf = await turnByTurn(bench, { on: {}, off, alone: { request: ALONE } });
+  return (
+    [
+      ["Start with all isolation, above none", "on", MOST_ISOLATION_MS],
+      ["… and with no network", "alone", MOST_NETWORK_MS],
+    ] as const
+  ).map(([name, which, most]) => {
+    const aboveMs = msOf(which) - msOf("off");
+    const text = `at most ${most.toFixed(1)} ms above (it is ${format(aboveMs)} ms)`;
+    return row(name, aboveMs, "ms", ["Start without isolation", msOf("off")], { text, met: aboveMs <= most });
+  });
+}
+
+/** Medians, in ms, of starts in daemons of these options: some of one, then some of the next, and again. */
+async function turnByTurn<Name extends string>(
+  bench: Bench,
+  daemons: Readonly<Record<Name, DaemonOptions & { readonly request?: StartRequest }>>,
+): Promise<(name: Name) => number> {
+  await using stack = new AsyncDisposableStack();
+  const turns: {
+    readonly name: string;
+    readonly calls: Calls;
+    readonly request: StartRequest;
+    readonly ms: number[];
+  }[] = [];
+  for (const [name, { request = TRUE, ...options }] of Object.entries<DaemonOptions & { request?: StartRequest }>(
+    daemons,
+  )) {
+    const daemon = stack.use(await bench.startDaemon(options));
+    turns.push({ name, calls: stack.use(callsOn(daemon.credentials)), request, ms: [] });
+  }
+  for (let round = -ROUNDS / 2; round < ROUNDS; round++) {
+    for (const { calls, request, ms } of turns)
+      // What the turn before left to be put away is not this one's.
+      for (let i = -SETTLING; i < STARTS_PER_ROUND; i++)
+        await oneOfEach(calls, [], round < 0 || i < 0 ? [] : ms, request);
+  }
+  return (name) => median(turns.flatMap((turn) => (turn.name === name ? turn.ms : [])));
 }
 
 /** Starts and waits for the ends of `count` jobs, `FLIGHT` at once. Returns jobs per second. */

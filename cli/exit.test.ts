@@ -52,6 +52,12 @@ describe("an ended job", () => {
       "out of memory: the kernel killed 1 process",
     ],
     [
+      { how: { $case: "outOfMemory", value: { kills: 3n, wholeJob: true } }, signal: 9 },
+      137,
+      "out-of-memory",
+      "out of memory: the kernel killed the whole job, 3 processes",
+    ],
+    [
       { how: { $case: "failedToStart", value: { stage: "cwd", message: "no such directory" } } },
       125,
       "failed(cwd)",

@@ -41,8 +41,8 @@ export function exitCodeOfJob({ ended }: Job): number {
   }
 }
 
-/** Commands that exit with a job's code have 125 for everything else that goes wrong. */
-const PASS_ON: ReadonlySet<string> = new Set(["start", "run", "wait"]);
+/** Commands that exit with a job's code, or a host's, have 125 for everything else that goes wrong. */
+const PASS_ON: ReadonlySet<string> = new Set(["start", "run", "wait", "doctor"]);
 
 /** How a command exits that threw. */
 export function exitCodeOfError(error: unknown, command: string): number {

@@ -1,8 +1,10 @@
 import { constants } from "node:os";
 import { styleText } from "node:util";
 import type { Duration } from "../proto/generated/google/protobuf/duration.ts";
-import { type Job, stateToJSON } from "../proto/generated/jobs/v1/worker.ts";
+import { type Isolation, type Job, Network, type Usage, stateToJSON } from "../proto/generated/jobs/v1/worker.ts";
 import { printable } from "./output.ts";
+
+const UMASK = 0o022;
 
 /** How a job ended: a word without spaces for a column, and the end of a sentence. A job's state until then. */
 export interface End {
@@ -12,13 +14,16 @@ export interface End {
   readonly words: string;
 }
 
-export function describeEnd({ state, ended }: Pick<Job, "state" | "ended">): End {
+export function describeEnd({ state, ended, usage }: Pick<Job, "state" | "ended"> & Partial<Pick<Job, "usage">>): End {
   if (!ended?.how) {
     const word = stateToJSON(state).replace("STATE_", "").toLowerCase();
     return { word, words: word };
   }
   const { how, killed } = ended;
-  const left = killed > 0 ? `; ${count(killed, "process", "es")} left over had to be killed` : "";
+  const outOfMemory = killedForMemory(usage);
+  const left =
+    (outOfMemory > 0 ? `; the kernel killed ${processes(outOfMemory)} of it for memory` : "") +
+    (killed > 0 ? `; ${processes(killed)} left over had to be killed` : "");
   switch (how.$case) {
     case "exited":
       return { word: `exited(${how.value.code})`, words: `exited with code ${how.value.code}${left}` };
@@ -36,8 +41,9 @@ export function describeEnd({ state, ended }: Pick<Job, "state" | "ended">): End
     case "timedOut":
       return { word: "timed-out", words: `timed out after ${formatDuration(how.value.limit)}${left}` };
     case "outOfMemory": {
-      const kills = count(Number(how.value.kills), "process", "es");
-      return { word: "out-of-memory", words: `out of memory: the kernel killed ${kills}` };
+      const { kills, wholeJob } = how.value;
+      const what = wholeJob ? `the whole job, ${processes(kills)}` : processes(kills);
+      return { word: "out-of-memory", words: `out of memory: the kernel killed ${what}` };
     }
     case "failedToStart":
       return {
@@ -49,11 +55,19 @@ export function describeEnd({ state, ended }: Pick<Job, "state" | "ended">): End
   }
 }
 
+/** Of a job that did not end by it: memory.events counts the first of each whole group twice. */
+export function killedForMemory(usage: Usage | undefined): bigint {
+  return (usage?.oomKills ?? 0n) - (usage?.oomGroupKills ?? 0n);
+}
+
 /** A job for a person, a line a fact. */
 export function formatJob(job: Job): string {
   const { usage, output } = job;
   const cpu = usage && [`${formatDuration(usage.cpuUser)} user`, `${formatDuration(usage.cpuSystem)} system`];
-  if (cpu && toMs(usage.cpuThrottled) > 0) cpu.push(`throttled ${formatDuration(usage.cpuThrottled)}`);
+  if (cpu && toMs(usage.cpuThrottled) > 0) {
+    const periods = `${usage.cpuThrottledPeriods ?? "?"} of ${usage.cpuPeriods ?? "?"} periods`;
+    cpu.push(`throttled ${formatDuration(usage.cpuThrottled)} in ${periods}`);
+  }
   const facts: [string, string | false | undefined][] = [
     ["id", job.id],
     ["status", coloured(job, describeEnd(job).words)],
@@ -71,15 +85,23 @@ export function formatJob(job: Job): string {
     ["time limit", job.timeLimit && formatDuration(job.timeLimit)],
     ["cpu", cpu?.join(", ")],
     ["memory", nowAndPeak(usage?.memoryCurrent, usage?.memoryPeak, formatBytes)],
-    ["memory events", events(usage?.memoryMaxEvents, usage?.oomKills)],
-    ["processes", nowAndPeak(usage?.processes, usage?.processesPeak, String)],
-    ["disk", usage?.ioReadBytes !== undefined && diskUse(usage.ioReadBytes, usage.ioWriteBytes ?? 0n)],
+    ["swap", usage?.memorySwap !== undefined && usage.memorySwap > 0n && `${formatBytes(usage.memorySwap)} now`],
+    ["memory events", usage && memoryEvents(usage)],
+    ["processes", nowAndPeak(usage?.processes, usage?.processesPeak, String) + refusedForks(usage?.processesMaxEvents)],
+    ["disk", usage && diskUse(usage)],
+    ["waited", usage && stalls(usage)],
     ["usage of", usage && !usage.fromCgroup && "the main process and the children it waited for"],
     ["output", output && outputExtent(output)],
-    ["limits", pairs(job.limits)],
+    ["limits", formatLimits(job)],
+    ["isolation", job.isolation && isolationWords(job.isolation)],
   ];
   const lines = facts.flatMap(([name, value]) => (value ? [`${`${name}:`.padEnd(15)}${value}\n`] : []));
   return [...lines, ...job.warnings.map((warning) => `warning:       ${printable(warning)}\n`)].join("");
+}
+
+/** As the kernel has them. */
+export function formatLimits({ limits }: Pick<Job, "limits">): string {
+  return pairs(limits);
 }
 
 /** Columns with a header, the last one as long as it is. */
@@ -142,8 +164,12 @@ export function signalName(signal: number): string {
 }
 
 /** "1 process", "2 processes". */
-export function count(number: number, noun: string, plural = "s"): string {
-  return `${number} ${noun}${number === 1 ? "" : plural}`;
+export function count(number: number | bigint, noun: string, plural = "s"): string {
+  return `${number} ${noun}${Number(number) === 1 ? "" : plural}`;
+}
+
+function processes(number: number | bigint): string {
+  return count(number, "process", "es");
 }
 
 function quoteWord(word: string): string {
@@ -169,13 +195,49 @@ function nowAndPeak(now: bigint | undefined, peak: bigint | undefined, format: (
     .join(", ");
 }
 
-function events(maxEvents = 0n, oomKills = 0n): string {
-  if (maxEvents === 0n && oomKills === 0n) return "";
-  return `${count(Number(maxEvents), "time")} at the limit, ${count(Number(oomKills), "process", "es")} killed for it`;
+function memoryEvents(usage: Usage): string {
+  const { memoryLowEvents = 0n, memoryHighEvents = 0n, memoryMaxEvents = 0n } = usage;
+  return [
+    memoryLowEvents > 0n && `${count(memoryLowEvents, "time")} below its reservation`,
+    memoryHighEvents > 0n && `${count(memoryHighEvents, "time")} slowed down`,
+    memoryMaxEvents > 0n && `${count(memoryMaxEvents, "time")} at the limit`,
+    killedForMemory(usage) > 0n && `${processes(killedForMemory(usage))} killed for it`,
+  ]
+    .filter(Boolean)
+    .join(", ");
 }
 
-function diskUse(read: bigint, written: bigint): string {
-  return `${formatBytes(read)} read, ${formatBytes(written)} written`;
+function refusedForks(times = 0n): string {
+  return times > 0n ? `, ${count(times, "fork")} refused` : "";
+}
+
+function diskUse({ ioReadBytes, ioWriteBytes = 0n, ioReadOperations = 0n, ioWriteOperations = 0n }: Usage): string {
+  if (ioReadBytes === undefined) return "";
+  const read = `${formatBytes(ioReadBytes)} read in ${count(ioReadOperations, "operation")}`;
+  return `${read}, ${formatBytes(ioWriteBytes)} written in ${ioWriteOperations}`;
+}
+
+/** How long some of the job's processes waited for what. */
+function stalls({ cpuPressure, memoryPressure, ioPressure }: Usage): string {
+  const waited = Object.entries({ CPU: cpuPressure, memory: memoryPressure, disk: ioPressure });
+  return waited
+    .filter(([, pressure]) => toMs(pressure?.some?.total) >= 1)
+    .map(([what, pressure]) => `${formatDuration(pressure?.some?.total)} for ${what}`)
+    .join(", ");
+}
+
+function isolationWords({ parts, network, privateTmp, rlimits, umask, oomScoreAdj }: Isolation): string {
+  const limit = (value: bigint | undefined): string => (value === undefined ? "unlimited" : String(value));
+  return [
+    ...parts,
+    network === Network.NETWORK_NONE && "no network",
+    privateTmp && "private /tmp",
+    umask !== UMASK && `umask ${umask.toString(8).padStart(3, "0")}`,
+    oomScoreAdj > 0 && `oom_score_adj ${oomScoreAdj}`,
+    ...rlimits.map(({ name, soft, hard }) => `${name} ${limit(soft)}:${limit(hard)}`),
+  ]
+    .filter(Boolean)
+    .join(", ");
 }
 
 function outputExtent({ size, first, dropped }: NonNullable<Job["output"]>): string {
@@ -183,6 +245,6 @@ function outputExtent({ size, first, dropped }: NonNullable<Job["output"]>): str
   return `${size} bytes${kept}${dropped > 0n ? `, ${dropped} dropped` : ""}`;
 }
 
-function toMs(duration: Duration | undefined): number {
+export function toMs(duration: Duration | undefined): number {
   return duration ? Number(duration.seconds) * 1000 + duration.nanos / 1e6 : 0;
 }

@@ -16,13 +16,7 @@ const connectionFlags: readonly Flag[] = [
   { name: "context", value: "NAME", about: "of those in $XDG_CONFIG_HOME/jobs/config.json; or JOBS_CONTEXT" },
 ];
 
-const startFlags: readonly Flag[] = [
-  { name: "env", short: "e", value: "NAME[=VALUE]", about: "a variable; without VALUE its value here; repeatable" },
-  { name: "cwd", value: "DIR", about: "the job's directory, / when not given" },
-  { name: "user", short: "u", value: "USER", about: "whom the job runs as; the daemon's choice when not given" },
-  { name: "group", value: "GROUP", about: "the user's own when not given" },
-  { name: "label", short: "l", value: "KEY=VALUE", about: "to find the job by; repeatable" },
-  { name: "time-limit", value: "DURATION", about: "end the job when it has run so long: 500ms, 10s, 5m, 2h, 1d" },
+const limitFlags: readonly Flag[] = [
   { name: "cpus", value: "N", about: "CPUs at most, as in 0.5" },
   { name: "cpu-shares", value: "N", about: "weight against other jobs, 2 to 262144; 1024 is usual" },
   { name: "cpuset-cpus", value: "LIST", about: "only these CPUs, as in 0-2,7" },
@@ -37,7 +31,27 @@ const startFlags: readonly Flag[] = [
     value: "DEV:RATES",
     about: "of a disk, as in /dev/sda:rbps=1M,wbps=1M,riops=100,wiops=100; or 8:0:wbps=max; repeatable",
   },
+  {
+    name: "device",
+    value: "DEV[:ACCESS]",
+    about: "may be used, and no other but null, tty and their like: /dev/fuse:rw or c:10:*; repeatable",
+  },
   { name: "resources", value: "FILE", about: "OCI LinuxResources in JSON, - for stdin; flags override its fields" },
+];
+
+const startFlags: readonly Flag[] = [
+  { name: "env", short: "e", value: "NAME[=VALUE]", about: "a variable; without VALUE its value here; repeatable" },
+  { name: "cwd", value: "DIR", about: "the job's directory, / when not given" },
+  { name: "user", short: "u", value: "USER", about: "whom the job runs as; the daemon's choice when not given" },
+  { name: "group", value: "GROUP", about: "the user's own when not given" },
+  { name: "label", short: "l", value: "KEY=VALUE", about: "to find the job by; repeatable" },
+  { name: "time-limit", value: "DURATION", about: "end the job when it has run so long: 500ms, 10s, 5m, 2h, 1d" },
+  { name: "network", value: "host|none", about: "the host's when not given; none is a loopback only" },
+  { name: "private-tmp", about: "an empty /tmp that nobody else sees, gone with the job" },
+  { name: "rlimit", value: "NAME=SOFT[:HARD]", about: "as in nofile=1024:4096, core=0, as=1G; repeatable" },
+  { name: "umask", value: "MODE", about: "octal; 022 when not given" },
+  { name: "oom-score-adj", value: "N", about: "0 to 1000: how much likelier a victim when the host is out of memory" },
+  ...limitFlags,
   { name: "request-id", value: "ID", about: "a second start with the same one starts nothing" },
 ];
 
@@ -83,6 +97,31 @@ const commands: readonly Command[] = [
     run: async (given) => (await import("./commands/query.ts")).query(given),
   },
   {
+    name: "update",
+    operands: "<id>",
+    about: ["Changes limits of a running job: all that are given, or none; the others stay as they are."],
+    flags: [...limitFlags, output],
+    examples: ["update --cpus 2 --memory 1G 01m85bxjqw7ggzm1drbxxphnk6"],
+    run: async (given) => (await import("./commands/update.ts")).update(given),
+  },
+  {
+    name: "stats",
+    operands: "<id>",
+    about: [
+      "Shows what a job uses, until it has ended.",
+      "WAITS are the shares of the last 10 s in which some of it waited for CPU, memory or a disk.",
+      "The first line and the last are of the job's whole life, those between of the time since the one before.",
+      "Ctrl-C leaves the job alone.",
+    ],
+    flags: [
+      { name: "interval", short: "i", value: "DURATION", about: "1s when not given, 100ms at the least" },
+      { name: "once", about: "one line, and no more" },
+      { name: "json", about: "the same as --output json: a message a line" },
+      output,
+    ],
+    run: async (given) => (await import("./commands/stats.ts")).stats(given),
+  },
+  {
     name: "stream",
     alias: "logs",
     operands: "<id>",
@@ -117,6 +156,15 @@ const commands: readonly Command[] = [
     about: ["Waits until jobs have ended, and exits with the code of the first that did not exit with 0."],
     flags: [output],
     run: async (given) => (await import("./commands/wait.ts")).wait(given),
+  },
+  {
+    name: "doctor",
+    about: [
+      "Tells what the worker's host can enforce, and for what it cannot why, and what to do.",
+      "Exits with 0 when nothing is missing, 1 when jobs lack something, 125 when no worker could be asked.",
+    ],
+    flags: [output],
+    run: async (given) => (await import("./commands/doctor.ts")).doctor(given),
   },
   certs("init", undefined, "Makes a CA and certificates of a worker, a writer and a reader.", [
     { name: "out", value: "DIR", about: "where to" },

@@ -61,6 +61,7 @@ describe("jobsd", () => {
   it.each([
     [{ listen: "7443" }, /--listen: "7443" is no address: HOST:PORT is right/],
     [{ "log-limit": "lots" }, /--log-limit "lots" is no size/],
+    [{ "isolation-off": "pid,user" }, /--isolation-off "user" is not one of pid, mount, ipc/],
     [{ "log-keep": "all" }, /--log-keep "all" is not one of newest, oldest/],
     [{ "max-jobs": "0" }, /--max-jobs "0"/],
     [{ "shutdown-timeout": "10" }, /--shutdown-timeout "10" is no duration/],

@@ -1,13 +1,14 @@
-import { join, resolve } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import type { Logger } from "pino";
 import manifest from "../package.json" with { type: "json" };
 import { ClientError } from "../src/client/errors.ts";
+import { SWITCHES } from "../src/worker/isolation.ts";
 import type { WorkerOptions } from "../src/worker/options.ts";
 import { readKey, readPem } from "./connection.ts";
 import { EXIT } from "./exit.ts";
 import { exit, printable } from "./output.ts";
-import { parseCount, parseDurationMs, parseSizeBytes, parseWord, UsageError } from "./parse.ts";
+import { parseCount, parseDurationMs, parseIsolation, parseSizeBytes, parseWord, UsageError } from "./parse.ts";
 import { type Flag, type Given, optional, parse, type Program } from "./program.ts";
 
 const flags: readonly Flag[] = [
@@ -21,6 +22,11 @@ const flags: readonly Flag[] = [
   { name: "allow-root", about: "a start may name the user root" },
   { name: "log-limit", value: "SIZE", about: "output kept of each job, 256M when not given, 0 for all" },
   { name: "log-keep", value: "newest|oldest", about: "what to keep at that limit; newest when not given" },
+  {
+    name: "isolation-off",
+    value: "LIST",
+    about: `what jobs are not kept from the host by: ${SWITCHES.join(",")}`,
+  },
   { name: "max-jobs", value: "N", about: "at once" },
   { name: "cgroup", value: "DIR", about: "the cgroup v2 directory to make jobs' groups in" },
   { name: "audit", value: "FILE", about: "the audit log; STATE/audit.jsonl when not given" },
@@ -31,7 +37,15 @@ const flags: readonly Flag[] = [
   },
   { name: "log-level", value: "LEVEL", about: "debug, info, warn or error; info when not given" },
   { name: "shutdown-timeout", value: "DURATION", about: "how long a shutdown waits for calls, 10s when not given" },
+  {
+    name: "check",
+    about: "tell what jobs can be limited and kept apart by here, and start nothing; no flag is needed",
+  },
+  { name: "json", about: "with --check: the findings as JSON" },
 ];
+
+// Beside cli/ and beside dist/, which holds this file once it is built.
+const SUPERVISOR = fileURLToPath(new URL("../build/supervisor", import.meta.url));
 
 const program: Program = {
   name: "jobsd",
@@ -43,10 +57,11 @@ const program: Program = {
       about: [
         "Runs jobs on this machine for clients with certificates. Each flag can be set as JOBSD_FLAG, as in JOBSD_LOG_LIMIT.",
         "SIGTERM ends the daemon; jobs go on, and the next one on the same state directory has them again.",
+        "--check exits with 0 when nothing is missing, 1 when jobs lack something, 125 when no daemon could start.",
       ],
       flags,
       examples: ["--listen 0.0.0.0:7443 --state /var/lib/jobs --ca ca.crt --cert worker.crt --key worker.key"],
-      run: daemon,
+      run: async (given) => (given.on("check") ? (await import("./check.ts")).check(given, SUPERVISOR) : daemon(given)),
     },
   ],
 };
@@ -127,10 +142,11 @@ async function settings(given: Given): Promise<Settings> {
   );
   const logLimitBytes = optional(given, "log-limit", (flag, size) => Number(parseSizeBytes(flag, size)));
   const maxJobs = optional(given, "max-jobs", (flag, count) => Number(parseCount(flag, count, 1)));
+  const isolationOff = optional(given, "isolation-off", parseIsolation);
+  const audit = given.text("audit") ?? join(stateDir, "audit.jsonl");
   const worker: WorkerOptions = {
     stateDir,
-    // Beside cli/ and beside dist/, which holds this file once it is built.
-    supervisor: fileURLToPath(new URL("../build/supervisor", import.meta.url)),
+    supervisor: SUPERVISOR,
     allowRoot: given.on("allow-root"),
     ...(name && { name }),
     ...(user && { user }),
@@ -138,6 +154,10 @@ async function settings(given: Given): Promise<Settings> {
     ...(logKeep && { logKeep }),
     ...(logLimitBytes !== undefined && { logLimitBytes }),
     ...(maxJobs !== undefined && { maxJobs }),
+    ...(isolationOff && { isolationOff }),
+    // For jobs as root, who may do with files what the daemon may.
+    hidden: [resolve(text("key")), resolve(audit)],
+    sealed: [process.execPath, dirname(import.meta.dirname), resolve(text("ca")), resolve(text("cert"))],
   };
   const level = parseWord("--log-level", given.text("log-level") ?? "info", ["debug", "info", "warn", "error"]);
   const shutdownMs = parseDurationMs("--shutdown-timeout", given.text("shutdown-timeout") ?? "10s");
@@ -147,7 +167,7 @@ async function settings(given: Given): Promise<Settings> {
     tls,
     worker,
     healthSocket: given.text("health-socket"),
-    audit: given.text("audit") ?? join(stateDir, "audit.jsonl"),
+    audit,
     level,
     shutdownMs,
   };

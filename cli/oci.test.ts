@@ -6,7 +6,7 @@ import { UsageError } from "./parse.ts";
 
 /** As the runtime specification writes it (config-linux.md), with every field there is. */
 const DOCUMENT = `{
-  "devices": [{ "allow": false, "access": "rwm" }, { "allow": true, "type": "c", "major": 10, "minor": -1 }],
+  "devices": [{ "allow": false, "access": "rwm" }, { "allow": true, "type": "c", "major": 10, "minor": -1 }, { "allow": true, "path": "/dev/sda" }],
   "memory": {
     "limit": 9223372036854775807, "reservation": 1, "swap": -1, "kernel": -9223372036854775808, "kernelTCP": 2,
     "swappiness": 0, "disableOOMKiller": false, "useHierarchy": true, "checkBeforeUpdate": true
@@ -40,6 +40,7 @@ it("reads a LinuxResources document whole, and its 64-bit numbers to the last di
     devices: [
       { allow: false, access: "rwm" },
       { allow: true, type: "c", major: "10", minor: "-1" },
+      { allow: true, path: "/dev/sda" },
     ],
     memory: {
       limit: "9223372036854775807",

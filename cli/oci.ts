@@ -20,11 +20,13 @@ interface Fields {
 const DEVICE = { major: "int64", minor: "int64", path: "text" } as const;
 const THROTTLE = { list: { fields: { ...DEVICE, rate: "uint64" } } } as const;
 
-/** LinuxResources in JSON: runtime-spec 1.3, schema/config-linux.json; a device may have a `path` besides. */
+/** LinuxResources in JSON: runtime-spec 1.3, schema/config-linux.json; a device may have a `path` besides, and a device rule, too. */
 const RESOURCES: Fields = {
   fields: {
     devices: {
-      list: { fields: { allow: "boolean", type: "text", major: "int64", minor: "int64", access: "text" } },
+      list: {
+        fields: { allow: "boolean", type: "text", major: "int64", minor: "int64", access: "text", path: "text" },
+      },
     },
     memory: {
       fields: {

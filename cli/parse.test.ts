@@ -3,13 +3,16 @@ import { describe, expect, it } from "vitest";
 import {
   parseCount,
   parseCpus,
+  parseDevice,
   parseDurationMs,
   parseIoMax,
   parseLimitBytes,
   parsePairs,
   parseRate,
+  parseRlimit,
   parseSignal,
   parseSizeBytes,
+  parseUmask,
   parseWord,
   toDuration,
   UsageError,
@@ -125,6 +128,35 @@ describe("a limit on a disk", () => {
   });
 });
 
+describe("a device", () => {
+  it.each([
+    ["/dev/fuse", { path: "/dev/fuse" }],
+    ["/dev/sda:r", { path: "/dev/sda", access: "r" }],
+    ["/dev/disk/by-path/pci-0:0:1:rwm", { path: "/dev/disk/by-path/pci-0:0:1", access: "rwm" }],
+    ["/dev/disk/by-path/pci-0:0:1", { path: "/dev/disk/by-path/pci-0:0:1" }],
+    ["c:10:229:rw", { type: "c", major: 10n, minor: 229n, access: "rw" }],
+    ["b:8:*", { type: "b", major: 8n }],
+    ["c:*:*:m", { type: "c", access: "m" }],
+  ])("%s is of a path or a number, and what may be done with it", (text, rule) => {
+    expect(parseDevice("--device", text)).toEqual({ allow: true, ...rule });
+  });
+
+  it.each([
+    ["", "names no device"],
+    ["fuse", "names no device"],
+    ["a:1:3", "names no device"],
+    ["c:1", "names no device"],
+    ["c:-1:3:rw", "names no device"],
+    ["c:1:3:4:rw", "names no device"],
+    ["/dev/fuse:", "has no access"],
+    ["/dev/fuse:rx", "has no access: some of r, w and m are right, as in /dev/fuse:rw"],
+    ["c:1:3:", "has no access"],
+  ])("%j is refused", (text, message) => {
+    expect(() => parseDevice("--device", text)).toThrow(UsageError);
+    expect(() => parseDevice("--device", text)).toThrow(message);
+  });
+});
+
 describe("other values", () => {
   it("turn CPUs into quota and period, and refuse what the kernel would", () => {
     expect(parseCpus("--cpus", "0.5")).toEqual({ quota: 50_000n, period: 100_000n });
@@ -161,5 +193,34 @@ describe("other values", () => {
   it("take only the words they know", () => {
     expect(parseWord("--source", "stdout", ["stdout", "stderr"])).toBe("stdout");
     expect(() => parseWord("--source", "both", ["stdout", "stderr"])).toThrow('"both" is not one of stdout, stderr');
+  });
+});
+
+describe("a limit of setrlimit", () => {
+  it.each([
+    ["nofile=1024:4096", { name: "nofile", soft: 1024n, hard: 4096n }],
+    ["core=0", { name: "core", soft: 0n, hard: 0n }],
+    ["as=1G:unlimited", { name: "as", soft: 1n << 30n }],
+    ["core=unlimited", { name: "core" }],
+  ])("%s", (text, limit) => {
+    expect(parseRlimit("--rlimit", text)).toEqual(limit);
+  });
+
+  it.each(["nofile", "nofile=", "=1", "nofile=1:", "NOFILE=1", "nofile=lots", "nofile=-1"])("%s is refused", (text) => {
+    expect(() => parseRlimit("--rlimit", text)).toThrow(/^--rlimit/);
+  });
+});
+
+describe("a umask", () => {
+  it.each([
+    ["022", 0o22],
+    ["0077", 0o77],
+    ["7", 7],
+  ])("%s is octal", (text, umask) => {
+    expect(parseUmask("--umask", text)).toBe(umask);
+  });
+
+  it.each(["", "8", "u=rwx", "1777", "00777"])("%j is refused", (text) => {
+    expect(() => parseUmask("--umask", text)).toThrow(/--umask .* is no umask: 022 or 077 is right/);
   });
 });

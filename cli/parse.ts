@@ -1,4 +1,5 @@
 import { constants } from "node:os";
+import { SWITCHES, type Part } from "../src/worker/isolation.ts";
 
 /** A command line that is wrong; the message says what would be right. */
 export class UsageError extends Error {
@@ -90,6 +91,59 @@ export function parseIoMax(flag: string, text: string): IoMax {
     : { major: BigInt(major), minor: BigInt(minor), rates };
 }
 
+/** A limit of setrlimit(2); an absent value is no limit. */
+export interface Rlimit {
+  readonly name: string;
+  readonly soft?: bigint;
+  readonly hard?: bigint;
+}
+
+/** `nofile=1024:4096`, `core=0`, `as=1G`, `nofile=1024:unlimited`. Throws UsageError naming `flag`. */
+export function parseRlimit(flag: string, text: string): Rlimit {
+  const [, name = "", soft = "", hard = soft] = /^([a-z]+)=([^:]+)(?::(.+))?$/.exec(text) ?? [];
+  if (name === "") throw new UsageError(`${flag} ${quoted(text)} is no limit: nofile=1024:4096 or core=0 is right`);
+  const value = (word: string): bigint | undefined =>
+    word === "unlimited" ? undefined : parseSizeBytes(`${flag} ${name}`, word);
+  const [least, most] = [value(soft), value(hard)];
+  return { name, ...(least !== undefined && { soft: least }), ...(most !== undefined && { hard: most }) };
+}
+
+/** `027`: octal, as umask(1) has it. Throws UsageError naming `flag`. */
+export function parseUmask(flag: string, text: string): number {
+  if (/^0?[0-7]{1,3}$/.test(text)) return Number.parseInt(text, 8);
+  throw new UsageError(`${flag} ${quoted(text)} is no umask: 022 or 077 is right`);
+}
+
+/** A device by its type and number or by its path on the worker, and what may be done with it; absent is any. */
+export interface DeviceRule {
+  readonly allow: true;
+  readonly type?: string;
+  readonly major?: bigint;
+  readonly minor?: bigint;
+  readonly path?: string;
+  readonly access?: string;
+}
+
+/** `/dev/fuse`, `/dev/sda:r`, `c:10:229:rw`, `b:8:*`. Throws UsageError naming `flag`. */
+export function parseDevice(flag: string, text: string): DeviceRule {
+  const [, device = text, access] = /^(.*):([a-z]*)$/s.exec(text) ?? [];
+  const [, type, major, minor] = /^([bc]):(\d{1,9}|\*):(\d{1,9}|\*)$/.exec(device) ?? [];
+  if (access !== undefined && !/^[rwm]+$/.test(access))
+    throw new UsageError(`${flag} ${quoted(text)} has no access: some of r, w and m are right, as in ${device}:rw`);
+  const given = { allow: true, ...(access !== undefined && { access }) } as const;
+  if (device.startsWith("/")) return { ...given, path: device };
+  if (type === undefined)
+    throw new UsageError(`${flag} ${quoted(text)} names no device: /dev/fuse, /dev/sda:r or c:10:*:rw is right`);
+  const number = (digits = "*"): bigint | undefined => (digits === "*" ? undefined : BigInt(digits));
+  const [numbered, partly] = [number(major), number(minor)];
+  return {
+    ...given,
+    type,
+    ...(numbered !== undefined && { major: numbered }),
+    ...(partly !== undefined && { minor: partly }),
+  };
+}
+
 const CPU_PERIOD_US = 100_000;
 
 /** `0.5` CPUs as the quota in each period of 100 ms, both in µs; a quota below 1 ms is refused by the kernel. */
@@ -127,6 +181,11 @@ export function parsePairs(
       );
     }),
   );
+}
+
+/** `pid,ipc`: parts of the isolation. Throws UsageError naming `flag`. */
+export function parseIsolation(flag: string, text: string): Part[] {
+  return text.split(",").map((word) => parseWord(flag, word, SWITCHES));
 }
 
 /** One of a few words, as they are given. Throws UsageError naming `flag` and the words. */

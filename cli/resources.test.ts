@@ -8,7 +8,7 @@ import { resources } from "./resources.ts";
 import { type Host, startHost } from "./testing.ts";
 
 const VALUED =
-  "cpus cpu-shares cpuset-cpus cpuset-mems memory memory-reservation memory-swap pids io-weight io-max resources";
+  "cpus cpu-shares cpuset-cpus cpuset-mems memory memory-reservation memory-swap pids io-weight io-max device resources";
 const command: Command = {
   name: "",
   about: [],
@@ -58,6 +58,16 @@ describe("the flags of limits", () => {
         },
       },
     ],
+    [
+      ["--device", "/dev/fuse:rw", "--device", "c:10:*", "--device=/dev/null"],
+      {
+        devices: [
+          { allow: true, path: "/dev/fuse", access: "rw" },
+          { allow: true, type: "c", major: "10" },
+          { allow: true, path: "/dev/null" },
+        ],
+      },
+    ],
   ])("%j are %j", (argv, expected) => {
     expect(asked(...argv)).toEqual(expected);
   });
@@ -79,6 +89,16 @@ describe("the flags of limits", () => {
         throttleReadIopsDevice: [{ major: "8", minor: "0", rate: "1" }],
       },
       unified: { "memory.high": "max" },
+    });
+  });
+
+  it("allow devices besides the file's", async () => {
+    await writeFile(file, JSON.stringify({ devices: [{ allow: true, access: "r" }] }));
+    expect(asked("--resources", file, "--device", "b:8:0")).toEqual({
+      devices: [
+        { allow: true, access: "r" },
+        { allow: true, type: "b", major: "8", minor: "0" },
+      ],
     });
   });
 

@@ -1,6 +1,6 @@
 import { readFileSync } from "node:fs";
 import { type Resources, parseResources } from "./oci.ts";
-import { parseCount, parseCpus, parseIoMax, parseLimitBytes, UsageError } from "./parse.ts";
+import { parseCount, parseCpus, parseDevice, parseIoMax, parseLimitBytes, UsageError } from "./parse.ts";
 import { type Given, optional } from "./program.ts";
 
 const STDIN = 0;
@@ -14,8 +14,11 @@ const THROTTLES = {
 /** What `--resources` and the flags ask for, undefined when it is nothing; a flag overrides the file's field. Throws UsageError. */
 export function resources(given: Given): Resources | undefined {
   const file = optional(given, "resources", readResources) ?? {};
+  const devices = given.list("device").map((text) => parseDevice("--device", text));
   const asked = {
     ...file,
+    // Behind the file's, which a later rule overrides.
+    ...(devices.length > 0 && { devices: [...(file.devices ?? []), ...devices] }),
     ...group("cpu", file.cpu, {
       ...optional(given, "cpus", parseCpus),
       shares: optional(given, "cpu-shares", (flag, text) => parseCount(flag, text, 2)),

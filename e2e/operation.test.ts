@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import { type Certificates, issueCertificates, issueOdd, swapped } from "./testing/certificates.ts";
-import { failDaemon, startDaemon } from "./testing/daemon.ts";
+import type { Examined } from "./testing/api.ts";
+import { type Daemon, failDaemon, startDaemon } from "./testing/daemon.ts";
 
 const DEADLINE = { timeout: 60_000, interval: 500 };
 
@@ -90,7 +91,94 @@ describe("a daemon does not start, and says why in a line,", () => {
   });
 });
 
+/** `jobsd --check` beside the daemon. */
+const CHECK = ["node", "/opt/jobs/dist/jobsd.js", "--check", "--json"];
+const CONTROLLERS = ["cpu", "memory", "pids", "io", "cpuset", "hugetlb", "rdma", "misc"];
+
+/** Of an area, each name and its state. */
+function states({ findings }: Examined, area: string): Record<string, string> {
+  return Object.fromEntries(findings.flatMap((each) => (each.area === area ? [[each.name, each.state]] : [])));
+}
+
+function groups(daemon: Daemon): Promise<string> {
+  return daemon.inside("sh", "-c", "find /sys/fs/cgroup -type d | sort; cat /sys/fs/cgroup/cgroup.subtree_control");
+}
+
+describe("the doctor of a privileged container", () => {
+  it("finds all that jobs are promised enforced, for the daemon and for one beside it, and changes nothing", async () => {
+    await using daemon = await startDaemon({ certificates });
+    const before = await groups(daemon);
+    const { code, stdout } = await daemon.jobs("reader", "doctor", "--output", "json");
+    const told: Examined = JSON.parse(stdout);
+    const checked: Examined = JSON.parse(await daemon.inside(...CHECK));
+    for (const examined of [told, checked]) {
+      expect(examined.findings.filter(({ state }) => state === "FINDING_STATE_MISSING")).toEqual([]);
+      expect(states(examined, "controller")).toMatchObject(
+        Object.fromEntries(CONTROLLERS.map((name) => [name, "FINDING_STATE_ENFORCED"])),
+      );
+    }
+    expect(code).toBe(0);
+    expect(told.findings.map(({ area, name }) => `${area} ${name}`)).toEqual(
+      expect.arrayContaining([
+        "client certificate",
+        "client clock",
+        "namespace pid",
+        "device rules bpf",
+        "state space",
+      ]),
+    );
+    expect(await groups(daemon)).toBe(before);
+  });
+});
+
+describe("a daemon in a group with other processes", () => {
+  it("is told to have no controller, has none, and leaves a group that jobs can be put in", async () => {
+    await using daemon = await startDaemon({ certificates });
+    const crowd = "/sys/fs/cgroup/crowd";
+    await daemon.inside("sh", "-c", `mkdir ${crowd}; sleep 1000 > /dev/null 2>&1 & echo $! > ${crowd}/cgroup.procs`);
+    const checked = await daemon.inside("sh", "-c", `${CHECK.join(" ")} --cgroup ${crowd}; [ $? = 1 ]`);
+    const { findings }: Examined = JSON.parse(checked);
+    const controllers = findings.filter(
+      ({ area, state }) => area === "controller" && state !== "FINDING_STATE_LIMITED",
+    );
+    expect(controllers.map(({ name }) => name)).toEqual(CONTROLLERS);
+    for (const { reason } of controllers) expect(reason).toMatch(/other processes are in .*crowd.*EBUSY/);
+    const second = `node /opt/jobs/dist/jobsd.js --state /tmp/second --listen 127.0.0.1:7444 --cgroup ${crowd}`;
+    const log = "/tmp/second.log";
+    const types = `until grep -q listening ${log}; do sleep 0.2; done; cat ${crowd}/cgroup.type ${crowd}/jobs-*/cgroup.type`;
+    const health = "JOBSD_HEALTH_SOCKET=/tmp/second.sock";
+    expect(await daemon.inside("sh", "-c", `${health} ${second} > ${log} 2>&1 & ${types}`)).toBe("domain\ndomain\n");
+    expect(await daemon.inside("cat", log)).toContain("crowd/jobs-");
+  });
+});
+
 describe("a container without privileges", () => {
+  it("has a doctor that names what is missing, with the reason and the remedy", async () => {
+    await using daemon = await startDaemon({ certificates, privileged: false });
+    const { code, stdout } = await daemon.jobs("reader", "doctor", "--output", "json");
+    const checked = await daemon.inside("sh", "-c", `${CHECK.join(" ")} && exit 99; [ $? = 1 ]`);
+    const [told, beside]: Examined[] = [JSON.parse(stdout), JSON.parse(checked)];
+    expect(code).toBe(1);
+    for (const examined of [told, beside]) {
+      const missing = examined?.findings.filter(({ state }) => state === "FINDING_STATE_MISSING") ?? [];
+      expect(missing.map(({ name }) => name)).toEqual(
+        expect.arrayContaining(["v2", ...CONTROLLERS, "pid", "mount", "network", "bpf"]),
+      );
+      for (const finding of missing) {
+        expect(finding).toMatchObject({ reason: expect.stringMatching(/./), remedy: expect.stringMatching(/./) });
+      }
+      expect(missing.find(({ name }) => name === "memory")).toMatchObject({
+        meaning: "refused: --memory, --memory-reservation, --memory-swap",
+        reason: "/sys/fs/cgroup is mounted read-only (EROFS)",
+        remedy: "docker run --privileged --cgroupns=private",
+      });
+    }
+    const text = Buffer.from((await daemon.jobs("reader", "doctor")).stdout, "latin1").toString();
+    expect(text).toMatch(
+      /^ +✗ misc .*\n +\/sys\/fs\/cgroup is mounted read-only \(EROFS\)\n +→ docker run --privileged/m,
+    );
+  });
+
   it("has a daemon that says what it cannot enforce, refuses limits by name, and runs jobs without", async () => {
     await using daemon = await startDaemon({ certificates, privileged: false });
     const host = /"host":"this host has no usable cgroup v2: no limits, .*EROFS/;
@@ -123,6 +211,9 @@ describe("a container without privileges", () => {
     const id = (await daemon.jobs("reader", "list", "-q", "--label", "test=free")).stdout.trim();
     const { job } = await daemon.query(id);
     expect(job).toMatchObject({ ended: { exitCode: 5, killed: 1 }, usage: { fromCgroup: false } });
-    expect(job.warnings).toEqual([expect.stringContaining("no usable cgroup v2")]);
+    expect(job.warnings).toEqual([
+      expect.stringContaining("no usable cgroup v2"),
+      expect.stringContaining("jobs share the host's: pid (EPERM)"),
+    ]);
   });
 });

@@ -3,7 +3,7 @@ import type { Client } from "../../src/client/index.ts";
 import { retrying } from "../../src/client/resume.ts";
 import { withClient } from "../connection.ts";
 import { ClosedPipe, EXIT, exitCodeOfJob } from "../exit.ts";
-import { describeEnd } from "../format.ts";
+import { describeEnd, killedForMemory } from "../format.ts";
 import { exit, say } from "../output.ts";
 import { toDuration } from "../parse.ts";
 import type { Given } from "../program.ts";
@@ -23,7 +23,8 @@ export async function run(given: Given): Promise<number> {
     const { jobId } = await startJob(client, request);
     interrupts.started(jobId);
     const job = await follow(client, jobId);
-    if (job.ended?.how?.$case !== "exited") say(`job ${jobId}: ${describeEnd(job).words}`);
+    if (job.ended?.how?.$case !== "exited" || killedForMemory(job.usage) > 0n)
+      say(`job ${jobId}: ${describeEnd(job).words}`);
     return exitCodeOfJob(job);
   });
 }

@@ -1,14 +1,24 @@
 import { randomUUID } from "node:crypto";
-import { StartResponse } from "../../proto/generated/jobs/v1/worker.ts";
+import { Network, StartResponse } from "../../proto/generated/jobs/v1/worker.ts";
 import type { Client, StartInput } from "../../src/client/index.ts";
 import { retrying } from "../../src/client/resume.ts";
 import { withClient } from "../connection.ts";
 import { EXIT } from "../exit.ts";
 import { print, printJson } from "../output.ts";
-import { parseDurationMs, parsePairs, toDuration, UsageError } from "../parse.ts";
+import {
+  parseCount,
+  parseDurationMs,
+  parsePairs,
+  parseRlimit,
+  parseUmask,
+  parseWord,
+  toDuration,
+  UsageError,
+} from "../parse.ts";
 import { type Given, optional } from "../program.ts";
 import { resources } from "../resources.ts";
 
+const NETWORKS = { host: Network.NETWORK_HOST, none: Network.NETWORK_NONE } as const;
 const TIMEOUT_MS = 60_000;
 /** A worker that restarts is away for a moment; one that is not there at all should be told of soon. */
 const RETRY_LIMIT_MS = 2_000;
@@ -48,5 +58,10 @@ export function startRequest(given: Given, env: NodeJS.ProcessEnv): StartInput {
     timeLimit: timeLimit === undefined ? undefined : toDuration(timeLimit),
     requestId: given.text("request-id") ?? randomUUID(),
     resources: resources(given),
+    network: NETWORKS[parseWord("--network", given.text("network") ?? "host", ["host", "none"])],
+    privateTmp: given.on("private-tmp"),
+    rlimits: given.list("rlimit").map((text) => parseRlimit("--rlimit", text)),
+    umask: optional(given, "umask", parseUmask),
+    oomScoreAdj: optional(given, "oom-score-adj", (flag, text) => Number(parseCount(flag, text))) ?? 0,
   };
 }

@@ -16,6 +16,7 @@ export interface Job {
   readonly id: string;
   readonly state: "STATE_STARTING" | "STATE_RUNNING" | "STATE_STOPPING" | "STATE_ENDED";
   readonly pid: number;
+  readonly resources?: object;
   readonly limits?: Readonly<Record<string, string>>;
   readonly warnings?: readonly string[];
   readonly startedAt?: string;
@@ -30,7 +31,7 @@ export interface Ended {
   readonly signal: number;
   readonly killed: number;
   readonly stopped?: { readonly by: string; readonly escalated: boolean };
-  readonly outOfMemory?: { readonly kills: string };
+  readonly outOfMemory?: { readonly kills: string; readonly wholeJob: boolean };
   readonly lost?: { readonly reason: string };
 }
 
@@ -43,7 +44,22 @@ export interface Usage {
   readonly processes?: string;
   readonly processesPeak?: string;
   readonly oomKills?: string;
+  readonly oomGroupKills?: string;
+  readonly ioWriteBytes?: string;
+  readonly cpuPeriods?: string;
+  readonly cpuThrottledPeriods?: string;
+  readonly cpuPressure?: Pressure;
+  readonly memoryPressure?: Pressure;
   readonly fromCgroup: boolean;
+}
+
+export interface Pressure {
+  readonly some: { readonly avg10: number; readonly total: Duration };
+}
+
+export interface StatsMessage {
+  readonly usage: Usage;
+  readonly end?: Job;
 }
 
 export interface StreamMessage {
@@ -53,6 +69,17 @@ export interface StreamMessage {
   readonly offset: string;
   readonly gap: string;
   readonly end?: Job;
+}
+
+export interface Examined {
+  readonly findings: readonly {
+    readonly area: string;
+    readonly name: string;
+    readonly state: "FINDING_STATE_ENFORCED" | "FINDING_STATE_LIMITED" | "FINDING_STATE_MISSING";
+    readonly meaning: string;
+    readonly reason: string;
+    readonly remedy: string;
+  }[];
 }
 
 /** A line of the audit log. */
@@ -66,6 +93,7 @@ export interface AuditRecord {
   readonly reason?: string;
   readonly code?: string;
   readonly jobId?: string;
+  readonly request?: { readonly limits?: readonly string[] };
 }
 
 interface AuditedPrincipal {

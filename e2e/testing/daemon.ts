@@ -17,6 +17,8 @@ const FOLLOW_MS = 300_000;
 export interface DaemonOptions {
   /** Flags of jobsd, besides those that the image has. */
   readonly flags?: readonly string[];
+  /** Instead of the image's. */
+  readonly entrypoint?: readonly string[];
   /** Without privileges the container has no cgroup that it may write. */
   readonly privileged?: boolean;
   /** The name of a volume for the state directory. */
@@ -153,7 +155,7 @@ export async function createVolume(): Promise<{ readonly name: string } & AsyncD
 /** A container with a daemon's certificates, not started yet. `made` removes it, also when it failed half-way. */
 function containerOf(
   { file }: Certificates,
-  { flags = [], privileged = true, volume }: DaemonOptions,
+  { flags = [], entrypoint, privileged = true, volume }: DaemonOptions,
   made: AsyncDisposableStack,
 ): { readonly box: GenericContainer; readonly log: () => string; readonly closed: Promise<void> } {
   const label = { "jobs.e2e": randomUUID() };
@@ -168,6 +170,7 @@ function containerOf(
       { source: file("worker.crt"), target: "/etc/jobs/worker.crt" },
       { source: file("worker.key"), target: "/etc/jobs/worker.key", mode: 0o600 },
     ]);
+  if (entrypoint) box.withEntrypoint([...entrypoint]);
   if (privileged) box.withPrivilegedMode();
   if (volume !== undefined) box.withBindMounts([{ source: volume, target: STATE }]);
   // By label, because testcontainers forgets a container whose start failed.

@@ -63,6 +63,48 @@ export async function* messages<Response>(
   }
 }
 
+/**
+ * Reads messages as they come and keeps the newest, so that none is old when it is asked for. Leaving the loop ends them.
+ *
+ * @param open what is read, until its signal
+ */
+export async function* newest<Message>(
+  open: (signal: AbortSignal) => AsyncGenerator<Message, void, void>,
+  signal: AbortSignal | undefined,
+): AsyncGenerator<Message, void, void> {
+  const left = new AbortController();
+  let next = Promise.withResolvers<void>();
+  const kept: Message[] = [];
+  let over = false;
+  const read = async (): Promise<void> => {
+    const ends = signal ? AbortSignal.any([signal, left.signal]) : left.signal;
+    for await (const message of open(ends)) {
+      kept[0] = message;
+      next.resolve();
+    }
+  };
+  const reading = read().finally(() => {
+    over = true;
+    next.resolve();
+  });
+  reading.catch(() => {}); // it is awaited below
+  try {
+    for (;;) {
+      const [message] = kept.splice(0);
+      if (message !== undefined) {
+        yield message;
+        continue;
+      }
+      if (over) break;
+      next = Promise.withResolvers();
+      await next.promise;
+    }
+    await reading;
+  } finally {
+    left.abort();
+  }
+}
+
 function cancelled(): ClientError {
   return new ClientError("CANCELLED", "the call was given up");
 }

@@ -8,6 +8,7 @@ import {
   Job,
   QueryResponse,
   type StreamRequest,
+  StatsResponse,
   StreamResponse,
   type WorkerServiceServer,
   WorkerServiceService,
@@ -26,6 +27,8 @@ let server: Server;
 let port: number;
 /** What the server does with the next Stream. */
 let onStream: (call: Streaming) => void;
+/** And with the next Stats. */
+let onStats: WorkerServiceServer["stats"] = (call) => call.end();
 
 async function listen(hosts: string[], address: string): Promise<{ server: Server; port: number }> {
   const { cert, key } = await authority.issue("worker", { hosts });
@@ -37,6 +40,9 @@ async function listen(hosts: string[], address: string): Promise<{ server: Serve
     stream: (call) => onStream(call),
     list: (_call, done) => done({ code: status.UNAVAILABLE, details: "later" }),
     wait: (_call, done) => done(null, { job: undefined }),
+    update: (_call, done) => done(null, { job: undefined }),
+    stats: (call) => onStats(call),
+    examine: (_call, done) => done(null, { findings: [], time: undefined }),
   };
   made.addService(WorkerServiceService, handlers);
   const pair = [{ private_key: Buffer.from(key), cert_chain: Buffer.from(cert) }];
@@ -225,6 +231,55 @@ describe("a stream", () => {
     for (let index = 0; index < 500; index++) await to.query("x");
     expect(written * piece.length).toBeLessThan(64 * 1024 * 1024);
     await stream.return();
+  });
+});
+
+describe("samples of a job's usage", () => {
+  const sample = (count: number): StatsResponse => StatsResponse.create({ usage: { processes: BigInt(count) } });
+
+  it("are skipped by who is slow, but for the newest, and the last comes always", async () => {
+    let end = (): void => {};
+    onStats = (call) => {
+      for (let i = 0; i < 1000; i++) call.write(sample(i));
+      end = () => {
+        call.write(StatsResponse.create({ end: Job.create({ id: "x" }) }));
+        call.end();
+      };
+    };
+    using to = client();
+    const samples = to.stats({ jobId: "x" });
+    const seen: bigint[] = [];
+    while (seen.at(-1) !== 999n) {
+      const { value } = await samples.next();
+      seen.push(value?.usage?.processes ?? -1n);
+      // As a terminal that is held up.
+      for (let i = 0; i < 20; i++) await to.query("x");
+    }
+    expect(seen.length).toBeLessThan(500);
+    end();
+    expect((await samples.next()).value).toMatchObject({ end: { id: "x" } });
+    expect(await samples.next()).toEqual({ done: true, value: undefined });
+  });
+
+  it("end with the loop that reads them, with their signal and with their error", async () => {
+    const gone = Promise.withResolvers<void>();
+    onStats = (call) => {
+      call.on("cancelled", () => gone.resolve());
+      call.write(sample(1));
+    };
+    using to = client();
+    for await (const { usage } of to.stats({ jobId: "x" })) {
+      expect(usage?.processes).toBe(1n);
+      break;
+    }
+    await gone.promise;
+    const giveUp = new AbortController();
+    const samples = to.stats({ jobId: "x" }, { signal: giveUp.signal });
+    await samples.next();
+    giveUp.abort();
+    await expect(samples.next()).rejects.toMatchObject({ code: "CANCELLED" });
+    onStats = (call) => call.emit("error", { code: status.NOT_FOUND, details: "no job" });
+    await expect(to.stats({ jobId: "x" }).next()).rejects.toMatchObject({ code: "NOT_FOUND", message: "no job" });
   });
 });
 

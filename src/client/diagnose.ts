@@ -167,7 +167,7 @@ function serverFault(socket: TLSSocket, where: string): Diagnosis | undefined {
 }
 
 /** What a worker would refuse the own certificate for, as far as can be seen from here. */
-function ownFault({ ca, cert }: Credentials): Diagnosis | undefined {
+export function ownFault({ ca, cert }: Credentials): Diagnosis | undefined {
   const own = new X509Certificate(cert);
   const authorities = bundle(ca);
   const name = `your certificate (${subject(own)})`;
@@ -211,7 +211,8 @@ function bundle(ca: string | Buffer): X509Certificate[] {
   return (blocks ?? [ca]).map((pem) => new X509Certificate(pem));
 }
 
-function subject(certificate: X509Certificate): string {
+/** As in "CN=ada, O=lab". */
+export function subject(certificate: X509Certificate): string {
   return certificate.subject.replaceAll("\n", ", ");
 }
 

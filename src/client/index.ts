@@ -1,23 +1,28 @@
 import { connectivityState, Metadata } from "@grpc/grpc-js";
 import {
+  type ExamineResponse,
   ListRequest,
   type ListResponse,
   type QueryResponse,
   StartRequest,
   type StartResponse,
+  StatsRequest,
+  type StatsResponse,
   StopRequest,
   type StopResponse,
   StreamRequest,
   type StreamResponse,
+  UpdateRequest,
+  type UpdateResponse,
   type WaitResponse,
   WorkerServiceClient,
 } from "../../proto/generated/jobs/v1/worker.ts";
-import { type CallOptions, messages, unary, type Watch } from "./calls.ts";
+import { type CallOptions, messages, newest, unary, type Watch } from "./calls.ts";
 import { ClientError } from "./errors.ts";
 import { channelFor, type Credentials, formatTarget, parseTarget, secureContext } from "./target.ts";
 
 export { ClientError, type CallOptions, type Credentials };
-export { resuming, retrying, type RetryOptions } from "./resume.ts";
+export { reopening, resuming, retrying, type RetryOptions } from "./resume.ts";
 
 export interface ConnectOptions extends Credentials {
   /** A call fails as UNAVAILABLE when there is no connection after so long; 10 s when absent. */
@@ -31,6 +36,8 @@ export type StartInput = Partially<typeof StartRequest>;
 export type StopInput = Partially<typeof StopRequest>;
 export type ListInput = Partially<typeof ListRequest>;
 export type StreamInput = Partially<typeof StreamRequest>;
+export type UpdateInput = Partially<typeof UpdateRequest>;
+export type StatsInput = Partially<typeof StatsRequest>;
 
 /** A worker, as worker.proto has it. Every method throws ClientError; `using` or close() lets go of the connection. */
 export interface Client extends Disposable {
@@ -39,8 +46,12 @@ export interface Client extends Disposable {
   query(jobId: string, options?: CallOptions): Promise<QueryResponse>;
   list(request?: ListInput, options?: CallOptions): Promise<ListResponse>;
   wait(jobId: string, options?: CallOptions): Promise<WaitResponse>;
+  examine(options?: CallOptions): Promise<ExamineResponse>;
   /** Messages are read only as they are asked for, so a slow consumer holds back the worker; leaving the loop cancels. */
   stream(request: StreamInput, options?: CallOptions): AsyncGenerator<StreamResponse, void, void>;
+  update(request: UpdateInput, options?: CallOptions): Promise<UpdateResponse>;
+  /** The newest message each time: a slow consumer skips those before it. Leaving the loop cancels. */
+  stats(request: StatsInput, options?: CallOptions): AsyncGenerator<StatsResponse, void, void>;
   close(): void;
 }
 
@@ -83,8 +94,16 @@ export function connect(options: ConnectOptions): Client {
     list: (request = {}, call = {}) =>
       unary((done) => grpc.list(ListRequest.fromPartial(request), none, deadline(call), done), call.signal, watch),
     wait: (jobId, call = {}) => unary((done) => grpc.wait({ jobId }, none, deadline(call), done), call.signal, watch),
+    examine: (call = {}) => unary((done) => grpc.examine({}, none, deadline(call), done), call.signal, watch),
     stream: (request, call = {}) =>
       messages(() => grpc.stream(StreamRequest.fromPartial(request), none, deadline(call)), call.signal, watch),
+    update: (request, call = {}) =>
+      unary((done) => grpc.update(UpdateRequest.fromPartial(request), none, deadline(call), done), call.signal, watch),
+    stats: (request, call = {}) =>
+      newest(
+        (signal) => messages(() => grpc.stats(StatsRequest.fromPartial(request), none, deadline(call)), signal, watch),
+        call.signal,
+      ),
     close,
     [Symbol.dispose]: close,
   };

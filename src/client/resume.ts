@@ -39,15 +39,32 @@ export async function* resuming(
   options: RetryOptions & { readonly onResume?: (offset: bigint) => void },
 ): AsyncGenerator<StreamResponse, void, void> {
   let next: bigint | undefined;
+  const open = (): ReturnType<Client["stream"]> => {
+    const position = next === undefined ? request.position : ({ $case: "offset", value: next } as const);
+    return client.stream({ ...request, position }, { signal: options.signal });
+  };
+  const onResume = ({ offset }: StreamResponse): void => options.onResume?.(next ?? offset);
+  for await (const message of reopening(open, { ...options, onResume })) {
+    yield message;
+    next = message.offset + BigInt(message.output.length) + message.gap;
+  }
+}
+
+/**
+ * Opens a stream again where it broke off, with growing pauses. Throws the ClientError of the last attempt when the
+ * worker stays away for longer than `limitMs`.
+ */
+export async function* reopening<Message>(
+  open: () => AsyncGenerator<Message, void, void>,
+  options: RetryOptions & { readonly onResume?: ((message: Message) => void) | undefined },
+): AsyncGenerator<Message, void, void> {
   let pause: ReturnType<typeof pauses> | undefined;
   for (;;) {
-    const position = next === undefined ? request.position : ({ $case: "offset", value: next } as const);
     try {
-      for await (const message of client.stream({ ...request, position }, { signal: options.signal })) {
-        if (pause) options.onResume?.(next ?? message.offset);
+      for await (const message of open()) {
+        if (pause) options.onResume?.(message);
         pause = undefined;
         yield message;
-        next = message.offset + BigInt(message.output.length) + message.gap;
       }
       return;
     } catch (error) {

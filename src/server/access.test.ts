@@ -3,7 +3,7 @@ import { connect as connectTcp } from "node:net";
 import { connect as connectTls, type ConnectionOptions } from "node:tls";
 import { status } from "@grpc/grpc-js";
 import { beforeAll, describe, expect, test } from "vitest";
-import { StartRequest, StreamRequest } from "../../proto/generated/jobs/v1/worker.ts";
+import { StartRequest, UpdateRequest, StreamRequest } from "../../proto/generated/jobs/v1/worker.ts";
 import {
   answer,
   authority,
@@ -176,12 +176,16 @@ describe("a verified certificate gets no call through, and the audit log says wh
   });
 });
 
-test("a reader may look, and may not start or stop", async () => {
-  let started = false;
+test("a reader may look, and may not start, stop or update", async () => {
+  const called: string[] = [];
   await using server = await running(trusted, {
     start: () => {
-      started = true;
+      called.push("start");
       return Promise.resolve({ job: JOB, alreadyStarted: false });
+    },
+    update: () => {
+      called.push("update");
+      return Promise.resolve(JOB);
     },
   });
   using client = clientOf(server.port, trusted.ca, reader);
@@ -191,7 +195,9 @@ test("a reader may look, and may not start or stop", async () => {
   expect(start.details).toBe('Start needs the role writer; the certificate of "some reader" has reader');
   const stop = await errorOf(answer((done) => client.stop({ jobId: JOB.id, grace: undefined }, done)));
   expect(stop.code).toBe(status.PERMISSION_DENIED);
-  expect(started).toBe(false);
+  const update = await errorOf(answer((done) => client.update({ jobId: JOB.id, resources: undefined }, done)));
+  expect(update.code).toBe(status.PERMISSION_DENIED);
+  expect(called).toEqual([]);
 });
 
 test("the record of a start tells who, what and how it ended, and no argument and no environment", async () => {
@@ -212,6 +218,25 @@ test("the record of a start tells who, what and how it ended, and no argument an
     { ...call, stage: "end", code: "OK", jobId: JOB.id, durationMs: expect.any(Number) },
   ]);
   expect(server.audit[0]?.id).toBe(server.audit[1]?.id);
+  expect(JSON.stringify(server.audit)).not.toContain("secret");
+});
+
+test("an update is recorded before it is made, with the limits' names and not what they are", async () => {
+  await using server = await running(trusted, {
+    update: () => {
+      expect(server.audit).toHaveLength(1);
+      return Promise.resolve(JOB);
+    },
+  });
+  using client = clientOf(server.port, trusted.ca, writer);
+  const resources = { cpu: { quota: 1n }, unified: new Map([["memory.high", "secret"]]) };
+  await answer((done) => client.update(UpdateRequest.fromPartial({ jobId: JOB.id, resources }), done));
+  const call = { method: "/jobs.v1.WorkerService/Update", decision: "allowed", jobId: JOB.id };
+  const request = { limits: ["cpu.quota", "unified.memory.high"] };
+  expect(server.audit).toMatchObject([
+    { ...call, stage: "begin", request },
+    { ...call, stage: "end", code: "OK", request },
+  ]);
   expect(JSON.stringify(server.audit)).not.toContain("secret");
 });
 

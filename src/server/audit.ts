@@ -24,7 +24,7 @@ export interface AuditRecord {
   readonly jobId?: string;
   readonly durationMs?: number;
   /** Names and counts only: arguments and environment may be secrets. */
-  readonly request?: { readonly command: string; readonly argc: number; readonly limits?: readonly string[] };
+  readonly request?: { readonly command?: string; readonly argc?: number; readonly limits?: readonly string[] };
   /** Refused connections before this one that were not recorded. */
   readonly suppressed?: number;
 }

@@ -1,7 +1,12 @@
 import { once } from "node:events";
 import { credentials, Metadata, Server, ServerCredentials, status } from "@grpc/grpc-js";
 import { beforeAll, describe, expect, test } from "vitest";
-import { WorkerServiceClient, WorkerServiceService, StreamRequest } from "../../proto/generated/jobs/v1/worker.ts";
+import {
+  WorkerServiceClient,
+  WorkerServiceService,
+  StartRequest,
+  StreamRequest,
+} from "../../proto/generated/jobs/v1/worker.ts";
 import { JobError } from "../worker/errors.ts";
 import { guardedInterceptor, type Hooks } from "./guard.ts";
 import {
@@ -92,9 +97,8 @@ describe("a handler that fails", () => {
       answer((done) => client.list({ states: [], labels: new Map(), limit: 0, pageToken: "" }, done)),
     );
     expect(list.code).toBe(status.INTERNAL);
-    const started = { command: "true", args: [], resources: undefined, env: new Map(), cwd: "", user: "", group: "" };
-    const rest = { labels: new Map<string, string>(), timeLimit: undefined, requestId: "" };
-    expect(await answer((done) => client.start({ ...started, ...rest }, done))).toMatchObject({ jobId: JOB.id });
+    const start = StartRequest.fromPartial({ command: "true" });
+    expect(await answer((done) => client.start(start, done))).toMatchObject({ jobId: JOB.id });
   });
 
   test("in the middle of a stream, leaves what came before and then the status", async () => {

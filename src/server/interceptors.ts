@@ -142,11 +142,12 @@ export function writeRecord(audit: Audit, log: Logger, record: AuditRecord): boo
 
 function requestFacts(message: unknown): Partial<AuditRecord> {
   if (typeof message !== "object" || message === null) return {};
-  if (!("command" in message) || typeof message.command !== "string") return jobIdIn(message);
-  const argc = "args" in message && Array.isArray(message.args) ? message.args.length : 0;
   const limits = "resources" in message ? limitNames(message.resources) : [];
-  const command = message.command.slice(0, MAX_RECORDED_CHARS);
-  return { request: { command, argc, ...(limits.length > 0 && { limits }) } };
+  const asked = limits.length > 0 && { limits };
+  if (!("command" in message) || typeof message.command !== "string")
+    return { ...jobIdIn(message), ...(asked && { request: asked }) };
+  const argc = "args" in message && Array.isArray(message.args) ? message.args.length : 0;
+  return { request: { command: message.command.slice(0, MAX_RECORDED_CHARS), argc, ...asked } };
 }
 
 function jobIdIn(message: unknown): { jobId?: string } {

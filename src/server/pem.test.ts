@@ -1,6 +1,6 @@
 import { beforeAll, describe, expect, test } from "vitest";
 import { checkPem } from "./pem.ts";
-import { authority, logTo, type Authority } from "./testing.ts";
+import { authority, type Authority } from "./testing.ts";
 
 let trusted: Authority;
 let other: Authority;
@@ -22,22 +22,14 @@ describe("a server's own files are refused", () => {
     ["bad-key", "the private key (key) cannot be parsed", { key: "hello" }],
   ])("%s: %s", (code, message, wrong) => {
     const pem = { ca: trusted.ca.cert, ...trusted.server, ...wrong };
-    expect(() =>
-      checkPem(
-        pem,
-        logTo(() => undefined),
-      ),
-    ).toThrow(expect.objectContaining({ code, message: expect.stringContaining(message) }));
+    expect(() => checkPem(pem, () => undefined)).toThrow(
+      expect.objectContaining({ code, message: expect.stringContaining(message) }),
+    );
   });
 
   test("when the key belongs to another certificate, which is named", () => {
     const pem = { ca: trusted.ca.cert, cert: trusted.server.cert, key: other.server.key };
-    expect(() =>
-      checkPem(
-        pem,
-        logTo(() => undefined),
-      ),
-    ).toThrow(
+    expect(() => checkPem(pem, () => undefined)).toThrow(
       expect.objectContaining({
         code: "key-mismatch",
         message: expect.stringMatching(/\(key\).*\(cert: CN=worker, serial /),
@@ -49,10 +41,7 @@ describe("a server's own files are refused", () => {
 test("what clients will refuse is warned of", async () => {
   const warnings = async (pem: { cert: string; key: string }, ca = trusted.ca.cert) => {
     const said: string[] = [];
-    checkPem(
-      { ca, ...pem },
-      logTo(({ msg }) => said.push(msg)),
-    );
+    checkPem({ ca, ...pem }, (problem) => said.push(problem));
     return said.join("\n");
   };
   const server = { usages: ["serverAuth"] } as const;

@@ -1,5 +1,4 @@
 import { createPrivateKey, X509Certificate, type KeyObject } from "node:crypto";
-import type { Logger } from "pino";
 
 /** PEM, each. `ca` may hold several certificates, `cert` a chain. */
 export interface TlsPem {
@@ -26,9 +25,9 @@ const SERVER_AUTH = "1.3.6.1.5.5.7.3.1";
 const SOON_MS = 14 * 24 * 3600 * 1000;
 
 /**
- * Checks the server's own files: throws ServeError for what cannot work, and warns of what clients will refuse.
+ * Checks the server's own files: throws ServeError for what cannot work, and tells `warn` of what clients will refuse.
  */
-export function checkPem({ ca, cert, key }: TlsPem, log: Logger): void {
+export function checkPem({ ca, cert, key }: TlsPem, warn: (problem: string, certificate: string) => void): void {
   const authorities = certificates("bad-ca", "the CA certificate (ca)", ca);
   const chain = certificates("bad-certificate", "the worker's certificate (cert)", cert);
   const privateKey = parseKey(key);
@@ -39,7 +38,7 @@ export function checkPem({ ca, cert, key }: TlsPem, log: Logger): void {
       `the private key (key) does not belong to the worker's certificate (cert: ${describe(own)}): give the key that its request was made with`,
     );
   }
-  for (const problem of problems(own, [...chain, ...authorities])) log.warn({ certificate: describe(own) }, problem);
+  for (const problem of problems(own, [...chain, ...authorities])) warn(problem, describe(own));
 }
 
 function* problems(own: X509Certificate, signers: readonly X509Certificate[]): Generator<string> {

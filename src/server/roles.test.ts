@@ -8,9 +8,9 @@ test("every method of both services has its roles, and nothing else has any", ()
   expect([...METHODS].toSorted()).toEqual(served.toSorted());
 });
 
-test("only Start and Stop are for writers alone", () => {
-  const writersOnly = [...METHODS].filter(mutates);
-  expect(writersOnly.toSorted()).toEqual(["/jobs.v1.WorkerService/Start", "/jobs.v1.WorkerService/Stop"]);
+test("only Start, Stop and Update are for writers alone", () => {
+  const writersOnly = [...METHODS].filter(mutates).map((path) => path.replace("/jobs.v1.WorkerService/", ""));
+  expect(writersOnly.toSorted()).toEqual(["Start", "Stop", "Update"]);
   for (const path of METHODS) expect(rolesOf(path)).toContain("writer");
 });
 

@@ -7,10 +7,13 @@ const WRITERS: readonly Role[] = ["writer"];
 const ROLES: ReadonlyMap<string, readonly Role[]> = new Map([
   ["/jobs.v1.WorkerService/Start", WRITERS],
   ["/jobs.v1.WorkerService/Stop", WRITERS],
+  ["/jobs.v1.WorkerService/Update", WRITERS],
   ["/jobs.v1.WorkerService/Query", ANYONE],
   ["/jobs.v1.WorkerService/Stream", ANYONE],
   ["/jobs.v1.WorkerService/List", ANYONE],
   ["/jobs.v1.WorkerService/Wait", ANYONE],
+  ["/jobs.v1.WorkerService/Stats", ANYONE],
+  ["/jobs.v1.WorkerService/Examine", ANYONE],
   ["/grpc.health.v1.Health/Check", ANYONE],
   ["/grpc.health.v1.Health/Watch", ANYONE],
 ]);

@@ -2,10 +2,11 @@ import type { handleServerStreamingCall } from "@grpc/grpc-js";
 import type { StreamRequest, WorkerServiceServer } from "../../proto/generated/jobs/v1/worker.ts";
 import type { Worker } from "../worker/worker.ts";
 import type { Handlers } from "./guard.ts";
-import { streamOutput, type StreamMessage } from "./stream.ts";
-import { fromJob, toJobSpec, toListFilter, toStop } from "./translate.ts";
+import { streamOutput, streamStats, type StreamMessage } from "./stream.ts";
+import { toResources } from "./translate-resources.ts";
+import { fromFinding, fromJob, toJobSpec, toListFilter, toStop } from "./translate.ts";
 
-type Service = Pick<WorkerServiceServer, "start" | "stop" | "query" | "list" | "wait"> & {
+type Service = Omit<WorkerServiceServer, "stream"> & {
   stream: handleServerStreamingCall<StreamRequest, StreamMessage>;
 };
 
@@ -30,6 +31,15 @@ export function workerService(worker: Worker, { unary, streaming }: Handlers): S
       return { jobs: jobs.map(fromJob), nextPageToken };
     }),
     wait: unary(async ({ jobId }, { signal }) => ({ job: fromJob(await worker.wait(jobId, signal)) }), "lasts"),
+    update: unary(async ({ jobId, resources }) => {
+      const job = await worker.update(jobId, resources ? toResources(resources) : {});
+      return { job: fromJob(job) };
+    }),
+    stats: streaming((call, context) => streamStats(worker, call, context)),
+    examine: unary(async () => {
+      const findings = await worker.examine();
+      return { findings: findings.map(fromFinding), time: new Date() };
+    }),
     stream: streaming((call, context) => streamOutput(worker, call, context)),
   };
 }

@@ -20,6 +20,7 @@ const CODES: Readonly<Record<JobErrorCode, status>> = {
   "not-found": status.NOT_FOUND,
   forbidden: status.PERMISSION_DENIED,
   unsupported: status.FAILED_PRECONDITION,
+  precondition: status.FAILED_PRECONDITION,
   exhausted: status.RESOURCE_EXHAUSTED,
   unavailable: status.UNAVAILABLE,
   internal: status.INTERNAL,

@@ -2,7 +2,14 @@ import { once } from "node:events";
 import { connect, createServer, type Socket } from "node:net";
 import { status } from "@grpc/grpc-js";
 import { beforeAll, describe, expect, test } from "vitest";
-import { Source, State, StreamRequest, StreamResponse } from "../../proto/generated/jobs/v1/worker.ts";
+import {
+  Source,
+  State,
+  StatsRequest,
+  type StatsResponse,
+  StreamRequest,
+  StreamResponse,
+} from "../../proto/generated/jobs/v1/worker.ts";
 import type { Chunk } from "../worker/output.ts";
 import type { Worker } from "../worker/worker.ts";
 import { encode } from "./stream.ts";
@@ -123,6 +130,58 @@ describe("a client that does not read", () => {
     for (const socket of ends) socket.resetAndDestroy();
     await until(() => seen.returned, "the worker's iterator is returned");
     proxy.close();
+  });
+});
+
+test("samples of a job's usage wait for a client that does not read, and are not kept for it", async () => {
+  let [taken, returned] = [0, false];
+  const usage = { elapsedMs: 1, cpuUserUs: 2, cpuSystemUs: 3, fromCgroup: true };
+  await using server = await running(trusted, {
+    async *stats() {
+      try {
+        for (;;) {
+          taken++;
+          yield usage;
+        }
+      } finally {
+        returned = true;
+      }
+    },
+  });
+  using client = clientOf(server.port, trusted.ca, reader);
+  const call = client.stats(StatsRequest.fromPartial({ jobId: JOB.id }));
+  call.on("error", () => undefined);
+  await once(call, "readable");
+  let [before, polls] = [0, 0];
+  await until(() => {
+    polls = taken === before ? polls + 1 : 0;
+    before = taken;
+    return polls > 30;
+  }, "no more samples are taken");
+  // What fits in a window of 64 KiB.
+  expect(taken).toBeLessThan(4000);
+  expect(returned).toBe(false);
+  call.cancel();
+  await until(() => returned, "the samples are given up");
+});
+
+test("a job's last sample carries the job as it ended, and its usage", async () => {
+  const usage = { elapsedMs: 1500, cpuUserUs: 2, cpuSystemUs: 3, oomKills: 4, fromCgroup: true };
+  await using server = await running(trusted, {
+    async *stats(id, { intervalMs }) {
+      expect([id, intervalMs]).toEqual([JOB.id, 250]);
+      yield { ...usage, elapsedMs: 1 };
+      return { ...JOB, state: "ended", usage };
+    },
+  });
+  using client = clientOf(server.port, trusted.ca, reader);
+  const request = StatsRequest.fromPartial({ jobId: JOB.id, interval: { nanos: 250_000_000 } });
+  const [first, last, ...more]: StatsResponse[] = await client.stats(request).toArray();
+  expect(more).toEqual([]);
+  expect(first).toMatchObject({ time: expect.any(Date), usage: { elapsed: { nanos: 1_000_000 } }, end: undefined });
+  expect(last).toMatchObject({
+    usage: { elapsed: { seconds: 1n, nanos: 500_000_000 }, oomKills: 4n },
+    end: { id: JOB.id, state: State.STATE_ENDED, usage: last?.usage },
   });
 });
 

@@ -3,13 +3,15 @@ import {
   Source,
   StreamResponse,
   WorkerServiceService,
+  type StatsRequest,
+  type StatsResponse,
   type StreamRequest,
 } from "../../proto/generated/jobs/v1/worker.ts";
 import type { Job } from "../worker/job.ts";
 import type { Chunk, Gap } from "../worker/output.ts";
 import type { Worker } from "../worker/worker.ts";
 import type { Context } from "./guard.ts";
-import { fromJob, toStreamOptions } from "./translate.ts";
+import { fromJob, fromUsage, toStatsOptions, toStreamOptions } from "./translate.ts";
 
 /** The last message: the job as it is, and where to resume. */
 interface End {
@@ -41,16 +43,35 @@ export async function streamOutput(
   }
 }
 
+/** Streams what a job uses until it has ended. The next sample is taken when HTTP/2 has the one before it. */
+export async function streamStats(
+  worker: Worker,
+  call: ServerWritableStream<StatsRequest, StatsResponse>,
+  { signal }: Context,
+): Promise<void> {
+  await using samples = worker.stats(call.request.jobId, toStatsOptions(call.request, signal));
+  const write = writer(call, signal);
+  for (;;) {
+    const next = await samples.next();
+    signal.throwIfAborted();
+    const usage = next.done ? next.value.usage : next.value;
+    const end = next.done ? fromJob(next.value) : undefined;
+    const sent = write({ time: new Date(), usage: usage && fromUsage(usage), end });
+    if (next.done) return;
+    await sent;
+  }
+}
+
 /**
  * Writes one message at a time, and resolves when HTTP/2 has taken it or the call is over: then neither grpc-js's
  * callback nor its 'drain' comes any more. Waiting for each message, while the next one is being read, is what bounds
  * memory to one message a call, and it is what lets a chunk be serialised at once: grpc-js would keep those behind it
  * in its queue as they are, up to 16, and their bytes are not theirs any longer by then.
  */
-function writer(call: ServerWritableStream<unknown, StreamMessage>, signal: AbortSignal) {
+function writer<Message>(call: ServerWritableStream<unknown, Message>, signal: AbortSignal) {
   let release: (() => void) | undefined;
   signal.addEventListener("abort", () => release?.(), { once: true });
-  return (message: StreamMessage): Promise<void> =>
+  return (message: Message): Promise<void> =>
     new Promise((resolve) => {
       release = resolve;
       call.write(message, () => resolve());

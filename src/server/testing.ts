@@ -249,6 +249,11 @@ function workerOf(methods: Partial<Worker>): Worker {
     stream: (id) => {
       throw none(id);
     },
+    update: (id) => Promise.reject(none(id)),
+    stats: (id) => {
+      throw none(id);
+    },
+    examine: () => Promise.resolve([]),
     close: () => Promise.resolve(),
     ...methods,
   };

@@ -39,7 +39,7 @@ interface ListenOptions {
  */
 export async function listenTls(options: ListenOptions): Promise<TlsListener> {
   const { host, port, tls, log, connections, onConnection, onRefused } = options;
-  checkPem(tls, log);
+  checkPem(tls, (problem, certificate) => log.warn({ certificate }, problem));
   const handshakes = new Map<string, Socket>();
   const handshaker = createTlsServer({
     ...tls,

@@ -8,6 +8,7 @@ import {
   type LinuxThrottleDevice as ProtoThrottleDevice,
   type LinuxWeightDevice as ProtoWeightDevice,
 } from "../../proto/generated/jobs/v1/resources.ts";
+import { invalid } from "../worker/errors.ts";
 import type {
   LinuxBlockIO,
   LinuxCpu,
@@ -112,4 +113,14 @@ function fromBlockIO(from: LinuxBlockIO): ProtoBlockIo {
     throttleReadIopsDevice: [...(from.throttleReadIOPSDevice ?? [])],
     throttleWriteIopsDevice: [...(from.throttleWriteIOPSDevice ?? [])],
   };
+}
+
+/** Throws JobError `invalid` for what a number cannot hold exactly. */
+export function toCount(field: string, value: bigint): number {
+  if (value > BigInt(Number.MAX_SAFE_INTEGER)) throw invalid(field, `${value} is more than ${Number.MAX_SAFE_INTEGER}`);
+  return Number(value);
+}
+
+export function fromCount(count: number | undefined): bigint | undefined {
+  return count === undefined ? undefined : BigInt(Math.round(count));
 }

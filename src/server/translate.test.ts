@@ -3,19 +3,25 @@ import { LinuxResources as ProtoResources } from "../../proto/generated/jobs/v1/
 import {
   Job as ProtoJob,
   ListRequest,
+  Network,
   Source,
   StartRequest,
   State,
+  StatsRequest,
   StopRequest,
   StreamRequest,
 } from "../../proto/generated/jobs/v1/worker.ts";
 import type { How } from "../worker/job.ts";
 import { JOB } from "./testing.ts";
-import { fromJob, toJobSpec, toListFilter, toStop, toStreamOptions } from "./translate.ts";
+import { fromJob, toJobSpec, toListFilter, toStatsOptions, toStop, toStreamOptions } from "./translate.ts";
 import { fromResources, toResources } from "./translate-resources.ts";
 
 const EVERYTHING = ProtoResources.fromPartial({
-  devices: [{ allow: false }, { allow: true, type: "c", major: 1n, minor: 3n, access: "rwm" }],
+  devices: [
+    { allow: false },
+    { allow: true, type: "c", major: 1n, minor: 3n, access: "rwm" },
+    { allow: true, path: "/dev/fuse" },
+  ],
   memory: { limit: -1n, reservation: 1n, swap: 2n, kernel: 3n, kernelTcp: 4n, swappiness: 5n, disableOomKiller: false },
   cpu: { shares: 1024n, quota: -1n, period: 100000n, cpus: "0-3", idle: 0n },
   pids: { limit: 0n },
@@ -53,7 +59,11 @@ describe("a start", () => {
 
   test("keeps every limit apart, absent from zero", () => {
     expect(toResources(EVERYTHING)).toStrictEqual({
-      devices: [{ allow: false }, { allow: true, type: "c", major: 1n, minor: 3n, access: "rwm" }],
+      devices: [
+        { allow: false },
+        { allow: true, type: "c", major: 1n, minor: 3n, access: "rwm" },
+        { allow: true, path: "/dev/fuse" },
+      ],
       memory: {
         limit: -1n,
         reservation: 1n,
@@ -78,6 +88,50 @@ describe("a start", () => {
     });
   });
 
+  test("has the isolation that is asked for, and a job tells it back", () => {
+    const request = StartRequest.fromPartial({
+      command: "ls",
+      network: Network.NETWORK_NONE,
+      privateTmp: true,
+      rlimits: [
+        { name: "nofile", soft: 1n, hard: 2n },
+        { name: "core", soft: 0n },
+      ],
+      umask: 0,
+      oomScoreAdj: 5,
+    });
+    const asked = {
+      network: "none",
+      privateTmp: true,
+      rlimits: [
+        { name: "nofile", soft: 1, hard: 2 },
+        { name: "core", soft: 0 },
+      ],
+      umask: 0,
+      oomScoreAdj: 5,
+    } as const;
+    expect(toJobSpec(request, "ada")).toStrictEqual({
+      command: "ls",
+      args: [],
+      env: new Map(),
+      labels: new Map(),
+      owner: "ada",
+      ...asked,
+    });
+    const { isolation } = fromJob({ ...JOB, ...asked, isolation: ["pid", "no-capabilities"] });
+    expect(isolation).toEqual({
+      parts: ["pid", "no-capabilities"],
+      network: Network.NETWORK_NONE,
+      privateTmp: true,
+      rlimits: [
+        { name: "nofile", soft: 1n, hard: 2n },
+        { name: "core", soft: 0n, hard: undefined },
+      ],
+      umask: 0,
+      oomScoreAdj: 5,
+    });
+  });
+
   test("tells its limits back as they were asked for", () => {
     const back = ProtoResources.encode(fromResources(toResources(EVERYTHING))).finish();
     expect(Buffer.from(back)).toEqual(Buffer.from(ProtoResources.encode(EVERYTHING).finish()));
@@ -92,7 +146,10 @@ describe("a request is refused by its field's name", () => {
     ["time_limit", () => toJobSpec(StartRequest.fromPartial({ timeLimit: { seconds: -1n } }), "ada")],
     ["time_limit", () => toJobSpec(StartRequest.fromPartial({ timeLimit: { nanos: -1 } }), "ada")],
     ["time_limit", () => toJobSpec(StartRequest.fromPartial({ timeLimit: { seconds: 2n ** 60n } }), "ada")],
+    ["network", () => toJobSpec(StartRequest.decode(Buffer.of(11 << 3, 9)), "ada")],
+    ["rlimits", () => toJobSpec(StartRequest.fromPartial({ rlimits: [{ name: "as", soft: 2n ** 60n }] }), "ada")],
     ["grace", () => toStop(StopRequest.fromPartial({ grace: { seconds: 0n, nanos: 1_000_000_000 } }))],
+    ["interval", () => toStatsOptions(StatsRequest.fromPartial({ interval: { seconds: -1n } }), never)],
     ["signal", () => toStop(StopRequest.fromPartial({ signal: 0 }))],
     ["signal", () => toStop(StopRequest.fromPartial({ signal: 65 }))],
     [
@@ -119,6 +176,7 @@ test("a stop, a list and a stream have the defaults that the proto promises", ()
     pageToken: "p",
   });
   const { signal } = new AbortController();
+  expect(toStatsOptions(StatsRequest.fromPartial({}), signal)).toStrictEqual({ signal });
   const both = [Source.SOURCE_STDERR, Source.SOURCE_STDOUT];
   expect(toStreamOptions(StreamRequest.fromPartial({ sources: both, follow: true }), signal)).toStrictEqual({
     follow: true,
@@ -149,6 +207,12 @@ describe("a job", () => {
         cpuUserUs: 1_999_999,
         cpuSystemUs: 0,
         memoryPeakBytes: 2 ** 40,
+        cpuThrottledPeriods: 3,
+        memorySwapBytes: 0,
+        oomGroupKills: 1,
+        ioReadOperations: 7,
+        processesMaxEvents: 2,
+        memoryPressure: { some: { avg10: 12.34, avg60: 0, avg300: 0.5, totalUs: 1_500_000 } },
         fromCgroup: true,
       },
       output: { size: 2 ** 40, first: 1, dropped: 2 },
@@ -166,6 +230,18 @@ describe("a job", () => {
         cpuThrottled: undefined,
         memoryPeak: 2n ** 40n,
         oomKills: undefined,
+        cpuPeriods: undefined,
+        cpuThrottledPeriods: 3n,
+        memorySwap: 0n,
+        oomGroupKills: 1n,
+        ioReadOperations: 7n,
+        ioWriteOperations: undefined,
+        processesMaxEvents: 2n,
+        cpuPressure: undefined,
+        memoryPressure: {
+          some: { avg10: 12.34, avg60: 0, avg300: 0.5, total: { seconds: 1n, nanos: 500_000_000 } },
+          full: undefined,
+        },
       },
       output: { size: 2n ** 40n, first: 1n, dropped: 2n },
     });
@@ -176,7 +252,8 @@ describe("a job", () => {
     [{ kind: "signalled", signal: 9, coreDumped: true }, "signalled", { signal: 9, coreDumped: true }],
     [{ kind: "stopped", by: "ada", escalated: true }, "stopped", { by: "ada", escalated: true }],
     [{ kind: "timed-out", limitMs: 10 }, "timedOut", { limit: { seconds: 0n, nanos: 10_000_000 } }],
-    [{ kind: "out-of-memory", kills: 2 }, "outOfMemory", { kills: 2n }],
+    [{ kind: "out-of-memory", kills: 2 }, "outOfMemory", { kills: 2n, wholeJob: false }],
+    [{ kind: "out-of-memory", kills: 1, wholeJob: true }, "outOfMemory", { kills: 1n, wholeJob: true }],
     [
       { kind: "failed-to-start", stage: "exec", errno: 2, message: "m" },
       "failedToStart",

@@ -1,20 +1,28 @@
 import type { Duration } from "../../proto/generated/google/protobuf/duration.ts";
 import {
+  FindingState,
   Job as ProtoJob,
   Source as ProtoSource,
   State as ProtoState,
   type Ended as ProtoEnded,
+  type Finding as ProtoFinding,
   type ListRequest,
+  type Pressure as ProtoPressure,
+  type Stall as ProtoStall,
   type StartRequest,
+  type StatsRequest,
   type StopRequest,
   type StreamRequest,
   type Usage as ProtoUsage,
 } from "../../proto/generated/jobs/v1/worker.ts";
+import type { Finding } from "../worker/doctor/finding.ts";
 import { invalid } from "../worker/errors.ts";
-import type { Ended, Job, JobSpec, State, Usage } from "../worker/job.ts";
+import type { Ended, Job, JobSpec, Pressure, Stall, State, Usage } from "../worker/job.ts";
 import type { Position, StreamOptions } from "../worker/output.ts";
 import type { ListFilter } from "../worker/list.ts";
-import { defined, fromResources, toResources } from "./translate-resources.ts";
+import type { StatsOptions } from "../worker/stats.ts";
+import { fromIsolation, toIsolation } from "./translate-isolation.ts";
+import { defined, fromCount, fromResources, toCount, toResources } from "./translate-resources.ts";
 
 const DEFAULT_PAGE = 100;
 const MAX_PAGE = 1000;
@@ -35,6 +43,12 @@ const STATE_NAMES: ReadonlyMap<number, State> = new Map([
   [ProtoState.STATE_ENDED, "ended"],
 ]);
 
+const FINDING_STATES: Readonly<Record<Finding["state"], FindingState>> = {
+  enforced: FindingState.FINDING_STATE_ENFORCED,
+  limited: FindingState.FINDING_STATE_LIMITED,
+  missing: FindingState.FINDING_STATE_MISSING,
+};
+
 /** What the worker is asked to start; throws JobError `invalid` for what it has no words for. */
 export function toJobSpec(request: StartRequest, owner: string): JobSpec {
   const { command, args, env, labels, resources, timeLimit } = request;
@@ -52,6 +66,7 @@ export function toJobSpec(request: StartRequest, owner: string): JobSpec {
       timeLimitMs: timeLimit && toMs("time_limit", timeLimit),
       resources: resources && toResources(resources),
     }),
+    ...toIsolation(request),
   };
 }
 
@@ -110,11 +125,6 @@ function toPosition(position: StreamRequest["position"]): Position | undefined {
   return { kind: position.$case === "tailBytes" ? "tail-bytes" : "tail-lines", count };
 }
 
-function toCount(field: string, value: bigint): number {
-  if (value > BigInt(Number.MAX_SAFE_INTEGER)) throw invalid(field, `${value} is more than ${Number.MAX_SAFE_INTEGER}`);
-  return Number(value);
-}
-
 /** Whole milliseconds, rounded up. */
 function toMs(field: string, { seconds, nanos }: Duration): number {
   if (seconds < 0n || nanos < 0) throw invalid(field, "must not be negative");
@@ -147,7 +157,17 @@ export function fromJob(job: Job): ProtoJob {
     usage: job.usage && fromUsage(job.usage),
     output: { size: BigInt(output.size), first: BigInt(output.first), dropped: BigInt(output.dropped) },
     warnings: [...job.warnings],
+    isolation: fromIsolation(job),
   };
+}
+
+export function fromFinding({
+  state,
+  reason = "",
+  remedy = "",
+  ...what
+}: Omit<Finding, "area"> & { readonly area: string }): ProtoFinding {
+  return { ...what, state: FINDING_STATES[state], reason, remedy };
 }
 
 function fromEnded({ how, exitCode, signal, killed }: Ended): ProtoEnded {
@@ -165,7 +185,7 @@ function fromHow(how: Ended["how"]): ProtoEnded["how"] {
     case "timed-out":
       return { $case: "timedOut", value: { limit: fromMs(how.limitMs) } };
     case "out-of-memory":
-      return { $case: "outOfMemory", value: { kills: BigInt(how.kills) } };
+      return { $case: "outOfMemory", value: { kills: BigInt(how.kills), wholeJob: how.wholeJob ?? false } };
     case "failed-to-start":
       return { $case: "failedToStart", value: { stage: how.stage, errno: how.errno, message: how.message } };
     default:
@@ -173,7 +193,12 @@ function fromHow(how: Ended["how"]): ProtoEnded["how"] {
   }
 }
 
-function fromUsage(usage: Usage): ProtoUsage {
+/** Throws JobError `invalid`. */
+export function toStatsOptions({ interval }: StatsRequest, signal: AbortSignal): StatsOptions {
+  return { signal, ...defined({ intervalMs: interval && toMs("interval", interval) }) };
+}
+
+export function fromUsage(usage: Usage): ProtoUsage {
   return {
     elapsed: fromMs(usage.elapsedMs),
     cpuUser: fromUs(usage.cpuUserUs),
@@ -188,11 +213,28 @@ function fromUsage(usage: Usage): ProtoUsage {
     memoryMaxEvents: fromCount(usage.memoryMaxEvents),
     oomKills: fromCount(usage.oomKills),
     fromCgroup: usage.fromCgroup,
+    cpuPeriods: fromCount(usage.cpuPeriods),
+    cpuThrottledPeriods: fromCount(usage.cpuThrottledPeriods),
+    memorySwap: fromCount(usage.memorySwapBytes),
+    memoryLowEvents: fromCount(usage.memoryLowEvents),
+    memoryHighEvents: fromCount(usage.memoryHighEvents),
+    oomEvents: fromCount(usage.oomEvents),
+    oomGroupKills: fromCount(usage.oomGroupKills),
+    ioReadOperations: fromCount(usage.ioReadOperations),
+    ioWriteOperations: fromCount(usage.ioWriteOperations),
+    processesMaxEvents: fromCount(usage.processesMaxEvents),
+    cpuPressure: usage.cpuPressure && fromPressure(usage.cpuPressure),
+    memoryPressure: usage.memoryPressure && fromPressure(usage.memoryPressure),
+    ioPressure: usage.ioPressure && fromPressure(usage.ioPressure),
   };
 }
 
-function fromCount(count: number | undefined): bigint | undefined {
-  return count === undefined ? undefined : BigInt(Math.round(count));
+function fromPressure({ some, full }: Pressure): ProtoPressure {
+  return { some: fromStall(some), full: full && fromStall(full) };
+}
+
+function fromStall({ totalUs, ...averages }: Stall): ProtoStall {
+  return { ...averages, total: fromUs(totalUs) };
 }
 
 function fromMs(ms: number | undefined): Duration | undefined {

@@ -17,6 +17,7 @@
 #include <linux/sched.h>
 #include <sched.h>
 #include <signal.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/prctl.h>
@@ -37,13 +38,27 @@ bool prepare_inheritance(void)
 		return false;
 	for (int number = 1; number < _NSIG; number++)
 		signal(number, SIG_DFL); /* fails for SIGKILL, SIGSTOP and libc's own, which nobody changed */
-	umask(022);
-	/* Neither a set-user-id program nor uid 0 gives a job any capability (capabilities(7)). */
+	return drop_bounding_set() &&
+	       (!(isolation.parts & PART_NO_NEW_PRIVILEGES) || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+}
+
+/* Neither a set-user-id program nor uid 0 gives a job any capability (capabilities(7)). */
+bool drop_bounding_set(void)
+{
+	if (!(isolation.parts & PART_NO_CAPABILITIES))
+		return true;
 	for (int number = 0; prctl(PR_CAPBSET_READ, number, 0, 0, 0) >= 0; number++)
 		if (prctl(PR_CAPBSET_DROP, number, 0, 0, 0) < 0 && errno != EPERM)
 			return false;
-	return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0;
+	return true;
 }
+
+struct birth {
+	const struct request *request;
+	pid_t supervisor;
+	int out, err;
+	struct failure failure;
+};
 
 static bool take_stdio(int out, int err)
 {
@@ -54,11 +69,13 @@ static bool take_stdio(int out, int err)
 }
 
 /* The daemon may be shielded from the out-of-memory killer; its jobs are not. */
-static bool reset_oom_score(int score)
+static bool set_oom_score(int score)
 {
+	char text[16];
+	int length = snprintf(text, sizeof text, "%d", score);
 	int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
 	/* To lower it below what root once set it to takes CAP_SYS_RESOURCE; without, the job stays the more likely victim. */
-	bool done = fd >= 0 && (write(fd, "0", 1) == 1 || (errno == EACCES && score > 0));
+	bool done = fd >= 0 && (write(fd, text, (size_t)length) == length || (errno == EACCES && oom_score > score));
 	int error = errno;
 	if (fd >= 0)
 		close(fd);
@@ -66,13 +83,23 @@ static bool reset_oom_score(int score)
 	return done;
 }
 
-static bool reset_limits(void)
+static bool set_limits(const struct request *request)
 {
 	struct rlimit files;
+	const struct start *start = &request->start;
 	if (getrlimit(RLIMIT_NOFILE, &files) < 0)
 		return false;
 	files.rlim_cur = files.rlim_max < OPEN_FILES ? files.rlim_max : OPEN_FILES;
-	return setrlimit(RLIMIT_NOFILE, &files) == 0 && (!oom_score || reset_oom_score(oom_score));
+	if (setrlimit(RLIMIT_NOFILE, &files) < 0)
+		return false;
+	for (uint32_t i = 0; i < start->limit_count; i++) {
+		struct limit limit;
+		memcpy(&limit, &request->limits[i], sizeof limit);
+		if (setrlimit(limit.resource, &(struct rlimit){ limit.soft, limit.hard }) < 0)
+			return false;
+	}
+	umask(start->umask);
+	return oom_score == start->oom_score || set_oom_score(start->oom_score);
 }
 
 static bool drop_privileges(const struct request *request, pid_t supervisor)
@@ -85,7 +112,8 @@ static bool drop_privileges(const struct request *request, pid_t supervisor)
 				setresuid(start->uid, start->uid, start->uid) < 0))
 		return false;
 	/* Nobody would record the end of a job whose supervisor is gone. Changing user clears this, so it comes after. */
-	if (syscall(SYS_capset, &header, none) < 0 || prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)
+	if ((isolation.parts & PART_NO_CAPABILITIES && syscall(SYS_capset, &header, none) < 0) ||
+	    prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0) < 0)
 		return false;
 	errno = ESRCH;
 	return getppid() == supervisor;
@@ -126,13 +154,16 @@ static void execute(char **argv, char **envp)
 		errno = EACCES;
 }
 
-static enum stage prepare_and_execute(const struct request *request, pid_t supervisor, int out, int err)
+static enum stage prepare_and_execute(const struct birth *birth)
 {
-	if (setsid() < 0 || !take_stdio(out, err))
+	const struct request *request = birth->request;
+	if (setsid() < 0 || !take_stdio(birth->out, birth->err))
 		return STAGE_STDIO;
-	if (!reset_limits())
+	if (!isolate_job(request))
+		return STAGE_ISOLATION;
+	if (!set_limits(request))
 		return STAGE_LIMITS;
-	if (!drop_privileges(request, supervisor))
+	if (!drop_privileges(request, birth->supervisor))
 		return STAGE_USER;
 	if (chdir(request->cwd) < 0)
 		return STAGE_CWD;
@@ -140,16 +171,9 @@ static enum stage prepare_and_execute(const struct request *request, pid_t super
 	return STAGE_EXEC;
 }
 
-struct birth {
-	const struct request *request;
-	pid_t supervisor;
-	int out, err;
-	struct failure failure;
-};
-
 static _Noreturn void be_born(struct birth *birth)
 {
-	enum stage stage = prepare_and_execute(birth->request, birth->supervisor, birth->out, birth->err);
+	enum stage stage = prepare_and_execute(birth);
 	birth->failure = (struct failure){ (int32_t)stage, errno };
 	_exit(127);
 }
@@ -195,17 +219,33 @@ static long clone3_call(struct clone_args *args, struct birth *birth)
 	return result;
 }
 
+/* What the host calls the process of a pidfd: /proc/PID/fdinfo is written for whoever mounted it (pidfd_open(2)). */
+static pid_t outer_pid(int pidfd)
+{
+	char name[48], text[256] = "";
+	snprintf(name, sizeof name, "proc/self/fdinfo/%d", pidfd);
+	int fd = openat(ROOT_FD, name, O_RDONLY | O_CLOEXEC);
+	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
+	const char *line = n < 0 ? NULL : strstr(text, "\nPid:");
+	if (fd >= 0)
+		close(fd);
+	return line ? atoi(line + strlen("\nPid:")) : -1;
+}
+
 /*
  * Clones a process into the cgroup (a directory's descriptor, or -1), so that its
  * limits hold from its first instruction, and has it execute the request's program.
- * Returns its pid, or -1 with errno and, in *stage, what failed.
+ * False with errno and, in *stage, what failed.
  */
-pid_t give_birth(const struct request *request, int cgroup, int out, int err, enum stage *stage)
+bool give_birth(const struct request *request, int cgroup, int out, int err, struct pids *pids, enum stage *stage)
 {
 	static char stack[BIRTH_STACK] __attribute__((aligned(64)));
-	struct birth birth = { .request = request, .supervisor = getpid(), .out = out, .err = err };
+	struct birth birth = { .request = request, .supervisor = getpid(), .out = out,
+			       .err = err };
+	int pidfd = -1;
 	struct clone_args args = {
-		.flags = CLONE_VM | CLONE_VFORK | (cgroup < 0 ? 0 : CLONE_INTO_CGROUP),
+		.flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | (cgroup < 0 ? 0 : CLONE_INTO_CGROUP),
+		.pidfd = (uint64_t)(uintptr_t)&pidfd,
 		.cgroup = cgroup < 0 ? 0 : (uint64_t)cgroup,
 		.exit_signal = SIGCHLD,
 		.stack = (uint64_t)(uintptr_t)stack,
@@ -214,19 +254,22 @@ pid_t give_birth(const struct request *request, int cgroup, int out, int err, en
 	long pid = clone3_call(&args, &birth);
 	/* Container engines' seccomp profiles deny clone3, whose flags they cannot see; only a cgroup needs it. */
 	if (pid == -ENOSYS && cgroup < 0) {
-		pid = clone(be_born_of_clone, stack + sizeof stack, CLONE_VM | CLONE_VFORK | SIGCHLD, &birth);
+		pid = clone(be_born_of_clone, stack + sizeof stack, CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD,
+			    &birth, &pidfd);
 		if (pid < 0)
 			pid = -errno;
 	}
 	if (pid < 0) {
 		*stage = pid == -EAGAIN || pid == -ENOMEM || cgroup < 0 ? STAGE_CLONE : STAGE_CGROUP;
 		errno = (int)-pid;
-		return -1;
+		return false;
 	}
+	*pids = (struct pids){ (pid_t)pid, isolation.parts & PART_PID ? outer_pid(pidfd) : (pid_t)pid };
+	close(pidfd);
 	*stage = (enum stage)birth.failure.stage;
 	if (!*stage)
-		return (pid_t)pid;
+		return true;
 	waitpid((pid_t)pid, NULL, 0);
 	errno = birth.failure.error;
-	return -1;
+	return false;
 }

@@ -35,11 +35,7 @@ describe.each(hardened)("$mode", (variant) => {
     );
     const daemon = spawn(
       process.execPath,
-      [
-        join(import.meta.dirname, "programs/daemon.ts"),
-        BINARIES[variant.build],
-        JSON.stringify({ ...launch, env: Object.fromEntries(launch.env) }),
-      ],
+      [join(import.meta.dirname, "programs/daemon.ts"), BINARIES[variant.build], ...it.daemon(launch)],
       { stdio },
     );
     closeSync(stray);

@@ -18,8 +18,10 @@ const { EBADMSG, ECANCELED, ENOENT } = constants.errno;
 const FAILED = 2;
 const GONE = 3;
 const REQUEST = 1;
+const NO_ISOLATION = "0";
 const NOWHERE = "/nowhere/job"; // no job can be put there
 const CGROUP = 5;
+const DEVICES = 13;
 const READY = 4;
 const COUNTS = [
   0,
@@ -51,7 +53,7 @@ function bare() {
   const reports = join(directory, "reports");
   mkdirSync(reports);
   const options = `log_path=${join(reports, "report")}`;
-  const child = spawn(BINARIES.sanitized, [directory], {
+  const child = spawn(BINARIES.sanitized, [directory, NO_ISOLATION, ""], {
     cwd: directory,
     stdio: ["ignore", "ignore", "ignore", "pipe"],
     env: { ASAN_OPTIONS: options, UBSAN_OPTIONS: options },
@@ -116,23 +118,28 @@ function frame(type: number, job: number, body: Uint8Array, size = 16 + body.len
 }
 
 interface Counts {
+  readonly limits?: number;
   readonly groups: number;
   readonly args: number;
   readonly env: number;
+  readonly devices?: number;
 }
 
 /** The body of a start, whose counts may lie. Its cgroup does not exist: nothing is ever run. */
-function startBody({ groups, args, env }: Counts, strings: readonly string[]): Buffer {
-  const start = Buffer.alloc(56);
-  [groups, args, env].forEach((count, i) => start.writeUInt32LE(count, 40 + 4 * i));
+function startBody({ limits = 0, groups, args, env, devices = 0 }: Counts, strings: readonly string[]): Buffer {
+  const start = Buffer.alloc(80);
+  [groups, args, env, limits].forEach((count, i) => start.writeUInt32LE(count, 40 + 4 * i));
+  start.writeUInt32LE(devices, 72);
   return Buffer.concat([start, Buffer.from(strings.map((string) => `${string}\0`).join(""))]);
 }
 
 const anyBody = fc.uint8Array({ maxLength: 300 });
 const counts = fc.record({
+  limits: fc.constantFrom(...COUNTS),
   groups: fc.constantFrom(...COUNTS),
   args: fc.constantFrom(...COUNTS),
   env: fc.constantFrom(...COUNTS),
+  devices: fc.constantFrom(...COUNTS),
 });
 const lyingBody = fc
   .tuple(counts, fc.array(fc.string({ maxLength: 8 }), { maxLength: 8 }), fc.nat(400))
@@ -158,9 +165,11 @@ test("counts that do not fit the start are refused", async () => {
   await using spawner = bare();
   const wrong = [
     ...COUNTS.slice(2).flatMap((count) => [
+      { ...right, limits: count },
       { ...right, groups: Math.min(count * 4, 2 ** 32 - 1) },
       { ...right, args: count },
       { ...right, env: count },
+      { ...right, devices: Math.min(count * 16, 2 ** 32 - 1) },
     ]),
     { ...right, args: 0 },
     { ...right, env: 0 },
@@ -212,7 +221,7 @@ test("what is given to a spare and is no start is refused", async () => {
 test("a frame of unknown type is refused", async () => {
   await using spawner = bare();
   await fc.assert(
-    fc.asyncProperty(fc.integer({ min: 4, max: 2 ** 32 - 1 }), anyBody, async (type, body) => {
+    fc.asyncProperty(fc.integer({ min: 5, max: 2 ** 32 - 1 }), anyBody, async (type, body) => {
       const before = spawner.replies().length;
       spawner.socket.write(frame(type, 7, body));
       await until(() => spawner.replies().length > before, "a reply comes");
@@ -225,6 +234,28 @@ test("a frame of unknown type is refused", async () => {
         [1, startBody(right, strings)],
       ],
     },
+  );
+  expect(await spawner.end()).toEqual({ code: 0, signal: null, said: [] });
+});
+
+test("device rules that name no cgroup, or are no program, are refused", async () => {
+  await using spawner = bare();
+  await fc.assert(
+    fc.asyncProperty(
+      fc.constantFrom("", NOWHERE, "/tmp", "/sys/fs/cgroup"),
+      fc.boolean(),
+      anyBody,
+      async (path, end, bytes) => {
+        const before = spawner.replies().length;
+        spawner.socket.write(
+          frame(4, 7, Buffer.concat([Buffer.from(end ? `${path}\0` : path), end ? bytes : Buffer.of()])),
+        );
+        await until(() => spawner.replies().length > before, "a reply comes");
+        const stages = end ? [CGROUP, DEVICES] : [REQUEST];
+        expect(spawner.replies().at(-1)).toMatchObject({ job: 7, kind: FAILED, stage: expect.toBeOneOf(stages) });
+      },
+    ),
+    { numRuns: 100 },
   );
   expect(await spawner.end()).toEqual({ code: 0, signal: null, said: [] });
 });

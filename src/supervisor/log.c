@@ -69,7 +69,7 @@ static bool write_header(const struct log *log)
 		.gap_end = log->in_gap ? log->size : 0,
 		.started_ns = log->started_ns,
 		.main = log->main,
-		.supervisor = getpid(),
+		.supervisor = log->supervisor,
 	};
 	size_t done;
 	memcpy(header.magic, "jobslog1", sizeof header.magic);

@@ -31,6 +31,7 @@ static enum stage make_files(struct spare *spare, const char *path)
 	if (spare->directory < 0 || mkfifoat(spare->directory, "control", 0600) < 0)
 		return STAGE_DIRECTORY;
 	spare->control = openat(spare->directory, "control", O_RDWR | O_NONBLOCK | O_CLOEXEC);
+	spare->log.supervisor = spare->pid;
 	spare->log.output = make_file(spare->directory, "output");
 	spare->log.index = make_file(spare->directory, "index");
 	spare->record = make_file(spare->directory, "exit.new");
@@ -49,13 +50,24 @@ static int open_pipe(int ends[2])
 
 static enum stage prepare(struct spare *spare)
 {
-	sigset_t child;
-	sigemptyset(&child);
-	sigaddset(&child, SIGCHLD);
-	spare->signals = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
+	/* What an init is sent goes to its job (supervise.c). */
+	static const int forwarded[] = { SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH };
+	sigset_t signals;
+	sigemptyset(&signals);
+	sigaddset(&signals, SIGCHLD);
+	for (size_t i = 0; isolation.parts & PART_PID && i < sizeof forwarded / sizeof *forwarded; i++)
+		sigaddset(&signals, forwarded[i]);
+	spare->signals = signalfd(-1, &signals, SFD_CLOEXEC | SFD_NONBLOCK);
 	if (spare->signals < 0 || setsid() < 0 || prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) < 0)
 		return STAGE_CLONE;
 	return open_pipe(spare->out) < 0 || open_pipe(spare->err) < 0 ? STAGE_PIPE : 0;
+}
+
+/* In its own pid namespace it is 1; the host's /proc knows better. */
+static pid_t outer_self(void)
+{
+	char pid[16] = "";
+	return readlinkat(ROOT_FD, "proc/self", pid, sizeof pid - 1) > 0 ? atoi(pid) : getpid();
 }
 
 /* Of a job that was not to be. By the directory itself, which may have the job's name by now. */
@@ -129,6 +141,14 @@ static bool parse(struct request *request, char *body, char *end)
 		return false;
 	memcpy(start, body, sizeof *start);
 	body += sizeof *start;
+	if (start->limit_count > (size_t)(end - body) / sizeof(struct limit))
+		return false;
+	request->limits = (const struct limit *)(const void *)body;
+	body += start->limit_count * sizeof(struct limit);
+	if (start->device_bytes > (size_t)(end - body))
+		return false;
+	request->devices = body;
+	body += start->device_bytes;
 	if (start->group_count > (size_t)(end - body) / sizeof(gid_t) || start->argument_count == 0)
 		return false;
 	request->groups = (const gid_t *)(const void *)body;
@@ -139,24 +159,26 @@ static bool parse(struct request *request, char *body, char *end)
 	       (request->envp = take_strings(&body, end, start->environment_count)) && body == end;
 }
 
-int stand_by(uint64_t job, const char *jobs)
+int stand_by(uint64_t job, const char *jobs, uid_t uid, gid_t gid)
 {
-	struct spare spare = { .directory = -1 };
+	struct spare spare = { .directory = -1, .pid = outer_self() };
 	struct request request;
 	struct frame frame;
 	char path[4096];
-	syscall(SYS_close_range, IDLE_FD + 1U, ~0U, 0);
+	syscall(SYS_close_range, ROOT_FD + 1U, ~0U, 0);
 	errno = ENAMETOOLONG;
-	enum stage failed = (size_t)snprintf(path, sizeof path, "%s/.spare-%d", jobs, getpid()) < sizeof path ?
+	enum stage failed = (size_t)snprintf(path, sizeof path, "%s/.spare-%d", jobs, spare.pid) < sizeof path ?
 				    make_files(&spare, path) : STAGE_DIRECTORY;
 	if (!failed)
 		failed = prepare(&spare);
+	if (!failed && isolate(uid, gid))
+		failed = STAGE_ISOLATION;
 	if (failed) {
 		tell(job, REPLY_FAILED, 0, failed, errno);
 		discard(&spare, path);
 		return 1;
 	}
-	request.body = tell(job, REPLY_READY, getpid(), 0, 0) ? take_frame(spare.control, &frame) : NULL;
+	request.body = tell(job, REPLY_READY, spare.pid, 0, 0) ? take_frame(spare.control, &frame) : NULL;
 	if (!request.body) {
 		discard(&spare, path);
 		return 1;

@@ -89,7 +89,7 @@ static void be_gone(int fd)
 	answer(watched[fd].job, REPLY_GONE, 0, 0);
 }
 
-static void close_if_open(int fd)
+void close_if_open(int fd)
 {
 	if (fd >= 0)
 		close(fd);
@@ -98,9 +98,11 @@ static void close_if_open(int fd)
 /* The child waits to be reaped until it has been watched, so its pid is its own. */
 static void take_spare(uint64_t job, const char *jobs)
 {
-	pid_t pid = fork();
+	uid_t uid = geteuid();
+	gid_t gid = getegid();
+	pid_t pid = fork_isolated();
 	if (pid == 0)
-		_exit(stand_by(job, jobs));
+		_exit(stand_by(job, jobs, uid, gid));
 	int pidfd = pid < 0 ? -1 : (int)syscall(SYS_pidfd_open, pid, 0);
 	if (pidfd >= 0 && watch_supervisor(job, pidfd, true))
 		return;
@@ -129,6 +131,25 @@ static void take_adopt(uint64_t job, const char *directory, size_t size)
 	answer(job, REPLY_GONE, 0, 0);
 }
 
+/* New device rules for a job that runs. */
+static void take_devices(uint64_t job, const char *cgroup, size_t size)
+{
+	const char *end = memchr(cgroup, '\0', size);
+	if (!end) {
+		answer(job, REPLY_FAILED, STAGE_REQUEST, EBADMSG);
+		return;
+	}
+	int directory = open(cgroup, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	enum stage failed = directory < 0 ? STAGE_CGROUP : STAGE_DEVICES;
+	bool done = directory >= 0 && devices_set(directory, end + 1, size - (size_t)(end + 1 - cgroup));
+	int error = errno;
+	close_if_open(directory);
+	if (done)
+		answer(job, REPLY_DONE, 0, 0);
+	else
+		answer(job, REPLY_FAILED, failed, error);
+}
+
 static void take_frame(const char *bytes, const char *jobs)
 {
 	struct frame frame;
@@ -137,6 +158,8 @@ static void take_frame(const char *bytes, const char *jobs)
 		take_spare(frame.job, jobs);
 	else if (frame.type == FRAME_ADOPT)
 		take_adopt(frame.job, bytes + sizeof frame, frame.size - sizeof frame);
+	else if (frame.type == FRAME_DEVICES)
+		take_devices(frame.job, bytes + sizeof frame, frame.size - sizeof frame);
 	else
 		answer(frame.job, REPLY_FAILED, STAGE_REQUEST, EBADMSG);
 }
@@ -182,9 +205,11 @@ static bool prepare_descriptors(void)
 	struct epoll_event event = { .events = EPOLLIN, .data.fd = DAEMON_FD };
 	if (fcntl(DAEMON_FD, F_SETFD, FD_CLOEXEC) < 0 || syscall(SYS_close_range, DAEMON_FD + 1U, ~0U, 0) < 0)
 		return false;
-	/* The lowest two that are free: the reading end is IDLE_FD for a moment. */
-	if (pipe2(ends, O_CLOEXEC) < 0 || (idle = fcntl(ends[0], F_DUPFD_CLOEXEC, IDLE_FD + 1)) < 0 ||
+	/* The lowest two that are free: the reading end is IDLE_FD for a moment, the other ROOT_FD. */
+	if (pipe2(ends, O_CLOEXEC) < 0 || (idle = fcntl(ends[0], F_DUPFD_CLOEXEC, ROOT_FD + 1)) < 0 ||
 	    dup3(ends[1], IDLE_FD, O_CLOEXEC) < 0 || close(ends[1]) < 0)
+		return false;
+	if (open("/", O_PATH | O_DIRECTORY | O_CLOEXEC) != ROOT_FD)
 		return false;
 	epoll = epoll_create1(EPOLL_CLOEXEC);
 	return epoll >= 0 && epoll_ctl(epoll, EPOLL_CTL_ADD, DAEMON_FD, &event) == 0;
@@ -215,14 +240,19 @@ static bool prepare(void)
 		return false;
 	hasten(getppid());
 	files.rlim_cur = files.rlim_max; /* one for each running job */
-	return setrlimit(RLIMIT_NOFILE, &files) == 0 && prepare_descriptors();
+	return setrlimit(RLIMIT_NOFILE, &files) == 0 && prepare_descriptors() && find_parts();
 }
 
 int main(int argc, char **argv)
 {
 	struct epoll_event events[64];
-	if (argc != 2 || !prepare()) {
-		perror("supervisor: it is started by jobsd, with the jobs' directory and a socket as descriptor 3");
+	if (argc >= 2 && strcmp(argv[1], "probe") == 0)
+		return probe(argv[2]);
+	if (argc >= 4)
+		isolation = (struct isolation){ (unsigned)atoi(argv[2]), argv[3], argv + 4 };
+	if (argc < 4 || !prepare()) {
+		perror("supervisor: it is started by jobsd, with the jobs' directory, the parts of the isolation, "
+		       "where cgroup v2 is, paths to protect, and a socket as descriptor 3");
 		return EXIT_FAILURE;
 	}
 	for (;;) {

@@ -22,6 +22,8 @@ interface Refusal {
   readonly what: string;
   readonly stage: string;
   readonly errno: string;
+  /** The errno where it is another in a pid namespace. */
+  readonly isolated?: string;
   readonly spec: (rig: Rig) => Spec;
 }
 
@@ -109,6 +111,7 @@ const refusals: readonly Refusal[] = [
     what: "a directory that is no cgroup",
     stage: "cgroup",
     errno: "ENOENT",
+    isolated: "EBADF", // of clone3: no file of the group is opened
     spec: (rig) => ({ cgroup: folder(rig, "ordinary") }),
   },
   {
@@ -140,15 +143,18 @@ const refusals: readonly Refusal[] = [
 ];
 
 describe.each(variants)("$mode, $build", (variant) => {
-  test.each(refusals)("$what fails at stage $stage with $errno, and nothing runs", async ({ stage, errno, spec }) => {
-    await using it = await rig(variant);
-    const refused = await it.start({ script: "", ...spec(it) }).catch((error: unknown) => error);
-    expect(refused).toBeInstanceOf(JobError);
-    expect(refused).toMatchObject({ facts: { stage, errno } });
-    await until(() => supervisorsOf(it).length === 0, "the supervisor ends");
-    const { exit } = await it.run({ script: "exit 3" });
-    expect(exit).toMatchObject({ code: 3 });
-  });
+  test.each(refusals)(
+    "$what fails at stage $stage with $errno, and nothing runs",
+    async ({ stage, errno, isolated, spec }) => {
+      await using it = await rig(variant);
+      const refused = await it.start({ script: "", ...spec(it) }).catch((error: unknown) => error);
+      expect(refused).toBeInstanceOf(JobError);
+      expect(refused).toMatchObject({ facts: { stage, errno: (variant.mode === "isolated" && isolated) || errno } });
+      await until(() => supervisorsOf(it).length === 0, "the supervisor ends");
+      const { exit } = await it.run({ script: "exit 3" });
+      expect(exit).toMatchObject({ code: 3 });
+    },
+  );
 
   test("a job's directory is its own user's, was a spare's, and may take an empty one's place", async () => {
     await using it = await rig(variant);

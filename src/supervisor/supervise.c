@@ -42,6 +42,7 @@ struct supervisor {
 	const char *cause; /* of the end: none, stop or timeout */
 	bool escalated, main_ended;
 	unsigned killed;
+	pid_t pid; /* of the main process, as the host numbers it */
 	int status;
 	struct rusage usage;
 	int64_t started_ns, ended_ns;             /* since the epoch */
@@ -65,14 +66,18 @@ static int64_t after_ms(int64_t ms)
 	return ns;
 }
 
+/* By the host's mounts: in the job's, nobody may write to a cgroup. */
 static int open_tree(struct tree *tree, const char *cgroup)
 {
 	tree->cgroup = tree->events = -1;
+	tree->whole = isolation.parts & PART_PID;
 	if (!*cgroup)
 		return 0;
-	tree->cgroup = open(cgroup, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+	tree->cgroup = openat(ROOT_FD, cgroup + strspn(cgroup, "/"), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	if (tree->cgroup < 0)
 		return -1;
+	if (tree->whole)
+		return 0;
 	tree->events = openat(tree->cgroup, "cgroup.events", O_RDONLY | O_CLOEXEC);
 	return tree->events < 0 ? -1 : 0;
 }
@@ -88,7 +93,8 @@ static bool give_pipes(const struct start *start, int out, int err)
 static enum stage launch(struct supervisor *self, const struct request *request, int out, int err)
 {
 	char go;
-	enum stage failed = !give_pipes(&request->start, out, err) ? STAGE_PIPE :
+	enum stage failed = !give_pipes(&request->start, out, err)              ? STAGE_PIPE :
+			    !renew_mounts()                             ? STAGE_ISOLATION :
 			    open_tree(&self->tree, request->cgroup) < 0 ? STAGE_CGROUP : 0;
 	int error = errno;
 	if (!take_bytes(self->control, &go, sizeof go) || go != GO) {
@@ -98,8 +104,14 @@ static enum stage launch(struct supervisor *self, const struct request *request,
 	errno = error;
 	if (failed)
 		return failed;
-	self->tree.main = give_birth(request, self->tree.cgroup, out, err, &failed);
+	if (request->start.device_bytes > 0 &&
+	    !devices_set(self->tree.cgroup, request->devices, request->start.device_bytes))
+		return STAGE_DEVICES;
+	struct pids pids = { 0 };
+	give_birth(request, self->tree.cgroup, out, err, &pids, &failed);
 	error = errno;
+	self->tree.main = pids.inner;
+	self->pid = pids.outer;
 	close(out);
 	close(err);
 	errno = error;
@@ -126,7 +138,7 @@ static void write_exit(const struct supervisor *self, int fd)
 		"started_ns %" PRId64 "\nended_ns %" PRId64 "\nelapsed_ns %" PRId64 "\n"
 		"user_us %" PRId64 "\nsystem_us %" PRId64 "\nmax_rss_bytes %ld\n"
 		"size %" PRIu64 "\nfirst %" PRIu64 "\ndropped %" PRIu64 "\n",
-		self->tree.main, self->cause, self->escalated, self->killed, exited ? WEXITSTATUS(self->status) : -1,
+		self->pid, self->cause, self->escalated, self->killed, exited ? WEXITSTATUS(self->status) : -1,
 		exited ? 0 : WTERMSIG(self->status), !exited && WCOREDUMP(self->status), self->started_ns, self->ended_ns,
 		self->ended_clock_ns - self->started_clock_ns, micros(self->usage.ru_utime), micros(self->usage.ru_stime),
 		self->usage.ru_maxrss * 1024, self->log.size, self->log.first, self->log.dropped);
@@ -213,7 +225,7 @@ static void reach_deadline(struct supervisor *self)
 	kill_all(self);
 }
 
-/* Reaps the main process and the orphans that a subreaper inherits. */
+/* Reaps the main process and the orphans that an init or a subreaper inherits; gives on what an init was sent. */
 static void reap(struct supervisor *self)
 {
 	struct signalfd_siginfo told;
@@ -221,7 +233,8 @@ static void reap(struct supervisor *self)
 	int status;
 	pid_t pid;
 	while (read(self->signals, &told, sizeof told) == sizeof told)
-		;
+		if (told.ssi_signo != SIGCHLD && !self->main_ended)
+			kill(self->tree.main, (int)told.ssi_signo);
 	while ((pid = wait4(-1, &status, WNOHANG, &usage)) > 0) {
 		if (pid != self->tree.main)
 			continue;
@@ -244,7 +257,7 @@ static struct timespec time_left(int64_t deadline_ns)
 static void watch(struct supervisor *self)
 {
 	while (!self->main_ended || tree_populated(&self->tree)) {
-		if (self->main_ended && (self->phase == RUNNING || (self->phase == KILLING && self->tree.cgroup < 0)))
+		if (self->main_ended && (self->phase == RUNNING || (self->phase == KILLING && self->tree.cgroup < 0 && !self->tree.whole)))
 			kill_all(self);
 		struct pollfd ready[] = {
 			{ .fd = self->signals, .events = POLLIN },
@@ -295,14 +308,14 @@ bool supervise(uint64_t job, struct request *request, const struct spare *spare)
 	release(request);
 	self->started_ns = now_ns(CLOCK_REALTIME);
 	self->started_clock_ns = now_ns(CLOCK_MONOTONIC);
-	if (!failed && !log_start(&self->log, self->tree.main, self->started_ns)) {
+	if (!failed && !log_start(&self->log, self->pid, self->started_ns)) {
 		failed = STAGE_OUTPUT;
 		error = errno;
 		tree_kill(&self->tree);
 		waitpid(self->tree.main, NULL, 0);
 	}
 	/* No daemon any more: the next one learns it from the job's directory. */
-	tell(job, failed ? REPLY_FAILED : REPLY_STARTED, self->tree.main, failed, error);
+	tell(job, failed ? REPLY_FAILED : REPLY_STARTED, self->pid, failed, error);
 	if (failed)
 		return false;
 	close(DAEMON_FD);

@@ -25,7 +25,8 @@
  *   JOB_DIR/exit      how the job ended; appears by rename, complete or not at all.
  *
  * A spare is told ready, or the stage and errno that failed; a start likewise, once; and
- * the spawner tells once more when a supervisor is gone.
+ * the spawner tells once more when a supervisor is gone. Before all that it tells which
+ * parts of the isolation that it was asked for this host does not give.
  */
 #ifndef SUPERVISOR_H
 #define SUPERVISOR_H
@@ -38,6 +39,7 @@
 enum {
 	DAEMON_FD = 3,
 	IDLE_FD = 4, /* the writing end of a pipe, held by the spawner and by spares: its end is theirs */
+	ROOT_FD = 5, /* the root directory, with the host's mounts */
 };
 
 /* What failed before the job's first instruction; the daemon has the same list. */
@@ -53,11 +55,13 @@ enum stage {
 	STAGE_USER,
 	STAGE_CWD,
 	STAGE_EXEC,
+	STAGE_ISOLATION,
+	STAGE_DEVICES,
 };
 
 /* Frames from the daemon: a header, then what the type says. Little-endian, as the host is.
  * FRAME_START comes by a spare's `control`, the others by fd 3. */
-enum frame_type { FRAME_START = 1, FRAME_ADOPT = 2, FRAME_SPARE = 3 };
+enum frame_type { FRAME_START = 1, FRAME_ADOPT = 2, FRAME_SPARE = 3, FRAME_DEVICES = 4 };
 
 struct frame {
 	uint32_t size; /* of the whole frame, in bytes */
@@ -67,10 +71,11 @@ struct frame {
 
 enum { FRAME_MAX = 8 << 20, GO = 1 };
 
-/* Follows the header of FRAME_START; then groups, then strings that each end in NUL:
+/* Follows the header of FRAME_START; then limits, the device program, groups, strings that each end in NUL:
  * cgroup directory or "", working directory, argv, environment.
  * When the daemon has recorded the job it writes a byte more, GO; until then nothing runs.
- * FRAME_ADOPT has just the job directory. FRAME_SPARE has nothing. */
+ * FRAME_ADOPT has just the job directory. FRAME_SPARE has nothing. FRAME_DEVICES has a job's
+ * cgroup directory, with its NUL, and a program for it, which is answered by REPLY_DONE or REPLY_FAILED. */
 struct start {
 	int64_t time_limit_ms; /* 0: none */
 	int64_t grace_ms;      /* between the time limit's SIGTERM and SIGKILL */
@@ -79,23 +84,44 @@ struct start {
 	uint32_t set_user;     /* uid, gid and groups are to be taken on */
 	uint32_t uid, gid;
 	uint32_t group_count, argument_count, environment_count;
+	uint32_t limit_count;
+	uint32_t network_none; /* a network of its own, with loopback only */
+	uint32_t private_tmp;
+	uint32_t umask;
+	int32_t oom_score;
+	uint32_t device_bytes; /* of the eBPF program with the job's device rules; 0: it has none */
 	uint32_t reserved;
+};
+
+struct limit {
+	uint32_t resource; /* RLIMIT_ */
+	uint32_t reserved;
+	uint64_t soft, hard;
 };
 
 struct request {
 	struct start start;
+	const struct limit *limits;
 	const gid_t *groups;
+	const void *devices;
 	const char *cgroup, *cwd;
 	char **argv, **envp;
 	char *body; /* what all of these point into */
 };
 
-enum reply_kind { REPLY_STARTED = 1, REPLY_FAILED = 2, REPLY_GONE = 3, REPLY_READY = 4 };
+enum reply_kind {
+	REPLY_STARTED = 1,
+	REPLY_FAILED = 2,
+	REPLY_GONE = 3,
+	REPLY_READY = 4,
+	REPLY_LACKS = 5,
+	REPLY_DONE = 6,
+};
 
 struct reply {
 	uint64_t job;
 	uint32_t kind;
-	int32_t pid; /* of the job, or of the spare, whose directory is .spare-PID */
+	int32_t pid; /* of the job, or of the spare, whose directory is .spare-PID; of REPLY_LACKS: an isolation part */
 	int32_t stage;
 	int32_t error; /* errno */
 };
@@ -109,14 +135,52 @@ struct order {
 
 /* spawner.c: false when there is no daemon any more. */
 bool tell(uint64_t job, enum reply_kind kind, pid_t pid, enum stage stage, int error);
+void close_if_open(int fd);
 extern int oom_score; /* the spawner's oom_score_adj */
 
-/* child.c: what is done once for all jobs; from clone3 to exec. */
-bool prepare_inheritance(void);
+/* isolate.c: what keeps jobs from the host and from each other; the daemon has the same list. */
+enum part {
+	PART_USER = 1 << 0, /* a user namespace: the way to the others without root */
+	PART_PID = 1 << 1,
+	PART_MOUNT = 1 << 2,
+	PART_IPC = 1 << 3,
+	PART_UTS = 1 << 4,
+	PART_CGROUP = 1 << 5,
+	PART_NAMESPACES = (1 << 6) - 1,
+	PART_NO_NEW_PRIVILEGES = 1 << 6,
+	PART_NO_CAPABILITIES = 1 << 7,
+};
+
+extern struct isolation {
+	unsigned parts;
+	const char *cgroups; /* where cgroup v2 is mounted */
+	char **protected;    /* paths that root's jobs may not read ("-/path") or not change ("=/path") */
+} isolation;
+
 struct failure {
 	int32_t stage, error;
 };
-pid_t give_birth(const struct request *request, int cgroup, int out, int err, enum stage *stage);
+
+bool find_parts(void);
+pid_t fork_isolated(void);
+unsigned isolate(uid_t uid, gid_t gid);
+bool renew_mounts(void);
+bool isolate_job(const struct request *request);
+
+/* filter.c */
+bool deny_user_namespaces(void);
+
+/* child.c: what is done once for all jobs; from clone3 to exec. */
+bool prepare_inheritance(void);
+bool drop_bounding_set(void);
+/* A job as its supervisor numbers it, and as the host does. */
+struct pids {
+	pid_t inner, outer;
+};
+bool give_birth(const struct request *request, int cgroup, int out, int err, struct pids *pids, enum stage *stage);
+
+/* devices.c: which devices a cgroup's processes may use. */
+bool devices_set(int cgroup, const void *program, size_t size);
 
 /* log.c: the output log. */
 enum source { SOURCE_GAP = 0, SOURCE_STDOUT = 1, SOURCE_STDERR = 2 };
@@ -133,7 +197,7 @@ struct log {
 	enum source last_source;
 	uint64_t last_ms;
 	int64_t started_ns;              /* since the epoch; 0 until exec has happened */
-	pid_t main;
+	pid_t main, supervisor;          /* as the host numbers them */
 };
 
 bool log_prepare(struct log *log);
@@ -144,19 +208,21 @@ void log_append(struct log *log, enum source source, const char *bytes, size_t c
 struct spare {
 	int directory, control, record; /* of the job, its FIFO, its exit record in the making */
 	int signals;
+	pid_t pid; /* as the host numbers it */
 	int out[2], err[2];
 	struct log log;
 };
 
-int stand_by(uint64_t job, const char *jobs);
+int stand_by(uint64_t job, const char *jobs, uid_t uid, gid_t gid); /* uid and gid: those of the spawner */
 bool take_bytes(int control, void *into, size_t count);
 
 /* supervise.c: has the job run, and stays until it has ended. False when it did not run.
  * Frees what the request points to: up to 2 MB that nobody needs once the job has them. */
 bool supervise(uint64_t job, struct request *request, const struct spare *spare);
 
-/* tree.c: a job's processes, by its cgroup, or by descent where it has none. */
+/* tree.c: a job's processes: all of its pid namespace, or of its cgroup, or, where it has neither, all that descend. */
 struct tree {
+	bool whole;       /* of a pid namespace, of which this process is the init */
 	int cgroup;       /* its directory, or -1 */
 	int events;       /* its cgroup.events, or -1 */
 	pid_t main;
@@ -168,5 +234,8 @@ bool tree_populated(const struct tree *tree);
 unsigned tree_count(const struct tree *tree);
 void tree_signal(const struct tree *tree, int signal);
 void tree_kill(const struct tree *tree);
+
+/* probe.c: what this host lets a supervisor do, told on stdout. Returns an exit status. */
+int probe(const char *state);
 
 #endif

@@ -32,11 +32,7 @@ describe.each(variants)("$mode, $build", (variant) => {
     const launch = it.launchOf({ script: WAITS });
     const daemon = spawn(
       process.execPath,
-      [
-        join(import.meta.dirname, "programs/daemon.ts"),
-        join(it.directory, "spawner"),
-        JSON.stringify({ ...launch, env: Object.fromEntries(launch.env) }),
-      ],
+      [join(import.meta.dirname, "programs/daemon.ts"), join(it.directory, "spawner"), ...it.daemon(launch)],
       { stdio: ["ignore", "pipe", "inherit"] },
     );
     const [line]: unknown[] = await soon(once(daemon.stdout, "data"), "the daemon has started the job");

@@ -16,6 +16,7 @@ import { tmpdir } from "node:os";
 import { basename, dirname, join, relative } from "node:path";
 import { openHierarchy, removeGroup } from "../worker/cgroup.ts";
 import type { Launch } from "../worker/frame.ts";
+import { isolationOf, type Isolation } from "../worker/isolation.ts";
 import { SPARE } from "../worker/spare.ts";
 import { openSpawner, type Spawner } from "../worker/spawner.ts";
 import { credentialsOf } from "../worker/users.ts";
@@ -44,14 +45,15 @@ function ownGroup(): string {
 
 const probed = openHierarchy(`supervisor-test-${process.pid}`, ownGroup());
 if (probed.kind === "cgroup2") await removeGroup(probed.path);
-const modes = probed.kind === "cgroup2" ? (["descent", "cgroup"] as const) : (["descent"] as const);
+const modes =
+  probed.kind === "cgroup2" ? (["descent", "cgroup", "isolated"] as const) : (["descent", "isolated"] as const);
 process.stdout.write(
   `supervisor tests run in mode ${modes.join(" and ")}${probed.kind === "none" ? `, without cgroups: ${probed.reason}` : ""}\n`,
 );
 
 export interface Variant {
-  /** How the supervisor finds a job's processes. */
-  readonly mode: "descent" | "cgroup";
+  /** How the supervisor finds a job's processes; those of a pid namespace have all isolation, and a cgroup. */
+  readonly mode: "descent" | "cgroup" | "isolated";
   readonly build: keyof typeof BINARIES;
 }
 /** What every test of the supervisor must hold for. */
@@ -59,12 +61,17 @@ export const variants: readonly Variant[] = modes.flatMap((mode) => [
   { mode, build: "hardened" },
   { mode, build: "sanitized" },
 ]);
+/** What a daemon asks for. */
+export const FULL = isolationOf({}, probed);
+const LEAST: Isolation = { ...FULL, wanted: new Set(["no-new-privileges", "no-capabilities"]) };
 export const hardened = variants.filter(({ build }) => build === "hardened");
 
 export interface Job {
   readonly pid: number;
   readonly supervisor: number;
   readonly directory: string;
+  /** "" where it has none. */
+  readonly cgroup: string;
   /** Resolves when the spawner says that the supervisor is no more. */
   readonly gone: Promise<void>;
   /** The exit record, once the supervisor is gone. */
@@ -87,6 +94,8 @@ export interface Rig extends AsyncDisposable {
   /** Where jobs have their directories. */
   readonly jobs: string;
   readonly spawner: Spawner;
+  /** What programs/daemon.ts is given after a supervisor: a launch and an isolation. */
+  readonly daemon: (launch: Launch) => string[];
   /** Of the spawner's process; known once something has been started. */
   readonly pid: () => number;
   readonly start: (spec: Spec) => Promise<Job>;
@@ -136,15 +145,19 @@ export function sanitizerErrors(reports: string): string[] {
 }
 
 /** Opens a rig. `own.directory` is where jobs' directories are made, if not in the rig's. */
-export async function rig({ mode, build }: Variant, own: { prelude?: string; jobs?: string } = {}): Promise<Rig> {
+export async function rig(
+  { mode, build }: Variant,
+  own: { prelude?: string; jobs?: string; isolation?: Partial<Isolation> } = {},
+): Promise<Rig> {
   const directory = mkdtempSync(join(tmpdir(), "supervisor-"));
   chmodSync(directory, 0o755);
   const cuePath = join(directory, "cue");
   execFileSync("mkfifo", ["-m", "666", cuePath]);
   const cue = openSync(cuePath, "r+"); // a FIFO's both ends: neither side waits for the other
-  const group = mode === "cgroup" && probed.kind === "cgroup2" ? join(dirname(probed.path), basename(directory)) : "";
+  const group = mode !== "descent" && probed.kind === "cgroup2" ? join(dirname(probed.path), basename(directory)) : "";
   if (group) mkdirSync(group);
-  const spawner = openSpawner(wrap(directory, build, own.prelude ?? ""), own.jobs ?? directory, () => {});
+  const isolation = { ...(mode === "isolated" ? FULL : LEAST), ...own.isolation };
+  const spawner = openSpawner(wrap(directory, build, own.prelude ?? ""), own.jobs ?? directory, isolation, () => {});
   const started = new Set<Job>();
   let count = 0;
   const pidPath = join(directory, `child-of-${process.pid}`);
@@ -164,6 +177,11 @@ export async function rig({ mode, build }: Variant, own: { prelude?: string; job
       graceMs: 0,
       logLimitBytes: 0,
       logKeep: "newest",
+      network: "host",
+      privateTmp: false,
+      rlimits: [],
+      umask: 0o022,
+      oomScoreAdj: 0,
       ...rest,
     };
   }
@@ -176,6 +194,7 @@ export async function rig({ mode, build }: Variant, own: { prelude?: string; job
       pid,
       supervisor: readLog(launch.directory).supervisor,
       directory: launch.directory,
+      cgroup: launch.cgroup,
       gone,
       async ended() {
         await soon(gone, `job ${pid} is gone`);
@@ -197,6 +216,10 @@ export async function rig({ mode, build }: Variant, own: { prelude?: string; job
     spawner,
     pid: spawnerPid,
     launchOf,
+    daemon: (launch) => [
+      JSON.stringify({ ...launch, env: Object.fromEntries(launch.env) }),
+      JSON.stringify({ ...isolation, wanted: [...isolation.wanted] }),
+    ],
     start,
     async run(spec) {
       const job = await start(spec);

@@ -1,4 +1,7 @@
-/* A job's processes: all of its cgroup, or, where it has none, all that descend from its supervisor. */
+/*
+ * A job's processes: all of the pid namespace whose init its supervisor is, or all of its cgroup, or,
+ * where it has neither, all that descend from its supervisor.
+ */
 #define _GNU_SOURCE
 #include "supervisor.h"
 
@@ -10,6 +13,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 typedef void visit(pid_t pid, void *context);
@@ -82,8 +86,25 @@ static void each_descendant(pid_t pid, void *context)
 	closedir(threads);
 }
 
+static void each_in_namespace(visit *visit, void *context)
+{
+	DIR *entries = opendir("/proc");
+	if (!entries)
+		return;
+	for (struct dirent *entry; (entry = readdir(entries));) {
+		pid_t pid = atoi(entry->d_name);
+		if (pid > 0 && pid != getpid())
+			visit(pid, context);
+	}
+	closedir(entries);
+}
+
 static void each(const struct tree *tree, visit *visit, void *context)
 {
+	if (tree->whole) {
+		each_in_namespace(visit, context);
+		return;
+	}
 	if (tree->cgroup >= 0) {
 		each_in_cgroup(tree->cgroup, visit, context);
 		return;
@@ -112,14 +133,18 @@ static void cgroup_of(pid_t pid, char *path, size_t size)
 /* Learns what /proc calls the tree's cgroup. The main process must not have been reaped: its pid is its own till then. */
 void tree_identify(struct tree *tree)
 {
-	if (tree->cgroup >= 0)
+	if (tree->cgroup >= 0 && !tree->whole)
 		cgroup_of(tree->main, tree->path, sizeof tree->path);
 }
 
-/* Whether any process of the tree still runs; zombies do not count. */
+/* Whether any process of the tree still runs; zombies do not count, but for those that an init has not reaped yet. */
 bool tree_populated(const struct tree *tree)
 {
 	char text[256];
+	siginfo_t child;
+	/* All others descend from an init, by way of children that live. */
+	if (tree->whole)
+		return waitid(P_ALL, 0, &child, WEXITED | WNOHANG | WNOWAIT) == 0;
 	if (tree->cgroup < 0)
 		return tree_count(tree) > 0;
 	ssize_t n = pread(tree->events, text, sizeof text - 1, 0);
@@ -184,6 +209,10 @@ static void signal_one(pid_t pid, void *context)
 
 void tree_signal(const struct tree *tree, int signal)
 {
+	if (tree->whole) {
+		kill(-1, signal); /* all of the namespace but its init (kill(2)) */
+		return;
+	}
 	each(tree, signal_one, &(struct signalling){ tree, signal });
 }
 

@@ -4,9 +4,10 @@ import { existsSync, mkdirSync, readFileSync, readdirSync, writeFileSync } from 
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { groupUsage, killGroup, limitGroup, openHierarchy, removeGroup, type Hierarchy } from "./cgroup.ts";
+import { killGroup, limitGroup, openHierarchy, removeGroup, type Hierarchy } from "./cgroup.ts";
 import { CONTROLLERS } from "./limits/setting.ts";
 import { refused, rmGroup, runs, testDirectory, until } from "./testing.ts";
+import { groupUsage } from "./usage.ts";
 
 /** A hierarchy of its own, gone in the end with all that runs in it. */
 function testHierarchy(): AsyncDisposable & { readonly path: string } {
@@ -251,6 +252,17 @@ function withCgroups({ path: own, controllers }: Hierarchy & { readonly kind: "c
         expect(figure === undefined).toBe(!controllers.has("memory"));
       for (const figure of [rest.processes, rest.processesPeak])
         expect(figure === undefined).toBe(!controllers.has("pids"));
+      for (const [file, told] of Object.entries({
+        "cpu.pressure": rest.cpuPressure,
+        "memory.pressure": rest.memoryPressure,
+        "io.pressure": rest.ioPressure,
+      })) {
+        const [, totalUs] = existsSync(join(path, file))
+          ? (/^some .* total=(\d+)$/m.exec(readFileSync(join(path, file), "utf8")) ?? [])
+          : [];
+        expect(told === undefined).toBe(totalUs === undefined);
+        if (told) expect(told.some.totalUs).toBeLessThanOrEqual(Number(totalUs));
+      }
       child.kill("SIGKILL");
       await removeGroup(path);
       expect(() => groupUsage(path, controllers)).toThrow("ENOENT");

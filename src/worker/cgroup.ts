@@ -13,8 +13,7 @@ import {
   writeSync,
 } from "node:fs";
 import { join } from "node:path";
-import { JobError } from "./errors.ts";
-import type { Usage } from "./job.ts";
+import { JobError, codeOf } from "./errors.ts";
 import { CONTROLLERS, type Setting } from "./limits/setting.ts";
 
 /** A setting, of which only the supervisor's tests know no more than the file. */
@@ -25,6 +24,9 @@ export type Hierarchy =
   | { readonly kind: "cgroup2"; readonly path: string; readonly controllers: ReadonlySet<string> }
   | { readonly kind: "none"; readonly reason: string };
 
+/** The group that a daemon leaves its own for. */
+export const LEAF = "daemon";
+
 function words(path: string): string[] {
   return readFileSync(path, "utf8").split(/\s+/).filter(Boolean);
 }
@@ -33,7 +35,7 @@ function words(path: string): string[] {
  * The directory of this process's own cgroup v2 group.
  * Fields of mountinfo and cgroup: proc_pid_mountinfo(5), cgroups(7).
  */
-function ownGroup(): string | undefined {
+export function ownGroup(): string | undefined {
   const own = /^0::(\/.*)$/m.exec(readFileSync("/proc/self/cgroup", "utf8"))?.[1];
   for (const line of readFileSync("/proc/self/mountinfo", "utf8").split("\n")) {
     const [, , , root, mountPoint, ...rest] = line.split(" ");
@@ -45,12 +47,18 @@ function ownGroup(): string | undefined {
   return undefined;
 }
 
-function isRootGroup(path: string): boolean {
+/** Of all, not only of a namespace. */
+export function isRootGroup(path: string): boolean {
   return !existsSync(join(path, "cgroup.type"));
 }
 
+/** This process is in the group that its cgroup namespace begins at. */
+export function isNamespaceRoot(): boolean {
+  return /^0::\/$/m.test(readFileSync("/proc/self/cgroup", "utf8"));
+}
+
 /** The processes of `path` that are neither this one nor its children. */
-function strangers(path: string): string[] {
+export function strangers(path: string): string[] {
   return words(join(path, "cgroup.procs")).filter((pid) => {
     if (Number(pid) === process.pid) return false;
     try {
@@ -68,9 +76,8 @@ function strangers(path: string): string[] {
  * root of a namespace, that is, of a container that this process was given.
  */
 function vacate(path: string): void {
-  const namespaceRoot = /^0::\/$/m.test(readFileSync("/proc/self/cgroup", "utf8"));
-  if (isRootGroup(path) || (!namespaceRoot && strangers(path).length > 0)) return;
-  const leaf = join(path, "daemon");
+  if (isRootGroup(path) || (!isNamespaceRoot() && strangers(path).length > 0)) return;
+  const leaf = join(path, LEAF);
   // Node's own `recursive` tells a read-only file system as ENOENT.
   if (!existsSync(leaf)) mkdirSync(leaf);
   for (const pid of words(join(path, "cgroup.procs"))) {
@@ -86,6 +93,8 @@ function vacate(path: string): void {
 function enable(path: string): Set<string> {
   const file = join(path, "cgroup.subtree_control");
   const on = new Set(words(file));
+  // Threaded controllers could be had, and would make groups below take no process at all (cgroup-v2.rst, "Threads").
+  if (!isRootGroup(path) && words(join(path, "cgroup.procs")).length > 0) return on;
   const available = new Set(words(join(path, "cgroup.controllers")));
   const wanted = CONTROLLERS.filter((controller) => available.has(controller) && !on.has(controller));
   for (const names of [wanted, ...wanted.map((controller) => [controller])]) {
@@ -144,19 +153,27 @@ export function limitGroup(path: string, settings: readonly Written[]): Map<stri
     try {
       writeOnce(join(path, file), value);
     } catch (error) {
-      const errno = error instanceof Error && "code" in error ? String(error.code) : "unknown";
-      if (optional && errno === "ENOENT") continue;
-      throw new JobError("unsupported", `the kernel refused ${value} for ${file} (${errno})`, {
-        ...(field !== undefined && { field }),
-        facts: { stage: "cgroup", file, value, errno },
-        cause: error,
-      });
+      if (optional && codeOf(error) === "ENOENT") continue;
+      throw notWritten({ file, value, field }, error);
     }
   }
   return readLimits(
     path,
     settings.map(({ file }) => file),
   );
+}
+
+/** Of a limit that the kernel did not take: names the field, and the file, value and errno. */
+export function notWritten(
+  { file, value, field }: Pick<Written, "file" | "value"> & { readonly field: string | undefined },
+  cause: unknown,
+): JobError {
+  const errno = codeOf(cause);
+  return new JobError("unsupported", `the kernel refused ${value} for ${file} (${errno})`, {
+    ...(field !== undefined && { field }),
+    facts: { stage: "cgroup", file, value, errno },
+    cause,
+  });
 }
 
 /** What the kernel has in `files`, as far as they are there. */
@@ -230,44 +247,4 @@ function emptied(path: string): Promise<void> {
       resolve();
     }
   });
-}
-
-function keyed(path: string, file: string): ReadonlyMap<string, number> {
-  const pairs = readFileSync(join(path, file), "utf8").matchAll(/^(\S+) (\d+)$/gm);
-  return new Map([...pairs].map(([, key, value]) => [key ?? "", Number(value)]));
-}
-
-function single(path: string, file: string): number | undefined {
-  try {
-    const value = Number(readFileSync(join(path, file), "utf8"));
-    return Number.isNaN(value) ? undefined : value;
-  } catch {
-    return undefined;
-  }
-}
-
-/** Sums a key over the devices of io.stat: lines of `MAJ:MIN rbytes=N wbytes=N …`. */
-function ioBytes(stat: string, key: string): number {
-  return [...stat.matchAll(new RegExp(`\\b${key}=(\\d+)`, "g"))].reduce((sum, [, bytes]) => sum + Number(bytes), 0);
-}
-
-/** What the group's processes used so far, without the wall clock. Figures of absent controllers are absent. Throws when the group is gone. */
-export function groupUsage(path: string, controllers: ReadonlySet<string>): Omit<Usage, "elapsedMs"> {
-  const cpu = keyed(path, "cpu.stat");
-  const events = controllers.has("memory") ? keyed(path, "memory.events") : new Map<string, number>();
-  const io = controllers.has("io") ? readFileSync(join(path, "io.stat"), "utf8") : undefined;
-  return {
-    cpuUserUs: cpu.get("user_usec") ?? 0,
-    cpuSystemUs: cpu.get("system_usec") ?? 0,
-    cpuThrottledUs: cpu.get("throttled_usec"),
-    memoryCurrentBytes: controllers.has("memory") ? single(path, "memory.current") : undefined,
-    memoryPeakBytes: controllers.has("memory") ? single(path, "memory.peak") : undefined,
-    memoryMaxEvents: events.get("max"),
-    oomKills: events.get("oom_kill"),
-    processes: controllers.has("pids") ? single(path, "pids.current") : undefined,
-    processesPeak: controllers.has("pids") ? single(path, "pids.peak") : undefined,
-    ioReadBytes: io === undefined ? undefined : ioBytes(io, "rbytes"),
-    ioWriteBytes: io === undefined ? undefined : ioBytes(io, "wbytes"),
-    fromCgroup: true,
-  };
 }

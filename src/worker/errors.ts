@@ -1,7 +1,7 @@
 /**
  * What went wrong, for a program: `invalid` the request is wrong (see `field`), `not-found` no such job,
  * `forbidden` this worker does not allow it, `unsupported` this host cannot do it, `exhausted` no room for it now,
- * `unavailable` the worker is closing, `internal` anything else.
+ * `precondition` the job is not as the call needs it, `unavailable` the worker is closing, `internal` anything else.
  */
 export type JobErrorCode =
   | "invalid"
@@ -9,6 +9,7 @@ export type JobErrorCode =
   | "forbidden"
   | "unsupported"
   | "exhausted"
+  | "precondition"
   | "unavailable"
   | "internal";
 

@@ -34,12 +34,19 @@ export function endedOf(
   const number = (key: string): number => Number(exit.get(key));
   const exitCode = number("code");
   const signal = number("signal");
-  const oomKills = usage.oomKills ?? 0;
   let how: How =
     signal === 0 ? { kind: "exited", code: exitCode } : { kind: "signalled", signal, coreDumped: number("core") === 1 };
   if (exit.get("cause") === "stop")
     how = { kind: "stopped", by: stoppedBy ?? "", escalated: number("escalated") === 1 };
   else if (exit.get("cause") === "timeout") how = { kind: "timed-out", limitMs: job.timeLimitMs ?? 0 };
-  else if (signal === SIGKILL && oomKills > 0) how = { kind: "out-of-memory", kills: oomKills };
+  else if (signal === SIGKILL && (usage.oomKills ?? 0) > 0) how = outOfMemory(usage);
   return { how, exitCode, signal, killed: number("killed") };
+}
+
+/**
+ * memory.events counts the process that the kernel chose, and where it kills the whole group (memory.oom.group) then all
+ * that are in it, that one again: oom_kill_process(), mm/oom_kill.c.
+ */
+function outOfMemory({ oomKills = 0, oomGroupKills = 0 }: Usage): How {
+  return { kind: "out-of-memory", kills: Math.max(1, oomKills - oomGroupKills), wholeJob: oomGroupKills > 0 };
 }

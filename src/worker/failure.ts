@@ -3,6 +3,8 @@ import type { Launch } from "./frame.ts";
 
 /* Why a start failed, for whoever asked for it. */
 
+const EXHAUSTED = new Set(["EAGAIN", "ENOMEM", "EMFILE", "ENFILE", "ENOSPC", "EDQUOT"]);
+
 /** Of a supervisor that met `errno` at `stage`. */
 export function failureAt(stage: string, errno: string, launch: Launch): JobError {
   const facts = { stage, errno };
@@ -22,11 +24,28 @@ export function failureAt(stage: string, errno: string, launch: Launch): JobErro
       `${JSON.stringify(launch.cwd)} is ${errno === "EACCES" ? `not open to ${launch.credentials.user}` : `no directory here (${errno})`}`,
       facts,
     );
+  if (stage === "isolation")
+    return new JobError("unsupported", `the job cannot be kept from the host as it should be (${errno})`, { facts });
   if (stage === "cgroup")
     return new JobError("unsupported", `the job cannot be put in its cgroup (${errno}): ${launch.cgroup}`, { facts });
-  if (["EAGAIN", "ENOMEM", "EMFILE", "ENFILE", "ENOSPC", "EDQUOT"].includes(errno))
+  if (stage === "devices") return devicesFailure(stage, errno);
+  if (EXHAUSTED.has(errno))
     return new JobError("exhausted", `no room for another job on this host (${stage}: ${errno})`, { facts });
   return new JobError("internal", `the job could not be started (${stage}: ${errno})`, { facts });
+}
+
+/** Of device rules that the kernel did not take. */
+export function devicesFailure(stage: string, errno: string): JobError {
+  const facts = { stage, errno };
+  if (EXHAUSTED.has(errno)) return new JobError("exhausted", `no room for device rules (${errno})`, { facts });
+  if (stage !== "devices")
+    return new JobError("internal", `device rules: the job's ${stage} fails (${errno})`, { facts });
+  const field = "resources.devices";
+  const needs = "it takes CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN of the host, and CONFIG_CGROUP_BPF in its kernel";
+  return new JobError("unsupported", `${field}: this host does not enforce device rules (${errno}): ${needs}`, {
+    field,
+    facts,
+  });
 }
 
 /** Of a supervisor, or the spawner, that is no more. */
@@ -39,7 +58,7 @@ export function refusal(error: unknown): JobError {
   if (error instanceof JobError) return error;
   const code = codeOf(error);
   const message = error instanceof Error ? error.message : String(error);
-  return ["ENOSPC", "EDQUOT", "EMFILE", "ENFILE", "ENOMEM", "EAGAIN"].includes(code)
+  return EXHAUSTED.has(code)
     ? new JobError("exhausted", `no room for another job on this host: ${message}`, {
         facts: { errno: code },
         cause: error,

@@ -3,6 +3,13 @@ import type { Credentials } from "./users.ts";
 
 /* What is said to the native spawner and its supervisors, and by them; src/supervisor/supervisor.h has the frames. */
 
+/** A limit of setrlimit(2): its number there, and two values; Infinity for none. */
+export interface Rlimit {
+  readonly resource: number;
+  readonly soft: number;
+  readonly hard: number;
+}
+
 /** What is sent to the native supervisor for a job. */
 export interface Launch {
   readonly directory: string;
@@ -16,13 +23,21 @@ export interface Launch {
   readonly graceMs: number;
   readonly logLimitBytes: number;
   readonly logKeep: "newest" | "oldest";
+  readonly network: "host" | "none";
+  readonly privateTmp: boolean;
+  readonly rlimits: readonly Rlimit[];
+  readonly umask: number;
+  readonly oomScoreAdj: number;
+  /** The eBPF program with its device rules; absent where it has none. */
+  readonly devices?: Uint8Array;
 }
 
 const HEADER_BYTES = 16;
-const START_BYTES = 56;
+const START_BYTES = 80;
+const RLIMIT_BYTES = 24;
 export const REPLY_BYTES = 24;
-const FRAME = { start: 1, adopt: 2, spare: 3 } as const;
-const REPLIES = [undefined, "started", "failed", "gone", "ready"] as const;
+const FRAME = { start: 1, adopt: 2, spare: 3, devices: 4 } as const;
+const REPLIES = [undefined, "started", "failed", "gone", "ready", "lacks", "done"] as const;
 /** Of a start, as the supervisor numbers them. */
 const STAGES = [
   "",
@@ -37,8 +52,15 @@ const STAGES = [
   "user",
   "cwd",
   "exec",
+  "isolation",
+  "devices",
 ];
-const ERRNO_NAMES = new Map(Object.entries(os.errno).map(([name, number]) => [number, name]));
+/** Backwards, so that 11 is EAGAIN and not EWOULDBLOCK. */
+const ERRNO_NAMES = new Map(
+  Object.entries(os.errno)
+    .toReversed()
+    .map(([name, number]) => [number, name]),
+);
 
 /** A frame: the header, `bodyBytes` for the caller to fill, then the strings, each with its NUL. */
 function frame(type: number, job: number, bodyBytes: number, strings: readonly string[]): Buffer {
@@ -58,6 +80,12 @@ function writeUInt64(bytes: Buffer, value: number, offset: number): void {
   bytes.writeUInt32LE(Math.floor(value / 2 ** 32), offset + 4);
 }
 
+/** RLIM_INFINITY is all ones. */
+function writeLimit(bytes: Buffer, value: number, offset: number): void {
+  if (value === Infinity) bytes.fill(0xff, offset, offset + 8);
+  else writeUInt64(bytes, value, offset);
+}
+
 /** Asks the spawner for a spare. */
 export function spareFrame(supervisor: number): Buffer {
   return frame(FRAME.spare, supervisor, 0, []);
@@ -68,12 +96,21 @@ export function adoptFrame(supervisor: number, directory: string): Buffer {
   return frame(FRAME.adopt, supervisor, 0, [directory]);
 }
 
+/** Has the spawner put `program` in the place of a running job's device rules. */
+export function devicesFrame(number: number, cgroup: string, program: Uint8Array): Buffer {
+  const bytes = Buffer.concat([frame(FRAME.devices, number, 0, [cgroup]), program]);
+  bytes.writeUInt32LE(bytes.length, 0);
+  return bytes;
+}
+
 /** Tells a spare its job. */
 export function startFrame(job: number, launch: Launch): Buffer {
-  const { argv, credentials, env } = launch;
+  const { argv, credentials, devices, env, rlimits } = launch;
   const strings = [launch.cgroup, launch.cwd, ...argv];
   for (const [name, value] of env) strings.push(`${name}=${value}`);
-  const bytes = frame(FRAME.start, job, START_BYTES + 4 * credentials.groups.length, strings);
+  const devicesAt = HEADER_BYTES + START_BYTES + RLIMIT_BYTES * rlimits.length;
+  const groupsAt = devicesAt + (devices?.length ?? 0);
+  const bytes = frame(FRAME.start, job, groupsAt - HEADER_BYTES + 4 * credentials.groups.length, strings);
   writeUInt64(bytes, Math.ceil(launch.timeLimitMs), 16);
   writeUInt64(bytes, Math.ceil(launch.graceMs), 24);
   writeUInt64(bytes, launch.logLimitBytes, 32);
@@ -85,10 +122,23 @@ export function startFrame(job: number, launch: Launch): Buffer {
     credentials.groups.length,
     argv.length,
     env.size,
+    rlimits.length,
+    launch.network === "none" ? 1 : 0,
+    launch.privateTmp ? 1 : 0,
+    launch.umask,
+    launch.oomScoreAdj,
+    devices?.length ?? 0,
     0,
-    ...credentials.groups,
   ];
   numbers.forEach((number, i) => bytes.writeUInt32LE(number, 40 + 4 * i));
+  rlimits.forEach(({ resource, soft, hard }, i) => {
+    const at = HEADER_BYTES + START_BYTES + RLIMIT_BYTES * i;
+    writeUInt64(bytes, resource, at);
+    writeLimit(bytes, soft, at + 8);
+    writeLimit(bytes, hard, at + 16);
+  });
+  if (devices) bytes.set(devices, devicesAt);
+  credentials.groups.forEach((group, i) => bytes.writeUInt32LE(group, groupsAt + 4 * i));
   return bytes;
 }
 
@@ -97,7 +147,7 @@ export interface Reply {
   readonly supervisor: number;
   /** Undefined for what this daemon does not know. */
   readonly kind: (typeof REPLIES)[number];
-  /** Of the job once it has started, of the supervisor that is ready. */
+  /** Of the job once it has started, of the supervisor that is ready; the bit of a part that the host lacks. */
   readonly pid: number;
   /** Where a start failed, and why. */
   readonly stage: string;

@@ -1,5 +1,8 @@
 import type { Hierarchy } from "./cgroup.ts";
+import type { Context } from "./context.ts";
 import { JobError } from "./errors.ts";
+import { isNamespace } from "./isolation.ts";
+import type { JobSpec } from "./job.ts";
 import type { Setting } from "./limits/setting.ts";
 
 /* What this host can enforce, as people are told. */
@@ -7,16 +10,50 @@ import type { Setting } from "./limits/setting.ts";
 const NO_CGROUP =
   "this host has no usable cgroup v2: no limits, usage of the main process only, and a tree is ended by descent";
 
+type Host = Pick<Context, "hierarchy" | "spawner">;
+
 /** In one line. */
-export function describeHost(hierarchy: Hierarchy): string {
-  return hierarchy.kind === "none"
-    ? `${NO_CGROUP} (${hierarchy.reason})`
-    : `cgroup v2 at ${hierarchy.path}, controllers: ${[...hierarchy.controllers].join(", ") || "none"}`;
+export function describeHost(host: Host): string {
+  const { hierarchy, spawner } = host;
+  const cgroups =
+    hierarchy.kind === "none"
+      ? `${NO_CGROUP} (${hierarchy.reason})`
+      : `cgroup v2 at ${hierarchy.path}, controllers: ${[...hierarchy.controllers].join(", ") || "none"}`;
+  const parts = spawner.parts.join(", ") || "none";
+  return [cgroups, `isolation: ${parts}`, ...missing(host)].join("; ");
+}
+
+function missing({ spawner }: Host): string[] {
+  const namespaces = [...spawner.lacking].filter(([part]) => isNamespace(part));
+  if (namespaces.length === 0) return [];
+  const reasons = namespaces.map(([part, errno]) => `${part} (${errno})`).join(", ");
+  return [`this host gives no namespaces of these kinds, so jobs share the host's: ${reasons}`];
 }
 
 /** What whoever starts a job here is to know. */
-export function warningsOf(hierarchy: Hierarchy): string[] {
-  return hierarchy.kind === "none" ? [NO_CGROUP] : [];
+export function warningsOf(host: Host): string[] {
+  return [...(host.hierarchy.kind === "none" ? [NO_CGROUP] : []), ...missing(host)];
+}
+
+/** Throws `unsupported` with the field's name for what this host, or its daemon's configuration, does not give. */
+export function checkIsolation({ network, privateTmp }: JobSpec, { spawner: { parts } }: Host): void {
+  if (privateTmp && !parts.includes("mount"))
+    throw new JobError("unsupported", "private_tmp: jobs have no mount namespace here", { field: "private_tmp" });
+  if (network === "none" && process.getuid?.() !== 0 && !parts.includes("user"))
+    throw new JobError(
+      "unsupported",
+      "network: the worker is not root and may make no user namespace, so jobs have the host's network here",
+      { field: "network" },
+    );
+}
+
+/** Throws `unsupported` where there is no group that device rules could be of. */
+export function checkDevices(hierarchy: Hierarchy): void {
+  const field = "resources.devices";
+  if (hierarchy.kind === "none")
+    throw new JobError("unsupported", `${field}: ${hierarchy.reason}, so this host enforces no device rules`, {
+      field,
+    });
 }
 
 /** Throws `unsupported` with the field's name for a limit that this host cannot enforce. */

@@ -1,4 +1,6 @@
+import type { Part } from "./isolation.ts";
 import type { LinuxResources } from "./resources.ts";
+import type { NamedRlimit } from "./rlimits.ts";
 
 /**
  *   start()            exec'ed            stop() | time limit | main process ended       cgroup empty, log complete
@@ -15,7 +17,7 @@ export type How =
   | { readonly kind: "signalled"; readonly signal: number; readonly coreDumped: boolean }
   | { readonly kind: "stopped"; readonly by: string; readonly escalated: boolean }
   | { readonly kind: "timed-out"; readonly limitMs: number }
-  | { readonly kind: "out-of-memory"; readonly kills: number }
+  | { readonly kind: "out-of-memory"; readonly kills: number; readonly wholeJob?: boolean }
   | { readonly kind: "failed-to-start"; readonly stage: string; readonly errno: number; readonly message: string }
   | { readonly kind: "lost"; readonly reason: string };
 
@@ -43,9 +45,37 @@ export interface Usage {
   readonly processes?: number | undefined;
   readonly processesPeak?: number | undefined;
   readonly memoryMaxEvents?: number | undefined;
+  /** As memory.events counts: exit.ts tells how many processes that were. */
   readonly oomKills?: number | undefined;
+  readonly cpuPeriods?: number | undefined;
+  readonly cpuThrottledPeriods?: number | undefined;
+  readonly memorySwapBytes?: number | undefined;
+  readonly memoryLowEvents?: number | undefined;
+  readonly memoryHighEvents?: number | undefined;
+  readonly oomEvents?: number | undefined;
+  readonly oomGroupKills?: number | undefined;
+  readonly ioReadOperations?: number | undefined;
+  readonly ioWriteOperations?: number | undefined;
+  readonly processesMaxEvents?: number | undefined;
+  readonly cpuPressure?: Pressure | undefined;
+  readonly memoryPressure?: Pressure | undefined;
+  readonly ioPressure?: Pressure | undefined;
   /** Of the whole cgroup; else only of the main process and the children it waited for. */
   readonly fromCgroup: boolean;
+}
+
+/** How long some of a job's processes, and all that were not idle, had to wait for a resource: accounting/psi.rst. */
+export interface Pressure {
+  readonly some: Stall;
+  readonly full?: Stall | undefined;
+}
+
+/** Percent of the last 10, 60 and 300 s, and the time since the job's start. */
+export interface Stall {
+  readonly avg10: number;
+  readonly avg60: number;
+  readonly avg300: number;
+  readonly totalUs: number;
 }
 
 /** What is asked of a start. */
@@ -63,6 +93,15 @@ export interface JobSpec {
   readonly labels?: ReadonlyMap<string, string>;
   readonly timeLimitMs?: number;
   readonly resources?: LinuxResources;
+  /** The host's when absent; `none` has a loopback and nothing else. */
+  readonly network?: "host" | "none";
+  /** An empty /tmp and /var/tmp that nobody else sees and that end with the job. */
+  readonly privateTmp?: boolean;
+  readonly rlimits?: readonly NamedRlimit[];
+  /** 0o022 when absent. */
+  readonly umask?: number;
+  /** 0 to 1000; 0 when absent. */
+  readonly oomScoreAdj?: number;
   /** A second start with the same one, of the same owner, answers the first one's job. */
   readonly requestId?: string;
   /** Who starts it. */
@@ -81,6 +120,13 @@ export interface Job {
   readonly labels: ReadonlyMap<string, string>;
   readonly timeLimitMs?: number;
   readonly resources?: LinuxResources;
+  /** What keeps it from the host and from other jobs. Absent in records of before there was any. */
+  readonly isolation?: readonly Part[];
+  readonly network?: "host" | "none";
+  readonly privateTmp?: boolean;
+  readonly rlimits?: readonly NamedRlimit[];
+  readonly umask?: number;
+  readonly oomScoreAdj?: number;
   /** cgroup file → content, read back after writing. */
   readonly limits: ReadonlyMap<string, string>;
   readonly owner: string;

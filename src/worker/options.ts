@@ -1,6 +1,7 @@
 import { accessSync, constants } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { JobError, invalid } from "./errors.ts";
+import type { Part } from "./isolation.ts";
 
 export interface WorkerOptions {
   /** Holds the journal and the jobs' directories; made 0700 when it is not there. */
@@ -19,6 +20,12 @@ export interface WorkerOptions {
   readonly maxJobs?: number;
   /** The cgroup v2 directory to make jobs' groups in, instead of one below the worker's own place. */
   readonly cgroup?: string;
+  /** What jobs are not kept from the host by. A pid namespace, and a cgroup namespace, go with the mount namespace. */
+  readonly isolationOff?: readonly Part[];
+  /** Paths, beside the state directory, that jobs of the worker's own user cannot read. */
+  readonly hidden?: readonly string[];
+  /** Paths that jobs of the worker's own user cannot change. */
+  readonly sealed?: readonly string[];
   /** The native supervisor's binary. */
   readonly supervisor?: string;
   readonly log?: (level: "debug" | "info" | "warn" | "error", message: string, facts?: object) => void;
@@ -28,7 +35,7 @@ export interface WorkerOptions {
 export type CheckedOptions = WorkerOptions &
   Required<Pick<WorkerOptions, "log" | "logKeep" | "logLimitBytes" | "maxJobs" | "supervisor">>;
 
-const LOG_LIMIT_BYTES = 256 * 1024 * 1024;
+export const LOG_LIMIT_BYTES = 256 * 1024 * 1024;
 const LEAST_LOG_LIMIT_BYTES = 1024 * 1024;
 const MAX_JOBS = 10_000;
 

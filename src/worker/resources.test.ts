@@ -3,7 +3,7 @@ import { describe, expect, test } from "vitest";
 import { CONTROLLERS, type Host } from "./limits/setting.ts";
 import { bfq, testHost } from "./limits/testing.ts";
 import { settingsOf, type LinuxResources } from "./resources.ts";
-import { modes, refused, run, testWorker } from "./testing.ts";
+import { finished, modes, refused, root, run, testWorker } from "./testing.ts";
 
 /** What would be written, as `file value` lines. */
 function written(resources: LinuxResources): string[] {
@@ -100,7 +100,6 @@ describe("a value that is no limit is refused, naming its field", () => {
 
 /** Every field of the OCI message that is not converted, each alone, and why. */
 const UNSUPPORTED: readonly (readonly [string, string, LinuxResources])[] = [
-  ["devices", "not supported", { devices: [{ allow: false }] }],
   ["memory.kernel", "cgroup v2 has no file", { memory: { kernel: 1n } }],
   ["memory.kernelTCP", "cgroup v2 has no file", { memory: { kernelTCP: 1n } }],
   ["memory.swappiness", "cgroup v2 has no file", { memory: { swappiness: 0n } }],
@@ -195,7 +194,7 @@ describe("whatever is asked for", () => {
   };
   const v1Memory = { kernel: quantity, kernelTCP: quantity, swappiness: quantity, useHierarchy: fc.boolean() };
   const resources: fc.Arbitrary<LinuxResources> = some<LinuxResources>({
-    devices: mostly<{ allow: boolean }[]>(fc.constant([]), fc.array(fc.record({ allow: fc.boolean() }))),
+    devices: fc.array(fc.record({ allow: fc.boolean() })),
     pids: some({ limit: amount(0n, 4_194_304n) }),
     memory: mostly<NonNullable<LinuxResources["memory"]>>(some(memory), some(v1Memory)),
     cpu: mostly<NonNullable<LinuxResources["cpu"]>>(
@@ -355,7 +354,7 @@ describe.each(modes)("limits %s", (_mode, options) => {
     async (controller, field, resources, file, value) => {
       await using worker = await testWorker(options);
       const start = () => worker.start({ ...run("true"), resources });
-      if (worker.host.split("controllers: ")[1]?.split(", ").includes(controller)) {
+      if (/controllers: ([^;]*)/.exec(worker.host)?.[1]?.split(", ").includes(controller)) {
         const { job } = await start();
         expect(job.limits.get(file)).toBe(value);
         return;
@@ -366,4 +365,19 @@ describe.each(modes)("limits %s", (_mode, options) => {
       expect(worker.traces()).toEqual([]);
     },
   );
+
+  test("of devices are kept by a program, or refused by name and nothing is left", async () => {
+    await using worker = await testWorker(options);
+    const resources = { devices: [{ allow: true }, { allow: false, path: "/dev/zero", access: "w" }] };
+    const script = "(: < /dev/zero) && echo read; (: > /dev/zero) && echo written";
+    const start = () => finished(worker, { ...run("sh", "-c", script), resources });
+    if (worker.cgroup !== undefined && root) {
+      expect((await start()).text).toMatch(/^read\n.*Operation not permitted\n$/);
+      return;
+    }
+    const error = await refused(start);
+    expect(error).toMatchObject({ code: "unsupported", field: "resources.devices" });
+    if (worker.cgroup === undefined) expect(error.message).toContain("so this host enforces no device rules");
+    expect(worker.traces()).toEqual([]);
+  });
 });

@@ -24,12 +24,15 @@ export interface LinuxResources {
   readonly unified?: Readonly<Record<string, string>>;
 }
 
+/** An absent part is any. -1 is any number, too. */
 export interface LinuxDeviceCgroup {
   readonly allow: boolean;
   readonly type?: string;
   readonly major?: bigint;
   readonly minor?: bigint;
   readonly access?: string;
+  /** On the worker, instead of type and numbers. Not of OCI's. */
+  readonly path?: string;
 }
 
 /** Bytes, but for swappiness (0 to 100). */
@@ -102,7 +105,7 @@ const CONVERTED: Readonly<Record<string, readonly string[]>> = {
   ],
   cpu: ["shares", "quota", "period", "burst", "idle", "cpus", "mems"],
 };
-const WHOLE: ReadonlySet<string> = new Set(["hugepageLimits", "rdma", "unified"]);
+const WHOLE: ReadonlySet<string> = new Set(["devices", "hugepageLimits", "rdma", "unified"]);
 /** Of cgroup v1. */
 const NO_FILE: Readonly<Record<string, readonly string[]>> = {
   memory: ["kernel", "kernelTCP", "swappiness", "disableOOMKiller", "useHierarchy"],
@@ -136,8 +139,8 @@ function pidsSettings(asked: bigint | undefined): Setting[] {
 
 /**
  * The cgroup v2 files to write for `resources`, in order; rules and order are those of opencontainers/cgroups, fs2,
- * where docs/limits.md says no other. Throws JobError: `invalid` for a value out of range, `unsupported` for what
- * cgroup v2 or this host does not have.
+ * where docs/limits.md says no other. Of `devices` there is a program and no file: limits/devices.ts. Throws JobError:
+ * `invalid` for a value out of range, `unsupported` for what cgroup v2 or this host does not have.
  */
 export function settingsOf(resources: LinuxResources, host: Host): Setting[] {
   refuseTheRest(resources);

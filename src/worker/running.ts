@@ -1,10 +1,11 @@
 import { type FSWatcher, watch } from "node:fs";
 import { join } from "node:path";
-import { groupUsage, type Hierarchy } from "./cgroup.ts";
+import type { Hierarchy } from "./cgroup.ts";
 import { JobError } from "./errors.ts";
 import type { Exit } from "./exit.ts";
 import type { Job, Usage } from "./job.ts";
 import { openLog, type Log } from "./log.ts";
+import { groupUsage } from "./usage.ts";
 
 /** A job that has not ended, as this process knows it. */
 export interface Running {
@@ -19,6 +20,8 @@ export interface Running {
   readonly ended: PromiseWithResolvers<Job>;
   /** What to call when there may be more output, or the end. */
   readonly followers: Set<() => void>;
+  /** Settled when the last update that was asked for is done. */
+  updates: Promise<unknown>;
   watcher?: FSWatcher;
 }
 
@@ -32,6 +35,7 @@ export function runningOf(job: Job, jobsDir: string, hierarchy: Hierarchy): Runn
     launched: Promise.withResolvers(),
     ended: Promise.withResolvers(),
     followers: new Set(),
+    updates: Promise.resolve(),
   };
   entry.launched.promise.catch(() => {});
   entry.ended.promise.catch(() => {});
@@ -85,10 +89,15 @@ export function startOf(entry: Running): ReturnType<Log["header"]>["started"] {
 
 /** Calls `wake` whenever there may be more output, or the end, until disposed. One watch serves all. */
 export function subscribe(entry: Running, wake: () => void): Disposable {
-  entry.followers.add(wake);
   entry.watcher ??= watch(join(entry.directory, "output"), () => {
     for (const follower of entry.followers) follower();
   });
+  return awaitEnd(entry, wake);
+}
+
+/** Calls `wake` at the end, and perhaps before, until disposed. */
+export function awaitEnd(entry: Running, wake: () => void): Disposable {
+  entry.followers.add(wake);
   return {
     [Symbol.dispose]() {
       entry.followers.delete(wake);

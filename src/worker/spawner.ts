@@ -3,8 +3,9 @@ import { closeSync, constants, openSync } from "node:fs";
 import { join } from "node:path";
 import { Duplex } from "node:stream";
 import { codeOf } from "./errors.ts";
-import { died, failureAt } from "./failure.ts";
-import { REPLY_BYTES, adoptFrame, readReply, spareFrame, type Launch } from "./frame.ts";
+import { devicesFailure, died, failureAt } from "./failure.ts";
+import { REPLY_BYTES, adoptFrame, devicesFrame, readReply, spareFrame, type Launch } from "./frame.ts";
+import { holding, isolationArguments, partsOf, type Isolation, type Part } from "./isolation.ts";
 import { SPARE, give, type Spare } from "./spare.ts";
 
 /** The spawner process, which makes one supervisor for each job, ahead of it. */
@@ -18,8 +19,17 @@ export interface Spawner extends Disposable {
   launch(launch: Launch, record: () => void, gone: () => void): Promise<number>;
   /** `gone` is called when the supervisor that an earlier daemon made for `directory` is no more, which may be now. */
   adopt(directory: string, gone: () => void): void;
+  /**
+   * Puts `program` (limits/devices.ts) in the place of the device rules that a running job has, if any, at once and for
+   * what it opens from then on. Throws JobError: `unsupported` where this host cannot, `internal` with errno ENOENT when
+   * there is no such cgroup any more.
+   */
+  devices(cgroup: string, program: Uint8Array): Promise<void>;
   /** Has as many spares made as are missing: for when nobody waits. A start asks for no more than half of them. */
   refill(): void;
+  /** What of the isolation holds, and what this host does not give, with an errno's name. Known once `ready` is. */
+  readonly parts: readonly Part[];
+  readonly lacking: ReadonlyMap<Part, string>;
   /** Resolves when a first supervisor is ready, or cannot be had. */
   readonly ready: Promise<void>;
   /** Resolves when the spawner and its spares have ended; supervisors go on. */
@@ -48,12 +58,21 @@ type Supervisor =
  * Starts the spawner from the binary at `path`; it makes its spares in `parent`, which is where the directories of jobs
  * are. It is started again, and told of all jobs, should it die.
  */
-export function openSpawner(path: string, parent: string, log: (message: string) => void): Spawner {
+export function openSpawner(
+  path: string,
+  parent: string,
+  isolation: Isolation,
+  log: (message: string) => void,
+): Spawner {
+  const lacking = new Map<Part, string>();
+  let parts: readonly Part[] | undefined;
   const supervisors = new Map<number, Supervisor>();
   /** Numbers of those in this state, the oldest first. */
   const spares = new Set<number>();
   const asked = new Set<number>();
   const waiting: Launching[] = [];
+  /** Device rules that the spawner has not answered yet, by their number. */
+  const changes = new Map<number, PromiseWithResolvers<void>>();
   const first = Promise.withResolvers<void>();
   let last = 0;
   let closed = false;
@@ -120,8 +139,11 @@ export function openSpawner(path: string, parent: string, log: (message: string)
   }
 
   function hear(bytes: Buffer): void {
-    first.resolve();
     const { supervisor: number, kind, pid, stage, errno } = readReply(bytes);
+    if (kind === "lacks") {
+      for (const part of partsOf(pid)) lacking.set(part, errno);
+      parts = undefined;
+    } else first.resolve();
     const known = supervisors.get(number);
     if (kind === "ready" && known?.state === "asked") {
       ready(number, pid);
@@ -131,11 +153,16 @@ export function openSpawner(path: string, parent: string, log: (message: string)
     } else if (kind === "failed") {
       const failed = drop(number);
       failed?.reject(failureAt(stage, errno, failed.launch));
+      changes.get(number)?.reject(devicesFailure(stage, errno));
+      changes.delete(number);
     } else if (kind === "gone" && known?.state === "running") {
       supervisors.delete(number);
       known.gone();
     } else if (kind === "gone") {
       drop(number)?.reject(died("the job's supervisor died before the job ran"));
+    } else if (kind === "done") {
+      changes.get(number)?.resolve();
+      changes.delete(number);
     }
   }
 
@@ -144,6 +171,8 @@ export function openSpawner(path: string, parent: string, log: (message: string)
     socket?.destroy(); // or spares would not hear of it
     socket = undefined;
     first.resolve();
+    for (const change of changes.values()) change.reject(died(why));
+    changes.clear();
     if (closed) return;
     log(why);
     for (const number of supervisors.keys())
@@ -154,7 +183,13 @@ export function openSpawner(path: string, parent: string, log: (message: string)
   }
 
   function open(): Duplex {
-    const child = spawn(path, [parent], { stdio: ["ignore", "ignore", "ignore", "pipe"], detached: true, env: {} });
+    lacking.clear();
+    parts = undefined;
+    const child = spawn(path, [parent, ...isolationArguments(isolation)], {
+      stdio: ["ignore", "ignore", "ignore", "pipe"],
+      detached: true,
+      env: {},
+    });
     const pipe = child.stdio[3];
     if (!(pipe instanceof Duplex)) throw died("the spawner has no socket");
     let held: Buffer = Buffer.alloc(0);
@@ -186,7 +221,17 @@ export function openSpawner(path: string, parent: string, log: (message: string)
       supervisors.set(++last, { state: "running", directory, gone });
       (socket ?? open()).write(adoptFrame(last, directory));
     },
+    devices(cgroup, program) {
+      const change = Promise.withResolvers<void>();
+      changes.set(++last, change);
+      (socket ?? open()).write(devicesFrame(last, cgroup, program));
+      return change.promise;
+    },
     refill: () => ask(SPARES),
+    get parts() {
+      return (parts ??= holding(isolation, lacking));
+    },
+    lacking,
     ready: first.promise,
     async close() {
       close();

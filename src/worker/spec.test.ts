@@ -38,6 +38,14 @@ const BAD: readonly (readonly [string, string, Partial<JobSpec>])[] = [
   ["a label's key with a space", "labels", { labels: new Map([["a b", ""]]) }],
   ["a label's value that is too long", "labels", { labels: new Map([["a", "x".repeat(256)]]) }],
   ["too many labels", "labels", { labels: new Map(Array.from({ length: 65 }, (_, i) => [`l${i}`, ""])) }],
+  ["a umask beyond 0777", "umask", { umask: 0o1000 }],
+  ["a umask that is no number", "umask", { umask: NaN }],
+  ["a negative oom_score_adj", "oom_score_adj", { oomScoreAdj: -1 }],
+  ["an oom_score_adj beyond 1000", "oom_score_adj", { oomScoreAdj: 1001 }],
+  ["an unknown rlimit", "rlimits", { rlimits: [{ name: "files", soft: 1 }] }],
+  ["an rlimit that would pass CPU limits", "rlimits", { rlimits: [{ name: "rtprio", soft: 1 }] }],
+  ["an rlimit given twice", "rlimits", { rlimits: [{ name: "core" }, { name: "core" }] }],
+  ["a soft rlimit above the hard one", "rlimits", { rlimits: [{ name: "core", soft: 2, hard: 1 }] }],
   ["a negative limit", "resources.memory.limit", { resources: { memory: { limit: -2n } } }],
   ["a limit of zero", "resources.memory.limit", { resources: { memory: { limit: 0n } } }],
 ];
@@ -108,6 +116,9 @@ test("what is at the edge of what is allowed is allowed", () => {
     timeLimitMs: 1,
     requestId: "x".repeat(128),
     labels,
+    umask: 0o777,
+    oomScoreAdj: 1000,
+    rlimits: [{ name: "core", soft: 0, hard: 0 }, { name: "nofile" }],
     owner: "o",
   };
   expect(() => checkSpec(spec)).not.toThrow();

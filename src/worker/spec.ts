@@ -1,5 +1,6 @@
 import { invalid } from "./errors.ts";
 import type { JobSpec } from "./job.ts";
+import { rlimitsOf } from "./rlimits.ts";
 
 const DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const ARGUMENT_BYTES = 128 * 1024; // MAX_ARG_STRLEN, execve(2)
@@ -8,6 +9,8 @@ const LABELS = 64;
 const LABEL_KEY = /^[A-Za-z0-9][A-Za-z0-9._/-]{0,62}$/;
 const LABEL_VALUE_BYTES = 255;
 const REQUEST_ID_LENGTH = 128;
+const UMASK_MAX = 0o777;
+const OOM_SCORE_ADJ_MAX = 1000; // proc_pid_oom_score_adj(5)
 const TIME_LIMIT_MS = 10 * 365 * 24 * 3600 * 1000;
 
 function checkText(field: string, text: string): void {
@@ -52,6 +55,14 @@ export function checkSpec(spec: JobSpec): void {
   if ((spec.requestId?.length ?? 0) > REQUEST_ID_LENGTH)
     throw invalid("request_id", `is longer than ${REQUEST_ID_LENGTH} characters`);
   if (spec.labels) checkLabels(spec.labels);
+  rlimitsOf(spec.rlimits ?? []);
+  const { umask = 0, oomScoreAdj = 0 } = spec;
+  if (!(umask >= 0 && umask <= UMASK_MAX)) throw invalid("umask", `0${umask.toString(8)} is not within 0 and 0777`);
+  if (!(oomScoreAdj >= 0 && oomScoreAdj <= OOM_SCORE_ADJ_MAX))
+    throw invalid(
+      "oom_score_adj",
+      `${oomScoreAdj} is not within 0 and ${OOM_SCORE_ADJ_MAX}: a job may be the more likely victim, not a lesser one`,
+    );
 }
 
 /** The job's whole environment: defaults, then what was asked for. */

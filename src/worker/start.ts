@@ -7,13 +7,17 @@ import { gone } from "./end.ts";
 import { JobError, notFound } from "./errors.ts";
 import { refusal } from "./failure.ts";
 import type { Launch } from "./frame.ts";
-import { checkSettings, warningsOf } from "./host.ts";
+import { checkDevices, checkIsolation, checkSettings, warningsOf } from "./host.ts";
 import type { Job, JobSpec } from "./job.ts";
+import { DEFAULT_DEVICES, deviceProgram } from "./limits/devices.ts";
 import { thisHost } from "./limits/host.ts";
 import { settingsOf } from "./resources.ts";
+import { rlimitsOf } from "./rlimits.ts";
 import type { Running } from "./running.ts";
 import { checkSpec, environmentOf } from "./spec.ts";
 import { chooseCredentials } from "./users.ts";
+
+const UMASK = 0o022;
 
 export interface Started {
   readonly job: Job;
@@ -43,8 +47,15 @@ export async function start(context: Context, spec: JobSpec): Promise<Started> {
 async function begin(context: Context, spec: JobSpec): Promise<Job> {
   const { hierarchy, ids, journal, options, running, spawner } = context;
   const credentials = chooseCredentials(spec, options);
-  const settings = settingsOf(spec.resources ?? {}, thisHost(hierarchy.kind === "none" ? undefined : hierarchy.path));
+  const host = thisHost(hierarchy.kind === "none" ? undefined : hierarchy.path);
+  const settings = settingsOf(spec.resources ?? {}, host);
+  // Root's files are its own, and the disk is one of them.
+  const confined = credentials.uid === 0 && hierarchy.kind !== "none" && spawner.parts.includes("no-capabilities");
+  const rules = spec.resources?.devices?.length ? spec.resources.devices : confined ? DEFAULT_DEVICES : [];
+  const devices = deviceProgram(rules, host);
   checkSettings(settings, hierarchy);
+  checkIsolation(spec, context);
+  if (devices) checkDevices(hierarchy);
   if (running.size >= options.maxJobs)
     throw new JobError(
       "exhausted",
@@ -59,7 +70,7 @@ async function begin(context: Context, spec: JobSpec): Promise<Job> {
       journal.insert(entry.job, spec.requestId);
     };
     const launch = launchOf(context, entry, credentials, env);
-    const pid = await spawner.launch(launch, record, () => gone(context, entry));
+    const pid = await spawner.launch(devices ? { ...launch, devices } : launch, record, () => gone(context, entry));
     entry.job = { ...entry.job, state: "running", pid, startedAt: new Date() };
     entry.launched.resolve();
   } catch (error) {
@@ -78,12 +89,8 @@ async function begin(context: Context, spec: JobSpec): Promise<Job> {
   return entry.job;
 }
 
-function jobOf(
-  { hierarchy, ids }: Context,
-  spec: JobSpec,
-  credentials: Launch["credentials"],
-  env: Launch["env"],
-): Job {
+function jobOf(context: Context, spec: JobSpec, credentials: Launch["credentials"], env: Launch["env"]): Job {
+  const { ids, spawner } = context;
   return {
     id: ids.take(),
     state: "starting",
@@ -96,12 +103,18 @@ function jobOf(
     labels: spec.labels ?? new Map(),
     ...(spec.timeLimitMs !== undefined && { timeLimitMs: spec.timeLimitMs }),
     ...(spec.resources && { resources: spec.resources }),
+    isolation: spawner.parts,
+    network: spec.network ?? "host",
+    privateTmp: spec.privateTmp ?? false,
+    rlimits: spec.rlimits ?? [],
+    umask: spec.umask ?? UMASK,
+    oomScoreAdj: spec.oomScoreAdj ?? 0,
     limits: new Map(),
     owner: spec.owner,
     pid: 0,
     createdAt: new Date(),
     output: { size: 0, first: 0, dropped: 0 },
-    warnings: warningsOf(hierarchy),
+    warnings: warningsOf(context),
   };
 }
 
@@ -122,6 +135,11 @@ function launchOf(
     graceMs: GRACE_MS,
     logLimitBytes: options.logLimitBytes,
     logKeep: options.logKeep,
+    network: job.network ?? "host",
+    privateTmp: job.privateTmp ?? false,
+    rlimits: rlimitsOf(job.rlimits ?? []),
+    umask: job.umask ?? UMASK,
+    oomScoreAdj: job.oomScoreAdj ?? 0,
   };
 }
 

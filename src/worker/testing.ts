@@ -1,6 +1,15 @@
 import { execFileSync, fork } from "node:child_process";
 import { once } from "node:events";
-import { chmodSync, existsSync, mkdtempSync, readFileSync, readdirSync, rmSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  existsSync,
+  mkdtempSync,
+  readFileSync,
+  readdirSync,
+  readlinkSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
@@ -211,6 +220,23 @@ export async function finished(worker: Worker, spec: JobSpec): Promise<Job & { r
   const { job } = await worker.start(spec);
   const { text, job: ended } = await readAll(worker.stream(job.id, { follow: true }));
   return { ...ended, text };
+}
+
+/** The host's number of the process that a job calls `inner`; `pid` is the job's. */
+export function outerPid(pid: number, inner: number): number {
+  const namespace = readlinkSync(`/proc/${pid}/ns/pid`);
+  const found = readdirSync("/proc").find((each) => {
+    try {
+      const status = /^\d+$/.test(each) ? readFileSync(`/proc/${each}/status`, "utf8") : "";
+      return (
+        /^NSpid:.*\t(\d+)$/m.exec(status)?.[1] === String(inner) && readlinkSync(`/proc/${each}/ns/pid`) === namespace
+      );
+    } catch {
+      return false; // it has ended
+    }
+  });
+  if (found === undefined) throw new Error(`job ${pid} has no process ${inner}`);
+  return Number(found);
 }
 
 /** Zombies do not run. */

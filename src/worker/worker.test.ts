@@ -1,4 +1,4 @@
-import { existsSync, readFileSync, readdirSync, readlinkSync, realpathSync } from "node:fs";
+import { existsSync, readFileSync, readdirSync, readlinkSync, realpathSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
@@ -11,6 +11,7 @@ import {
   ignoresTerm,
   modes,
   open,
+  outerPid,
   readAll,
   refused,
   root,
@@ -68,6 +69,52 @@ describe.each(modes)("a job %s", (_mode, options) => {
     expect(job.usage?.elapsedMs).toBeGreaterThan(0);
     expect(job.usage?.fromCgroup).toBe(worker.cgroup !== undefined);
     expect(worker.cgroup !== undefined && existsSync(join(worker.cgroup, id))).toBe(false);
+  });
+
+  test("tells what it is kept from its host by, and has the limits of a process that were asked for", async () => {
+    await using worker = await testWorker(options);
+    const asked = {
+      network: "none",
+      privateTmp: true,
+      rlimits: [{ name: "nofile", soft: 64, hard: 128 }, { name: "core" }],
+      umask: 0o77,
+      oomScoreAdj: 7,
+    } as const;
+    const script =
+      "ulimit -Sn; ulimit -Hn; ulimit -c; umask; cat /proc/self/oom_score_adj; ls -A /tmp; cat /proc/net/dev";
+    const job = await finished(worker, { ...sh(script), ...asked });
+    const [head, devices] = job.text.split("Inter-");
+    expect(head).toBe("64\n128\nunlimited\n0077\n7\n");
+    expect(devices?.match(/^ *\w+:/gm)).toEqual(["    lo:"]);
+    expect(job).toMatchObject(asked);
+    expect(worker.query(job.id)).toEqual(without(job));
+    function without({ text: _text, ...rest }: typeof job): Job {
+      return rest;
+    }
+    const parts = [...(worker.cgroup === undefined ? [] : ["cgroup"]), "ipc", "mount", "pid", "uts"];
+    expect(job.isolation?.toSorted()).toEqual([...parts, "no-capabilities", "no-new-privileges"].toSorted());
+    expect(worker.host).toContain(`isolation: ${job.isolation?.join(", ")}`);
+  });
+
+  test("has the host's namespaces where the worker was told so, and nothing that would take one of its own", async () => {
+    await using worker = await testWorker({ ...options, isolationOff: ["mount", "ipc"] });
+    const { text, isolation } = await finished(worker, sh("readlink /proc/self/ns/mnt /proc/self/ns/pid"));
+    expect(text).toBe(`${readlinkSync("/proc/self/ns/mnt")}\n${readlinkSync("/proc/self/ns/pid")}\n`);
+    expect(isolation).toEqual(["uts", "no-new-privileges", "no-capabilities"]);
+    const error = await refused(() => worker.start({ ...run("true"), privateTmp: true }));
+    expect(error).toMatchObject({ code: "unsupported", field: "private_tmp" });
+    expect(worker.host).toContain("isolation: uts, no-new-privileges, no-capabilities");
+  });
+
+  test.runIf(root)("of the worker's own user cannot read the worker's files, nor change its programs", async () => {
+    using files = testDirectory();
+    const [key, program] = [join(files.path, "key"), join(files.path, "program")];
+    writeFileSync(key, "secret", { mode: 0o600 });
+    writeFileSync(program, "program");
+    await using worker = await testWorker({ ...options, allowRoot: true, hidden: [key], sealed: [program] });
+    const script = `cat ${key}; ls -A ${worker.stateDir}; cat ${program}; echo x > ${program}`;
+    expect((await finished(worker, { ...sh(`exec 2> /dev/null; ${script}`), user: "root" })).text).toBe("program");
+    expect(readFileSync(program, "utf8")).toBe("program");
   });
 
   test.each([0, 1, 127, 255])("that exits with %d has that code", async (code) => {
@@ -236,9 +283,9 @@ describe.each(modes)("a job %s", (_mode, options) => {
 
   test("is alone: a session of its own, no terminal, nothing on stdin, no descriptor but its three", async () => {
     await using worker = await testWorker(options);
-    const { text, pid } = await finished(worker, sh('cut -d" " -f 4,5,6,7 /proc/self/stat; cat; ls /proc/$$/fd'));
-    const [stat, ...descriptors] = text.trim().split("\n");
-    expect(stat?.split(" ").slice(1)).toEqual([String(pid), String(pid), "0"]);
+    const { text } = await finished(worker, sh('echo $$; cut -d" " -f 5,6,7 /proc/self/stat; cat; ls /proc/$$/fd'));
+    const [pid, stat, ...descriptors] = text.trim().split("\n");
+    expect(stat).toBe(`${pid} ${pid} 0`);
     expect(descriptors).toEqual(["0", "1", "2"]);
   });
 });
@@ -298,7 +345,7 @@ describe.each(modes)("stop %s", (_mode, options) => {
   test("ends grandchildren in sessions of their own too", async () => {
     await using worker = await testWorker(options);
     const { id, pid, line } = await startReady(worker, detaches);
-    const grandchild = Number(line);
+    const grandchild = outerPid(pid, Number(line));
     expect(runs(grandchild)).toBe(true);
     await worker.stop(id, { by });
     expect([pid, grandchild].filter(runs)).toEqual([]);
@@ -396,8 +443,13 @@ describe.each(modes)("stop %s", (_mode, options) => {
 describe.each(modes)("the end of a job's main process %s", (_mode, options) => {
   test("is the job's: what it left behind is killed and counted, and its own result stays", async () => {
     await using worker = await testWorker(options);
-    const { job } = await worker.start(sh("setsid sleep 1000 & sleep 1000 & echo $!; exit 6"));
-    const sleeper = Number(await firstLine(worker, job.id));
+    using files = testDirectory();
+    const gate = join(files.path, "gate");
+    const { job } = await worker.start(
+      sh('setsid sleep 1000 & sleep 1000 & echo $!; until [ -e "$0" ]; do sleep 0.01; done; exit 6', gate),
+    );
+    const sleeper = outerPid(job.pid, Number(await firstLine(worker, job.id)));
+    open(gate);
     const { ended } = await worker.wait(job.id);
     expect(ended).toEqual({ how: { kind: "exited", code: 6 }, exitCode: 6, signal: 0, killed: 2 });
     expect(runs(sleeper)).toBe(false);

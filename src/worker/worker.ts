@@ -3,8 +3,11 @@ import { resolve } from "node:path";
 import { openHierarchy, type Hierarchy } from "./cgroup.ts";
 import { find, isRunning, type Context } from "./context.ts";
 import { openDirectory } from "./directory.ts";
+import { examine } from "./doctor/examine.ts";
+import type { Finding } from "./doctor/finding.ts";
 import { JobError } from "./errors.ts";
 import { describeHost } from "./host.ts";
+import { isolationOf } from "./isolation.ts";
 import type { Job, JobSpec } from "./job.ts";
 import { openIds } from "./ids.ts";
 import { openJournal } from "./journal.ts";
@@ -12,11 +15,14 @@ import { list, type ListFilter, type Listed } from "./list.ts";
 import { checkOptions, checkSupervisor, type WorkerOptions } from "./options.ts";
 import type { StreamOptions } from "./output.ts";
 import { recover, removeSpares } from "./recovery.ts";
+import type { LinuxResources } from "./resources.ts";
 import { current, endOf } from "./running.ts";
 import { openSpawner } from "./spawner.ts";
 import { start, type Started } from "./start.ts";
+import { stats, type Stats, type StatsOptions } from "./stats.ts";
 import { stop, type StopOptions, type Stopped } from "./stop.ts";
 import { stream, type Stream } from "./stream.ts";
+import { update } from "./update.ts";
 
 /** Every method throws JobError; those that take a job's id throw `not-found` when there is none. */
 export interface Worker {
@@ -31,6 +37,12 @@ export interface Worker {
   wait(id: string, signal?: AbortSignal): Promise<Job>;
   /** A job's output; throws `not-found` at once, not at the first chunk. Returns where to resume. */
   stream(id: string, options: StreamOptions): Stream;
+  /** Changes limits of a job that has not ended, all that are named or none; what is not named stays. */
+  update(id: string, resources: LinuxResources): Promise<Job>;
+  /** What a job uses, at an interval; throws `not-found` at once, not at the first sample. Returns the ended job. */
+  stats(id: string, options: StatsOptions): Stats;
+  /** What this host can enforce, looked at again; one look serves all who ask meanwhile. */
+  examine(): Promise<readonly Finding[]>;
   /** What this host can enforce, in one line. */
   readonly host: string;
   /** Lets go of everything; jobs keep running. */
@@ -49,7 +61,10 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   opened.defer(() => leave(hierarchy));
   const ids = opened.use(openIds(options.name, hierarchy));
   removeSpares(jobsDir);
-  const spawner = opened.use(openSpawner(options.supervisor, jobsDir, (message) => options.log("error", message)));
+  const isolation = isolationOf({ ...options, hidden: [stateDir, ...(options.hidden ?? [])] }, hierarchy);
+  const spawner = opened.use(
+    openSpawner(options.supervisor, jobsDir, isolation, (message) => options.log("error", message)),
+  );
   const context: Context = {
     options,
     jobsDir,
@@ -65,9 +80,10 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   ids.refill();
   await spawner.ready;
   opened.move(); // close() lets go of them
+  let examining: Promise<readonly Finding[]> | undefined;
 
   return {
-    host: describeHost(hierarchy),
+    host: describeHost(context),
     start: (spec) => start(context, spec),
     stop: (id, how, signal) => stop(context, id, how, signal),
     query(id) {
@@ -80,6 +96,9 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
       return isRunning(entry) ? endOf(entry, signal) : entry.job;
     },
     stream: (id, how) => stream(context, id, how),
+    update: (id, resources) => update(context, id, resources),
+    stats: (id, how) => stats(context, id, how),
+    examine: () => (examining ??= examine({ ...options, stateDir, hierarchy }).finally(() => (examining = undefined))),
     close: () => close(context),
   };
 }
@@ -87,7 +106,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
 async function close(context: Context): Promise<void> {
   const { hierarchy, ids, journal, running, spawner } = context;
   context.closed = true;
-  await Promise.allSettled([...running.values()].map(({ launched }) => launched.promise));
+  await Promise.allSettled([...running.values()].flatMap(({ launched, updates }) => [launched.promise, updates]));
   await spawner.close();
   for (const entry of running.values()) {
     entry.watcher?.close();

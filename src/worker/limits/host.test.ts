@@ -51,6 +51,12 @@ describe("a path", () => {
     },
   );
 
+  test("of a device is its type and number, and of anything else none", () => {
+    expect(host.device("/dev/null")).toEqual({ type: "c", major: 1n, minor: 3n });
+    for (const path of ["/", "/no/such/device", "", "dev/null", "/proc/self/status", "/dev/\0"])
+      expect(host.device(path)).toBeUndefined();
+  });
+
   test.runIf(root)("of a block device is its number, through links too", () => {
     using directory = testDirectory();
     // Nobody opens them: which numbers are in use here does not matter.
@@ -64,6 +70,7 @@ describe("a path", () => {
       symlinkSync(path, `${path}-link`);
       expect(host.disk(relative(process.cwd(), path))).toBeUndefined();
       expect([path, `${path}-link`].map((each) => host.disk(each))).toEqual([`${major}:${minor}`, `${major}:${minor}`]);
+      expect(host.device(path)).toEqual({ type: "b", major: BigInt(major ?? 0), minor: BigInt(minor ?? 0) });
     }
   });
 

@@ -1,6 +1,6 @@
 import { existsSync, readFileSync, readdirSync, realpathSync, statSync } from "node:fs";
 import { join } from "node:path";
-import type { Host } from "./setting.ts";
+import type { Device, Host } from "./setting.ts";
 
 /** What the kernel tells; `group` is the one that jobs' groups are made in, undefined where there is none. */
 export function thisHost(group: string | undefined): Host {
@@ -9,6 +9,7 @@ export function thisHost(group: string | undefined): Host {
     has: (file) => group !== undefined && existsSync(join(group, file)),
     pageSizes,
     allowed: (file) => (group === undefined ? undefined : read(join(group, `${file}.effective`))),
+    device: deviceOf,
     disk: diskOf,
   };
 }
@@ -33,15 +34,26 @@ function pageSizes(): string[] {
   }
 }
 
-/** io.max is of whole disks: for a partition the kernel refuses it (ENODEV). Numbers: makedev(3). */
-function diskOf(path: string): string | undefined {
+/** Numbers: makedev(3). */
+function deviceOf(path: string): Device | undefined {
   try {
     const status = statSync(path, { bigint: true });
-    if (!path.startsWith("/") || !status.isBlockDevice()) return undefined;
+    const type = status.isBlockDevice() ? "b" : status.isCharacterDevice() ? "c" : undefined;
+    if (!path.startsWith("/") || type === undefined) return undefined;
     const { rdev } = status;
     const major = ((rdev >> 8n) & 0xfffn) | ((rdev >> 32n) & ~0xfffn);
-    const minor = (rdev & 0xffn) | ((rdev >> 12n) & ~0xffn);
-    const number = `${major}:${minor}`;
+    return { type, major, minor: (rdev & 0xffn) | ((rdev >> 12n) & ~0xffn) };
+  } catch {
+    return undefined;
+  }
+}
+
+/** io.max is of whole disks: for a partition the kernel refuses it (ENODEV). */
+function diskOf(path: string): string | undefined {
+  const of = deviceOf(path);
+  if (of?.type !== "b") return undefined;
+  try {
+    const number = `${of.major}:${of.minor}`;
     const device = `/sys/dev/block/${number}`;
     if (!existsSync(join(device, "partition"))) return number;
     return read(join(realpathSync(device), "..", "dev"));

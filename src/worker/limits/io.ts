@@ -1,10 +1,8 @@
 import { invalid } from "../errors.ts";
 import type { LinuxBlockIO, LinuxThrottleDevice, LinuxWeightDevice } from "../resources.ts";
-import { type Host, type Setting, UINT64_MAX, between, unsupported } from "./setting.ts";
+import { type Host, MAJOR_MAX, MINOR_MAX, type Setting, UINT64_MAX, between, unsupported } from "./setting.ts";
 
 const BFQ = "io.bfq.weight";
-const MAJOR_MAX = 2n ** 12n - 1n; // 12 and 20 bits: include/linux/kdev_t.h
-const MINOR_MAX = 2n ** 20n - 1n;
 const THROTTLES = [
   ["throttleReadBpsDevice", "rbps"],
   ["throttleWriteBpsDevice", "wbps"],

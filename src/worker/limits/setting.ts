@@ -14,6 +14,12 @@ export interface Setting {
   readonly optional?: true;
 }
 
+export interface Device {
+  readonly type: "b" | "c";
+  readonly major: bigint;
+  readonly minor: bigint;
+}
+
 /** What the conversion needs to know of the host; asked only for what a job's limits name. */
 export interface Host {
   /** Whether a job's group will have a cgroup file. */
@@ -22,10 +28,14 @@ export interface Host {
   pageSizes(): readonly string[];
   /** CPUs or memory nodes that jobs may be given, as in "0-3,7"; undefined where the kernel does not tell. */
   allowed(file: "cpuset.cpus" | "cpuset.mems"): string | undefined;
+  /** A device's path as what the kernel knows it by; undefined where it is none. */
+  device(path: string): Device | undefined;
   /** `MAJ:MIN` of a block device's path, of the whole disk where it is a partition; undefined where it is none. */
   disk(path: string): string | undefined;
 }
 
+export const MAJOR_MAX = 2n ** 12n - 1n; // 12 and 20 bits: include/linux/kdev_t.h
+export const MINOR_MAX = 2n ** 20n - 1n;
 export const INT64_MAX = 2n ** 63n - 1n;
 export const UINT64_MAX = 2n ** 64n - 1n;
 

@@ -1,0 +1,96 @@
+import { X509Certificate } from "node:crypto";
+import { type ExamineResponse, FindingState } from "../../proto/generated/jobs/v1/worker.ts";
+import { ownFault, subject, unusableCredentials } from "../../src/client/diagnose.ts";
+import type { Credentials } from "../../src/client/target.ts";
+import { roleOf } from "../../src/server/identity.ts";
+import { findConnection, readCredentials, withClient } from "../connection.ts";
+import { exitCodeOfFindings, findingsToJson, formatFindings, formatSummary, type Told } from "../findings.ts";
+import { count, formatDuration } from "../format.ts";
+import { print, printJson } from "../output.ts";
+import { toDuration } from "../parse.ts";
+import type { Given } from "../program.ts";
+
+const TIMEOUT_MS = 30_000;
+const DAY_MS = 24 * 3600 * 1000;
+const SOON_DAYS = 14;
+const SKEW_MS = 5_000;
+
+const STATES: ReadonlyMap<FindingState, Told["state"]> = new Map([
+  [FindingState.FINDING_STATE_ENFORCED, "enforced"],
+  [FindingState.FINDING_STATE_MISSING, "missing"],
+]);
+
+/** `jobs doctor`: what of the client's own matters, then what the worker's host can enforce. */
+export async function doctor(given: Given): Promise<number> {
+  const connection = await findConnection(given, process.env);
+  const own = ownFindings(await readCredentials(connection));
+  const json = given.text("output") === "json";
+  const sentMs = Date.now();
+  const answer = await withClient(given, (client) => client.examine({ timeoutMs: TIMEOUT_MS })).catch(
+    async (error: unknown) => {
+      // What is known without the worker may be the reason.
+      await (json ? printJson(findingsToJson(own)) : print(formatFindings(own)));
+      throw error;
+    },
+  );
+  const clock = clockFinding(answer, sentMs, Date.now());
+  const worker: Told = { area: "client", name: "worker", state: "enforced", meaning: connection.server };
+  const findings = [worker, ...own, ...clock, ...answer.findings.map(told)];
+  if (json) await printJson(findingsToJson(findings, answer.time));
+  else await print(formatFindings(findings) + formatSummary(findings));
+  return exitCodeOfFindings(findings);
+}
+
+function told({ state, ...what }: ExamineResponse["findings"][number]): Told {
+  return { ...what, state: STATES.get(state) ?? "limited" };
+}
+
+function ownFindings(credentials: Credentials): Told[] {
+  const unusable = unusableCredentials(credentials);
+  if (unusable) return [refused("certificate", unusable)];
+  const certificate = new X509Certificate(credentials.cert);
+  return [certificateFinding(certificate, credentials), roleFinding(certificate)];
+}
+
+function refused(name: string, { message, remedy }: { readonly message: string; readonly remedy: string }): Told {
+  return { area: "client", name, state: "missing", meaning: "a worker refuses it", reason: message, remedy };
+}
+
+function certificateFinding(certificate: X509Certificate, credentials: Credentials): Told {
+  const fault = ownFault(credentials);
+  if (fault) return refused("certificate", fault);
+  const days = Math.floor((certificate.validToDate.getTime() - Date.now()) / DAY_MS);
+  const until = `until ${certificate.validToDate.toISOString().slice(0, 10)}, ${count(days, "day")} left`;
+  const issuer = certificate.issuer.replaceAll("\n", ", ");
+  const meaning = `${subject(certificate)}, signed by ${issuer}, ${until}`;
+  const row = { area: "client", name: "certificate", meaning } as const;
+  return days >= SOON_DAYS
+    ? { ...row, state: "enforced" }
+    : { ...row, state: "limited", reason: "it ends soon", remedy: "sign a new one: jobs certs sign" };
+}
+
+function roleFinding({ raw }: X509Certificate): Told {
+  const role = roleOf(raw);
+  if (!role.ok) return refused("role", { message: role.message, remedy: "sign one with --role reader or writer" });
+  const meaning = role.role === "writer" ? "writer: may do everything" : "reader: may look, and start and stop nothing";
+  return { area: "client", name: "role", state: "enforced", meaning };
+}
+
+/** The worker read its clock at some time between `sentMs` and `receivedMs` of this one. */
+function clockFinding({ time }: ExamineResponse, sentMs: number, receivedMs: number): Told[] {
+  if (!time) return [];
+  const row = { area: "client", name: "clock" } as const;
+  const [ahead, behind] = [sentMs - time.getTime(), time.getTime() - receivedMs];
+  const apartMs = Math.max(ahead, behind, 0);
+  if (apartMs < SKEW_MS)
+    return [
+      {
+        ...row,
+        state: "enforced",
+        meaning: `as the worker's, to ${formatDuration(toDuration(Math.max(receivedMs - sentMs, apartMs)))}`,
+      },
+    ];
+  const meaning = `${formatDuration(toDuration(apartMs))} ${ahead > 0 ? "ahead of" : "behind"} the worker's`;
+  const reason = "certificates may be taken as expired, or as not valid yet";
+  return [{ ...row, state: "limited", meaning, reason, remedy: "set both clocks by NTP: timedatectl set-ntp true" }];
+}

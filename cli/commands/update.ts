@@ -1,0 +1,25 @@
+import { UpdateResponse } from "../../proto/generated/jobs/v1/worker.ts";
+import { withClient } from "../connection.ts";
+import { EXIT } from "../exit.ts";
+import { formatLimits } from "../format.ts";
+import { print, printJson, say } from "../output.ts";
+import { UsageError } from "../parse.ts";
+import type { Given } from "../program.ts";
+import { resources } from "../resources.ts";
+
+/** To lower a limit of memory, the worker's kernel reclaims first what is above it. */
+const TIMEOUT_MS = 5 * 60_000;
+
+/** `jobs update [flags] ID`: prints the id, and tells the limits that the job then has. */
+export async function update(given: Given): Promise<number> {
+  const [jobId = ""] = given.operands;
+  const asked = resources(given);
+  if (!asked) throw new UsageError("nothing to change: jobs update --memory 256M ID is right; --help has the flags");
+  return withClient(given, async (client) => {
+    const answer = await client.update({ jobId, resources: asked }, { timeoutMs: TIMEOUT_MS });
+    if (given.text("output") === "json") await printJson(UpdateResponse.toJSON(answer));
+    else await print(`${jobId}\n`);
+    if (answer.job) say(`job ${jobId}: ${formatLimits(answer.job)}`);
+    return EXIT.ok;
+  });
+}

@@ -1,0 +1,262 @@
+/*
+ * What keeps a job from the host and from other jobs. Nearly all of it is made ahead, in the
+ * supervisor while it waits: it is the init of the job's pid namespace, and shares the job's mount,
+ * ipc and uts namespaces. What is the host's it reaches from ROOT_FD, which was opened before.
+ */
+#define _GNU_SOURCE
+#include "supervisor.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/mount.h>
+#include <net/if.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+struct isolation isolation;
+
+/* The mount namespace that jobs are kept from. */
+static struct {
+	int changes, mounts;
+} host = { -1, -1 };
+
+/* As fork(2), in a pid namespace, and without root in a user namespace. */
+pid_t fork_isolated(void)
+{
+	unsigned long flags = (isolation.parts & PART_PID ? CLONE_NEWPID : 0) |
+			      (isolation.parts & PART_USER ? CLONE_NEWUSER : 0);
+	return (pid_t)syscall(SYS_clone, flags | SIGCHLD, 0L, 0L, 0L, 0L);
+}
+
+static bool write_text(const char *path, const char *text)
+{
+	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	bool done = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
+	int error = errno;
+	if (fd >= 0)
+		close(fd);
+	errno = error;
+	return done;
+}
+
+/* Everybody keeps the one uid and gid there are (user_namespaces(7)). */
+static bool map_user(uid_t uid, gid_t gid)
+{
+	char users[32], groups[32];
+	snprintf(users, sizeof users, "%u %u 1", uid, uid);
+	snprintf(groups, sizeof groups, "%u %u 1", gid, gid);
+	return write_text("/proc/self/setgroups", "deny") && write_text("/proc/self/uid_map", users) &&
+	       write_text("/proc/self/gid_map", groups) && drop_bounding_set();
+}
+
+/* A place that the host does not have needs nothing. */
+static bool absent(const char *path)
+{
+	return access(path, F_OK) < 0 && (errno == ENOENT || errno == ENOTDIR);
+}
+
+static bool mount_over(const char *type, const char *path, unsigned long flags, const char *options)
+{
+	return mount(type, path, type, MS_NOSUID | MS_NODEV | flags, options) == 0 || absent(path);
+}
+
+static bool make_read_only(const char *path)
+{
+	struct mount_attr attr = { .attr_set = MOUNT_ATTR_RDONLY };
+	return syscall(SYS_mount_setattr, AT_FDCWD, path, AT_RECURSIVE, &attr, sizeof attr) == 0 || absent(path);
+}
+
+/* Where the host shares its mounts they come and go in here, too; else it could not unmount what a waiting supervisor has. */
+static unsigned enter_mounts(void)
+{
+	if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_SLAVE | MS_REC, NULL) < 0 ||
+	    !make_read_only("/sys"))
+		return PART_MOUNT;
+	if (isolation.parts & PART_IPC && !(mount_over("tmpfs", "/dev/shm", 0, "mode=1777") &&
+					    mount_over("mqueue", "/dev/mqueue", MS_NOEXEC, NULL)))
+		return PART_IPC;
+	return isolation.parts & PART_PID && !mount_over("proc", "/proc", MS_NOEXEC, NULL) ? PART_PID : 0;
+}
+
+/* Returns 0, or the part that cannot be had, with errno. `uid` and `gid` are those outside. */
+unsigned isolate(uid_t uid, gid_t gid)
+{
+	if (isolation.parts & PART_USER && !map_user(uid, gid))
+		return PART_USER;
+	if (isolation.parts & PART_IPC && unshare(CLONE_NEWIPC) < 0)
+		return PART_IPC;
+	if (isolation.parts & PART_UTS && unshare(CLONE_NEWUTS) < 0)
+		return PART_UTS;
+	if (!(isolation.parts & PART_MOUNT))
+		return 0;
+	host.changes = open("/proc/self/mountinfo", O_RDONLY | O_CLOEXEC);
+	host.mounts = open("/proc/self/ns/mnt", O_RDONLY | O_CLOEXEC);
+	return host.changes < 0 || host.mounts < 0 ? PART_MOUNT : enter_mounts();
+}
+
+/*
+ * A host that does not share its mounts may have mounted something since this supervisor made its own: it makes them
+ * again. Without root there is no way back. mountinfo tells what changed since it was opened (proc_pid_mountinfo(5)).
+ */
+bool renew_mounts(void)
+{
+	struct pollfd changes = { .fd = host.changes, .events = POLLPRI };
+	bool done = !(isolation.parts & PART_MOUNT) || isolation.parts & PART_USER || poll(&changes, 1, 0) <= 0 ||
+		    (setns(host.mounts, CLONE_NEWNS) == 0 && enter_mounts() == 0);
+	int error = errno;
+	close_if_open(host.changes);
+	close_if_open(host.mounts);
+	errno = error;
+	return done;
+}
+
+/* The job sees no group but its own, read-only like all of /sys. A second mount of cgroup2 over the first is EBUSY. */
+static bool enter_cgroup(const char *group)
+{
+	return unshare(CLONE_NEWCGROUP) == 0 && mount(group, isolation.cgroups, NULL, MS_BIND, NULL) == 0;
+}
+
+static bool enter_network(void)
+{
+	struct ifreq loopback = { .ifr_name = "lo" };
+	if (unshare(CLONE_NEWNET) < 0)
+		return false;
+	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
+	if (fd < 0)
+		return false;
+	loopback.ifr_flags = IFF_UP;
+	int done = ioctl(fd, SIOCSIFFLAGS, &loopback);
+	int error = errno;
+	close(fd);
+	errno = error;
+	return done == 0;
+}
+
+static bool take_own_tmp(void)
+{
+	errno = EPERM;
+	return isolation.parts & PART_MOUNT && mount_over("tmpfs", "/tmp", 0, "mode=1777") &&
+	       mount_over("tmpfs", "/var/tmp", 0, "mode=1777");
+}
+
+static bool seal(const char *path)
+{
+	return absent(path) || (mount(path, path, NULL, MS_BIND | MS_REC, NULL) == 0 && make_read_only(path));
+}
+
+static bool hide(const char *path)
+{
+	struct stat file;
+	if (stat(path, &file) < 0)
+		return errno == ENOENT || errno == ENOTDIR;
+	if (S_ISDIR(file.st_mode))
+		return mount_over("tmpfs", path, MS_NOEXEC | MS_RDONLY, "mode=0,size=4k");
+	return mount("/dev/null", path, NULL, MS_BIND, NULL) == 0;
+}
+
+static bool is_mounted(const char *path)
+{
+	struct statx file;
+	return statx(AT_FDCWD, path, 0, STATX_BASIC_STATS, &file) == 0 && file.stx_attributes & STATX_ATTR_MOUNT_ROOT;
+}
+
+/* What is mounted on a name moves with the directories above it, and another could be put in their place; unless they
+ * are mount points, too (rename(2), EBUSY). */
+static bool fix_above(const char *path)
+{
+	char above[4096];
+	for (const char *end = path; (end = strchr(end + 1, '/')) && (size_t)(end - path) < sizeof above;) {
+		snprintf(above, sizeof above, "%.*s", (int)(end - path), path);
+		if (!absent(above) && !is_mounted(above) && mount(above, above, NULL, MS_BIND | MS_REC, NULL) < 0)
+			return false;
+	}
+	return true;
+}
+
+/* A job of the supervisor's own user: files that are kept from others by their modes alone. */
+static bool harden(void)
+{
+	/* What a runtime's default configuration has (runtime-spec, config-linux.md, maskedPaths and readonlyPaths). */
+	static const char *const sealed[] = { "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger" };
+	static const char *const hidden[] = { "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys",
+					      "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi",
+					      "/proc/timer_list" };
+	for (size_t i = 0; isolation.parts & PART_PID && i < sizeof sealed / sizeof *sealed; i++)
+		if (!seal(sealed[i]))
+			return false;
+	for (size_t i = 0; isolation.parts & PART_PID && i < sizeof hidden / sizeof *hidden; i++)
+		if (!hide(hidden[i]))
+			return false;
+	for (char **path = isolation.protected; *path; path++)
+		if (!fix_above(*path + 1) || !(**path == '-' ? hide(*path + 1) : seal(*path + 1)))
+			return false;
+	return deny_user_namespaces();
+}
+
+/* What only the job's own process can do, or what not every job has. */
+bool isolate_job(const struct request *request)
+{
+	const struct start *start = &request->start;
+	bool own = !start->set_user || start->uid == geteuid();
+	return (!(isolation.parts & PART_CGROUP) || !*request->cgroup || enter_cgroup(request->cgroup)) &&
+	       (!start->private_tmp || take_own_tmp()) && (!start->network_none || enter_network()) &&
+	       (!own || !(isolation.parts & PART_MOUNT) || harden());
+}
+
+static unsigned isolate_all(uid_t uid, gid_t gid)
+{
+	unsigned lacking = isolate(uid, gid);
+	return lacking ? lacking : isolation.parts & PART_CGROUP && !enter_cgroup(isolation.cgroups) ? PART_CGROUP : 0;
+}
+
+/* One part that cannot be had, and why; no part when all can. */
+static struct failure try_parts(void)
+{
+	struct failure failure = { 0 };
+	int ends[2];
+	uid_t uid = geteuid();
+	gid_t gid = getegid();
+	if (pipe2(ends, O_CLOEXEC) < 0)
+		return (struct failure){ (int32_t)isolation.parts, errno };
+	pid_t pid = fork_isolated();
+	if (pid == 0) {
+		failure.stage = (int32_t)isolate_all(uid, gid);
+		failure.error = errno;
+		_exit(write(ends[1], &failure, sizeof failure) != sizeof failure);
+	}
+	/* A namespace that cannot be made fails the fork: then it is the pid namespace, or, tried again, the user's. */
+	if (pid < 0)
+		failure = (struct failure){ isolation.parts & PART_PID ? PART_PID : PART_USER, errno };
+	close(ends[1]);
+	if (pid > 0 && read(ends[0], &failure, sizeof failure) != sizeof failure)
+		failure = (struct failure){ (int32_t)isolation.parts, EIO };
+	close(ends[0]);
+	if (pid > 0)
+		waitpid(pid, NULL, 0);
+	return failure;
+}
+
+/* Tries what was asked for, and goes on without what this host does not give, which it tells. */
+bool find_parts(void)
+{
+	for (struct failure lacking; (isolation.parts & PART_NAMESPACES) && (lacking = try_parts()).stage;) {
+		if (!tell(0, REPLY_LACKS, lacking.stage, 0, lacking.error))
+			return false;
+		isolation.parts &= ~(unsigned)lacking.stage;
+		/* A pid namespace is of no use without its /proc, nor that without a mount namespace. */
+		if (!(isolation.parts & PART_MOUNT))
+			isolation.parts &= ~(unsigned)(PART_PID | PART_CGROUP);
+	}
+	return true;
+}

@@ -1,0 +1,288 @@
+import { execFileSync } from "node:child_process";
+import {
+  chownSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  readdirSync,
+  readlinkSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
+import { join } from "node:path";
+import { describe, expect, test } from "vitest";
+import { PARTS, type Part } from "../worker/isolation.ts";
+import { CREDENTIALS, FULL, compile, isRoot, rig, variants, type Rig, type Spec } from "./testing.ts";
+import { marked } from "./testing/processes.ts";
+
+const NAMESPACES = ["pid", "mnt", "ipc", "uts", "cgroup", "net"] as const;
+const isolated = variants.filter(({ mode }) => mode === "isolated");
+/** A job of the supervisor's own user. */
+const OWN = { credentials: { ...CREDENTIALS, user: "root", uid: 0, gid: 0, groups: [0], change: true } };
+
+const WAITS = 'read x < "$CUE"';
+
+async function outputOf(it: Rig, spec: Spec): Promise<string> {
+  const { job, exit } = await it.run(spec);
+  expect(exit).toMatchObject({ code: 0 });
+  return job.output();
+}
+
+function without(...parts: readonly Part[]): Set<Part> {
+  return new Set([...FULL.wanted].filter((part) => !parts.includes(part)));
+}
+
+async function namespaces(it: Rig, spec: Spec = {}): Promise<Map<string, string>> {
+  const script = `for name in ${NAMESPACES.join(" ")}; do echo $name $(readlink /proc/self/ns/$name); done`;
+  const lines = (await outputOf(it, { script, ...spec })).trimEnd().split("\n");
+  return new Map(lines.map((line) => [line.split(" ")[0] ?? "", line.split(" ")[1] ?? ""]));
+}
+
+/** Those that are not this process's. */
+async function own(it: Rig, spec?: Spec): Promise<string[]> {
+  const of = await namespaces(it, spec);
+  return NAMESPACES.filter((name) => of.get(name) !== readlinkSync(`/proc/self/ns/${name}`));
+}
+
+describe.each(isolated)("$build", (variant) => {
+  test("a job has namespaces of its own, each unlike another job's, and the host's network", async () => {
+    await using it = await rig(variant);
+    const expected = NAMESPACES.filter((name) => name !== "net" && (name !== "cgroup" || FULL.wanted.has("cgroup")));
+    expect(await own(it)).toEqual(expected);
+    const [first, second] = [await it.start({ script: WAITS }), await it.start({ script: WAITS })];
+    for (const name of expected)
+      expect(readlinkSync(`/proc/${first.pid}/ns/${name}`)).not.toBe(readlinkSync(`/proc/${second.pid}/ns/${name}`));
+    expect(it.spawner.lacking).toEqual(new Map());
+  });
+
+  test.each(PARTS.filter((part) => FULL.wanted.has(part)))(
+    "%s can be switched off, and the rest holds",
+    async (part) => {
+      await using it = await rig(variant, {
+        isolation: { wanted: without(part, ...(part === "mount" ? (["pid", "cgroup"] as const) : [])) },
+      });
+      const off: Partial<Record<Part, readonly string[]>> = {
+        pid: ["pid"],
+        mount: ["mnt", "pid", "cgroup"],
+        ipc: ["ipc"],
+        uts: ["uts"],
+        cgroup: ["cgroup"],
+      };
+      const expected = NAMESPACES.filter(
+        (name) => name !== "net" && (name !== "cgroup" || FULL.wanted.has("cgroup")) && !off[part]?.includes(name),
+      );
+      expect(await own(it)).toEqual(expected);
+      const status = await outputOf(it, { script: "cat /proc/self/status", ...OWN });
+      expect(/NoNewPrivs:\t(\d)/.exec(status)?.[1]).toBe(part === "no-new-privileges" ? "0" : "1");
+      expect(/CapEff:\t0+\n/.test(status)).toBe(part !== "no-capabilities");
+    },
+  );
+
+  test("a job sees its own processes only, and is told of by the host's number", async () => {
+    await using it = await rig(variant);
+    const job = await it.start({ script: 'echo $$ $(ls /proc | grep -c "^[0-9]"); read x < "$CUE"' });
+    await job.wrote("\n");
+    const [pid, seen] = job.output().split(" ").map(Number);
+    expect(pid).toBe(2);
+    expect(seen).toBeLessThan(7);
+    expect(readFileSync(`/proc/${job.pid}/environ`, "latin1")).toContain(it.directory);
+    it.cue();
+    expect(await job.ended()).toMatchObject({ code: 0, pid: job.pid });
+  });
+
+  test("a job cannot signal what is not its own", async () => {
+    await using it = await rig(variant);
+    const other = await it.start({ script: 'read x < "$CUE"; exit 7' });
+    const script = `kill -KILL ${other.pid} ${other.supervisor} ${process.pid}; kill -KILL -1; echo survived`;
+    const { exit } = await it.run({ script, ...OWN });
+    expect(exit).toMatchObject({ code: 0 });
+    it.cue();
+    expect(await other.ended()).toMatchObject({ code: 7 });
+  });
+
+  test("whatever of a job outlives its main process ends with it: daemons, sessions, stopped ones", async () => {
+    await using it = await rig(variant);
+    const script = `
+      (setsid sh -c 'trap "" HUP TERM; sleep 1000 & sleep 1000' &)
+      sh -c 'kill -STOP $$' &
+      sh -c 'sleep 1000 & sleep 1000' &
+      sleep 0.2`;
+    const { exit } = await it.run({ script });
+    expect(exit).toMatchObject({ code: 0 });
+    expect(Number(exit["killed"])).toBeGreaterThanOrEqual(4);
+    expect(
+      marked(it.directory).filter((pid) => readFileSync(`/proc/${pid}/cmdline`, "latin1").includes("1000")),
+    ).toEqual([]);
+  });
+
+  test("orphans are reaped while the job runs", async () => {
+    await using it = await rig(variant);
+    const script =
+      'for i in 1 2 3 4 5 6 7 8 9; do (sh -c ":" &); done; sleep 0.3; grep -c "State:.Z" /proc/[0-9]*/status | grep -vc ":0"';
+    expect((await it.run({ script })).job.output()).toBe("0\n");
+  });
+
+  test("what the init of a job's namespace is sent, the job is sent", async () => {
+    await using it = await rig(variant);
+    const { exit, job } = await it.run({
+      script: "trap 'echo USR1; exit 5' USR1; kill -USR1 1; sleep 10 & wait",
+      ...OWN,
+    });
+    expect(job.output()).toBe("USR1\n");
+    expect(exit).toMatchObject({ code: 5 });
+  });
+
+  test("nobody can look into the init, nor end it", async () => {
+    await using it = await rig(variant);
+    const script = `kill -KILL 1
+      cat /proc/1/environ || cat /proc/1/maps || cat /proc/1/fd/* || ls /proc/1/cwd/ || readlink /proc/1/exe || exit 9`;
+    for (const who of [{}, OWN]) expect((await it.run({ script, ...who })).exit).toMatchObject({ code: 9 });
+  });
+
+  test("shared memory of the host is not a job's", async () => {
+    const id = /\d+/.exec(execFileSync("ipcmk", ["--shmem", "64", "--mode", "0666"], { encoding: "utf8" }))?.[0] ?? "";
+    const path = `/dev/shm/jobs-test-${process.pid}`;
+    writeFileSync(path, "", { mode: 0o666 });
+    try {
+      await using it = await rig(variant);
+      const script = `tail -n +2 /proc/sysvipc/shm | wc -l; ls /dev/shm | wc -l; echo x > /dev/shm/own && cat /dev/shm/own`;
+      expect(await outputOf(it, { script })).toBe("0\n0\nx\n");
+      expect(readdirSync("/dev/shm")).not.toContain("own");
+    } finally {
+      execFileSync("ipcrm", ["--shmem-id", id]);
+      execFileSync("rm", [path]);
+    }
+  });
+
+  test.skipIf(!FULL.wanted.has("cgroup"))("a job sees no group but its own, and cannot write to it", async () => {
+    await using it = await rig(variant);
+    const script = `cat /proc/self/cgroup | grep ^0; ls -d ${FULL.cgroups}/*/ 2>/dev/null | wc -l
+      for file in cgroup.procs cgroup.freeze cgroup.kill; do echo 1 > ${FULL.cgroups}/$file; done 2>&1 | grep -c Read-only`;
+    expect((await it.run({ script, ...OWN })).job.output()).toBe("0::/\n0\n3\n");
+  });
+
+  test("the host's mounts come and go in a job, where the host shares them", async () => {
+    const shared = mkdtempSync("/var/tmp/jobs-mounts-");
+    const place = join(shared, "place");
+    execFileSync("mount", ["-t", "tmpfs", "-o", "mode=755", "tmpfs", shared]);
+    try {
+      execFileSync("mount", ["--make-shared", shared]);
+      mkdirSync(place);
+      await using it = await rig(variant);
+      const job = await it.start({ script: `read x < "$CUE"; ls ${place}; read x < "$CUE"; ls -A ${place}` });
+      execFileSync("mount", ["-t", "tmpfs", "tmpfs", place]);
+      writeFileSync(join(place, "file"), "");
+      it.cue();
+      await job.wrote("file");
+      execFileSync("umount", [place]);
+      it.cue();
+      expect(await job.ended()).toMatchObject({ code: 0 });
+      expect(job.output()).toBe("file\n");
+    } finally {
+      execFileSync("umount", ["-R", shared]);
+      rmSync(shared, { recursive: true });
+    }
+  });
+
+  test("a network of none has a loopback that works, and nothing else", async () => {
+    await using it = await rig(variant);
+    const script =
+      'tail -n +3 /proc/net/dev | cut -d: -f1 | tr -d " "; cat /sys/class/net/lo/flags > /dev/null; exec "$@"';
+    const node = `require("net").createServer(s => s.end("hello")).listen(0, "127.0.0.1", function () {
+      require("net").connect(this.address().port, "127.0.0.1").on("data", (d) => { console.log(String(d)); process.exit() }) })`;
+    const spec = { argv: ["sh", "-c", script, "sh", process.execPath, "-e", node], network: "none" as const };
+    expect(await outputOf(it, spec)).toBe("lo\nhello\n");
+    expect(await own(it, { network: "none" })).toContain("net");
+  });
+
+  test("a private /tmp is empty, writable, and nobody else's", async () => {
+    await using it = await rig(variant);
+    const script = "ls -A /tmp /var/tmp; echo x > /tmp/own && cat /tmp/own; echo y > /var/tmp/own; stat -c %a /tmp";
+    expect(await outputOf(it, { script, privateTmp: true })).toBe("/tmp:\n\n/var/tmp:\nx\n1777\n");
+    expect(readdirSync("/tmp")).not.toContain("own");
+    await using bare = await rig(variant, { isolation: { wanted: without("mount", "pid", "cgroup") } });
+    await expect(bare.start({ script, privateTmp: true })).rejects.toMatchObject({
+      facts: { stage: "isolation", errno: "EPERM" },
+    });
+  });
+
+  test("rlimits, umask and oom_score_adj are what was asked for", async () => {
+    await using it = await rig(variant);
+    const rlimits = [
+      { resource: 7, soft: 100, hard: 200 },
+      { resource: 4, soft: 0, hard: Infinity },
+    ];
+    const script = "ulimit -S -n; ulimit -H -n; ulimit -c; ulimit -H -c; umask; cat /proc/self/oom_score_adj";
+    expect(await outputOf(it, { script, rlimits, umask: 0o27, oomScoreAdj: 300 })).toBe(
+      "100\n200\n0\nunlimited\n0027\n300\n",
+    );
+    const tooMany = { script, rlimits: [{ resource: 7, soft: 1, hard: 2 ** 52 }] };
+    await expect(it.start(tooMany)).rejects.toMatchObject({ facts: { stage: "limits", errno: "EPERM" } });
+  });
+
+  test("a job of the supervisor's own user can neither read what is hidden, nor change what is sealed, nor set the kernel", async () => {
+    const place = mkdtempSync("/var/tmp/jobs-kept-");
+    mkdirSync(join(place, "secret"), { mode: 0o700 });
+    mkdirSync(join(place, "above/state"), { recursive: true });
+    writeFileSync(join(place, "secret/file"), "secret\n");
+    writeFileSync(join(place, "key"), "secret\n", { mode: 0o600 });
+    writeFileSync(join(place, "program"), "program\n", { mode: 0o755 });
+    const kept = {
+      hidden: [join(place, "secret"), join(place, "key"), join(place, "above/state"), "/nowhere"],
+      sealed: [join(place, "program"), "/nowhere"],
+    };
+    const script = `exec 2> /dev/null; cd ${place}; cat secret/file key program; ls secret
+      (echo x >> program) && echo changed; rm -f program; mv program other; cat program
+      mv above other; rmdir above/state above
+      for file in /proc/sys/kernel/domainname /proc/sys/vm/swappiness /sys/kernel/mm/ksm/run; do (echo 0 > $file) && echo wrote; done
+      mount -t tmpfs none /mnt && echo mounted; umount ${place}/key && echo unmounted; mknod disk b 8 0 && echo made
+      unshare --user --mount umount ${place}/key && echo revealed
+      unshare --user true && echo capable; unshare --mount --user true && echo capable
+      cat /proc/kcore | head -c 1`;
+    try {
+      await using it = await rig(variant, { isolation: kept });
+      expect((await it.run({ script, ...OWN })).job.output()).toBe("program\nprogram\n");
+      expect(readdirSync(place).toSorted()).toEqual(["above", "key", "program", "secret"]);
+      expect((await it.run({ script: "unshare --user --mount true" })).exit).toMatchObject({ code: 0 });
+    } finally {
+      rmSync(place, { recursive: true });
+    }
+  });
+
+  test.skipIf(!FULL.wanted.has("cgroup"))("no job can mount its cgroup anew and write to it", async () => {
+    await using it = await rig(variant);
+    const argv = [compile("remounts", it)];
+    expect((await it.run({ argv, ...OWN })).exit).toMatchObject({ code: 1 });
+    expect((await it.run({ argv })).exit).toMatchObject({ code: 3 });
+  });
+
+  test.runIf(isRoot)("without root a user namespace gives all of it", async () => {
+    const prelude =
+      'if [ $(id -u) = 0 ]; then exec setpriv --reuid=65534 --regid=65534 --clear-groups sh "$0" "$@"; fi';
+    const jobs = "/var/tmp/jobs-user-namespace";
+    mkdirSync(jobs);
+    chownSync(jobs, 65534, 65534);
+    try {
+      const wanted = new Set<Part>([...without("cgroup"), "user"]);
+      await using it = await rig({ ...variant }, { prelude, jobs, isolation: { wanted } });
+      chownSync(it.directory, 65534, 65534);
+      const spec = { cgroup: "", credentials: { ...CREDENTIALS, change: false } };
+      expect(await own(it, spec)).toEqual(["pid", "mnt", "ipc", "uts"]);
+      expect(it.spawner.lacking).toEqual(new Map());
+      const status = await outputOf(it, { script: "id -u; grep CapEff /proc/self/status; echo $$", ...spec });
+      expect(status).toBe("65534\nCapEff:\t0000000000000000\n2\n");
+      expect(await own(it, { ...spec, network: "none" })).toContain("net");
+    } finally {
+      execFileSync("rm", ["-r", jobs]);
+    }
+  });
+
+  test("what the host does not give is told, and the rest is had", async () => {
+    const prelude =
+      'if [ -z "$INNER" ]; then INNER=1 exec unshare --user --map-root-user sh -c \'echo 0 > /proc/sys/user/max_ipc_namespaces; exec sh "$0" "$@"\' "$0" "$@"; fi';
+    await using it = await rig(variant, { prelude, isolation: { wanted: without("cgroup") } });
+    const spec = { cgroup: "", credentials: { ...CREDENTIALS, change: false } };
+    expect(await own(it, spec)).toEqual(["pid", "mnt", "uts"]);
+    expect(it.spawner.lacking).toEqual(new Map([["ipc", "ENOSPC"]]));
+  });
+});

@@ -1,0 +1,108 @@
+import { accessSync, constants, existsSync, statfsSync } from "node:fs";
+import { dirname, resolve } from "node:path";
+import type { Hierarchy } from "../cgroup.ts";
+import { codeOf } from "../errors.ts";
+import { LOG_LIMIT_BYTES, checkSupervisor, type WorkerOptions } from "../options.ts";
+import { cgroupFindings, hierarchyCause, placeOf } from "./cgroup.ts";
+import { controllerFindings } from "./controllers.ts";
+import { found, type Cause, type Finding } from "./finding.ts";
+import {
+  cloneFinding,
+  deviceFinding,
+  isolationFindings,
+  privilegeFindings,
+  probe,
+  sliceFinding,
+  userFinding,
+  type Probed,
+} from "./probe.ts";
+
+const MIB = 1024 ** 2;
+/** A little more than a log, for the journal. */
+const LEAST_FREE_BYTES = 512 * MIB;
+
+/** Of a worker's options, those that matter here; without `stateDir` no state directory is looked at. */
+export interface ExamineOptions
+  extends
+    Partial<Pick<WorkerOptions, "stateDir" | "cgroup" | "isolationOff" | "logLimitBytes">>,
+    Required<Pick<WorkerOptions, "supervisor">> {
+  /** What the daemon that asks has opened; absent, it is what another one would find. */
+  readonly hierarchy?: Hierarchy;
+}
+
+/**
+ * What this host can enforce for a worker with these options, and for what it cannot why, and what to do. Reads, and
+ * tries what takes no more than a process: nothing is changed, and a daemon may run beside.
+ */
+export async function examine(options: ExamineOptions): Promise<Finding[]> {
+  const { stateDir, cgroup, supervisor, isolationOff, logLimitBytes = LOG_LIMIT_BYTES, hierarchy } = options;
+  const place = placeOf(cgroup, hierarchy);
+  const cause = hierarchyCause(place, cgroup);
+  const state = stateDir === undefined ? undefined : nearest(resolve(stateDir));
+  const { findings, probed } = await supervisorFindings(supervisor, state);
+  return [
+    ...cgroupFindings(place, cause),
+    ...(probed ? [cloneFinding(probed)] : []),
+    ...controllerFindings(place, cause),
+    ...(probed ? [...isolationFindings(probed, isolationOff), deviceFinding(probed)] : []),
+    userFinding(),
+    ...privilegeFindings(isolationOff),
+    ...findings,
+    ...(state === undefined ? [] : stateFindings(state, probed, logLimitBytes)),
+  ];
+}
+
+async function supervisorFindings(path: string, state: string | undefined) {
+  try {
+    checkSupervisor(path);
+    const probed = await probe(path, state);
+    return { findings: [supervisorFinding(undefined), sliceFinding(probed)], probed };
+  } catch (error) {
+    const reason = error instanceof Error ? (error.message.split("\n")[0] ?? "") : String(error);
+    return { findings: [supervisorFinding({ reason, remedy: "npm run build, on a machine like this one" })] };
+  }
+}
+
+function supervisorFinding(cause: Cause | undefined): Finding {
+  return found("supervisor", "program", cause, ["jobs outlive the daemon", "no daemon starts"]);
+}
+
+/** The state directory, or the one that it would be made in. */
+function nearest(path: string): string {
+  return existsSync(path) || path === "/" ? path : nearest(dirname(path));
+}
+
+function stateFindings(directory: string, probed: Probed | undefined, logLimitBytes: number): Finding[] {
+  const hole = probed?.get("hole");
+  const unusable = unwritable(directory);
+  const finding = found("state", "directory", unusable, [`${directory} can be written`, "no daemon starts"]);
+  if (unusable) return [finding];
+  const { bavail, bsize } = statfsSync(directory);
+  const free = bavail * bsize;
+  const told = `${Math.floor(free / MIB)} MiB are free in ${directory}`;
+  const scarce =
+    free < LEAST_FREE_BYTES + logLimitBytes
+      ? { reason: told, remedy: "make room there, or keep less: --log-limit" }
+      : undefined;
+  const endless =
+    hole === undefined
+      ? undefined
+      : { reason: `the file system of ${directory} punches no holes (${hole})`, remedy: "ext4, XFS, Btrfs or tmpfs" };
+  return [
+    finding,
+    found("state", "log limit", endless, ["a log ends at --log-limit", "a log grows beyond --log-limit"], "limited"),
+    found("state", "space", scarce, [told, "output may be dropped, and told as a gap"], "limited"),
+  ];
+}
+
+function unwritable(directory: string): Cause | undefined {
+  try {
+    accessSync(`${directory}/.`, constants.W_OK | constants.X_OK);
+    return undefined;
+  } catch (error) {
+    return {
+      reason: `${directory} cannot be written (${codeOf(error)})`,
+      remedy: "give --state a directory that the daemon's user may write",
+    };
+  }
+}

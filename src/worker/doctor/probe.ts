@@ -1,0 +1,198 @@
+import { execFile } from "node:child_process";
+import { getSystemErrorName, promisify } from "node:util";
+import { PARTS, withDependants, type Part } from "../isolation.ts";
+import { CONTAINER, SECCOMP, found, textOf, type Cause, type Finding } from "./finding.ts";
+
+const run = promisify(execFile);
+const TIMEOUT_MS = 10_000;
+
+/** What the supervisor tried (probe.c): undefined where it worked, else the errno's name. */
+export type Probed = ReadonlyMap<string, string | undefined>;
+
+/** Throws when the supervisor cannot be run. `directory` is where a file is tried, which leaves nothing. */
+export async function probe(supervisor: string, directory: string | undefined): Promise<Probed> {
+  const { stdout } = await run(supervisor, ["probe", ...(directory === undefined ? [] : [directory])], {
+    env: {},
+    timeout: TIMEOUT_MS,
+  });
+  const lines = stdout.matchAll(/^(\w+) (?:ok|errno (\d+))$/gm);
+  return new Map([...lines].map(([, name, errno]) => [name ?? "", errno && getSystemErrorName(-Number(errno))]));
+}
+
+/** What the kernel says of this process, and with it of the supervisor (proc_pid_status(5), capabilities(7)). */
+interface Privileges {
+  readonly root: boolean;
+  /** A seccomp profile is on it. */
+  readonly filtered: boolean;
+  readonly can: (capability: keyof typeof CAPABILITIES) => boolean;
+}
+
+const CAPABILITIES = { CAP_SETGID: 6n, CAP_SETUID: 7n, CAP_NET_ADMIN: 12n, CAP_SYS_ADMIN: 21n, CAP_BPF: 39n };
+
+function privileges(): Privileges {
+  const status = textOf("/proc/self/status");
+  const effective = BigInt(`0x${/^CapEff:\s+(\w+)$/m.exec(status)?.[1] ?? "0"}`);
+  return {
+    root: process.geteuid?.() === 0,
+    filtered: /^Seccomp:\s+2$/m.test(status),
+    can: (capability) => ((effective >> CAPABILITIES[capability]) & 1n) === 1n,
+  };
+}
+
+/** Each namespace: what a job has with it, and how sysctls and the kernel's options call it. */
+const NAMESPACES = {
+  pid: { gives: "process tree of its own", sysctl: "pid", config: "CONFIG_PID_NS" },
+  mount: { gives: "mounts of its own", sysctl: "mnt", config: "CONFIG_NAMESPACES" },
+  ipc: { gives: "shared memory and message queues of its own", sysctl: "ipc", config: "CONFIG_IPC_NS" },
+  uts: { gives: "host name of its own", sysctl: "uts", config: "CONFIG_UTS_NS" },
+  cgroup: { gives: "view of cgroups from its own on", sysctl: "cgroup", config: "CONFIG_CGROUPS" },
+  network: { gives: "network of its own, where asked for", sysctl: "net", config: "CONFIG_NET_NS" },
+  proc: { gives: "/proc of its own", sysctl: "pid", config: "CONFIG_PID_NS" },
+  user: { gives: "isolation without root", sysctl: "user", config: "CONFIG_USER_NS" },
+} as const;
+
+export function isolationFindings(probed: Probed, isolationOff: readonly Part[] = []): Finding[] {
+  const own = privileges();
+  const off = withDependants(isolationOff);
+  const findings: Finding[] = [];
+  for (const [name, { gives, sysctl, config }] of Object.entries(NAMESPACES)) {
+    // Root needs none.
+    if (name === "user" && own.root) continue;
+    const errno = probed.get(name);
+    const cause = errno === undefined ? undefined : namespaceCause(name, errno, sysctl, config, own);
+    const part = PARTS.find((each) => each === (name === "proc" ? "pid" : name));
+    findings.push(
+      part !== undefined && off.has(part)
+        ? found("namespace", name, OFF, [gives, `no ${gives}`], "limited")
+        : found("namespace", name, cause, [gives, `no ${gives}`]),
+    );
+  }
+  return findings;
+}
+
+const OFF: Cause = { reason: "jobsd --isolation-off has it off", remedy: "leave it out there" };
+
+/** What a job's process gives up. */
+export function privilegeFindings(isolationOff: readonly Part[] = []): Finding[] {
+  return Object.entries({
+    "no-new-privileges": [
+      "set-user-id programs give a job nothing",
+      "set-user-id programs give a job their owner's rights",
+    ],
+    "no-capabilities": [
+      "jobs have no capabilities, root's neither",
+      "jobs as root have all of the daemon's capabilities",
+    ],
+  } as const).map(([name, meanings]) => {
+    const off = isolationOff.some((part) => part === name);
+    return found("privilege", name, off ? OFF : undefined, meanings, "limited");
+  });
+}
+
+/** clone(2), ERRORS; namespaces(7); user_namespaces(7). */
+function namespaceCause(name: string, errno: string, sysctl: string, config: string, own: Privileges): Cause {
+  const { root, filtered } = own;
+  if (errno === "ENOSPC" || errno === "EUSERS")
+    return exhausted(root || readSysctl("user.max_user_namespaces") !== "0" ? sysctl : "user");
+  if (errno === "EINVAL")
+    return { reason: "this kernel does not have them (EINVAL)", remedy: `a kernel with ${config}` };
+  if (root && !own.can("CAP_SYS_ADMIN"))
+    return { reason: `the daemon is root without CAP_SYS_ADMIN (${errno})`, remedy: CONTAINER };
+  if (name === "proc" && errno === "EPERM")
+    return {
+      reason: "parts of /proc are masked here, so that the kernel mounts no other (EPERM)",
+      remedy: "docker run --security-opt systempaths=unconfined, or --privileged",
+    };
+  if (name === "proc" && errno === "EACCES")
+    return {
+      reason: "a profile of AppArmor or SELinux denies mounts (EACCES)",
+      remedy: "docker run --security-opt apparmor=unconfined, or --privileged",
+    };
+  if (!root && readSysctl("kernel.apparmor_restrict_unprivileged_userns") === "1")
+    return {
+      reason: `AppArmor keeps them from users without root (${errno})`,
+      remedy: "sysctl -w kernel.apparmor_restrict_unprivileged_userns=0, or run jobsd as root",
+    };
+  if (!root && readSysctl("kernel.unprivileged_userns_clone") === "0")
+    return {
+      reason: `this kernel keeps them from users without root (${errno})`,
+      remedy: "sysctl -w kernel.unprivileged_userns_clone=1, or run jobsd as root",
+    };
+  return filtered
+    ? { reason: `a seccomp profile denies them (${errno})`, remedy: SECCOMP }
+    : { reason: `the kernel refuses them (${errno})`, remedy: root ? "see the kernel's log" : "run jobsd as root" };
+}
+
+function exhausted(sysctl: string): Cause {
+  const key = `user.max_${sysctl}_namespaces`;
+  const most = readSysctl(key);
+  return {
+    reason: most === "0" ? `${key} is 0` : `there are as many as may be (${key} is ${most})`,
+    remedy: `sysctl -w ${key}=${Math.max(65_536, 2 * Number(most) || 0)}`,
+  };
+}
+
+/** sysctl(8): empty where this kernel has no such key. */
+function readSysctl(key: string): string {
+  return textOf(`/proc/sys/${key.replaceAll(".", "/")}`);
+}
+
+/** Whether jobs are born in their cgroup: without, none can be started in one. */
+export function cloneFinding(probed: Probed): Finding {
+  const errno = probed.get("clone3");
+  const old = { reason: `this kernel cannot clone into a cgroup (${errno})`, remedy: "Linux 5.7" };
+  const denied = { reason: `a seccomp profile denies clone3 (${errno})`, remedy: SECCOMP };
+  const cause = errno === undefined ? undefined : privileges().filtered ? denied : old;
+  return found("cgroup", "clone3", cause, ["limits hold from the first instruction", "no job starts in a cgroup"]);
+}
+
+/** CAP_BPF and CAP_NET_ADMIN load and attach one (bpf(2), bpf_prog_load() in kernel/bpf/syscall.c). */
+export function deviceFinding(probed: Probed): Finding {
+  const errno = probed.get("bpf");
+  return found("device rules", "bpf", errno === undefined ? undefined : deviceCause(errno), [
+    "devices of --resources",
+    "refused: devices of --resources",
+  ]);
+}
+
+function deviceCause(errno: string): Cause {
+  const { root, filtered, can } = privileges();
+  if (errno === "EINVAL" || (errno === "ENOSYS" && !filtered))
+    return { reason: `this kernel has no such programs (${errno})`, remedy: "a kernel with CONFIG_CGROUP_BPF" };
+  if (!root) return { reason: `only root loads such programs (${errno})`, remedy: "run jobsd as root" };
+  return can("CAP_SYS_ADMIN") || (can("CAP_BPF") && can("CAP_NET_ADMIN"))
+    ? { reason: `the kernel or a seccomp profile refuses such programs (${errno})`, remedy: SECCOMP }
+    : { reason: `the daemon is root without CAP_BPF and CAP_NET_ADMIN (${errno})`, remedy: CONTAINER };
+}
+
+/** Whom jobs can run as. */
+export function userFinding(): Finding {
+  const { root, can } = privileges();
+  const area = { area: "privilege", name: "user" } as const;
+  if (!root)
+    return {
+      ...area,
+      state: "limited",
+      meaning: `jobs run only as the daemon's own user (uid ${process.geteuid?.()})`,
+      reason: "only root can become another user",
+      remedy: "run jobsd as root; newuidmap is not needed",
+    };
+  const cause =
+    can("CAP_SETUID") && can("CAP_SETGID")
+      ? undefined
+      : { reason: "the daemon is root without CAP_SETUID and CAP_SETGID", remedy: "leave it these capabilities" };
+  return found("privilege", "user", cause, ["jobs run as any user", "no job starts"]);
+}
+
+/** Advice to the scheduler; jobs go without. */
+export function sliceFinding(probed: Probed): Finding {
+  const cause =
+    probed.get("slice") === undefined
+      ? undefined
+      : { reason: "this kernel knows no slice of a process's own", remedy: "Linux 6.12" };
+  const meanings = [
+    "the daemon answers between jobs that keep all CPUs busy",
+    "the daemon may wait its turn behind jobs",
+  ] as const;
+  return found("supervisor", "slice", cause, meanings, "limited");
+}

@@ -1,0 +1,87 @@
+import { readFileSync } from "node:fs";
+import type { Hierarchy } from "./cgroup.ts";
+
+/**
+ * What keeps a job from its host and from other jobs, in the order of the supervisor's bits (supervisor.h): namespaces,
+ * of which `user` is the way to the others without root, and what the job's process gives up.
+ */
+export const PARTS = ["user", "pid", "mount", "ipc", "uts", "cgroup", "no-new-privileges", "no-capabilities"] as const;
+export type Part = (typeof PARTS)[number];
+
+/** Those that a daemon's configuration can switch off. */
+export const SWITCHES: readonly Part[] = PARTS.filter((part) => part !== "user");
+
+/** A pid namespace is of no use without its /proc, nor a cgroup namespace without its /sys/fs/cgroup. */
+const NEED_MOUNT: readonly Part[] = ["pid", "cgroup"];
+
+/** What the spawner is told of isolation. */
+export interface Isolation {
+  readonly wanted: ReadonlySet<Part>;
+  /** Where cgroup v2 is mounted. */
+  readonly cgroups: string;
+  /** Kept from jobs of the worker's own user, who may do what it may: not to be read, or not to be changed. */
+  readonly hidden: readonly string[];
+  readonly sealed: readonly string[];
+}
+
+/** All but what is switched off, and what makes no sense without another. */
+export function isolationOf(
+  {
+    isolationOff = [],
+    hidden = [],
+    sealed = [],
+  }: {
+    readonly isolationOff?: readonly Part[];
+    readonly hidden?: readonly string[];
+    readonly sealed?: readonly string[];
+  },
+  hierarchy: Hierarchy,
+): Isolation {
+  const off = withDependants(isolationOff);
+  const wanted = new Set(PARTS.filter((part) => !off.has(part)));
+  if (process.getuid?.() === 0) wanted.delete("user");
+  const cgroups = hierarchy.kind === "none" ? undefined : mountOf(hierarchy.path);
+  if (cgroups === undefined) wanted.delete("cgroup");
+  return { wanted, cgroups: cgroups ?? "", hidden, sealed };
+}
+
+/** The mount point that holds a cgroup; proc_pid_mountinfo(5). */
+function mountOf(group: string): string | undefined {
+  return readFileSync("/proc/self/mountinfo", "utf8")
+    .split("\n")
+    .map((line) => line.split(" "))
+    .filter((fields) => fields[fields.indexOf("-") + 1] === "cgroup2")
+    .map(([, , , , mountPoint = ""]) => mountPoint)
+    .findLast((mountPoint) => group.startsWith(`${mountPoint}/`));
+}
+
+/** As the supervisor's command line has it. */
+export function isolationArguments({ wanted, cgroups, hidden, sealed }: Isolation): string[] {
+  return [String(bitsOf(wanted)), cgroups, ...hidden.map((path) => `-${path}`), ...sealed.map((path) => `=${path}`)];
+}
+
+/** What of it this host gives. */
+export function holding({ wanted }: Isolation, lacking: ReadonlyMap<Part, string>): Part[] {
+  const lost = withDependants(lacking.keys());
+  return Array.from(wanted).filter((part) => !lost.has(part));
+}
+
+/** What goes when these go. */
+export function withDependants(parts: Iterable<Part>): Set<Part> {
+  const all = new Set(parts);
+  if (all.has("mount")) for (const part of NEED_MOUNT) all.add(part);
+  return all;
+}
+
+export function isNamespace(part: Part): boolean {
+  return part !== "no-new-privileges" && part !== "no-capabilities";
+}
+
+function bitsOf(parts: ReadonlySet<Part>): number {
+  return PARTS.reduce((bits, part, i) => bits | (parts.has(part) ? 1 << i : 0), 0);
+}
+
+/** The parts of a number that has the supervisor's bits. */
+export function partsOf(bits: number): Part[] {
+  return PARTS.filter((_part, i) => bits & (1 << i));
+}

@@ -1,0 +1,168 @@
+import { invalid } from "../errors.ts";
+import type { LinuxDeviceCgroup } from "../resources.ts";
+import { type Host, MAJOR_MAX, MINOR_MAX, between } from "./setting.ts";
+
+const FIELD = "resources.devices";
+const RULES = 300; // whose program fits in a frame of the spawner: 64 KiB
+const TYPES = { b: 1, c: 2 } as const; // BPF_DEVCG_DEV_*, include/uapi/linux/bpf.h
+const ACCESSES: Readonly<Record<string, number>> = { m: 1, r: 2, w: 4 }; // BPF_DEVCG_ACC_*
+const ALL = 7;
+
+/** What a rule is about; an absent part is any. */
+interface Rule {
+  readonly allow: boolean;
+  readonly type?: keyof typeof TYPES | undefined;
+  readonly major?: bigint | undefined;
+  readonly minor?: bigint | undefined;
+  readonly access: number;
+}
+
+const character = (major: bigint, minor?: bigint): Rule => ({ allow: true, type: "c", major, minor, access: ALL });
+/** Nothing but what every program may expect: null, zero, full, random, urandom, tty, console, ptmx and the pts. */
+const DEFAULT: readonly Rule[] = [
+  { allow: false, access: ALL },
+  ...[3n, 5n, 7n, 8n, 9n].map((minor) => character(1n, minor)),
+  ...[0n, 1n, 2n].map((minor) => character(5n, minor)),
+  character(136n),
+];
+
+/** What a job gets that could open any device by its mode, and asked for no rules. */
+export const DEFAULT_DEVICES: readonly LinuxDeviceCgroup[] = [{ allow: false }];
+
+/**
+ * The eBPF program (BPF_PROG_TYPE_CGROUP_DEVICE) that keeps `devices`; undefined where there are no rules. Throws
+ * JobError `invalid`. A later rule overrides an earlier one, for each access by itself: what is asked for is allowed if
+ * all of it is. No rule allows what DEFAULT does not, and a rule that denies everything leaves DEFAULT.
+ */
+export function deviceProgram(devices: readonly LinuxDeviceCgroup[], host: Pick<Host, "device">): Buffer | undefined {
+  if (devices.length === 0) return undefined;
+  if (devices.length > RULES) throw invalid(FIELD, `${devices.length} rules are more than ${RULES}`);
+  let rules = [...DEFAULT];
+  for (const [i, device] of devices.entries()) {
+    const rule = ruleOf(`${FIELD}[${i}]`, device, host);
+    if (!rule.allow && rule.access === ALL && isOfAll(rule)) rules = [...DEFAULT];
+    else rules.push(rule);
+  }
+  return assemble(rules);
+}
+
+function isOfAll({ type, major, minor }: Rule): boolean {
+  return type === undefined && major === undefined && minor === undefined;
+}
+
+function ruleOf(field: string, device: LinuxDeviceCgroup, host: Pick<Host, "device">): Rule {
+  const { allow, access = "rwm" } = device;
+  if (!/^[rwm]+$/.test(access))
+    throw invalid(`${field}.access`, `${JSON.stringify(access)} is no access; some of r, w and m are, or leave it out`);
+  const bits = Array.from(access, (letter) => ACCESSES[letter] ?? 0).reduce((sum, bit) => sum | bit, 0);
+  return { allow, ...numbersOf(field, device, host), access: bits };
+}
+
+function numbersOf(
+  field: string,
+  { path, type = "a", major, minor }: LinuxDeviceCgroup,
+  host: Pick<Host, "device">,
+): Pick<Rule, "type" | "major" | "minor"> {
+  if (path === undefined) {
+    if (type !== "a" && type !== "b" && type !== "c")
+      throw invalid(`${field}.type`, `${JSON.stringify(type)} is no type; b, c and, for both, a are`);
+    return {
+      type: type === "a" ? undefined : type,
+      major: number(`${field}.major`, major, MAJOR_MAX),
+      minor: number(`${field}.minor`, minor, MINOR_MAX),
+    };
+  }
+  if (type !== "a" || major !== undefined || minor !== undefined)
+    throw invalid(`${field}.path`, "and a type or a device number; give one of them");
+  const device = host.device(path);
+  if (device) return device;
+  throw invalid(`${field}.path`, `${JSON.stringify(path)} is no device of this worker, such as /dev/null is`);
+}
+
+/** -1 is any, too: Docker writes it for `*`. */
+function number(field: string, value: bigint | undefined, most: bigint): bigint | undefined {
+  return value === undefined || value === -1n ? undefined : between(field, value, 0n, most);
+}
+
+/** Code, register, immediate, and where a load is from or how many instructions a jump leaves out. */
+type Instruction = readonly [code: number, register: number, immediate: number, offset?: number];
+/** Jumps to what follows the rule, or all rules. */
+const [NEXT, END] = [-1, -2];
+/** Instructions of include/uapi/linux/bpf.h. */
+const LOAD = 0x61; // BPF_LDX | BPF_MEM | BPF_W
+const LOAD_HALF = 0x69; // BPF_LDX | BPF_MEM | BPF_H
+const MOVE = 0xb7; // BPF_ALU64 | BPF_MOV | BPF_K
+const JUMP = 0x05; // BPF_JMP | BPF_JA
+const IF_NOT = 0x55; // BPF_JMP | BPF_JNE | BPF_K
+const IF_ANY = 0x45; // BPF_JMP | BPF_JSET | BPF_K
+const EXIT = 0x95; // BPF_JMP | BPF_EXIT
+/** Registers: the verdict, and a part of the context, which is r1. */
+const [VERDICT, PART] = [0, 2];
+const FROM_CONTEXT = 0x10;
+/** Parts of struct bpf_cgroup_dev_ctx: access << 16 | type, major, minor. */
+const [AT_TYPE, AT_ACCESS, AT_MAJOR, AT_MINOR] = [0, 2, 4, 8];
+
+/**
+ * One walk over the rules for all accesses that the same ones are about, denied by the first that fails. No state but
+ * the context goes from rule to rule: the verifier would follow every value of it, in quadratic time.
+ */
+function assemble(rules: readonly Rule[]): Buffer {
+  const walks = new Map<string, number>();
+  for (const bit of [1, 2, 4]) {
+    const about = rules.map(({ access }) => access & bit && 1).join("");
+    walks.set(about, (walks.get(about) ?? 0) | bit);
+  }
+  const instructions: Instruction[] = [
+    [MOVE, VERDICT, 0],
+    ...walks.entries().flatMap(([, accesses]) => walk(accesses, rules)),
+    [MOVE, VERDICT, 1],
+    [EXIT, 0, 0],
+  ];
+  return Buffer.concat(instructions.map(encode));
+}
+
+/** From the last rule to one of all devices, behind which the verifier allows nothing. Goes on at its end if allowed. */
+function walk(accesses: number, rules: readonly Rule[]): Instruction[] {
+  const about = rules.filter(({ access }) => access & accesses);
+  return resolve(END, [
+    [LOAD_HALF, PART | FROM_CONTEXT, 0, AT_ACCESS],
+    [IF_ANY, PART, accesses, 1],
+    [JUMP, 0, 0, END],
+    ...about.slice(about.findLastIndex(isOfAll)).toReversed().flatMap(block),
+  ]);
+}
+
+function block({ allow, type, major, minor }: Rule): Instruction[] {
+  const part = (load: number, at: number, is: bigint | number | undefined): Instruction[] =>
+    is === undefined
+      ? []
+      : [
+          [load, PART | FROM_CONTEXT, 0, at],
+          [IF_NOT, PART, Number(is), NEXT],
+        ];
+  return resolve(NEXT, [
+    ...part(LOAD_HALF, AT_TYPE, type && TYPES[type]),
+    ...part(LOAD, AT_MAJOR, major),
+    ...part(LOAD, AT_MINOR, minor),
+    allow ? [JUMP, 0, 0, END] : [EXIT, 0, 0],
+  ]);
+}
+
+function resolve(label: number, instructions: readonly Instruction[]): Instruction[] {
+  return instructions.map(([code, register, immediate, offset], at) => [
+    code,
+    register,
+    immediate,
+    offset === label ? instructions.length - at - 1 : (offset ?? 0),
+  ]);
+}
+
+/** struct bpf_insn, little-endian, as the hosts are that the supervisor is written for. */
+function encode([code, register, immediate, offset = 0]: Instruction): Buffer {
+  const bytes = Buffer.alloc(8);
+  bytes.writeUInt8(code, 0);
+  bytes.writeUInt8(register, 1);
+  bytes.writeInt16LE(offset, 2);
+  bytes.writeInt32LE(immediate, 4);
+  return bytes;
+}

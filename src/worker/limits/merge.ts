@@ -1,0 +1,98 @@
+import type { LinuxBlockIO, LinuxResources, LinuxThrottleDevice, LinuxWeightDevice } from "../resources.ts";
+import { keyOf, keyed } from "./change.ts";
+import type { Host } from "./setting.ts";
+
+/** Fields that are converted together: one of them is not to be written without what the others say. */
+const TOGETHER = {
+  memory: [["limit", "swap"]],
+  cpu: [
+    ["quota", "period", "burst"],
+    ["shares", "idle"],
+  ],
+} as const;
+
+/** What a job is asked to keep after an update: what that does not name stays, of lists and maps each entry. */
+export function merged(old: LinuxResources, update: LinuxResources, host: Host): LinuxResources {
+  return withoutEmpty({
+    ...old,
+    // Rules are read in their order: those of an update take the place of all.
+    ...(update.devices?.length && { devices: update.devices }),
+    memory: { ...old.memory, ...update.memory },
+    cpu: { ...old.cpu, ...update.cpu },
+    pids: { ...old.pids, ...update.pids },
+    blockIO: mergedBlockIO(old.blockIO ?? {}, update.blockIO ?? {}, host),
+    hugepageLimits: replaced(old.hugepageLimits, update.hugepageLimits, ({ pageSize }) => pageSize),
+    rdma: mergedEach(old.rdma, update.rdma, (before, now) => ({ ...before, ...now })),
+    unified: mergedEach(old.unified, update.unified, (before, now, file) =>
+      keyed(file) ? replaced(lines(before), lines(now), (line) => keyOf(file, line)).join("\n") : now,
+    ),
+  });
+}
+
+/** What of `all`, the merged resources, is to be converted for an update: what it names, and what goes together with it. */
+export function affected(all: LinuxResources, update: LinuxResources): LinuxResources {
+  return {
+    ...update,
+    ...(update.memory && { memory: { ...update.memory, ...together(all.memory, update.memory, TOGETHER.memory) } }),
+    ...(update.cpu && { cpu: { ...update.cpu, ...together(all.cpu, update.cpu, TOGETHER.cpu) } }),
+  };
+}
+
+function together<Group extends object>(
+  all: Group | undefined,
+  update: Group,
+  sets: readonly (readonly (keyof Group)[])[],
+): Partial<Group>;
+function together(all: object | undefined, update: object, sets: readonly (readonly PropertyKey[])[]): object {
+  const names = new Set<PropertyKey>(sets.filter((set) => set.some((name) => name in update)).flat());
+  return Object.fromEntries(Object.entries(all ?? {}).filter(([name]) => names.has(name)));
+}
+
+function mergedBlockIO(old: LinuxBlockIO, update: LinuxBlockIO, host: Host): LinuxBlockIO {
+  const list = <Device extends LinuxThrottleDevice | LinuxWeightDevice>(
+    before: readonly Device[] | undefined,
+    now: readonly Device[] | undefined,
+  ): readonly Device[] =>
+    replaced(before, now, ({ major, minor, path }) =>
+      path === undefined ? `${major}:${minor}` : (host.disk(path) ?? path),
+    );
+  const lists = {
+    weightDevice: list(old.weightDevice, update.weightDevice),
+    throttleReadBpsDevice: list(old.throttleReadBpsDevice, update.throttleReadBpsDevice),
+    throttleWriteBpsDevice: list(old.throttleWriteBpsDevice, update.throttleWriteBpsDevice),
+    throttleReadIOPSDevice: list(old.throttleReadIOPSDevice, update.throttleReadIOPSDevice),
+    throttleWriteIOPSDevice: list(old.throttleWriteIOPSDevice, update.throttleWriteIOPSDevice),
+  };
+  return { ...old, ...update, ...withoutEmpty(lists) };
+}
+
+function mergedEach<Value>(
+  old: Readonly<Record<string, Value>> = {},
+  update: Readonly<Record<string, Value>> = {},
+  merge: (before: Value, now: Value, key: string) => Value,
+): Record<string, Value> {
+  const entries = Object.entries(update).map(([key, now]): [string, Value] => {
+    const before = Object.hasOwn(old, key) ? old[key] : undefined;
+    return [key, before === undefined ? now : merge(before, now, key)];
+  });
+  return { ...old, ...Object.fromEntries(entries) };
+}
+
+/** Entries of the same key are replaced. */
+function replaced<Entry>(
+  old: readonly Entry[] = [],
+  update: readonly Entry[] = [],
+  key: (entry: Entry) => string,
+): readonly Entry[] {
+  const keys = new Set(update.map(key));
+  return [...old.filter((entry) => !keys.has(key(entry))), ...update];
+}
+
+function lines(text: string): string[] {
+  return text.split("\n").filter((line) => line !== "");
+}
+
+function withoutEmpty<Of extends object>(of: Of): Of;
+function withoutEmpty(of: object): object {
+  return Object.fromEntries(Object.entries(of).filter(([, value]) => Object.keys(value ?? {}).length > 0));
+}

@@ -1,0 +1,135 @@
+import { constants, existsSync, readFileSync } from "node:fs";
+import { open } from "node:fs/promises";
+import { join } from "node:path";
+import { notWritten, readLimits } from "./cgroup.ts";
+import { find, isRunning, type Context } from "./context.ts";
+import { codeOf, invalid, JobError, notFound } from "./errors.ts";
+import { checkDevices, checkSettings } from "./host.ts";
+import type { Job } from "./job.ts";
+import { changesOf, type Change } from "./limits/change.ts";
+import { deviceProgram } from "./limits/devices.ts";
+import { thisHost } from "./limits/host.ts";
+import { affected, merged } from "./limits/merge.ts";
+import type { Host, Setting } from "./limits/setting.ts";
+import { unifiedSettings } from "./limits/unified.ts";
+import { settingsOf, type LinuxMemory, type LinuxResources } from "./resources.ts";
+import { usageOf, type Running } from "./running.ts";
+
+/** Changes limits of a job that has not ended: all that `resources` names, or none. One update of a job at a time. */
+export async function update(context: Context, id: string, resources: LinuxResources): Promise<Job> {
+  if (context.closed) throw new JobError("unavailable", "the worker is closing");
+  const entry = find(context, id);
+  if (!isRunning(entry)) throw ended(id);
+  const turn = entry.updates.then(() => change(context, entry, resources));
+  entry.updates = turn.catch(() => {});
+  return turn;
+}
+
+async function change(context: Context, entry: Running, asked: LinuxResources): Promise<Job> {
+  const { hierarchy, journal, options, spawner } = context;
+  const { id, resources: old = {} } = entry.job;
+  await entry.launched.promise.catch(() => {
+    throw notFound(id);
+  });
+  const host = thisHost(hierarchy.kind === "none" ? undefined : hierarchy.path);
+  const resources = merged(old, asked, host);
+  const settings = settingsToWrite(old, asked, resources, host);
+  const devices = deviceProgram(asked.devices ?? [], host);
+  checkSettings(settings, hierarchy);
+  if (devices) checkDevices(hierarchy);
+  if (entry.job.state === "ended") throw ended(id);
+  const { group } = entry;
+  let { limits } = entry.job;
+  if (group !== undefined) {
+    if (resources.memory?.checkBeforeUpdate) checkUse(affected(resources, asked).memory ?? {}, entry);
+    const changes = changesOf(settings, (file) => contentOf(join(group, file)));
+    // Last, since it is the one change that cannot be taken back.
+    const changeDevices = async (): Promise<void> => devices && spawner.devices(group, devices);
+    await apply(changes, changeDevices, group, options.log).catch((error: unknown) => {
+      throw existsSync(group) ? error : ended(id);
+    });
+    limits = readLimits(group, new Set([...limits.keys(), ...changes.map(({ file }) => file)]));
+  }
+  // Its end has been recorded, with the limits that it had.
+  if (!context.running.has(id)) throw ended(id);
+  entry.job = { ...entry.job, resources, limits };
+  journal.update(entry.job);
+  options.log("info", "job updated", { job: id, files: settings.map(({ file }) => file) });
+  return entry.job;
+}
+
+/** By the rules of a start. What that asked for by a file's own name still overrides what is asked for by a field. */
+function settingsToWrite(old: LinuxResources, asked: LinuxResources, all: LinuxResources, host: Host): Setting[] {
+  if (Object.values(asked).every((group) => Object.keys(group ?? {}).length === 0))
+    throw invalid("resources", "names nothing to change");
+  const settings = settingsOf(affected(all, asked), host);
+  const overrides = Object.entries(old.unified ?? {}).filter(
+    ([file]) => !Object.hasOwn(asked.unified ?? {}, file) && settings.some((setting) => setting.file === file),
+  );
+  return [...settings, ...unifiedSettings(Object.fromEntries(overrides))];
+}
+
+/** memory.checkBeforeUpdate: opencontainers/cgroups, CheckMemoryUsage. Throws JobError `precondition`. */
+function checkUse({ limit = -1n, swap = -1n }: LinuxMemory, entry: Running): void {
+  const { memoryCurrentBytes = 0, memorySwapBytes = 0 } = usageOf(entry);
+  for (const [name, most, used] of [
+    ["limit", limit, memoryCurrentBytes],
+    ["swap", swap, memoryCurrentBytes + memorySwapBytes],
+  ] as const) {
+    const field = `resources.memory.${name}`;
+    if (most === -1n || most >= used) continue;
+    throw new JobError("precondition", `${field}: ${most} is below the ${used} bytes that the job uses`, { field });
+  }
+}
+
+function ended(id: string): JobError {
+  return new JobError("precondition", `job ${id} has ended, and has no limits to change`, { field: "job_id" });
+}
+
+function contentOf(path: string): string | undefined {
+  try {
+    return readFileSync(path, "utf8");
+  } catch {
+    return undefined;
+  }
+}
+
+/**
+ * Writes the changes, and then calls `last`. Throws what that throws, or JobError `unsupported` with field, file, value
+ * and errno, once what was written has been taken back.
+ */
+async function apply(
+  changes: readonly Change[],
+  last: () => Promise<void>,
+  group: string,
+  log: Context["options"]["log"],
+): Promise<void> {
+  const done: Change[] = [];
+  try {
+    for (const change of changes) if (await applied(change, group)) done.push(change);
+    await last();
+  } catch (error) {
+    for (const { file, value } of done.toReversed().flatMap(({ undo }) => undo))
+      await write(join(group, file), value).catch((failure: unknown) =>
+        log("error", "a limit could not be put back", { group, file, value, error: failure }),
+      );
+    throw error;
+  }
+}
+
+/** False for an optional file that is not there. */
+async function applied(change: Change, group: string): Promise<boolean> {
+  try {
+    await write(join(group, change.file), change.value);
+    return true;
+  } catch (error) {
+    if (change.optional && codeOf(error) === "ENOENT") return false;
+    throw notWritten(change, error);
+  }
+}
+
+/** One write(2), on another thread: to lower memory.max, the kernel reclaims first what is above it. */
+async function write(path: string, value: string): Promise<void> {
+  await using file = await open(path, constants.O_WRONLY);
+  await file.write(value);
+}
