@@ -14,7 +14,6 @@
 #include <fcntl.h>
 #include <inttypes.h>
 #include <poll.h>
-#include <sched.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -30,7 +29,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { EXIT_RECORD_SIZE = 4096, PUMP_SIZE = 64 << 10, AWAKE_NS = 200000 };
+enum { EXIT_RECORD_SIZE = 4096, PUMP_SIZE = 64 << 10 };
 
 enum phase { RUNNING, STOPPING, KILLING };
 
@@ -90,16 +89,6 @@ static bool give_pipes(const struct start *start, int out, int err)
 	       (fchown(out, start->uid, start->gid) == 0 && fchown(err, start->uid, start->gid) == 0);
 }
 
-/* The daemon says go within 0.1 ms, which is about what it takes to wake an idle processor: it is kept awake so long,
- * for others, too. */
-static void stay_awake(int control)
-{
-	struct pollfd ready = { .fd = control, .events = POLLIN };
-	int64_t end_ns = now_ns(CLOCK_MONOTONIC) + AWAKE_NS;
-	while (poll(&ready, 1, 0) == 0 && now_ns(CLOCK_MONOTONIC) < end_ns)
-		sched_yield();
-}
-
 /* Returns 0, or the stage that failed, with errno. The daemon writes limits and record before it says go. */
 static enum stage launch(struct supervisor *self, const struct request *request, int out, int err)
 {
@@ -108,7 +97,6 @@ static enum stage launch(struct supervisor *self, const struct request *request,
 			    !renew_mounts()                             ? STAGE_ISOLATION :
 			    open_tree(&self->tree, request->cgroup) < 0 ? STAGE_CGROUP : 0;
 	int error = errno;
-	stay_awake(self->control);
 	if (!take_bytes(self->control, &go, sizeof go) || go != GO) {
 		failed = STAGE_REQUEST;
 		error = ECANCELED;
