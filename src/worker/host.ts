@@ -1,14 +1,16 @@
 import type { Hierarchy } from "./cgroup.ts";
 import type { Context } from "./context.ts";
 import { JobError } from "./errors.ts";
-import { isNamespace } from "./isolation.ts";
+import { isNamespace, type Part } from "./isolation.ts";
 import type { JobSpec } from "./job.ts";
 import type { Setting } from "./limits/setting.ts";
 
 /* What this host can enforce, as people are told. */
 
-const NO_CGROUP =
-  "this host has no usable cgroup v2: no limits, usage of the main process only, and a tree is ended by descent";
+function noCgroup(parts: readonly Part[]): string {
+  const tree = parts.includes("pid") ? "" : "; a tree is ended by descent, as far as that can be followed";
+  return `this host has no usable cgroup v2: no limits, and usage of the main process only${tree}`;
+}
 
 type Host = Pick<Context, "hierarchy" | "spawner">;
 
@@ -17,7 +19,7 @@ export function describeHost(host: Host): string {
   const { hierarchy, spawner } = host;
   const cgroups =
     hierarchy.kind === "none"
-      ? `${NO_CGROUP} (${hierarchy.reason})`
+      ? `${noCgroup(spawner.parts)} (${hierarchy.reason})`
       : `cgroup v2 at ${hierarchy.path}, controllers: ${[...hierarchy.controllers].join(", ") || "none"}`;
   const parts = spawner.parts.join(", ") || "none";
   return [cgroups, `isolation: ${parts}`, ...missing(host)].join("; ");
@@ -32,7 +34,7 @@ function missing({ spawner }: Host): string[] {
 
 /** What whoever starts a job here is to know. */
 export function warningsOf(host: Host): string[] {
-  return [...(host.hierarchy.kind === "none" ? [NO_CGROUP] : []), ...missing(host)];
+  return [...(host.hierarchy.kind === "none" ? [noCgroup(host.spawner.parts)] : []), ...missing(host)];
 }
 
 /** Throws `unsupported` with the field's name for what this host, or its daemon's configuration, does not give. */

@@ -87,7 +87,7 @@ export function cgroupFindings(place: Place | undefined, cause: Cause | undefine
   return [
     found("cgroup", "v2", cause, [
       `limits, usage and the ends of whole trees, in ${path}`,
-      "no limits; a tree is ended by descent, usage is the main process's",
+      "no limits; usage is the main process's alone",
     ]),
     found(
       "cgroup",
