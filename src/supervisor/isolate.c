@@ -44,14 +44,13 @@ static bool write_text(const char *path, const char *text)
 	int fd = open(path, O_WRONLY | O_CLOEXEC);
 	bool done = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
 	int error = errno;
-	if (fd >= 0)
-		close(fd);
+	close_if_open(fd);
 	errno = error;
 	return done;
 }
 
 /* Everybody keeps the one uid and gid there are (user_namespaces(7)). */
-static bool map_user(uid_t uid, gid_t gid)
+bool map_user(uid_t uid, gid_t gid)
 {
 	char users[32], groups[32];
 	snprintf(users, sizeof users, "%u %u 1", uid, uid);

@@ -22,23 +22,6 @@
 
 enum { BLOCK = 4096 };
 
-static bool write_file(const char *path, const char *text, size_t count)
-{
-	int fd = open(path, O_WRONLY | O_CLOEXEC);
-	return fd >= 0 && write(fd, text, count) == (ssize_t)count && close(fd) == 0;
-}
-
-/* In a user namespace of one's own: the own user and group, and no others (user_namespaces(7)). */
-static bool map_ids(uid_t uid, gid_t gid)
-{
-	char users[32], groups[32];
-	int user_count = snprintf(users, sizeof users, "%u %u 1", uid, uid);
-	int group_count = snprintf(groups, sizeof groups, "%u %u 1", gid, gid);
-	return user_count > 0 && group_count > 0 && write_file("/proc/self/setgroups", "deny", 4) &&
-	       write_file("/proc/self/uid_map", users, (size_t)user_count) &&
-	       write_file("/proc/self/gid_map", groups, (size_t)group_count);
-}
-
 /* The kernel refuses a fresh one where parts of the old one are masked, as a container's are. */
 static bool mount_proc(void)
 {
@@ -57,7 +40,7 @@ static int try_namespaces(unsigned long flags, bool (*within)(void))
 	/* clone and not clone3, which a seccomp profile may deny alone: give_birth falls back likewise. */
 	pid_t pid = (pid_t)syscall(SYS_clone, flags | SIGCHLD, NULL, NULL, NULL, NULL);
 	if (pid == 0)
-		_exit((flags & CLONE_NEWUSER && !map_ids(uid, gid)) || (within && !within()) ? errno : 0);
+		_exit((flags & CLONE_NEWUSER && !map_user(uid, gid)) || (within && !within()) ? errno : 0);
 	if (pid < 0 || waitpid(pid, &status, 0) < 0)
 		return errno;
 	return WIFEXITED(status) ? WEXITSTATUS(status) : EINTR;

@@ -162,6 +162,7 @@ struct failure {
 };
 
 bool find_parts(void);
+bool map_user(uid_t uid, gid_t gid);
 pid_t fork_isolated(void);
 unsigned isolate(uid_t uid, gid_t gid);
 bool renew_mounts(void);
