@@ -76,10 +76,7 @@ static bool set_oom_score(int score)
 	int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
 	/* To lower it below what root once set it to takes CAP_SYS_RESOURCE; without, the job stays the more likely victim. */
 	bool done = fd >= 0 && (write(fd, text, (size_t)length) == length || (errno == EACCES && oom_score > score));
-	int error = errno;
-	if (fd >= 0)
-		close(fd);
-	errno = error;
+	close_if_open(fd);
 	return done;
 }
 
@@ -227,8 +224,7 @@ static pid_t outer_pid(int pidfd)
 	int fd = openat(ROOT_FD, name, O_RDONLY | O_CLOEXEC);
 	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
 	const char *line = n < 0 ? NULL : strstr(text, "\nPid:");
-	if (fd >= 0)
-		close(fd);
+	close_if_open(fd);
 	return line ? atoi(line + strlen("\nPid:")) : -1;
 }
 
@@ -240,8 +236,7 @@ static pid_t outer_pid(int pidfd)
 bool give_birth(const struct request *request, int cgroup, int out, int err, struct pids *pids, enum stage *stage)
 {
 	static char stack[BIRTH_STACK] __attribute__((aligned(64)));
-	struct birth birth = { .request = request, .supervisor = getpid(), .out = out,
-			       .err = err };
+	struct birth birth = { .request = request, .supervisor = getpid(), .out = out, .err = err };
 	int pidfd = -1;
 	struct clone_args args = {
 		.flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | (cgroup < 0 ? 0 : CLONE_INTO_CGROUP),

@@ -27,15 +27,8 @@ static uint64_t address(const void *of)
 	return (uint64_t)(uintptr_t)of;
 }
 
-static void close_quietly(int fd)
-{
-	int error = errno;
-	if (fd >= 0)
-		close(fd);
-	errno = error;
-}
-
-static int load(const void *program, size_t size)
+/* Returns a descriptor of the program (instructions, `size` bytes), or -1 with errno. */
+int devices_load(const void *program, size_t size)
 {
 	union bpf_attr attr;
 	memset(&attr, 0, sizeof attr);
@@ -85,7 +78,7 @@ static bool find(int cgroup, int *found)
 		int ours = *found < 0 ? -1 : is_ours(*found);
 		if (ours > 0)
 			return true;
-		close_quietly(*found);
+		close_if_open(*found);
 		if (ours < 0)
 			return false;
 	}
@@ -99,7 +92,7 @@ static bool find(int cgroup, int *found)
  */
 bool devices_set(int cgroup, const void *program, size_t size)
 {
-	int old = -1, new = load(program, size);
+	int old = -1, new = devices_load(program, size);
 	union bpf_attr attr;
 	bool done = new >= 0 && find(cgroup, &old);
 	if (done) {
@@ -111,7 +104,7 @@ bool devices_set(int cgroup, const void *program, size_t size)
 		attr.replace_bpf_fd = old < 0 ? 0 : (uint32_t)old;
 		done = bpf(BPF_PROG_ATTACH, &attr) == 0;
 	}
-	close_quietly(old);
-	close_quietly(new);
+	close_if_open(old);
+	close_if_open(new);
 	return done;
 }

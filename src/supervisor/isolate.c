@@ -43,9 +43,7 @@ static bool write_text(const char *path, const char *text)
 {
 	int fd = open(path, O_WRONLY | O_CLOEXEC);
 	bool done = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
-	int error = errno;
 	close_if_open(fd);
-	errno = error;
 	return done;
 }
 
@@ -113,10 +111,8 @@ bool renew_mounts(void)
 	struct pollfd changes = { .fd = host.changes, .events = POLLPRI };
 	bool done = !(isolation.parts & PART_MOUNT) || isolation.parts & PART_USER || poll(&changes, 1, 0) <= 0 ||
 		    (setns(host.mounts, CLONE_NEWNS) == 0 && enter_mounts() == 0);
-	int error = errno;
 	close_if_open(host.changes);
 	close_if_open(host.mounts);
-	errno = error;
 	return done;
 }
 
@@ -132,14 +128,10 @@ static bool enter_network(void)
 	if (unshare(CLONE_NEWNET) < 0)
 		return false;
 	int fd = socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0);
-	if (fd < 0)
-		return false;
 	loopback.ifr_flags = IFF_UP;
-	int done = ioctl(fd, SIOCSIFFLAGS, &loopback);
-	int error = errno;
-	close(fd);
-	errno = error;
-	return done == 0;
+	bool done = fd >= 0 && ioctl(fd, SIOCSIFFLAGS, &loopback) == 0;
+	close_if_open(fd);
+	return done;
 }
 
 static bool take_own_tmp(void)
@@ -227,7 +219,7 @@ static struct failure try_parts(void)
 	uid_t uid = geteuid();
 	gid_t gid = getegid();
 	if (pipe2(ends, O_CLOEXEC) < 0)
-		return (struct failure){ (int32_t)isolation.parts, errno };
+		return (struct failure){ (int32_t)(isolation.parts & PART_NAMESPACES), errno };
 	pid_t pid = fork_isolated();
 	if (pid == 0) {
 		failure.stage = (int32_t)isolate_all(uid, gid);
@@ -239,7 +231,7 @@ static struct failure try_parts(void)
 		failure = (struct failure){ isolation.parts & PART_PID ? PART_PID : PART_USER, errno };
 	close(ends[1]);
 	if (pid > 0 && read(ends[0], &failure, sizeof failure) != sizeof failure)
-		failure = (struct failure){ (int32_t)isolation.parts, EIO };
+		failure = (struct failure){ (int32_t)(isolation.parts & PART_NAMESPACES), EIO };
 	close(ends[0]);
 	if (pid > 0)
 		waitpid(pid, NULL, 0);

@@ -52,14 +52,12 @@ static int try_clone_into_cgroup(void)
 	int root = open("/", O_PATH | O_DIRECTORY | O_CLOEXEC);
 	struct clone_args args = { .flags = CLONE_INTO_CGROUP, .cgroup = (uint64_t)root, .exit_signal = SIGCHLD };
 	long pid = root < 0 ? -1 : syscall(SYS_clone3, &args, sizeof args);
-	int error = errno;
 	if (pid == 0)
 		_exit(EXIT_SUCCESS);
-	if (root >= 0)
-		close(root);
+	close_if_open(root);
 	if (pid > 0)
 		return waitpid((pid_t)pid, NULL, 0) < 0 ? errno : 0;
-	return error == EBADF ? 0 : error;
+	return errno == EBADF ? 0 : errno;
 }
 
 /* A program that allows every device, loaded and let go. */
@@ -69,13 +67,7 @@ static int try_device_program(void)
 		{ .code = BPF_ALU64 | BPF_MOV | BPF_K, .dst_reg = BPF_REG_0, .imm = 1 },
 		{ .code = BPF_JMP | BPF_EXIT },
 	};
-	union bpf_attr attr = {
-		.prog_type = BPF_PROG_TYPE_CGROUP_DEVICE,
-		.insns = (uint64_t)(uintptr_t)allow,
-		.insn_cnt = sizeof allow / sizeof *allow,
-		.license = (uint64_t)(uintptr_t)"GPL",
-	};
-	int program = (int)syscall(SYS_bpf, BPF_PROG_LOAD, &attr, sizeof attr);
+	int program = devices_load(allow, sizeof allow);
 	return program < 0 || close(program) < 0 ? errno : 0;
 }
 

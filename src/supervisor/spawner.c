@@ -91,8 +91,10 @@ static void be_gone(int fd)
 
 void close_if_open(int fd)
 {
+	int error = errno;
 	if (fd >= 0)
 		close(fd);
+	errno = error;
 }
 
 /* The child waits to be reaped until it has been watched, so its pid is its own. */
@@ -106,8 +108,8 @@ static void take_spare(uint64_t job, const char *jobs)
 	int pidfd = pid < 0 ? -1 : (int)syscall(SYS_pidfd_open, pid, 0);
 	if (pidfd >= 0 && watch_supervisor(job, pidfd, true))
 		return;
-	int error = errno;
 	close_if_open(pidfd);
+	int error = errno;
 	if (pid > 0) {
 		kill(pid, SIGKILL);
 		waitpid(pid, NULL, 0);
@@ -142,12 +144,11 @@ static void take_devices(uint64_t job, const char *cgroup, size_t size)
 	int directory = open(cgroup, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
 	enum stage failed = directory < 0 ? STAGE_CGROUP : STAGE_DEVICES;
 	bool done = directory >= 0 && devices_set(directory, end + 1, size - (size_t)(end + 1 - cgroup));
-	int error = errno;
 	close_if_open(directory);
 	if (done)
 		answer(job, REPLY_DONE, 0, 0);
 	else
-		answer(job, REPLY_FAILED, failed, error);
+		answer(job, REPLY_FAILED, failed, errno);
 }
 
 static void take_frame(const char *bytes, const char *jobs)

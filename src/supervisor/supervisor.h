@@ -135,7 +135,7 @@ struct order {
 
 /* spawner.c: false when there is no daemon any more. */
 bool tell(uint64_t job, enum reply_kind kind, pid_t pid, enum stage stage, int error);
-void close_if_open(int fd);
+void close_if_open(int fd); /* leaves errno as it is */
 extern int oom_score; /* the spawner's oom_score_adj */
 
 /* isolate.c: what keeps jobs from the host and from each other; the daemon has the same list. */
@@ -181,6 +181,7 @@ struct pids {
 bool give_birth(const struct request *request, int cgroup, int out, int err, struct pids *pids, enum stage *stage);
 
 /* devices.c: which devices a cgroup's processes may use. */
+int devices_load(const void *program, size_t size);
 bool devices_set(int cgroup, const void *program, size_t size);
 
 /* log.c: the output log. */
