@@ -1,23 +1,14 @@
-import { examine } from "../src/worker/doctor/examine.ts";
+import { examine, type ExamineOptions } from "../src/worker/doctor/examine.ts";
 import { checkPem } from "../src/server/pem.ts";
 import { readKey, readPem } from "./connection.ts";
 import { exitCodeOfFindings, findingsToJson, formatFindings, formatSummary, type Told } from "./findings.ts";
 import { print, printJson } from "./output.ts";
-import { parseIsolation, parseSizeBytes } from "./parse.ts";
-import { type Given, optional } from "./program.ts";
+import type { Given } from "./program.ts";
 
 /** `jobsd --check`: what a daemon with these flags could enforce here. Resolves to the exit code of the findings. */
-export async function check(given: Given, supervisor: string): Promise<number> {
-  const [stateDir, cgroup] = [given.text("state"), given.text("cgroup")];
-  const logLimitBytes = optional(given, "log-limit", (flag, size) => Number(parseSizeBytes(flag, size)));
-  const isolationOff = optional(given, "isolation-off", parseIsolation);
-  const found = await examine({
-    supervisor,
-    ...(stateDir && { stateDir }),
-    ...(cgroup && { cgroup }),
-    ...(isolationOff && { isolationOff }),
-    ...(logLimitBytes !== undefined && { logLimitBytes }),
-  });
+export async function check(given: Given, options: ExamineOptions): Promise<number> {
+  const stateDir = given.text("state");
+  const found = await examine({ ...options, ...(stateDir && { stateDir }) });
   const findings = [...found, ...(await certificateFindings(given))];
   if (given.on("json")) await printJson(findingsToJson(findings, new Date()));
   else await print(formatFindings(findings) + formatSummary(findings));

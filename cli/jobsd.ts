@@ -61,7 +61,8 @@ const program: Program = {
       ],
       flags,
       examples: ["--listen 0.0.0.0:7443 --state /var/lib/jobs --ca ca.crt --cert worker.crt --key worker.key"],
-      run: async (given) => (given.on("check") ? (await import("./check.ts")).check(given, SUPERVISOR) : daemon(given)),
+      run: async (given) =>
+        given.on("check") ? (await import("./check.ts")).check(given, hostOptions(given)) : daemon(given),
     },
   ],
 };
@@ -128,6 +129,21 @@ interface Settings {
   readonly shutdownMs: number;
 }
 
+/** What a check needs to know, too: what of the host is used, and how. Throws UsageError. */
+function hostOptions(given: Given): Pick<WorkerOptions, "cgroup" | "isolationOff" | "logLimitBytes"> & {
+  readonly supervisor: string;
+} {
+  const cgroup = given.text("cgroup");
+  const logLimitBytes = optional(given, "log-limit", (flag, size) => Number(parseSizeBytes(flag, size)));
+  const isolationOff = optional(given, "isolation-off", parseIsolation);
+  return {
+    supervisor: SUPERVISOR,
+    ...(cgroup && { cgroup }),
+    ...(isolationOff && { isolationOff }),
+    ...(logLimitBytes !== undefined && { logLimitBytes }),
+  };
+}
+
 async function settings(given: Given): Promise<Settings> {
   const missing = ["listen", "state", "ca", "cert", "key"].filter((name) => !given.text(name));
   if (missing.length > 0) {
@@ -136,25 +152,20 @@ async function settings(given: Given): Promise<Settings> {
   }
   const text = (name: string): string => given.text(name) ?? "";
   const stateDir = resolve(text("state"));
-  const [name, user, cgroup] = [given.text("name"), given.text("user"), given.text("cgroup")];
+  const [name, user] = [given.text("name"), given.text("user")];
   const logKeep = optional(given, "log-keep", (flag, word): "newest" | "oldest" =>
     parseWord(flag, word, ["newest", "oldest"]),
   );
-  const logLimitBytes = optional(given, "log-limit", (flag, size) => Number(parseSizeBytes(flag, size)));
   const maxJobs = optional(given, "max-jobs", (flag, count) => Number(parseCount(flag, count, 1)));
-  const isolationOff = optional(given, "isolation-off", parseIsolation);
   const audit = given.text("audit") ?? join(stateDir, "audit.jsonl");
   const worker: WorkerOptions = {
     stateDir,
-    supervisor: SUPERVISOR,
+    ...hostOptions(given),
     allowRoot: given.on("allow-root"),
     ...(name && { name }),
     ...(user && { user }),
-    ...(cgroup && { cgroup }),
     ...(logKeep && { logKeep }),
-    ...(logLimitBytes !== undefined && { logLimitBytes }),
     ...(maxJobs !== undefined && { maxJobs }),
-    ...(isolationOff && { isolationOff }),
     // For jobs as root, who may do with files what the daemon may.
     hidden: [resolve(text("key")), resolve(audit)],
     sealed: [process.execPath, dirname(import.meta.dirname), resolve(text("ca")), resolve(text("cert"))],

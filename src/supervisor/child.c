@@ -231,9 +231,9 @@ static pid_t outer_pid(int pidfd)
 /*
  * Clones a process into the cgroup (a directory's descriptor, or -1), so that its
  * limits hold from its first instruction, and has it execute the request's program.
- * False with errno and, in *stage, what failed.
+ * Returns 0, or the stage that failed, with errno.
  */
-bool give_birth(const struct request *request, int cgroup, int out, int err, struct pids *pids, enum stage *stage)
+enum stage give_birth(const struct request *request, int cgroup, int out, int err, struct pids *pids)
 {
 	static char stack[BIRTH_STACK] __attribute__((aligned(64)));
 	struct birth birth = { .request = request, .supervisor = getpid(), .out = out, .err = err };
@@ -255,16 +255,14 @@ bool give_birth(const struct request *request, int cgroup, int out, int err, str
 			pid = -errno;
 	}
 	if (pid < 0) {
-		*stage = pid == -EAGAIN || pid == -ENOMEM || cgroup < 0 ? STAGE_CLONE : STAGE_CGROUP;
 		errno = (int)-pid;
-		return false;
+		return pid == -EAGAIN || pid == -ENOMEM || cgroup < 0 ? STAGE_CLONE : STAGE_CGROUP;
 	}
 	*pids = (struct pids){ (pid_t)pid, isolation.parts & PART_PID ? outer_pid(pidfd) : (pid_t)pid };
 	close(pidfd);
-	*stage = (enum stage)birth.failure.stage;
-	if (!*stage)
-		return true;
-	waitpid((pid_t)pid, NULL, 0);
-	errno = birth.failure.error;
-	return false;
+	if (birth.failure.stage) {
+		waitpid((pid_t)pid, NULL, 0);
+		errno = birth.failure.error;
+	}
+	return (enum stage)birth.failure.stage;
 }

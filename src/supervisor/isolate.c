@@ -175,22 +175,24 @@ static bool fix_above(const char *path)
 	return true;
 }
 
+static bool keep(const char *path)
+{
+	return *path == '-' ? hide(path + 1) : seal(path + 1);
+}
+
 /* A job of the supervisor's own user: files that are kept from others by their modes alone. */
 static bool harden(void)
 {
 	/* What a runtime's default configuration has (runtime-spec, config-linux.md, maskedPaths and readonlyPaths). */
-	static const char *const sealed[] = { "/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger" };
-	static const char *const hidden[] = { "/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys",
-					      "/proc/latency_stats", "/proc/sched_debug", "/proc/scsi",
-					      "/proc/timer_list" };
-	for (size_t i = 0; isolation.parts & PART_PID && i < sizeof sealed / sizeof *sealed; i++)
-		if (!seal(sealed[i]))
-			return false;
-	for (size_t i = 0; isolation.parts & PART_PID && i < sizeof hidden / sizeof *hidden; i++)
-		if (!hide(hidden[i]))
+	static const char *const kernel[] = { "=/proc/bus", "=/proc/fs", "=/proc/irq", "=/proc/sys",
+					      "=/proc/sysrq-trigger", "-/proc/acpi", "-/proc/asound",
+					      "-/proc/kcore", "-/proc/keys", "-/proc/latency_stats", "-/proc/sched_debug",
+					      "-/proc/scsi", "-/proc/timer_list" };
+	for (size_t i = 0; isolation.parts & PART_PID && i < sizeof kernel / sizeof *kernel; i++)
+		if (!keep(kernel[i]))
 			return false;
 	for (char **path = isolation.protected; *path; path++)
-		if (!fix_above(*path + 1) || !(**path == '-' ? hide(*path + 1) : seal(*path + 1)))
+		if (!fix_above(*path + 1) || !keep(*path))
 			return false;
 	return deny_user_namespaces();
 }

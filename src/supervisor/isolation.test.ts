@@ -17,6 +17,8 @@ import { marked } from "./testing/processes.ts";
 
 const NAMESPACES = ["pid", "mnt", "ipc", "uts", "cgroup", "net"] as const;
 const isolated = variants.filter(({ mode }) => mode === "isolated");
+/** Where the host has no cgroup v2, jobs have no group to see, nor one to mount anew. */
+const testWithCgroup = test.skipIf(!FULL.wanted.has("cgroup"));
 /** A job of the supervisor's own user. */
 const OWN = { credentials: { ...CREDENTIALS, user: "root", uid: 0, gid: 0, groups: [0], change: true } };
 
@@ -154,7 +156,7 @@ describe.each(isolated)("$build", (variant) => {
     }
   });
 
-  test.skipIf(!FULL.wanted.has("cgroup"))("a job sees no group but its own, and cannot write to it", async () => {
+  testWithCgroup("a job sees no group but its own, and cannot write to it", async () => {
     await using it = await rig(variant);
     const script = `cat /proc/self/cgroup | grep ^0; ls -d ${FULL.cgroups}/*/ 2>/dev/null | wc -l
       for file in cgroup.procs cgroup.freeze cgroup.kill; do echo 1 > ${FULL.cgroups}/$file; done 2>&1 | grep -c Read-only`;
@@ -249,7 +251,7 @@ describe.each(isolated)("$build", (variant) => {
     }
   });
 
-  test.skipIf(!FULL.wanted.has("cgroup"))("no job can mount its cgroup anew and write to it", async () => {
+  testWithCgroup("no job can mount its cgroup anew and write to it", async () => {
     await using it = await rig(variant);
     const argv = [compile("remounts", it)];
     expect((await it.run({ argv, ...OWN })).exit).toMatchObject({ code: 1 });

@@ -108,7 +108,7 @@ static enum stage launch(struct supervisor *self, const struct request *request,
 	    !devices_set(self->tree.cgroup, request->devices, request->start.device_bytes))
 		return STAGE_DEVICES;
 	struct pids pids = { 0 };
-	give_birth(request, self->tree.cgroup, out, err, &pids, &failed);
+	failed = give_birth(request, self->tree.cgroup, out, err, &pids);
 	error = errno;
 	self->tree.main = pids.inner;
 	self->pid = pids.outer;

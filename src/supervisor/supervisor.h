@@ -178,7 +178,7 @@ bool drop_bounding_set(void);
 struct pids {
 	pid_t inner, outer;
 };
-bool give_birth(const struct request *request, int cgroup, int out, int err, struct pids *pids, enum stage *stage);
+enum stage give_birth(const struct request *request, int cgroup, int out, int err, struct pids *pids);
 
 /* devices.c: which devices a cgroup's processes may use. */
 int devices_load(const void *program, size_t size);

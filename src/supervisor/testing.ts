@@ -13,8 +13,8 @@ import {
   writeSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
-import { basename, dirname, join, relative } from "node:path";
-import { openHierarchy, removeGroup } from "../worker/cgroup.ts";
+import { basename, dirname, join } from "node:path";
+import { openHierarchy, ownGroup, removeGroup } from "../worker/cgroup.ts";
 import type { Launch } from "../worker/frame.ts";
 import { isolationOf, type Isolation } from "../worker/isolation.ts";
 import { SPARE } from "../worker/spare.ts";
@@ -36,14 +36,8 @@ export const isRoot = process.getuid?.() === 0;
 /** Who the jobs run as: nobody, where that can be had. */
 export const CREDENTIALS = { ...credentialsOf(isRoot ? "nobody" : String(process.getuid?.())), change: isRoot };
 
-/** The group that this process is in. Named as parent it is left as it is: tests need no controllers. */
-function ownGroup(): string {
-  const own = /^0::(\/.*)$/m.exec(readFileSync("/proc/self/cgroup", "utf8"))?.[1] ?? "/";
-  const mounted = /^\S+ \S+ \S+ (\S+) (\S+) .*- cgroup2 /m.exec(readFileSync("/proc/self/mountinfo", "utf8"));
-  return join(mounted?.[2] ?? "/sys/fs/cgroup", relative(mounted?.[1] ?? "/", own));
-}
-
-const probed = openHierarchy(`supervisor-test-${process.pid}`, ownGroup());
+// Named as parent it is left as it is: tests need no controllers.
+const probed = openHierarchy(`supervisor-test-${process.pid}`, ownGroup() ?? "/sys/fs/cgroup");
 if (probed.kind === "cgroup2") await removeGroup(probed.path);
 const modes =
   probed.kind === "cgroup2" ? (["descent", "cgroup", "isolated"] as const) : (["descent", "isolated"] as const);

@@ -31,16 +31,20 @@ function words(path: string): string[] {
   return readFileSync(path, "utf8").split(/\s+/).filter(Boolean);
 }
 
-/**
- * The directory of this process's own cgroup v2 group.
- * Fields of mountinfo and cgroup: proc_pid_mountinfo(5), cgroups(7).
- */
+/** Where cgroup v2 is mounted, and which group is at the root there; proc_pid_mountinfo(5). */
+export function cgroupMounts(): { readonly root: string; readonly mountPoint: string }[] {
+  return readFileSync("/proc/self/mountinfo", "utf8")
+    .split("\n")
+    .map((line) => line.split(" "))
+    .filter((fields) => fields[fields.indexOf("-") + 1] === "cgroup2")
+    .map(([, , , root = "", mountPoint = ""]) => ({ root, mountPoint }));
+}
+
+/** The directory of this process's own cgroup v2 group; cgroups(7). */
 export function ownGroup(): string | undefined {
   const own = /^0::(\/.*)$/m.exec(readFileSync("/proc/self/cgroup", "utf8"))?.[1];
-  for (const line of readFileSync("/proc/self/mountinfo", "utf8").split("\n")) {
-    const [, , , root, mountPoint, ...rest] = line.split(" ");
-    const type = rest[rest.indexOf("-") + 1];
-    if (type !== "cgroup2" || root === undefined || mountPoint === undefined || own === undefined) continue;
+  if (own === undefined) return undefined;
+  for (const { root, mountPoint } of cgroupMounts()) {
     const base = root === "/" ? "" : root;
     if (own === base || own === root || own.startsWith(`${base}/`)) return join(mountPoint, own.slice(base.length));
   }

@@ -1,5 +1,4 @@
-import { readFileSync } from "node:fs";
-import type { Hierarchy } from "./cgroup.ts";
+import { cgroupMounts, type Hierarchy } from "./cgroup.ts";
 
 /**
  * What keeps a job from its host and from other jobs, in the order of the supervisor's bits (supervisor.h): namespaces,
@@ -45,14 +44,8 @@ export function isolationOf(
   return { wanted, cgroups: cgroups ?? "", hidden, sealed };
 }
 
-/** The mount point that holds a cgroup; proc_pid_mountinfo(5). */
 function mountOf(group: string): string | undefined {
-  return readFileSync("/proc/self/mountinfo", "utf8")
-    .split("\n")
-    .map((line) => line.split(" "))
-    .filter((fields) => fields[fields.indexOf("-") + 1] === "cgroup2")
-    .map(([, , , , mountPoint = ""]) => mountPoint)
-    .findLast((mountPoint) => group.startsWith(`${mountPoint}/`));
+  return cgroupMounts().findLast(({ mountPoint }) => group.startsWith(`${mountPoint}/`))?.mountPoint;
 }
 
 /** As the supervisor's command line has it. */

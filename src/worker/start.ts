@@ -69,7 +69,7 @@ async function begin(context: Context, spec: JobSpec): Promise<Job> {
       if (entry.group !== undefined) entry.job = { ...job, limits: limitGroup(entry.group, settings) };
       journal.insert(entry.job, spec.requestId);
     };
-    const launch = launchOf(context, entry, credentials, env);
+    const launch = launchOf(context, entry, spec, credentials, env);
     const pid = await spawner.launch(devices ? { ...launch, devices } : launch, record, () => gone(context, entry));
     entry.job = { ...entry.job, state: "running", pid, startedAt: new Date() };
     entry.launched.resolve();
@@ -104,11 +104,7 @@ function jobOf(context: Context, spec: JobSpec, credentials: Launch["credentials
     ...(spec.timeLimitMs !== undefined && { timeLimitMs: spec.timeLimitMs }),
     ...(spec.resources && { resources: spec.resources }),
     isolation: spawner.parts,
-    network: spec.network ?? "host",
-    privateTmp: spec.privateTmp ?? false,
-    rlimits: spec.rlimits ?? [],
-    umask: spec.umask ?? UMASK,
-    oomScoreAdj: spec.oomScoreAdj ?? 0,
+    ...surroundingsOf(spec),
     limits: new Map(),
     owner: spec.owner,
     pid: 0,
@@ -121,9 +117,11 @@ function jobOf(context: Context, spec: JobSpec, credentials: Launch["credentials
 function launchOf(
   { options }: Context,
   { job, directory, group }: Running,
+  spec: JobSpec,
   credentials: Launch["credentials"],
   env: Launch["env"],
 ): Launch {
+  const surroundings = surroundingsOf(spec);
   return {
     directory,
     cgroup: group ?? "",
@@ -135,12 +133,20 @@ function launchOf(
     graceMs: GRACE_MS,
     logLimitBytes: options.logLimitBytes,
     logKeep: options.logKeep,
-    network: job.network ?? "host",
-    privateTmp: job.privateTmp ?? false,
-    rlimits: rlimitsOf(job.rlimits ?? []),
-    umask: job.umask ?? UMASK,
-    oomScoreAdj: job.oomScoreAdj ?? 0,
+    ...surroundings,
+    rlimits: rlimitsOf(surroundings.rlimits),
   };
+}
+
+/** What a start asks for beside limits and isolation, with its defaults. */
+function surroundingsOf({
+  network = "host",
+  privateTmp = false,
+  rlimits = [],
+  umask = UMASK,
+  oomScoreAdj = 0,
+}: JobSpec): Required<Pick<JobSpec, "network" | "privateTmp" | "rlimits" | "umask" | "oomScoreAdj">> {
+  return { network, privateTmp, rlimits, umask, oomScoreAdj };
 }
 
 /** Leaves nothing of a start that failed. */
