@@ -6,12 +6,10 @@ import { gone } from "./end.ts";
 import { readExit } from "./exit.ts";
 import type { Record as Kept } from "./journal.ts";
 import { startOf } from "./running.ts";
-import { SPARE } from "./spare.ts";
 
 /** Removes the spares of a daemon that was killed. They may be putting themselves away. */
-export function removeSpares(jobsDir: string): void {
-  for (const file of readdirSync(jobsDir))
-    if (file.startsWith(SPARE)) rmSync(join(jobsDir, file), { recursive: true, force: true });
+export function removeSpares(sparesDir: string): void {
+  for (const file of readdirSync(sparesDir)) rmSync(join(sparesDir, file), { recursive: true, force: true });
 }
 
 /** Takes up the jobs of the daemon before this one. */

@@ -55,8 +55,8 @@ type Supervisor =
   | { readonly state: "running"; readonly directory: string; readonly gone: () => void };
 
 /**
- * Starts the spawner from the binary at `path`; it makes its spares in `parent`, which is where the directories of jobs
- * are. It is started again, and told of all jobs, should it die.
+ * Starts the spawner from the binary at `path`; it makes its spares in `parent`, on the file system of jobs' directories.
+ * It is started again, and told of all jobs, should it die.
  */
 export function openSpawner(
   path: string,

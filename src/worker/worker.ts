@@ -53,17 +53,17 @@ export interface Worker {
 export async function openWorker(given: WorkerOptions): Promise<Worker> {
   const options = checkOptions(given);
   const stateDir = resolve(options.stateDir);
-  const jobsDir = openDirectory(stateDir);
+  const { jobsDir, sparesDir } = openDirectory(stateDir);
   checkSupervisor(options.supervisor);
   using opened = new DisposableStack();
   const journal = opened.use(openJournal(stateDir));
   const hierarchy = openHierarchy(`jobs-${journal.instance}`, options.cgroup);
   opened.defer(() => leave(hierarchy));
   const ids = opened.use(openIds(options.name, hierarchy));
-  removeSpares(jobsDir);
+  removeSpares(sparesDir);
   const isolation = isolationOf({ ...options, hidden: [stateDir, ...(options.hidden ?? [])] }, hierarchy);
   const spawner = opened.use(
-    openSpawner(options.supervisor, jobsDir, isolation, (message) => options.log("error", message)),
+    openSpawner(options.supervisor, sparesDir, isolation, (message) => options.log("error", message)),
   );
   const context: Context = {
     options,
