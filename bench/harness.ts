@@ -18,15 +18,21 @@ const run = promisify(execFile);
 /** A daemon in a process of its own. Disposing ends its jobs and it; its state stays until all is measured. */
 export interface Daemon extends AsyncDisposable {
   readonly pid: number;
+  /** Its state directory. */
+  readonly state: string;
   /** What a writer connects with. */
   readonly credentials: Credentials;
   /** A writer's. */
   readonly client: Client;
   /** Collects the daemon's garbage, so that what is left is in use. Needs `preload`. */
   collect(): Promise<void>;
+  /** SIGKILL; its jobs go on. */
+  kill(): Promise<void>;
 }
 
 export interface DaemonOptions {
+  /** The state directory of an earlier daemon, which has ended; one of its own when absent. */
+  readonly state?: string;
   /** More flags of jobsd. */
   readonly flags?: readonly string[];
   /** Loads preload.ts into the daemon, which then holds so many megabytes of live heap more. */
@@ -128,10 +134,10 @@ export async function openBench(): Promise<Bench> {
 async function startDaemon(
   bench: Pick<Bench, "directory" | "group" | "pem" | "adopt">,
   name: string,
-  { flags = [], preload }: DaemonOptions,
+  { state = join(bench.directory, name), flags = [], preload }: DaemonOptions,
 ): Promise<Daemon> {
   const { directory, group, pem, adopt } = bench;
-  const args = ["--listen", "127.0.0.1:0", "--state", join(directory, name), "--ca", pem("ca.crt")];
+  const args = ["--listen", "127.0.0.1:0", "--state", state, "--ca", pem("ca.crt")];
   args.push("--cert", pem("worker.crt"), "--key", pem("worker.key"), ...flags);
   if (group !== "") args.push("--cgroup", group);
   const env = {
@@ -161,6 +167,7 @@ async function startDaemon(
   let closed: Promise<void> | undefined;
   return {
     pid: child.pid ?? 0,
+    state,
     credentials,
     client,
     async collect() {
@@ -168,6 +175,12 @@ async function startDaemon(
       // The signal is taken in the turn that answers the first call, at the latest.
       for (let i = 0; i < 2; i++) await client.list({ limit: 1 });
     },
+    kill: () =>
+      (closed ??= (async () => {
+        client.close();
+        child.kill("SIGKILL");
+        await exited;
+      })()),
     [Symbol.asyncDispose]: () => (closed ??= close()),
   };
 }

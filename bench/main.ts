@@ -7,6 +7,7 @@ import { idle, latency } from "./follow.ts";
 import { type Bench, openBench, unbuilt } from "./harness.ts";
 import { memory } from "./memory.ts";
 import { table, type Row } from "./report.ts";
+import { restart } from "./restart.ts";
 import { flight, heap, isolation, start } from "./start.ts";
 import { stream } from "./stream.ts";
 
@@ -22,6 +23,7 @@ const BENCHMARKS: Readonly<Record<string, (bench: Bench) => Promise<Row[]>>> = {
   copies,
   idle,
   memory,
+  restart,
 };
 
 const INTERRUPTED = Symbol("interrupted");
