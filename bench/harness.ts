@@ -73,8 +73,12 @@ export function unbuilt(): string[] {
   return ["dist/jobs.js", "dist/jobsd.js", "build/supervisor"].filter((path) => !existsSync(checkout(path)));
 }
 
-/** Makes a directory, certificates as in production, and a cgroup where the host has them. */
-export async function openBench(): Promise<Bench> {
+/**
+ * Makes a directory, certificates as in production, and a cgroup where the host has them.
+ *
+ * @param fromSource for tests: daemons are what the source is, not what was built of it, and keys are made fast
+ */
+export async function openBench({ fromSource = false } = {}): Promise<Bench> {
   await using opening = new AsyncDisposableStack();
   const directory = mkdtempSync(join(tmpdir(), "jobs-bench-"));
   opening.defer(() => rm(directory, { recursive: true, force: true, maxRetries: 10 }));
@@ -90,7 +94,7 @@ export async function openBench(): Promise<Bench> {
       await removeGroup(group);
     });
   const certs = join(directory, "certs");
-  await issueAll({ out: certs });
+  await issueAll({ out: certs, ...(fromSource && { bits: 2048 }) });
   const pem = (name: string): string => join(certs, name);
 
   const children = new Set<ChildProcess>();
@@ -116,7 +120,12 @@ export async function openBench(): Promise<Bench> {
     pem,
     adopt,
     async startDaemon(options = {}) {
-      const daemon = await startDaemon({ directory, group, pem, adopt }, `daemon-${process.pid}-${++count}`, options);
+      const program = fromSource ? [node(), checkout("cli/jobsd.ts")] : [checkout("bin/jobsd")];
+      const daemon = await startDaemon(
+        { directory, group, pem, adopt, program },
+        `daemon-${process.pid}-${++count}`,
+        options,
+      );
       daemons.add(daemon);
       return daemon;
     },
@@ -132,12 +141,12 @@ export async function openBench(): Promise<Bench> {
 }
 
 async function startDaemon(
-  bench: Pick<Bench, "directory" | "group" | "pem" | "adopt">,
+  bench: Pick<Bench, "directory" | "group" | "pem" | "adopt"> & { readonly program: readonly string[] },
   name: string,
   { state = join(bench.directory, name), flags = [], preload }: DaemonOptions,
 ): Promise<Daemon> {
-  const { directory, group, pem, adopt } = bench;
-  const args = ["--listen", "127.0.0.1:0", "--state", state, "--ca", pem("ca.crt")];
+  const { directory, group, pem, adopt, program } = bench;
+  const [command = "", ...args] = [...program, "--listen", "127.0.0.1:0", "--state", state, "--ca", pem("ca.crt")];
   args.push("--cert", pem("worker.crt"), "--key", pem("worker.key"), ...flags);
   if (group !== "") args.push("--cgroup", group);
   const env = {
@@ -150,7 +159,7 @@ async function startDaemon(
   const logFile = join(directory, `${name}.log`);
   const log = openSync(logFile, "w");
   // In a session of its own, so that Ctrl-C does not end it before its jobs.
-  const child = adopt(spawn(checkout("bin/jobsd"), args, { env, detached: true, stdio: ["ignore", "pipe", log] }));
+  const child = adopt(spawn(command, args, { env, detached: true, stdio: ["ignore", "pipe", log] }));
   closeSync(log);
   const exited = once(child, "exit");
   const server = await address(child, () => `the daemon did not start:\n${readFileSync(logFile, "utf8")}`);
