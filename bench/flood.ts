@@ -66,14 +66,18 @@ function startGroup(bench: Bench, order: FloodOrder): Group {
   const child = bench.adopt(fork(path, { execPath: node(), execArgv: [], serialization: "advanced" }));
   const messages = on(child, "message", { close: ["exit"] });
   child.send(order);
-  const next = async (): Promise<readonly Followed[]> => {
+  async function next(): Promise<readonly Followed[]> {
     const { value, done } = await messages.next();
     if (done === true) throw new Error("a followers' process ended early");
     const [sent = []]: Followed[][] = value;
     return sent;
-  };
+  }
   const joined = next();
-  const followed = joined.then(next);
+  async function toTheEnd(): Promise<readonly Followed[]> {
+    await joined;
+    return next();
+  }
+  const followed = toTheEnd();
   followed.catch(() => {}); // it is awaited later
   return { pid: child.pid ?? 0, joined, followed };
 }

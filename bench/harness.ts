@@ -120,7 +120,7 @@ export async function openBench({ fromSource = false } = {}): Promise<Bench> {
     pem,
     adopt,
     async startDaemon(options = {}) {
-      const program = fromSource ? [node(), checkout("cli/jobsd.ts")] : [checkout("bin/jobsd")];
+      const program = fromSource ? ([node(), checkout("cli/jobsd.ts")] as const) : ([checkout("bin/jobsd")] as const);
       const daemon = await startDaemon(
         { directory, group, pem, adopt, program },
         `daemon-${process.pid}-${++count}`,
@@ -141,12 +141,14 @@ export async function openBench({ fromSource = false } = {}): Promise<Bench> {
 }
 
 async function startDaemon(
-  bench: Pick<Bench, "directory" | "group" | "pem" | "adopt"> & { readonly program: readonly string[] },
+  bench: Pick<Bench, "directory" | "group" | "pem" | "adopt"> & {
+    readonly program: readonly [string, ...string[]];
+  },
   name: string,
   { state = join(bench.directory, name), flags = [], preload }: DaemonOptions,
 ): Promise<Daemon> {
   const { directory, group, pem, adopt, program } = bench;
-  const [command = "", ...args] = [...program, "--listen", "127.0.0.1:0", "--state", state, "--ca", pem("ca.crt")];
+  const [command, ...args] = [...program, "--listen", "127.0.0.1:0", "--state", state, "--ca", pem("ca.crt")];
   args.push("--cert", pem("worker.crt"), "--key", pem("worker.key"), ...flags);
   if (group !== "") args.push("--cgroup", group);
   const env = {

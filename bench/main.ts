@@ -9,6 +9,7 @@ import { type Bench, openBench, unbuilt } from "./harness.ts";
 import { memory } from "./memory.ts";
 import { table, type Row } from "./report.ts";
 import { restart } from "./restart.ts";
+import { soak } from "./soak.ts";
 import { flight, heap, isolation, start } from "./start.ts";
 import { stream } from "./stream.ts";
 
@@ -26,6 +27,7 @@ const BENCHMARKS: Readonly<Record<string, (bench: Bench) => Promise<Row[]>>> = {
   memory,
   restart,
   flood,
+  soak,
 };
 
 const INTERRUPTED = Symbol("interrupted");
