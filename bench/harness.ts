@@ -24,8 +24,8 @@ export interface Daemon extends AsyncDisposable {
   readonly credentials: Credentials;
   /** A writer's. */
   readonly client: Client;
-  /** Collects the daemon's garbage, so that what is left is in use. Needs `preload`. */
-  collect(): Promise<void>;
+  /** Collects the daemon's garbage; resolves to the bytes that are left in use, in its heap and beside. Needs `preload`. */
+  collect(): Promise<number>;
   /** SIGKILL; its jobs go on. */
   kill(): Promise<void>;
 }
@@ -151,11 +151,13 @@ async function startDaemon(
   const [command, ...args] = [...program, "--listen", "127.0.0.1:0", "--state", state, "--ca", pem("ca.crt")];
   args.push("--cert", pem("worker.crt"), "--key", pem("worker.key"), ...flags);
   if (group !== "") args.push("--cgroup", group);
+  const inUse = join(directory, `${name}.in-use`);
   const env = {
     PATH: process.env["PATH"],
     ...(preload && {
       NODE_OPTIONS: `--import=${new URL("preload.ts", import.meta.url).href}`,
       JOBS_BENCH_HEAP_MB: String(preload.heapMb),
+      JOBS_BENCH_IN_USE: inUse,
     }),
   };
   const logFile = join(directory, `${name}.log`);
@@ -185,6 +187,7 @@ async function startDaemon(
       child.kill("SIGUSR2");
       // The signal is taken in the turn that answers the first call, at the latest.
       for (let i = 0; i < 2; i++) await client.list({ limit: 1 });
+      return Number(readFileSync(inUse, "utf8"));
     },
     kill: () =>
       (closed ??= (async () => {

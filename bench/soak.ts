@@ -13,7 +13,7 @@ const WARM_UP = 0.2;
 const QUIET_MS = 20;
 const QUIET_TRIES = 250;
 const LEAST_AS_FAST = 0.85;
-const MOST_GROWN_MIB = 8;
+const MOST_GROWN_MIB = 2;
 
 /** What a daemon that has nothing to do holds. */
 export interface Held {
@@ -86,6 +86,7 @@ export interface Step {
   readonly jobsPerS: number;
   /** Once its jobs had ended. */
   readonly held: Held;
+  readonly inUseMib: number;
   readonly rssMib: number;
 }
 
@@ -104,8 +105,8 @@ export async function soaked(
   for (let step = 0; step < steps; step++) {
     const jobsPerS = await manyAtOnce(calls, count);
     const after = await quiet(bench, daemon, before);
-    await daemon.collect();
-    found.push({ jobsPerS, held: after, rssMib: rssKib(daemon.pid) / 1024 });
+    const inUseMib = (await daemon.collect()) / 2 ** 20;
+    found.push({ jobsPerS, held: after, inUseMib, rssMib: rssKib(daemon.pid) / 1024 });
     between?.(count);
   }
   return { before, steps: found };
@@ -139,20 +140,22 @@ export async function soak(bench: Bench): Promise<Row[]> {
   ];
   const [firstPerS, lastPerS] = thirds(steps.map(({ jobsPerS }) => jobsPerS));
   const [firstFloor, lastFloor] = thirds(floors);
-  const [firstMib, lastMib] = thirds(steps.map(({ rssMib }) => rssMib));
+  const [firstMib, lastMib] = thirds(steps.map(({ inUseMib }) => inUseMib));
+  const [firstRss, lastRss] = thirds(steps.map(({ rssMib }) => rssMib));
   const own = lastFloor / firstFloor;
   const flat = steps.every((step) => JSON.stringify(step.held) === JSON.stringify(before));
   const { descriptors, spawnerDescriptors, cgroups, processes: running, zombies } = before;
   const text = `flat in ${STEPS} steps: ${descriptors}, spawner's ${spawnerDescriptors}, ${cgroups} cgroups, ${running} processes, ${zombies} zombies`;
   return [
     row(`Soak of ${jobs} short jobs, last third`, lastPerS, "jobs/s", ["first third", firstPerS], {
-      text: `at least ${LEAST_AS_FAST} of the file system's own ratio, ${format(own)}`,
+      text: `at least ${LEAST_AS_FAST}, less where the file system becomes slower (it has ${format(own)})`,
       met: lastPerS / firstPerS >= LEAST_AS_FAST * Math.min(1, own),
     }),
-    row("… the daemon's memory (RSS) when quiet, last third", lastMib, "MiB", ["first third", firstMib], {
+    row("… the daemon's memory in use when quiet, last third", lastMib, "MiB", ["first third", firstMib], {
       text: `at most ${MOST_GROWN_MIB} MiB more`,
       met: lastMib - firstMib <= MOST_GROWN_MIB,
     }),
+    row("… and what it has of the host (RSS), last third", lastRss, "MiB", ["first third", firstRss]),
     row("… its descriptors, when quiet", steps.at(-1)?.held.descriptors ?? 0, "", ["before", descriptors], {
       text,
       met: flat,
