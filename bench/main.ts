@@ -39,7 +39,7 @@ Measures the built programs on this machine, each figure beside what it is compa
   --only NAME  one of ${Object.keys(BENCHMARKS).join(", ")}; may be repeated
   --json FILE  also write the rows there: name, value, unit, comparedWith, ratio, target
 
-TMPDIR says where the daemons' state is for that time.
+TMPDIR says where the daemons' state is for that time, JOBS_BENCH_SOAK how many jobs a soak has: 5000 when not given.
 `;
 
 process.exit(await main(process.argv.slice(2)));
