@@ -1,0 +1,90 @@
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, test } from "vitest";
+import { rig, variants } from "./testing.ts";
+import { failing, noInjection, reason } from "./testing/faults.ts";
+import { runs } from "./testing/processes.ts";
+import { bytesOf, readLog } from "./testing/records.ts";
+
+const CUE = 'read x < "$CUE"';
+const WRITES = "pwrite64,ftruncate";
+
+describe.each(variants)("$mode, $build", (variant) => {
+  describe.skipIf(noInjection)(`on a disk that fails${reason(noInjection)}`, () => {
+    test.each([
+      ["EIO", WRITES],
+      ["EDQUOT", WRITES],
+      ["EROFS", `${WRITES},renameat`],
+      ["EIO", "renameat"],
+    ])(
+      "an exit record that meets %s of %s is written once it can be, and its supervisor lives until then",
+      async (errno, calls) => {
+        await using it = await rig(variant);
+        const job = await it.start({ script: `echo before; ${CUE}; exit 7` });
+        await job.wrote("before");
+        {
+          await using fault = await failing(job.supervisor, calls, errno);
+          it.cue();
+          await fault.met(3);
+          expect(runs(job.supervisor)).toBe(true);
+          expect(existsSync(join(job.directory, "exit"))).toBe(false);
+        }
+        expect(await job.ended()).toMatchObject({ version: 1, cause: "none", code: 7, size: 7, dropped: 0 });
+      },
+    );
+
+    test.each(["EIO", "EDQUOT", "ENOSPC", "EROFS"])(
+      "output that meets %s is a gap, also where the log could not say so then, and the log goes on after it",
+      async (errno) => {
+        await using it = await rig(variant);
+        const job = await it.start({ script: `echo one; ${CUE}; echo lost; ${CUE}; echo two` });
+        await job.wrote("one");
+        {
+          await using fault = await failing(job.supervisor, WRITES, errno);
+          it.cue();
+          await fault.met(2); // the record, or the bytes, and the header
+          expect(runs(job.pid)).toBe(true);
+        }
+        it.cue();
+        const exit = await job.ended();
+        const log = readLog(job.directory);
+        expect(exit).toMatchObject({ code: 0, size: 13, dropped: 5 });
+        expect(log).toMatchObject({ dropped: 5 });
+        expect(bytesOf(log, "stdout").toString()).toBe("one\ntwo\n");
+        expect(log.pieces.map(({ source, offset }) => [source, offset])).toContainEqual(["gap", 4]);
+      },
+    );
+
+    test("a log that ends in a gap says so once it can, before there is an exit record", async () => {
+      await using it = await rig(variant);
+      const job = await it.start({ script: `echo one; ${CUE}; echo lost` });
+      await job.wrote("one");
+      {
+        await using fault = await failing(job.supervisor, WRITES, "EIO");
+        it.cue();
+        await fault.met(4);
+        expect(readLog(job.directory)).toMatchObject({ dropped: 0, gapEnd: 0 });
+      }
+      expect(await job.ended()).toMatchObject({ size: 9, dropped: 5 });
+      expect(readLog(job.directory)).toMatchObject({ dropped: 5, gapEnd: 9 });
+    });
+
+    test("nothing is let go of a log whose header cannot say so", async () => {
+      await using it = await rig(variant);
+      const job = await it.start({ script: `seq 1000; ${CUE}; seq 20000; ${CUE}`, logLimitBytes: 16 * 1024 });
+      await job.wrote("1000\n");
+      {
+        await using fault = await failing(job.supervisor, "pwrite64", "EIO");
+        it.cue();
+        await fault.met(2);
+        const { first, bytes } = readLog(job.directory);
+        expect(first).toBe(0);
+        expect(bytes.includes(0)).toBe(false);
+      }
+      it.cue();
+      const exit = await job.ended();
+      const log = readLog(job.directory);
+      expect(Number(exit["size"]) - Number(exit["dropped"])).toBe(bytesOf(log, "stdout").length);
+    });
+  });
+});
