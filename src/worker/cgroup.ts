@@ -24,6 +24,9 @@ export type Hierarchy =
   | { readonly kind: "cgroup2"; readonly path: string; readonly controllers: ReadonlySet<string> }
   | { readonly kind: "none"; readonly reason: string };
 
+/** How often a group is looked at that cannot be watched. */
+const UNWATCHED_MS = 100;
+
 /** The group that a daemon leaves its own for. */
 export const LEAF = "daemon";
 
@@ -173,6 +176,11 @@ export function notWritten(
   cause: unknown,
 ): JobError {
   const errno = codeOf(cause);
+  if (errno === "EMFILE" || errno === "ENFILE")
+    return new JobError("exhausted", `no descriptor is left to write ${file} with (${errno})`, {
+      facts: { errno },
+      cause,
+    });
   return new JobError("unsupported", `the kernel refused ${value} for ${file} (${errno})`, {
     ...(field !== undefined && { field }),
     facts: { stage: "cgroup", file, value, errno },
@@ -248,7 +256,8 @@ function emptied(path: string): Promise<void> {
       }
       check();
     } catch {
-      resolve();
+      // No watch is to be had (inotify(7): EMFILE, ENOSPC), and the kernel has no other event.
+      setTimeout(resolve, UNWATCHED_MS);
     }
   });
 }

@@ -32,7 +32,8 @@ export interface Launch {
   readonly devices?: Uint8Array;
 }
 
-const HEADER_BYTES = 16;
+/** Of a frame. */
+export const HEADER_BYTES = 16;
 const START_BYTES = 80;
 const RLIMIT_BYTES = 24;
 export const REPLY_BYTES = 24;

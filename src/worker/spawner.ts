@@ -6,7 +6,8 @@ import { codeOf } from "./errors.ts";
 import { devicesFailure, died, failureAt } from "./failure.ts";
 import { REPLY_BYTES, adoptFrame, devicesFrame, readReply, spareFrame, type Launch } from "./frame.ts";
 import { holding, isolationArguments, partsOf, type Isolation, type Part } from "./isolation.ts";
-import { SPARE, give, type Spare } from "./spare.ts";
+import { withReserve } from "./reserve.ts";
+import { SPARE, dismiss, give, type Spare } from "./spare.ts";
 
 /** The spawner process, which makes one supervisor for each job, ahead of it. */
 export interface Spawner extends Disposable {
@@ -38,6 +39,7 @@ export interface Spawner extends Disposable {
 
 /** Supervisors that wait for a job. Each takes 0.1 MB. */
 const SPARES = 4;
+const ADOPT_AGAIN_MS = 1000;
 
 interface Launching {
   readonly launch: Launch;
@@ -123,7 +125,11 @@ export function openSpawner(
       supervisors.delete(number);
       // ENXIO: it has died already, and there are others.
       if (codeOf(error) === "ENXIO") ask(0);
-      else waiting.shift()?.reject(died(`a supervisor cannot be reached (${codeOf(error)})`));
+      else {
+        withReserve(() => dismiss(directory));
+        const failed = waiting.shift();
+        failed?.reject(failureAt("directory", codeOf(error), failed.launch));
+      }
     }
     const next = spares.has(number) ? waiting.shift() : undefined;
     if (next) begin(next);
@@ -150,6 +156,9 @@ export function openSpawner(
     } else if (kind === "started" && known?.state === "launching") {
       supervisors.set(number, { state: "running", directory: known.launch.directory, gone: known.gone });
       known.resolve(pid);
+    } else if (kind === "failed" && known?.state === "running") {
+      // The spawner has no descriptor to watch it with: nothing says that it is gone.
+      setTimeout(() => supervisors.get(number) === known && adopt(number, known.directory), ADOPT_AGAIN_MS).unref();
     } else if (kind === "failed") {
       const failed = drop(number);
       failed?.reject(failureAt(stage, errno, failed.launch));
@@ -166,6 +175,10 @@ export function openSpawner(
     }
   }
 
+  function adopt(number: number, directory: string): void {
+    if (!closed) (socket ?? open()).write(adoptFrame(number, directory));
+  }
+
   /** What was being launched is not to be known any more; jobs that run have their supervisors still. */
   function lose(why: string): void {
     socket?.destroy(); // or spares would not hear of it
@@ -178,8 +191,7 @@ export function openSpawner(
     for (const number of supervisors.keys())
       if (supervisors.get(number)?.state !== "running") drop(number)?.reject(died(why));
     for (const each of waiting.splice(0)) each.reject(died(why));
-    for (const [number, known] of supervisors)
-      if (known.state === "running") (socket ?? open()).write(adoptFrame(number, known.directory));
+    for (const [number, known] of supervisors) if (known.state === "running") adopt(number, known.directory);
   }
 
   function open(): Duplex {
@@ -219,7 +231,7 @@ export function openSpawner(
       new Promise((resolve, reject) => begin({ launch, record, gone, resolve, reject })),
     adopt(directory, gone) {
       supervisors.set(++last, { state: "running", directory, gone });
-      (socket ?? open()).write(adoptFrame(last, directory));
+      adopt(last, directory);
     },
     devices(cgroup, program) {
       const change = Promise.withResolvers<void>();

@@ -37,7 +37,7 @@ async function change(context: Context, entry: Running, asked: LinuxResources): 
   const devices = deviceProgram(asked.devices ?? [], host);
   checkSettings(settings, hierarchy);
   if (devices) checkDevices(hierarchy);
-  if (entry.job.state === "ended") throw ended(id);
+  if (hasEnded(entry)) throw ended(id);
   const { group } = entry;
   let { limits } = entry.job;
   if (group !== undefined) {
@@ -50,8 +50,8 @@ async function change(context: Context, entry: Running, asked: LinuxResources): 
     });
     limits = readLimits(group, new Set([...limits.keys(), ...changes.map(({ file }) => file)]));
   }
-  // Its end has been recorded, with the limits that it had.
-  if (!context.running.has(id)) throw ended(id);
+  // It was told with the limits that it had.
+  if (hasEnded(entry)) throw ended(id);
   entry.job = { ...entry.job, resources, limits };
   journal.update(entry.job);
   options.log("info", "job updated", { job: id, files: settings.map(({ file }) => file) });
@@ -80,6 +80,10 @@ function checkUse({ limit = -1n, swap = -1n }: LinuxMemory, entry: Running): voi
     if (most === -1n || most >= used) continue;
     throw new JobError("precondition", `${field}: ${most} is below the ${used} bytes that the job uses`, { field });
   }
+}
+
+function hasEnded({ job }: Running): boolean {
+  return job.state === "ended";
 }
 
 function ended(id: string): JobError {
