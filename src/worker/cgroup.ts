@@ -13,7 +13,8 @@ import {
   writeSync,
 } from "node:fs";
 import { join } from "node:path";
-import { JobError, codeOf } from "./errors.ts";
+import { codeOf } from "./errors.ts";
+import { notWritten } from "./failure.ts";
 import { CONTROLLERS, type Setting } from "./limits/setting.ts";
 
 /** A setting, of which only the supervisor's tests know no more than the file. */
@@ -168,24 +169,6 @@ export function limitGroup(path: string, settings: readonly Written[]): Map<stri
     path,
     settings.map(({ file }) => file),
   );
-}
-
-/** Of a limit that the kernel did not take: names the field, and the file, value and errno. */
-export function notWritten(
-  { file, value, field }: Pick<Written, "file" | "value"> & { readonly field: string | undefined },
-  cause: unknown,
-): JobError {
-  const errno = codeOf(cause);
-  if (errno === "EMFILE" || errno === "ENFILE")
-    return new JobError("exhausted", `no descriptor is left to write ${file} with (${errno})`, {
-      facts: { errno },
-      cause,
-    });
-  return new JobError("unsupported", `the kernel refused ${value} for ${file} (${errno})`, {
-    ...(field !== undefined && { field }),
-    facts: { stage: "cgroup", file, value, errno },
-    cause,
-  });
 }
 
 /** What the kernel has in `files`, as far as they are there. */

@@ -38,6 +38,24 @@ export function failureAt(stage: string, errno: string, launch: Launch): JobErro
   return new JobError("internal", `the job could not be started (${stage}: ${errno})`, { facts });
 }
 
+/** Of a limit that the kernel did not take: names the field, and the file, value and errno. */
+export function notWritten(
+  { file, value, field }: { readonly file: string; readonly value: string; readonly field: string | undefined },
+  cause: unknown,
+): JobError {
+  const errno = codeOf(cause);
+  if (errno === "EMFILE" || errno === "ENFILE")
+    return new JobError("exhausted", `no descriptor is left to write ${file} with (${errno})`, {
+      facts: { errno },
+      cause,
+    });
+  return new JobError("unsupported", `the kernel refused ${value} for ${file} (${errno})`, {
+    ...(field !== undefined && { field }),
+    facts: { stage: "cgroup", file, value, errno },
+    cause,
+  });
+}
+
 /** Of device rules that the kernel did not take. */
 export function devicesFailure(stage: string, errno: string): JobError {
   const facts = { stage, errno };

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { Duplex } from "node:stream";
 import { codeOf } from "./errors.ts";
 import { devicesFailure, died, failureAt } from "./failure.ts";
-import { REPLY_BYTES, adoptFrame, devicesFrame, readReply, spareFrame, type Launch } from "./frame.ts";
+import { adoptFrame, devicesFrame, eachReply, spareFrame, type Launch, type Reply } from "./frame.ts";
 import { holding, isolationArguments, partsOf, type Isolation, type Part } from "./isolation.ts";
 import { withReserve } from "./reserve.ts";
 import { SPARE, dismiss, give, type Spare } from "./spare.ts";
@@ -72,7 +72,8 @@ export function openSpawner(
   /** Numbers of those in this state, the oldest first. */
   const spares = new Set<number>();
   const asked = new Set<number>();
-  const waiting: Launching[] = [];
+  /** For a supervisor; one that was asked for with a number above `since` was asked for by it, or one behind it. */
+  const waiting: (Launching & { readonly since: number })[] = [];
   /** Device rules that the spawner has not answered yet, by their number. */
   const changes = new Map<number, PromiseWithResolvers<void>>();
   const first = Promise.withResolvers<void>();
@@ -93,7 +94,7 @@ export function openSpawner(
     const [number] = spares;
     const spare = number === undefined ? undefined : supervisors.get(number);
     if (number === undefined || spare?.state !== "spare") {
-      waiting.push(launching);
+      waiting.push({ ...launching, since: last });
       ask(0);
       return;
     }
@@ -141,11 +142,15 @@ export function openSpawner(
     supervisors.delete(number);
     spares.delete(number);
     if (known?.state === "spare") closeSync(known.control);
-    return known?.state === "launching" ? known : asked.delete(number) ? waiting.shift() : undefined;
+    if (known?.state === "launching") return known;
+    if (!asked.delete(number)) return undefined;
+    // Who came after it was asked for may find room where it found none.
+    if (number > (waiting[0]?.since ?? 0)) return waiting.shift();
+    ask(0);
+    return undefined;
   }
 
-  function hear(bytes: Buffer): void {
-    const { supervisor: number, kind, pid, stage, errno } = readReply(bytes);
+  function hear({ supervisor: number, kind, pid, stage, errno }: Reply): void {
     if (kind === "lacks") {
       for (const part of partsOf(pid)) lacking.set(part, errno);
       parts = undefined;
@@ -188,9 +193,9 @@ export function openSpawner(
     changes.clear();
     if (closed) return;
     log(why);
+    for (const each of waiting.splice(0)) each.reject(died(why));
     for (const number of supervisors.keys())
       if (supervisors.get(number)?.state !== "running") drop(number)?.reject(died(why));
-    for (const each of waiting.splice(0)) each.reject(died(why));
     for (const [number, known] of supervisors) if (known.state === "running") adopt(number, known.directory);
   }
 
@@ -204,13 +209,7 @@ export function openSpawner(
     });
     const pipe = child.stdio[3];
     if (!(pipe instanceof Duplex)) throw died("the spawner has no socket");
-    let held: Buffer = Buffer.alloc(0);
-    pipe.on("data", (bytes: Buffer) => {
-      held = held.length === 0 ? bytes : Buffer.concat([held, bytes]);
-      let at = 0;
-      for (; held.length - at >= REPLY_BYTES; at += REPLY_BYTES) hear(held.subarray(at, at + REPLY_BYTES));
-      held = held.subarray(at);
-    });
+    pipe.on("data", eachReply(hear));
     pipe.on("error", () => {}); // 'exit' follows
     child.on("error", (error) => lose(`the spawner cannot be run: ${error.message}`));
     ended = new Promise((resolve) => child.once("close", () => resolve()));

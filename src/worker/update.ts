@@ -1,9 +1,10 @@
 import { constants, existsSync, readFileSync } from "node:fs";
 import { open } from "node:fs/promises";
 import { join } from "node:path";
-import { notWritten, readLimits } from "./cgroup.ts";
+import { readLimits } from "./cgroup.ts";
 import { find, isRunning, type Context } from "./context.ts";
 import { codeOf, invalid, JobError, notFound } from "./errors.ts";
+import { notWritten } from "./failure.ts";
 import { checkDevices, checkSettings } from "./host.ts";
 import type { Job } from "./job.ts";
 import { changesOf, type Change } from "./limits/change.ts";
