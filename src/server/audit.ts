@@ -59,13 +59,13 @@ export function openAudit(target: string | Writable): Audit {
   let open = true;
   const late: string[] = [];
 
-  function append(text: string): void {
+  const append = (text: string): void => {
     const bytes = Buffer.from(torn ? `\n${text}` : text);
     // Only a full disk or a limit cuts a line short; it must not take the next one with it.
     const written = writeSync(fd, bytes);
     torn = written < bytes.length;
     if (torn) throw new Error(`${target}: only ${written} of ${bytes.length} bytes could be written`);
-  }
+  };
 
   return {
     write(record) {

@@ -9,6 +9,7 @@ import { JobError } from "./errors.ts";
 import { describeHost } from "./host.ts";
 import { isolationOf } from "./isolation.ts";
 import type { Job, JobSpec } from "./job.ts";
+import { sortBehind } from "./id.ts";
 import { openIds } from "./ids.ts";
 import { openJournal } from "./journal.ts";
 import { list, type ListFilter, type Listed } from "./list.ts";
@@ -59,6 +60,8 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   checkSupervisor(options.supervisor);
   using opened = new DisposableStack();
   const journal = opened.use(patient(openJournal(stateDir), options.log));
+  const [newest] = journal.list(() => true, Number.MAX_SAFE_INTEGER, 1);
+  if (newest) sortBehind(newest.job.id);
   const hierarchy = openHierarchy(`jobs-${journal.instance}`, options.cgroup);
   opened.defer(() => leave(hierarchy));
   const ids = opened.use(openIds(options.name, hierarchy));

@@ -22,10 +22,16 @@ export interface Fault extends AsyncDisposable {
 
 /**
  * Has these system calls of a process, and of its threads, end with an errno, from when this resolves until it is
- * disposed. `calls` is strace's: "pwrite64,renameat".
+ * disposed. `calls` is strace's: "pwrite64,renameat". With a path, only those that concern that file.
  */
-export async function failing(pid: number, calls: string, errno: string): Promise<Fault> {
-  const rules = ["-e", `trace=${calls}`, "-e", `inject=${calls}:error=${errno}`];
+export async function failing(pid: number, calls: string, errno: string, path?: string): Promise<Fault> {
+  const rules = [
+    ...(path === undefined ? [] : ["-P", path]),
+    "-e",
+    `trace=${calls}`,
+    "-e",
+    `inject=${calls}:error=${errno}`,
+  ];
   const strace = spawn("strace", ["-f", "-p", String(pid), ...rules], { stdio: ["ignore", "ignore", "pipe"] });
   let said = "";
   strace.stderr.on("data", (text: Buffer) => (said += text.toString()));
