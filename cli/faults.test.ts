@@ -8,6 +8,7 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { ClientError, connect, type Client } from "../src/client/index.ts";
 import { failing, noInjection, noMounts, reason } from "../src/supervisor/testing/faults.ts";
 import { until } from "../src/supervisor/testing/processes.ts";
+import { modes } from "../src/worker/testing.ts";
 import { startHost, type Host } from "./testing.ts";
 
 const HOUR_MS = 3_600_000;
@@ -131,6 +132,7 @@ describe.skipIf(noInjection ?? noMounts)(`a daemon whose disk fails${reason(noIn
     jobs = made.use(client(host));
     ({ jobId: big } = await jobs.start({ command: "sh", args: ["-c", "yes | head -c 40000000"] }));
     await jobs.wait(big);
+    execFileSync("mkfifo", ["-m", "666", join(host.dir, "gate")]);
   });
   afterAll(() => made.disposeAsync());
   const output = (id: string): string => join(host.dir, "state/jobs", id, "output");
@@ -141,9 +143,9 @@ describe.skipIf(noInjection ?? noMounts)(`a daemon whose disk fails${reason(noIn
     const { jobId: other } = await jobs.start({ command: "echo", args: ["other"] });
     {
       await using fault = await failing(host.pid, "pread64", "EIO", output(big));
-      const read = textOf(jobs.stream({ jobId: big }));
+      const read = codeOf(textOf(jobs.stream({ jobId: big })));
       await fault.met();
-      expect(await codeOf(read)).toBe("DATA_LOSS");
+      expect(await read).toBe("DATA_LOSS");
       expect(await codeOf(textOf(slow))).toBe("DATA_LOSS");
       expect(await textOf(jobs.stream({ jobId: other, follow: true }))).toBe("other\n");
     }
@@ -172,6 +174,42 @@ describe.skipIf(noInjection ?? noMounts)(`a daemon whose disk fails${reason(noIn
       expect(left.toSorted()).toEqual(known.map(({ id }) => id).toSorted());
     },
   );
+
+  test("tells an end whose record cannot be read once it can, and not as lost", async () => {
+    const { jobId } = await jobs.start({ command: "sh", args: ["-c", "read x < $0; exit 6", join(host.dir, "gate")] });
+    {
+      await using fault = await failing(host.pid, "openat", "EIO", join(host.dir, "state/jobs", jobId, "exit"));
+      execFileSync("sh", ["-c", 'echo > "$0"', join(host.dir, "gate")]);
+      await fault.met(2);
+      expect((await jobs.query(jobId)).exited).toBe(false);
+    }
+    expect((await jobs.wait(jobId)).job?.ended?.how).toEqual({ $case: "exited", value: { code: 6 } });
+  });
+
+  test("refuses a follower that nothing can wake, and no other reader", async () => {
+    const { jobId } = await jobs.start({ command: "sh", args: ["-c", "echo ready; exec sleep 1000"] });
+    {
+      await using _fault = await failing(host.pid, "inotify_add_watch", "ENOSPC");
+      expect(await codeOf(textOf(jobs.stream({ jobId, follow: true })))).toBe("RESOURCE_EXHAUSTED");
+      expect(await codeOf(textOf(jobs.stream({ jobId })))).toBe("OK");
+      expect((await jobs.stop({ jobId })).job?.ended?.signal).toBe(15);
+    }
+    expect(await textOf(jobs.stream({ jobId, follow: true }))).toBe("ready\n");
+  });
+
+  test.skipIf(modes.length < 2).each(["ENOSPC", "EROFS"])(
+    "refuses a start whose cgroup meets %s, and goes on",
+    async (errno) => {
+      {
+        await using _fault = await failing(host.pid, "mkdir,mkdirat", errno);
+        const codes: string[] = [];
+        while (codes.at(-1) !== "RESOURCE_EXHAUSTED" && codes.length < 10)
+          codes.push(await codeOf(jobs.start({ command: "true" }))); // the first have theirs from before
+        expect(codes.at(-1)).toBe("RESOURCE_EXHAUSTED");
+      }
+      expect(await codeOf(jobs.start({ command: "true" }))).toBe("OK");
+    },
+  );
 });
 
 /** What Node takes for the time moves an hour on at SIGUSR2, and an hour back at SIGHUP. */
@@ -197,15 +235,22 @@ describe("a daemon whose clock jumps", () => {
       "it has jumped",
     );
     expect(await elapsedS()).toBeLessThan(600);
-    const { jobId: later } = await jobs.start({ command: "true" });
+    // More than have their ids from before.
+    const ids: string[] = [];
+    for (let i = 0; i < 6; i++) ids.push((await jobs.start({ command: "true" })).jobId);
     expect((await jobs.wait(limited)).job?.ended?.how?.$case).toBe("timedOut");
     await host.crash(); // the next one's clock is right
     expect(await elapsedS()).toBeLessThan(600);
     process.kill(host.pid, back);
     expect(await elapsedS()).toBeLessThan(600);
     const { jobId: last } = await jobs.start({ command: "true" });
-    expect((await jobs.list({ limit: 10 })).jobs.map(({ id }) => id)).toEqual([last, later, runs, limited]);
-    expect([limited, runs, later, last].toSorted()).toEqual([limited, runs, later, last]);
+    expect((await jobs.list({ limit: 10 })).jobs.map(({ id }) => id)).toEqual([
+      last,
+      ...ids.toReversed(),
+      runs,
+      limited,
+    ]);
+    expect([limited, runs, ...ids, last].toSorted()).toEqual([limited, runs, ...ids, last]);
     const { job } = await jobs.stop({ jobId: runs });
     expect(job?.ended?.signal).toBe(15);
     expect(Number(job?.usage?.elapsed?.seconds)).toBeLessThan(600);

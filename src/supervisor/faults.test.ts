@@ -1,9 +1,9 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { rig, variants } from "./testing.ts";
+import { rig, variants, type Variant } from "./testing.ts";
 import { failing, noInjection, reason } from "./testing/faults.ts";
-import { runs } from "./testing/processes.ts";
+import { runs, soon } from "./testing/processes.ts";
 import { bytesOf, readLog } from "./testing/records.ts";
 
 const CUE = 'read x < "$CUE"';
@@ -87,4 +87,26 @@ describe.each(variants)("$mode, $build", (variant) => {
       expect(Number(exit["size"]) - Number(exit["dropped"])).toBe(bytesOf(log, "stdout").length);
     });
   });
+});
+
+test("jobs that a spawner has no descriptors to watch are not gone, and it hears of their ends once it has", async () => {
+  const variant: Variant = { mode: "descent", build: "hardened" };
+  await using it = await rig(variant);
+  await using next = await rig(variant, { prelude: "ulimit -n 12" });
+  const jobs = await Promise.all(Array.from({ length: 12 }, () => it.start({ script: 'read x < "$CUE"; exit 3' })));
+  const told: string[] = [];
+  const ends = jobs.map(
+    ({ directory }) =>
+      new Promise<void>((resolve) =>
+        next.spawner.adopt(directory, () => {
+          told.push(directory);
+          resolve();
+        }),
+      ),
+  );
+  await next.run({ script: "" }).catch(() => {}); // what comes after the adoptions is answered after them
+  expect(told).toEqual([]);
+  for (const job of jobs) job.stop("SIGKILL", 0);
+  await Promise.all(jobs.map((job) => job.ended()));
+  await soon(Promise.all(ends), "all have been told gone");
 });

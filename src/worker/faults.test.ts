@@ -86,6 +86,7 @@ describe.skipIf(noMounts)(`on a full disk${reason(noMounts)}`, () => {
         expect((await readAll(worker.stream(ends.id, { follow: true }))).text).toBe("ready\n");
 
         await worker.close();
+        small.fill(); // with what the closing gave back
         await using again = await testWorker({ ...options, stateDir });
         expect((await again.wait(stopped.id)).ended).toMatchObject({ how: { kind: "stopped" }, signal: 15 });
         expect(await again.wait(ends.id)).toMatchObject({

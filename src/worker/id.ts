@@ -3,6 +3,7 @@ import { randomBytes } from "node:crypto";
 const ID = /^[a-z0-9][a-z0-9.-]{0,99}$/;
 const CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz";
 const TIME_CHARS = 10;
+const ULID_TIME = /^[0-7][0-9a-hjkmnp-tv-z]{9}/;
 const RANDOM_CHARS = 16;
 
 /** Random bytes that are in no id yet: asked for many at a time, because asking takes longer than getting them. */
@@ -12,10 +13,11 @@ let lastMs = 0;
 
 /** Has ids from now on sort behind this one, also where the clock has gone back since it was made. */
 export function sortBehind(id: string): void {
-  const time = id.slice(id.lastIndexOf(".") + 1).slice(0, TIME_CHARS);
-  const ms = [...time].reduce((sum, char) => sum * 32 + CROCKFORD.indexOf(char), 0);
-  // What is no ULID has characters that are not Crockford's.
-  if ([...time].every((char) => CROCKFORD.includes(char))) lastMs = Math.max(lastMs, ms);
+  const [time] = ULID_TIME.exec(id.slice(id.lastIndexOf(".") + 1)) ?? [];
+  if (time === undefined) return;
+  let ms = 0;
+  for (let i = 0; i < TIME_CHARS; i++) ms = ms * 32 + CROCKFORD.indexOf(time.charAt(i));
+  lastMs = Math.max(lastMs, ms);
 }
 
 /**
