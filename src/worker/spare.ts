@@ -4,6 +4,7 @@ import { join } from "node:path";
 import { codeOf } from "./errors.ts";
 import { failureAt } from "./failure.ts";
 import { HEADER_BYTES, startFrame, type Launch } from "./frame.ts";
+import { withReserve } from "./reserve.ts";
 
 /* How a supervisor that waits gets its job; docs/decisions/0005-supervisors-wait-for-their-jobs.md says why so. */
 
@@ -55,8 +56,8 @@ export async function give(
 /** Has a spare end that is of no use: what it is told is no frame, so it puts its files away. */
 export function dismiss(directory: string): void {
   try {
-    const control = openSync(join(directory, "control"), constants.O_WRONLY | constants.O_NONBLOCK);
-    end(control, Buffer.alloc(HEADER_BYTES));
+    const flags = constants.O_WRONLY | constants.O_NONBLOCK;
+    withReserve(() => end(openSync(join(directory, "control"), flags), Buffer.alloc(HEADER_BYTES)));
   } catch {
     // It has died, or ends with the spawner.
   }

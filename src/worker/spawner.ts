@@ -6,7 +6,6 @@ import { codeOf } from "./errors.ts";
 import { devicesFailure, died, failureAt } from "./failure.ts";
 import { adoptFrame, devicesFrame, eachReply, spareFrame, type Launch, type Reply } from "./frame.ts";
 import { holding, isolationArguments, partsOf, type Isolation, type Part } from "./isolation.ts";
-import { withReserve } from "./reserve.ts";
 import { SPARE, dismiss, give, type Spare } from "./spare.ts";
 
 /** The spawner process, which makes one supervisor for each job, ahead of it. */
@@ -124,13 +123,11 @@ export function openSpawner(
       spares.add(number);
     } catch (error) {
       supervisors.delete(number);
-      // ENXIO: it has died already, and there are others.
-      if (codeOf(error) === "ENXIO") ask(0);
-      else {
-        withReserve(() => dismiss(directory));
-        const failed = waiting.shift();
-        failed?.reject(failureAt("directory", codeOf(error), failed.launch));
-      }
+      const dead = codeOf(error) === "ENXIO"; // and there are others
+      if (dead) ask(0);
+      else dismiss(directory);
+      const failed = dead ? undefined : waiting.shift();
+      failed?.reject(failureAt("directory", codeOf(error), failed.launch));
     }
     const next = spares.has(number) ? waiting.shift() : undefined;
     if (next) begin(next);
