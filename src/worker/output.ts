@@ -64,9 +64,12 @@ function share(): number {
 
 function readAt(fd: number, buffer: Buffer, offset: number): number | Promise<number> {
   if (buffer.length <= SYNC_READ_BYTES) return readSync(fd, buffer, 0, buffer.length, offset);
-  return new Promise((resolve, reject) => {
+  const count = new Promise<number>((resolve, reject) => {
     read(fd, buffer, 0, buffer.length, offset, (error, count) => (error ? reject(error) : resolve(count)));
   });
+  // It is awaited only once the reader has taken what came before: until then a failure is nobody's.
+  count.catch(() => {});
+  return count;
 }
 
 /** Where a stream of the log's last `count` bytes or lines of `source` begins. */
