@@ -45,7 +45,10 @@ async function suite(sandbox: Sandbox): Promise<number> {
   const path = process.env["FAULTS_PATH"];
   const first = number("FAULTS_SEED", Math.floor(Math.random() * 2 ** 31));
   const wanted = { operations: number("FAULTS_OPERATIONS", OPERATIONS), kills: number("FAULTS_KILLS", KILLS) };
-  const kind = sequences(Math.ceil((wanted.kills / wanted.operations) * 1000), sandbox.mounts && process.env["FAULTS_DISK"] !== "0");
+  const kind = sequences(
+    Math.ceil((wanted.kills / wanted.operations) * 1000),
+    sandbox.mounts && process.env["FAULTS_DISK"] !== "0",
+  );
   const began = performance.now();
   const place = await openPlace(sandbox);
   print(`seed ${first}${sandbox.mounts ? "" : "; the disk is not filled: that needs root and unshare(1)"}`);
@@ -53,7 +56,13 @@ async function suite(sandbox: Sandbox): Promise<number> {
   do {
     const seed = first + count;
     const property = fc.asyncProperty(kind, (sequence) => tried(place, sequence));
-    const how = { seed, numRuns: 1, unbiased: true, interruptAfterTimeLimit: number("FAULTS_SHRINK_S", SHRINK_S) * 1000, ...(path && { path }) };
+    const how = {
+      seed,
+      numRuns: 1,
+      unbiased: true,
+      interruptAfterTimeLimit: number("FAULTS_SHRINK_S", SHRINK_S) * 1000,
+      ...(path && { path }),
+    };
     const outcome = await fc.check(property, how);
     count++;
     if (!outcome.failed) continue;

@@ -20,17 +20,18 @@ export interface Modelled {
   ended: Job | undefined;
 }
 
-/** Throws Error when a job as the daemon tells it is not what it can be. */
+/** Throws Error when a job as the daemon tells it is not what it can be. What was asked before the end may come after it. */
 export function check(modelled: Modelled, job: Job): void {
   const { key, id, shape, ended: before } = modelled;
   const fail = (what: string): never => {
-    throw new Error(`job ${job.id} (${key}): ${what}: ${inspect({ shape: shape.ending, ended: job.ended }, { breakLength: Infinity, depth: 5 })}`);
+    throw new Error(
+      `job ${job.id} (${key}): ${what}: ${inspect({ shape: shape.ending, ended: job.ended }, { breakLength: Infinity, depth: 5 })}`,
+    );
   };
   if (job.id !== id) fail(`has the id ${job.id}, and had ${id}`);
   if (job.labels.get("key") !== key) fail(`is another's: ${job.labels.get("key")}`);
   if (job.state !== State.STATE_ENDED) {
     if (job.state === State.STATE_UNSPECIFIED) fail("has no state");
-    if (before !== undefined) fail("had ended, and has not");
     return;
   }
   const wrong = wrongEnd(modelled, job);

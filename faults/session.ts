@@ -79,7 +79,7 @@ function act(session: Session, operation: Operation): Promise<void> | undefined 
       return call(session, "start of what is missing", () => startMissing(session));
     case "list":
       return call(session, "list", async () => {
-        await retrying(() => world.client.list({ limit: 1000 }), { limitMs: RETRY_LIMIT_MS });
+        await retrying(world.client, () => world.client.list({ limit: 1000 }), { limitMs: RETRY_LIMIT_MS });
       });
     case "kill":
     case "upgrade":
@@ -118,7 +118,7 @@ function actOn(
   switch (operation.kind) {
     case "start-again":
       return call(session, `start of ${job.key} again`, async () => {
-        const answer = await retrying(() => world.client.start(request(session, job)), again);
+        const answer = await retrying(world.client, () => world.client.start(request(session, job)), again);
         if (answer.jobId !== jobId || !answer.alreadyStarted)
           throw new Error(`${job.key} was ${jobId}, and started again is ${JSON.stringify(answer)}`);
       });
@@ -127,19 +127,22 @@ function actOn(
       return call(session, `stop of ${job.key}`, async () => {
         const { signal, graceMs } = operation;
         const grace = { seconds: 0n, nanos: graceMs * 1e6 };
-        const answer = await retrying(() => world.client.stop({ jobId, signal, grace }), again);
+        const answer = await retrying(world.client, () => world.client.stop({ jobId, signal, grace }), again);
         checkEnd(job, answer.job);
       });
     case "wait":
       session.figures.operations++;
       last(session, `wait for ${job.key}`, async () => {
-        const { job: told } = await retrying(() => world.client.wait(jobId), { ...again, signal: session.signal });
+        const { job: told } = await retrying(world.client, () => world.client.wait(jobId), {
+          ...again,
+          signal: session.signal,
+        });
         checkEnd(job, told);
       });
       return delay(0);
     case "query":
       return call(session, `query of ${job.key}`, async () => {
-        const { job: told, exited, exitCode } = await retrying(() => world.client.query(jobId), again);
+        const { job: told, exited, exitCode } = await retrying(world.client, () => world.client.query(jobId), again);
         if (told === undefined) throw new Error(`${job.key}: no job was told`);
         check(job, told);
         if (exited !== (told.ended !== undefined) || exitCode !== (told.ended?.exitCode ?? -1))
@@ -221,7 +224,10 @@ export function request({ world }: Session, { key, shape }: Pick<Modelled, "key"
   return {
     command: place.program,
     args: [key, marks, place.pool.path, ...wordsOf(shape)],
-    env: new Map([["FAULTS_RUN", place.sandbox.run], ["FAULTS_JOB", key]]),
+    env: new Map([
+      ["FAULTS_RUN", place.sandbox.run],
+      ["FAULTS_JOB", key],
+    ]),
     labels: new Map([["key", key]]),
     requestId: key,
     ...(timeLimitMs !== undefined && { timeLimit: { seconds: 0n, nanos: timeLimitMs * 1e6 } }),
@@ -235,7 +241,7 @@ function start(session: Session, job: Modelled, retry: boolean): Promise<void> {
   return call(session, `start of ${job.key}`, async () => {
     const once = (): ReturnType<typeof world.client.start> => world.client.start(request(session, job));
     try {
-      const { jobId } = await (retry ? retrying(once, { limitMs: RETRY_LIMIT_MS }) : once());
+      const { jobId } = await (retry ? retrying(world.client, once, { limitMs: RETRY_LIMIT_MS }) : once());
       identify(job, jobId);
     } catch (error) {
       const cut = error instanceof ClientError && (error.code === "UNAVAILABLE" || error.code === "CANCELLED");
@@ -256,7 +262,7 @@ async function startMissing({ world }: Session): Promise<void> {
     requestId: `missing-${Math.random()}`,
   };
   try {
-    await retrying(() => world.client.start(missing), { limitMs: RETRY_LIMIT_MS });
+    await retrying(world.client, () => world.client.start(missing), { limitMs: RETRY_LIMIT_MS });
   } catch (error) {
     if (error instanceof ClientError && error.facts["stage"] === "exec" && error.facts["errno"] === "ENOENT") return;
     throw error;
@@ -267,7 +273,7 @@ async function startMissing({ world }: Session): Promise<void> {
 /** Of `from` thousandths of what there is. */
 async function offsetOf({ world }: Session, { id = "" }: Modelled, from: number): Promise<number> {
   if (from === 0) return 0;
-  const { job } = await retrying(() => world.client.query(id), { limitMs: RETRY_LIMIT_MS });
+  const { job } = await retrying(world.client, () => world.client.query(id), { limitMs: RETRY_LIMIT_MS });
   return Math.floor((Number(job?.output?.size ?? 0n) * from) / 1000);
 }
 

@@ -84,6 +84,7 @@ async function findOut(session: Session, job: Modelled): Promise<void> {
 /** The jobs on record are those of the model, each as it can be. Returns them as told. */
 async function compareJobs({ world, jobs }: Session): Promise<Map<string, Job>> {
   const told = new Map<string, Job>();
+  const ended = new Set(jobs.filter((job) => job.ended !== undefined));
   let pageToken = "";
   do {
     const page = await world.client.list({ limit: 1000, pageToken }, { timeoutMs: DEADLINE_MS });
@@ -94,6 +95,7 @@ async function compareJobs({ world, jobs }: Session): Promise<Map<string, Job>> 
     const found = told.get(job.id ?? "");
     if (!found) throw new Error(`${job.key} is lost: there is no ${job.id}`);
     check(job, found);
+    if (ended.has(job) && found.ended === undefined) throw new Error(`${job.key} had ended, and has not`);
   }
   if (told.size !== jobs.length) throw new Error(`${told.size} jobs are on record, and ${jobs.length} were started`);
   return told;

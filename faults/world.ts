@@ -102,7 +102,13 @@ export async function openWorld(place: Place, name: string, flags: readonly stri
   let daemon: ChildProcess | undefined;
   let server = "127.0.0.1:0";
   const ballast = join(state, "ballast");
-  const tail = (): string => readFileSync(logFile, "utf8").trimEnd().split("\n").slice(-8).map((line) => line.slice(0, 400)).join("\n");
+  const tail = (): string =>
+    readFileSync(logFile, "utf8")
+      .trimEnd()
+      .split("\n")
+      .slice(-8)
+      .map((line) => line.slice(0, 400))
+      .join("\n");
   async function end(signal: "SIGKILL" | "SIGTERM"): Promise<void> {
     if (daemon === undefined) return;
     const ending = daemon;
