@@ -2,7 +2,8 @@ import { fileURLToPath } from "node:url";
 import fc from "fast-check";
 import { type Sequence, sequences } from "./operations.ts";
 import { inSandbox, ownSandbox, type Sandbox } from "./sandbox.ts";
-import { type Figures, perform, type Session } from "./session.ts";
+import { perform } from "./perform.ts";
+import type { Figures, Session } from "./session.ts";
 import { finish } from "./settle.ts";
 import { openPlace, openWorld, type Place, unbuilt } from "./world.ts";
 

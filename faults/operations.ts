@@ -16,12 +16,15 @@ export type Operation =
   | { readonly kind: "start-missing" }
   | { readonly kind: "stop"; readonly job: number; readonly signal: number; readonly graceMs: number }
   /** `from`: of what is there by then, in thousandths. */
-  | { readonly kind: "stream" | "follow"; readonly job: number; readonly from: number }
-  | { readonly kind: "wait" | "query"; readonly job: number }
+  | { readonly kind: "stream"; readonly job: number; readonly from: number }
+  | { readonly kind: "follow"; readonly job: number; readonly from: number }
+  | { readonly kind: "wait"; readonly job: number }
+  | { readonly kind: "query"; readonly job: number }
   | { readonly kind: "list" }
   | { readonly kind: "pause"; readonly ms: number }
-  /** After so long: calls are in flight by then. The daemon is away for as many operations as `away` says. */
-  | { readonly kind: "kill" | "upgrade"; readonly afterMs: number; readonly away: number }
+  /** After so long, in the middle of starts: calls are in flight by then. The daemon is away for as many operations as `away` says. */
+  | { readonly kind: "kill"; readonly starts: readonly Shape[]; readonly afterMs: number; readonly away: number }
+  | { readonly kind: "upgrade"; readonly afterMs: number; readonly away: number }
   | { readonly kind: "freeze"; readonly ms: number }
   | { readonly kind: "kill-supervisor"; readonly job: number }
   /** For as many operations. */
@@ -39,6 +42,9 @@ const LONGEST = 160;
 const job = fc.nat(1000);
 const afterMs = fc.oneof(fc.constant(0), fc.integer({ min: 0, max: 40 }));
 const away = fc.nat(4);
+const graceMs = fc.oneof(fc.constant(0), fc.integer({ min: 1, max: 500 }));
+const from = fc.oneof(fc.constant(0), fc.nat(1000));
+const shapes = fc.array(shape, { minLength: 2, maxLength: 12, size: "max" });
 
 /** @param kills of a thousand operations */
 export function sequences(kills: number, mounts: boolean): fc.Arbitrary<Sequence> {
@@ -50,29 +56,29 @@ export function sequences(kills: number, mounts: boolean): fc.Arbitrary<Sequence
 }
 
 function operation(kills: number, mounts: boolean): fc.Arbitrary<Operation> {
-  const weighted: { weight: number; arbitrary: fc.Arbitrary<Operation> }[] = [
-    of(300, "start", { shape, twice: rarely(), retry: fc.boolean(), follow: rarely() }),
-    of(20, "burst", { shapes: fc.array(shape, { minLength: 2, maxLength: 12, size: "max" }), retry: fc.boolean() }),
-    of(20, "start-again", { job }),
-    of(10, "start-missing", {}),
-    of(90, "stop", {
-      job,
-      signal: fc.constantFrom(1, 2, 9, 10, 15),
-      graceMs: fc.oneof(fc.constant(0), fc.integer({ min: 1, max: 500 })),
+  return fc.oneof(
+    of<"start">(300, { kind: fc.constant("start"), shape, twice: rarely(), retry: fc.boolean(), follow: rarely() }),
+    of<"burst">(20, { kind: fc.constant("burst"), shapes, retry: fc.boolean() }),
+    of<"start-again">(20, { kind: fc.constant("start-again"), job }),
+    of<"start-missing">(10, { kind: fc.constant("start-missing") }),
+    of<"stop">(90, { kind: fc.constant("stop"), job, signal: fc.constantFrom(1, 2, 9, 10, 15), graceMs }),
+    of<"stream">(130, { kind: fc.constant("stream"), job, from }),
+    of<"follow">(60, { kind: fc.constant("follow"), job, from }),
+    of<"wait">(60, { kind: fc.constant("wait"), job }),
+    of<"query">(130, { kind: fc.constant("query"), job }),
+    of<"list">(30, { kind: fc.constant("list") }),
+    of<"pause">(80, { kind: fc.constant("pause"), ms: fc.nat(60) }),
+    of<"kill">(kills, {
+      kind: fc.constant("kill"),
+      starts: fc.array(shape, { maxLength: 10, size: "max" }),
+      afterMs,
+      away,
     }),
-    of(130, "stream", { job, from: fc.nat(1000) }),
-    of(60, "follow", { job, from: fc.oneof(fc.constant(0), fc.nat(1000)) }),
-    of(60, "wait", { job }),
-    of(130, "query", { job }),
-    of(30, "list", {}),
-    of(80, "pause", { ms: fc.nat(60) }),
-    of(kills, "kill", { afterMs, away }),
-    of(5, "upgrade", { afterMs, away }),
-    of(10, "freeze", { ms: fc.nat(100) }),
-    of(20, "kill-supervisor", { job }),
-    ...(mounts ? [of(6, "fill-disk", { operations: fc.nat(12) })] : []),
-  ];
-  return fc.oneof(...weighted);
+    of<"upgrade">(5, { kind: fc.constant("upgrade"), afterMs, away }),
+    of<"freeze">(10, { kind: fc.constant("freeze"), ms: fc.nat(100) }),
+    of<"kill-supervisor">(20, { kind: fc.constant("kill-supervisor"), job }),
+    of<"fill-disk">(mounts ? 6 : 0, { kind: fc.constant("fill-disk"), operations: fc.nat(12) }),
+  );
 }
 
 function rarely(): fc.Arbitrary<boolean> {
@@ -81,12 +87,7 @@ function rarely(): fc.Arbitrary<boolean> {
 
 function of<Kind extends Operation["kind"]>(
   weight: number,
-  kind: Kind,
-  rest: {
-    [Name in keyof Omit<Extract<Operation, { kind: Kind }>, "kind">]: fc.Arbitrary<
-      Extract<Operation, { kind: Kind }>[Name]
-    >;
-  },
-): { weight: number; arbitrary: fc.Arbitrary<Operation> } {
-  return { weight, arbitrary: fc.record({ kind: fc.constant(kind), ...rest }) as unknown as fc.Arbitrary<Operation> };
+  parts: { [Name in keyof Extract<Operation, { kind: Kind }>]: fc.Arbitrary<Extract<Operation, { kind: Kind }>[Name]> },
+): fc.WeightedArbitrary<Operation> {
+  return { weight, arbitrary: fc.record(parts) };
 }

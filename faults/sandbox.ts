@@ -150,7 +150,6 @@ function makeGroup(name: string): string | undefined {
 /** The groups below one, with their paths. */
 export function groupsIn(path: string): string[] {
   if (!existsSync(path)) return [];
-  return readdirSync(path, { withFileTypes: true }).flatMap((each) =>
-    each.isDirectory() ? [join(path, each.name), ...groupsIn(join(path, each.name))] : [],
-  );
+  const groups = readdirSync(path, { withFileTypes: true }).filter((each) => each.isDirectory());
+  return groups.flatMap(({ name }) => [join(path, name)].concat(groupsIn(join(path, name))));
 }

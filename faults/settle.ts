@@ -112,8 +112,8 @@ async function compareTraces(session: Session, told: ReadonlyMap<string, Job>): 
   }
   const strays = [...processes.keys()].filter((key) => !jobs.some((job) => job.key === key));
   if (strays.length > 0) throw new Error(`processes of no job: ${strays.join(", ")}`);
-  const names = world.groups().map((path) => basename(path));
-  for (const { key, id = "" } of ended) if (names.includes(id)) throw new Error(`${key} has ended, and has a cgroup`);
+  const names = new Set(world.groups().map((path) => basename(path)));
+  for (const { key, id = "" } of ended) if (names.has(id)) throw new Error(`${key} has ended, and has a cgroup`);
   const ids = new Set(jobs.map(({ id }) => id));
   await until(() => {
     const others = world

@@ -98,7 +98,7 @@ export const shape: fc.Arbitrary<Shape> = fc
     timeLimitMs: fc.option(fc.integer({ min: 20, max: 500 }), { freq: 6, nil: undefined }),
     begin: fc.nat(POOL_BYTES),
   })
-  .map(({ steps, begin, ...rest }) => ({ ...rest, steps: placed(steps, begin) }));
+  .map(({ steps, begin, ending: end, timeLimitMs }) => ({ steps: placed(steps, begin), ending: end, timeLimitMs }));
 
 /** No piece overlaps another, so that what is read tells where in the job's output it is. */
 function placed(steps: readonly Step[], begin: number): Step[] {

@@ -140,7 +140,8 @@ function outages(
       const pauseMs = Math.min(FIRST_PAUSE_MS * 2 ** outage.failures++, LONGEST_PAUSE_MS);
       attempt = { beganMs: now };
       if (now + pauseMs > outage.endMs) throw failure;
-      onRetry?.(failure, ++outage.told);
+      outage.told++;
+      onRetry?.(failure, outage.told);
       await delay(pauseMs, undefined, { signal }).catch(() => {
         throw failure;
       });
