@@ -12,12 +12,14 @@ const ROOMS: Readonly<Record<string, { readonly rooms: readonly string[]; readon
   docker: { rooms: [], packages: [] },
   // The suites know the daemon and the CLI as users do: built, and by what they answer.
   e2e: { rooms: ["certs", "proto"], packages: ["testcontainers"] },
+  // It knows the daemon as its clients do: built, and by what it answers.
+  faults: { rooms: ["src/client", "certs", "proto"], packages: ["fast-check"] },
   bench: { rooms: ["src/client", "src/server", "src/worker", "certs", "proto"], packages: ["@grpc/grpc-js"] },
 };
 /** Tests may make odd certificates and look at all that is theirs to prove. */
 const TEST_PACKAGES = ["vitest", "fast-check", "@peculiar/x509", "reflect-metadata", "@grpc/grpc-js"];
 
-const sources = globSync("{src,cli,certs,docker,e2e,bench}/**/*.ts", { exclude: ["**/*.config.ts"] });
+const sources = globSync("{src,cli,certs,docker,e2e,faults,bench}/**/*.ts", { exclude: ["**/*.config.ts"] });
 const roomOf = (path: string): string =>
   Object.keys(ROOMS).find((room) => path.startsWith(`${room}/`)) ?? path.split("/")[0] ?? "";
 /** Of the rooms that may look at what is theirs to prove; e2e/ proves what is built. */

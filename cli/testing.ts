@@ -21,8 +21,8 @@ export interface Running {
   readonly child: ChildProcess;
   readonly output: { stdout: string; stderr: string };
   readonly ended: Promise<Ran>;
-  /** Resolves when stdout (or stderr) has the text; rejects when the program ends without. */
-  shows(text: string, where?: "stdout" | "stderr"): Promise<void>;
+  /** Resolves when stdout (or stderr) has the text so many times; rejects when the program ends without. */
+  shows(text: string, where?: "stdout" | "stderr", times?: number): Promise<void>;
 }
 
 /** A test that fails leaves its programs to the host's end. */
@@ -51,8 +51,8 @@ export function launch(program: "jobs" | "jobsd", args: readonly string[], env: 
     child,
     output,
     ended,
-    async shows(text, where = "stdout") {
-      while (!output[where].includes(text)) {
+    async shows(text, where = "stdout", times = 1) {
+      while (output[where].split(text).length <= times) {
         if (child.exitCode !== null || child.signalCode !== null)
           throw new Error(`ended without: ${JSON.stringify(output)}`);
         await once(changed, "change");
@@ -76,7 +76,9 @@ export interface Host extends AsyncDisposable {
   launch(args: readonly string[], env?: NodeJS.ProcessEnv): Running;
   /** Starts a job and returns its id. */
   start(...command: readonly string[]): Promise<string>;
-  /** Kills the daemon as a crash would, and starts another one on the same address and state. */
+  /** Ends the daemon; the result starts another one on the same address and state. */
+  end(signal: "SIGKILL" | "SIGTERM"): Promise<() => Promise<void>>;
+  /** Kills the daemon as a crash would, and starts another one. */
   crash(): Promise<void>;
 }
 
@@ -103,6 +105,13 @@ export async function startHost(
     JOBS_KEY: file(`${role}.key`),
   });
   let { daemon, server } = await boot("127.0.0.1:0");
+  const end = async (signal: "SIGKILL" | "SIGTERM"): Promise<() => Promise<void>> => {
+    daemon.child.kill(signal);
+    await daemon.ended;
+    return async () => {
+      ({ daemon } = await boot(server));
+    };
+  };
   const jobs = (args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<Ran> =>
     launch("jobs", args, { ...as("writer"), ...env }).ended;
   return {
@@ -122,11 +131,8 @@ export async function startHost(
       if (stdout === "") throw new Error(stderr);
       return stdout.trim();
     },
-    async crash() {
-      daemon.child.kill("SIGKILL");
-      await daemon.ended;
-      ({ daemon } = await boot(server));
-    },
+    end,
+    crash: async () => (await end("SIGKILL"))(),
     async [Symbol.asyncDispose]() {
       const died = daemon.child.exitCode !== null;
       if (!died) {

@@ -4,13 +4,12 @@ import { retrying } from "../../src/client/resume.ts";
 import { withClient } from "../connection.ts";
 import { ClosedPipe, EXIT, exitCodeOfJob } from "../exit.ts";
 import { describeEnd, killedForMemory } from "../format.ts";
+import { riding } from "../outage.ts";
 import { exit, say } from "../output.ts";
 import { toDuration } from "../parse.ts";
 import type { Given } from "../program.ts";
 import { startJob, startRequest } from "./start.ts";
 import { copy } from "./stream.ts";
-
-const STOP_LIMIT_MS = 60_000;
 
 /**
  * `jobs run [flags] -- CMD ARGS…`: starts a job, streams its output and exits as it does. The job belongs to this
@@ -38,7 +37,7 @@ async function follow(client: Client, jobId: string): Promise<Job> {
     else say(`job ${jobId} may still be running; jobs stop ${jobId} stops it`);
     throw error;
   }
-  const { job } = await client.wait(jobId);
+  const { job } = await retrying(client, () => client.wait(jobId), riding(client));
   if (job) return job;
   throw new Error(`the worker does not tell how job ${jobId} ended`);
 }
@@ -46,7 +45,7 @@ async function follow(client: Client, jobId: string): Promise<Job> {
 /** Also when the worker is away for a moment: nobody else would stop this job. */
 async function stop(client: Client, jobId: string, graceMs?: number): Promise<void> {
   const grace = graceMs === undefined ? {} : { grace: toDuration(graceMs) };
-  await retrying(() => client.stop({ jobId, ...grace }), { limitMs: STOP_LIMIT_MS });
+  await retrying(client, () => client.stop({ jobId, ...grace }), riding(client, { quiet: true }));
 }
 
 /** First interrupt: stop; second: kill; third: leave it to itself. */
@@ -54,7 +53,10 @@ function onInterrupt(client: Client): Disposable & { started(jobId: string): voi
   let interrupts = 0;
   let jobId: string | undefined;
   const act = (): void => {
-    if (jobId === undefined) return;
+    if (jobId === undefined) {
+      say("stopping the job once the worker has answered; interrupt again to give up");
+      return;
+    }
     const id = jobId;
     const kill = interrupts > 1;
     say(kill ? `killing job ${id}` : `stopping job ${id}; interrupt again to kill it`);

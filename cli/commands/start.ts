@@ -4,6 +4,7 @@ import type { Client, StartInput } from "../../src/client/index.ts";
 import { retrying } from "../../src/client/resume.ts";
 import { withClient } from "../connection.ts";
 import { EXIT } from "../exit.ts";
+import { riding } from "../outage.ts";
 import { print, printJson } from "../output.ts";
 import {
   parseCount,
@@ -21,7 +22,7 @@ import { resources } from "../resources.ts";
 const NETWORKS = { host: Network.NETWORK_HOST, none: Network.NETWORK_NONE } as const;
 const TIMEOUT_MS = 60_000;
 /** A worker that restarts is away for a moment; one that is not there at all should be told of soon. */
-const RETRY_LIMIT_MS = 2_000;
+const FIRST_LIMIT_MS = 2_000;
 
 /** `jobs start [flags] -- CMD ARGS…`: prints the job's id. */
 export async function start(given: Given): Promise<number> {
@@ -34,7 +35,8 @@ export async function start(given: Given): Promise<number> {
 
 /** Starts a job, and tries again when no answer came: the request's id makes sure that it starts once. */
 export function startJob(client: Client, request: StartInput, signal?: AbortSignal): Promise<StartResponse> {
-  return retrying(() => client.start(request, { signal, timeoutMs: TIMEOUT_MS }), { signal, limitMs: RETRY_LIMIT_MS });
+  const options = riding(client, { firstLimitMs: FIRST_LIMIT_MS });
+  return retrying(client, () => client.start(request, { signal, timeoutMs: TIMEOUT_MS }), { ...options, signal });
 }
 
 /** What the flags ask for; `--env NAME` takes its value from `env`. Throws UsageError. */

@@ -1,17 +1,14 @@
 import { StatsResponse, type Usage } from "../../proto/generated/jobs/v1/worker.ts";
-import type { ClientError } from "../../src/client/errors.ts";
-import { reopening } from "../../src/client/resume.ts";
+import { reopening, retrying } from "../../src/client/resume.ts";
 import { withClient } from "../connection.ts";
 import { EXIT } from "../exit.ts";
 import { describeEnd, formatBytes, formatDuration, toMs } from "../format.ts";
+import { riding } from "../outage.ts";
 import { print, say } from "../output.ts";
 import { parseDurationMs, toDuration, UsageError } from "../parse.ts";
 import { type Given, optional } from "../program.ts";
-import { sayLost } from "./stream.ts";
 
 const TIMEOUT_MS = 30_000;
-/** Long enough for a worker's host to boot. */
-const RETRY_LIMIT_MS = 5 * 60_000;
 const LEAST_INTERVAL_MS = 100;
 const CLEAR_LINE = "\x1b[K";
 
@@ -30,9 +27,8 @@ export async function stats(given: Given): Promise<number> {
   });
   return withClient(given, async (client) => {
     // What is wrong from the start must not be taken for a connection that broke.
-    await client.query(jobId, { timeoutMs: TIMEOUT_MS });
-    const options = { limitMs: RETRY_LIMIT_MS, onRetry: sayLostBelow };
-    for await (const message of reopening(() => client.stats(request), options)) {
+    await retrying(client, () => client.query(jobId, { timeoutMs: TIMEOUT_MS }), riding(client));
+    for await (const message of reopening(client, () => client.stats(request), riding(client, { before: leaveLine }))) {
       const last = given.on("once") || message.end !== undefined;
       await write(message, last);
       if (message.end) say(`job ${jobId}: ${describeEnd(message.end).words}`);
@@ -46,11 +42,6 @@ export async function stats(given: Given): Promise<number> {
 /** What is said next is not to stand behind the line that is written again and again. */
 function leaveLine(): void {
   if (process.stdout.isTTY) process.stdout.write("\n");
-}
-
-function sayLostBelow(error: ClientError, attempt: number): void {
-  if (attempt === 1) leaveLine();
-  sayLost(error, attempt);
 }
 
 type Write = (message: StatsResponse, last: boolean) => Promise<void>;

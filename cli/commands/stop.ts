@@ -1,7 +1,9 @@
 import { StopResponse } from "../../proto/generated/jobs/v1/worker.ts";
+import { retrying } from "../../src/client/resume.ts";
 import { withClient } from "../connection.ts";
 import { EXIT } from "../exit.ts";
 import { count, describeEnd } from "../format.ts";
+import { riding } from "../outage.ts";
 import { print, printJson, say } from "../output.ts";
 import { parseDurationMs, parseSignal, toDuration } from "../parse.ts";
 import type { Given } from "../program.ts";
@@ -20,8 +22,12 @@ export async function stop(given: Given): Promise<number> {
     grace: toDuration(graceMs),
   };
   return withClient(given, async (client) => {
+    const timeoutMs = graceMs + MARGIN_MS;
     const answers = await Promise.allSettled(
-      given.operands.map((jobId) => client.stop({ jobId, ...how }, { timeoutMs: graceMs + MARGIN_MS })),
+      given.operands.map((jobId, index) =>
+        // One of them tells of an outage that is all of theirs.
+        retrying(client, () => client.stop({ jobId, ...how }, { timeoutMs }), riding(client, { quiet: index > 0 })),
+      ),
     );
     for (const [index, answer] of answers.entries()) {
       if (answer.status === "rejected") continue;

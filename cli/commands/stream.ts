@@ -1,16 +1,15 @@
 import { type Job, Source, StreamResponse } from "../../proto/generated/jobs/v1/worker.ts";
 import type { Client, StreamInput } from "../../src/client/index.ts";
-import { resuming } from "../../src/client/resume.ts";
+import { resuming, retrying } from "../../src/client/resume.ts";
 import { ClientError } from "../../src/client/errors.ts";
 import { withClient } from "../connection.ts";
 import { EXIT } from "../exit.ts";
+import { riding } from "../outage.ts";
 import { print, printError, say } from "../output.ts";
 import { parseCount, parseWord, UsageError } from "../parse.ts";
 import type { Given } from "../program.ts";
 
 const TIMEOUT_MS = 30_000;
-/** Long enough for a worker's host to boot. */
-const RETRY_LIMIT_MS = 5 * 60_000;
 
 /** `jobs stream [flags] ID`: the job's stdout to stdout, its stderr to stderr, byte for byte. */
 export async function stream(given: Given): Promise<number> {
@@ -24,7 +23,7 @@ export async function stream(given: Given): Promise<number> {
   process.once("SIGINT", () => process.exit(EXIT.interrupted));
   return withClient(given, async (client) => {
     // What is wrong from the start must not be taken for a connection that broke.
-    await client.query(jobId, { timeoutMs: TIMEOUT_MS });
+    await retrying(client, () => client.query(jobId, { timeoutMs: TIMEOUT_MS }), riding(client));
     const end = await copy(client, request, write);
     if (!end) say(`job ${jobId}: the worker ended the stream without telling how the job is`);
     return end ? EXIT.ok : EXIT.failed;
@@ -41,11 +40,7 @@ export async function copy(client: Client, request: StreamInput, write: Write = 
   let end: Job | undefined;
   let next: bigint | undefined;
   try {
-    for await (const message of resuming(client, request, {
-      limitMs: RETRY_LIMIT_MS,
-      onRetry: sayLost,
-      onResume: sayResumed,
-    })) {
+    for await (const message of resuming(client, request, riding(client))) {
       if (message.gap > 0n) say(`${message.gap} bytes of output from offset ${message.offset} on were not kept`);
       await write(message);
       next = message.offset + BigInt(message.output.length) + message.gap;
@@ -58,15 +53,6 @@ export async function copy(client: Client, request: StreamInput, write: Write = 
     throw error;
   }
   return end;
-}
-
-/** Told once in each outage. */
-export function sayLost(error: ClientError, attempt: number): void {
-  if (attempt === 1) say(`connection lost (${error.message}); connecting again`);
-}
-
-function sayResumed(offset: bigint): void {
-  say(`connected again, going on at offset ${offset}`);
 }
 
 const SOURCES = { stdout: Source.SOURCE_STDOUT, stderr: Source.SOURCE_STDERR } as const;

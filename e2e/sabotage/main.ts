@@ -10,6 +10,8 @@ import { CommandError, run } from "../engine/process.ts";
 // Breaks one promise after another in a copy of the checkout, and sees whether the suite that guards it fails.
 
 const ROOT = fileURLToPath(new URL("../..", import.meta.url));
+/** The suite that is no file of e2e/; "noticed by" is then a regular expression for what it complains of. */
+const FAULTS = "faults";
 const PATCHES = fileURLToPath(new URL(".", import.meta.url));
 
 interface Sabotage {
@@ -55,7 +57,8 @@ async function main(names: readonly string[]): Promise<number> {
   try {
     const all = await sabotages(names);
     await using made = new AsyncDisposableStack();
-    const engine = await engineOf(made);
+    // Most suites need Docker; the one of faults/ does not.
+    const engine = all.some(({ suite }) => suite !== FAULTS) ? await engineOf(made) : undefined;
     const copy = await copyCheckout(made);
     let unnoticed = 0;
     for (const sabotage of all) {
@@ -108,7 +111,11 @@ async function copyCheckout(made: AsyncDisposableStack): Promise<string> {
   return copy;
 }
 
-async function attempt({ name, file, suite, tests }: Sabotage, copy: string, engine: Engine): Promise<Verdict> {
+async function attempt(
+  { name, file, suite, tests }: Sabotage,
+  copy: string,
+  engine: Engine | undefined,
+): Promise<Verdict> {
   const here = { signal, cwd: copy };
   await run("git", ["checkout", "--quiet", "--", "."], here);
   try {
@@ -118,6 +125,7 @@ async function attempt({ name, file, suite, tests }: Sabotage, copy: string, eng
     if (!(error instanceof CommandError)) throw error;
     return { noticed: false, by: `there is nothing to run: ${error.message}` };
   }
+  if (engine === undefined || suite === FAULTS) return await judgeFaults(tests, copy);
   const image = `jobs:sabotage-${name}-${process.pid}`;
   await derive(image, copy, engine);
   await using place = await openPlace(engine.host, image);
@@ -154,6 +162,20 @@ async function judge(suite: string, tests: string, copy: string, { env }: Place)
   return told === undefined
     ? { noticed: false, by: `could not be run: ${error?.message}` }
     : verdictOf(JSON.parse(told), tests);
+}
+
+/** As `npm run test:faults` does it, with more kills, and no time spent on a shorter sequence. */
+async function judgeFaults(complaint: string, copy: string): Promise<Verdict> {
+  const env = { ...process.env, FAULTS_OPERATIONS: "4000", FAULTS_KILLS: "200", FAULTS_SHRINK_S: "1" };
+  try {
+    await run(process.execPath, [join(copy, "faults/main.ts")], { signal, cwd: copy, env });
+    return { noticed: false, by: "nothing was complained of" };
+  } catch (error) {
+    if (!(error instanceof CommandError)) throw error;
+    const told = /^FAILED .*$/m.exec(error.output)?.[0];
+    if (told === undefined) return { noticed: false, by: `could not be run: ${error.message}` };
+    return { noticed: new RegExp(complaint).test(told), by: told };
+  }
 }
 
 function verdictOf({ testResults }: Report, tests: string): Verdict {

@@ -322,17 +322,17 @@ describe("an outage", () => {
     using to = client();
     let attempts = 0;
     const onRetry = (): number => attempts++;
-    await expect(retrying(() => to.list(), { limitMs: 500, onRetry })).rejects.toMatchObject({
+    await expect(retrying(to, () => to.list(), { limitMs: 500, onRetry })).rejects.toMatchObject({
       code: "UNAVAILABLE",
       message: "later",
     });
     expect(attempts).toBe(2);
-    await expect(retrying(() => to.start({}), { limitMs: 500, onRetry })).rejects.toMatchObject({
+    await expect(retrying(to, () => to.start({}), { limitMs: 500, onRetry })).rejects.toMatchObject({
       code: "INVALID_ARGUMENT",
     });
     expect(attempts).toBe(2);
     const giveUp = new AbortController();
-    const waiting = retrying(() => to.list(), {
+    const waiting = retrying(to, () => to.list(), {
       limitMs: 60_000,
       signal: giveUp.signal,
       onRetry: () => giveUp.abort(),

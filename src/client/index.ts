@@ -18,10 +18,11 @@ import {
   WorkerServiceClient,
 } from "../../proto/generated/jobs/v1/worker.ts";
 import { type CallOptions, messages, newest, unary, type Watch } from "./calls.ts";
+import { type Connections, watchConnections } from "./connections.ts";
 import { ClientError } from "./errors.ts";
 import { channelFor, type Credentials, formatTarget, parseTarget, secureContext } from "./target.ts";
 
-export { ClientError, type CallOptions, type Credentials };
+export { ClientError, type CallOptions, type Connections, type Credentials };
 export { reopening, resuming, retrying, type RetryOptions } from "./resume.ts";
 
 export interface ConnectOptions extends Credentials {
@@ -41,6 +42,7 @@ export type StatsInput = Partially<typeof StatsRequest>;
 
 /** A worker, as worker.proto has it. Every method throws ClientError; `using` or close() lets go of the connection. */
 export interface Client extends Disposable {
+  readonly connections: Connections;
   start(request: StartInput, options?: CallOptions): Promise<StartResponse>;
   stop(request: StopInput, options?: CallOptions): Promise<StopResponse>;
   query(jobId: string, options?: CallOptions): Promise<QueryResponse>;
@@ -86,6 +88,7 @@ export function connect(options: ConnectOptions): Client {
   const none = new Metadata();
   const close = (): void => grpc.close();
   return {
+    connections: watchConnections(grpc.getChannel()),
     start: (request, call = {}) =>
       unary((done) => grpc.start(StartRequest.fromPartial(request), none, deadline(call), done), call.signal, watch),
     stop: (request, call = {}) =>

@@ -5,10 +5,14 @@ import type { Client, StreamInput } from "./index.ts";
 
 export interface RetryOptions {
   readonly signal?: AbortSignal | undefined;
-  /** How long to go on trying while the worker cannot be reached. */
+  /** How long to go on trying in an outage: from the first failure until something is answered. */
   readonly limitMs: number;
+  /** The same for a worker that has not been reached at all yet; `limitMs` when absent, 0 for no second try. */
+  readonly firstLimitMs?: number | undefined;
   /** Told of each failure before the pause that follows it; `attempt` counts from 1 in each outage. */
   readonly onRetry?: ((error: ClientError, attempt: number) => void) | undefined;
+  /** Told when there is a connection again, or an answer. */
+  readonly onResume?: (() => void) | undefined;
 }
 
 const FIRST_PAUSE_MS = 100;
@@ -18,13 +22,20 @@ const LONGEST_PAUSE_MS = 3_000;
  * Calls again while the answer is UNAVAILABLE, with growing pauses. Only for calls that may be repeated: Query, List,
  * Wait, Stop, and Start with a request_id.
  */
-export async function retrying<Answer>(call: () => Promise<Answer>, options: RetryOptions): Promise<Answer> {
-  const pause = pauses(options);
+export async function retrying<Answer>(
+  client: Client,
+  call: () => Promise<Answer>,
+  options: RetryOptions,
+): Promise<Answer> {
+  const outage = outages(client, options);
   for (;;) {
     try {
-      return await call();
+      outage.attempt();
+      const answer = await call();
+      outage.over();
+      return answer;
     } catch (error) {
-      await pause(error);
+      await outage.failed(error);
     }
   }
 }
@@ -36,15 +47,18 @@ export async function retrying<Answer>(call: () => Promise<Answer>, options: Ret
 export async function* resuming(
   client: Client,
   request: StreamInput,
-  options: RetryOptions & { readonly onResume?: (offset: bigint) => void },
+  options: Omit<RetryOptions, "onResume"> & {
+    /** With the offset to go on at; undefined where nothing has come yet of what began at no offset. */
+    readonly onResume?: (offset: bigint | undefined) => void;
+  },
 ): AsyncGenerator<StreamResponse, void, void> {
-  let next: bigint | undefined;
+  const { position: from } = request;
+  let next = from?.$case === "offset" && from.value !== undefined ? BigInt(from.value) : undefined;
   const open = (): ReturnType<Client["stream"]> => {
     const position = next === undefined ? request.position : ({ $case: "offset", value: next } as const);
     return client.stream({ ...request, position }, { signal: options.signal });
   };
-  const onResume = ({ offset }: StreamResponse): void => options.onResume?.(next ?? offset);
-  for await (const message of reopening(open, { ...options, onResume })) {
+  for await (const message of reopening(client, open, { ...options, onResume: () => options.onResume?.(next) })) {
     yield message;
     next = message.offset + BigInt(message.output.length) + message.gap;
   }
@@ -55,40 +69,91 @@ export async function* resuming(
  * worker stays away for longer than `limitMs`.
  */
 export async function* reopening<Message>(
+  client: Client,
   open: () => AsyncGenerator<Message, void, void>,
-  options: RetryOptions & { readonly onResume?: ((message: Message) => void) | undefined },
+  options: RetryOptions,
 ): AsyncGenerator<Message, void, void> {
-  let pause: ReturnType<typeof pauses> | undefined;
+  const outage = outages(client, options);
   for (;;) {
     try {
+      outage.attempt();
       for await (const message of open()) {
-        if (pause) options.onResume?.(message);
-        pause = undefined;
+        outage.over();
         yield message;
       }
+      outage.over();
       return;
     } catch (error) {
-      pause ??= pauses(options);
-      await pause(error);
+      await outage.failed(error);
     }
   }
 }
 
-/** Waits after a failure that may pass, rethrows one that will not, or that has lasted for too long. */
-function pauses({ signal, limitMs, onRetry }: RetryOptions): (error: unknown) => Promise<void> {
-  const endMs = performance.now() + limitMs;
-  let attempt = 0;
-  return async (failure) => {
-    const pauseMs = Math.min(FIRST_PAUSE_MS * 2 ** attempt++, LONGEST_PAUSE_MS);
-    if (signal?.aborted || !isPassing(failure) || performance.now() + pauseMs > endMs) throw failure;
-    onRetry?.(failure, attempt);
-    await delay(pauseMs, undefined, { signal }).catch(() => {
-      throw failure;
-    });
+interface Outages {
+  /** One begins. */
+  attempt(): void;
+  /** There was an answer. */
+  over(): void;
+  /** Waits after a failure that may pass, rethrows one that will not, or that has lasted for too long. */
+  failed(error: unknown): Promise<void>;
+}
+
+function outages(
+  { connections }: Pick<Client, "connections">,
+  { signal, limitMs, firstLimitMs = limitMs, onRetry, onResume }: RetryOptions,
+): Outages {
+  /** `told`: failures since it was last told that there is a connection again; `count`: connections at the last one. */
+  let outage: { endMs: number; failures: number; told: number; count: number } | undefined;
+  let attempt = { beganMs: 0 };
+
+  function resumed(): void {
+    if (outage === undefined || outage.told === 0) return;
+    outage.told = 0;
+    onResume?.();
+  }
+
+  /** An attempt that had a connection, and for so long that the worker did not just refuse it, ended the outage. */
+  function lasted(count: number): boolean {
+    if (count === 0) return connections.count > 0;
+    return connections.count > count && performance.now() - attempt.beganMs > LONGEST_PAUSE_MS;
+  }
+
+  return {
+    attempt() {
+      const begun = { beganMs: performance.now() };
+      attempt = begun;
+      if (outage === undefined) return;
+      if (connections.count > outage.count) resumed();
+      // A call may last for days and say nothing.
+      else void connections.next().then(() => attempt === begun && resumed());
+    },
+    over() {
+      resumed();
+      outage = undefined;
+    },
+    async failed(failure) {
+      if (signal?.aborted || !isPassing(failure)) throw failure;
+      const now = performance.now();
+      if (outage && lasted(outage.count)) outage = undefined;
+      outage ??= { endMs: now + (connections.count === 0 ? firstLimitMs : limitMs), failures: 0, told: 0, count: 0 };
+      outage.count = connections.count;
+      const pauseMs = Math.min(FIRST_PAUSE_MS * 2 ** outage.failures++, LONGEST_PAUSE_MS);
+      attempt = { beganMs: now };
+      if (now + pauseMs > outage.endMs) throw failure;
+      outage.told++;
+      onRetry?.(failure, outage.told);
+      await delay(pauseMs, undefined, { signal }).catch(() => {
+        throw failure;
+      });
+    },
   };
 }
 
-/** A call that nobody here gave up was cut off with its connection, as when that has reached its greatest age. */
+/**
+ * A call that nobody here gave up was cut off with its connection, as when that has reached its greatest age. That the
+ * worker cannot write its audit log is its own word, and a person's to mend.
+ */
 function isPassing(failure: unknown): failure is ClientError {
-  return failure instanceof ClientError && (failure.code === "UNAVAILABLE" || failure.code === "CANCELLED");
+  if (!(failure instanceof ClientError) || failure.reason === "AUDIT_UNAVAILABLE") return false;
+  return failure.code === "UNAVAILABLE" || failure.code === "CANCELLED";
 }

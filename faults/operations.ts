@@ -1,0 +1,93 @@
+import fc from "fast-check";
+import { type Shape, shape } from "./shape.ts";
+
+/** One step of a sequence. `job` counts into the jobs that there are by then, from any number. */
+export type Operation =
+  /** `twice`: with one request id, at the same time. `retry`: by itself, when the answer is lost. */
+  | {
+      readonly kind: "start";
+      readonly shape: Shape;
+      readonly twice: boolean;
+      readonly retry: boolean;
+      readonly follow: boolean;
+    }
+  | { readonly kind: "burst"; readonly shapes: readonly Shape[]; readonly retry: boolean }
+  | { readonly kind: "start-again"; readonly job: number }
+  | { readonly kind: "start-missing" }
+  | { readonly kind: "stop"; readonly job: number; readonly signal: number; readonly graceMs: number }
+  /** `from`: of what is there by then, in thousandths. */
+  | { readonly kind: "stream"; readonly job: number; readonly from: number }
+  | { readonly kind: "follow"; readonly job: number; readonly from: number }
+  | { readonly kind: "wait"; readonly job: number }
+  | { readonly kind: "query"; readonly job: number }
+  | { readonly kind: "list" }
+  | { readonly kind: "pause"; readonly ms: number }
+  /** After so long, in the middle of starts: calls are in flight by then. The daemon is away for as many operations as `away` says. */
+  | { readonly kind: "kill"; readonly starts: readonly Shape[]; readonly afterMs: number; readonly away: number }
+  | { readonly kind: "upgrade"; readonly afterMs: number; readonly away: number }
+  | { readonly kind: "freeze"; readonly ms: number }
+  | { readonly kind: "kill-supervisor"; readonly job: number }
+  /** For as many operations. */
+  | { readonly kind: "fill-disk"; readonly operations: number };
+
+/** How a daemon is set up, and what is done to it. */
+export interface Sequence {
+  /** Of each job, in bytes; 0 for none. */
+  readonly logLimit: number;
+  readonly logKeep: "newest" | "oldest";
+  readonly operations: readonly Operation[];
+}
+
+const LONGEST = 160;
+const job = fc.nat(1000);
+const afterMs = fc.oneof(fc.constant(0), fc.integer({ min: 0, max: 40 }));
+const away = fc.nat(4);
+const graceMs = fc.oneof(fc.constant(0), fc.integer({ min: 1, max: 500 }));
+const from = fc.oneof(fc.constant(0), fc.nat(1000));
+const shapes = fc.array(shape, { minLength: 2, maxLength: 12, size: "max" });
+
+/** @param kills of a thousand operations */
+export function sequences(kills: number, mounts: boolean): fc.Arbitrary<Sequence> {
+  return fc.record({
+    logLimit: fc.constantFrom(0, 1024 * 1024),
+    logKeep: fc.constantFrom("newest", "oldest"),
+    operations: fc.array(operation(kills, mounts), { minLength: 1, maxLength: LONGEST, size: "max" }),
+  });
+}
+
+function operation(kills: number, mounts: boolean): fc.Arbitrary<Operation> {
+  return fc.oneof(
+    of<"start">(300, { kind: fc.constant("start"), shape, twice: rarely(), retry: fc.boolean(), follow: rarely() }),
+    of<"burst">(20, { kind: fc.constant("burst"), shapes, retry: fc.boolean() }),
+    of<"start-again">(20, { kind: fc.constant("start-again"), job }),
+    of<"start-missing">(10, { kind: fc.constant("start-missing") }),
+    of<"stop">(90, { kind: fc.constant("stop"), job, signal: fc.constantFrom(1, 2, 9, 10, 15), graceMs }),
+    of<"stream">(130, { kind: fc.constant("stream"), job, from }),
+    of<"follow">(60, { kind: fc.constant("follow"), job, from }),
+    of<"wait">(60, { kind: fc.constant("wait"), job }),
+    of<"query">(130, { kind: fc.constant("query"), job }),
+    of<"list">(30, { kind: fc.constant("list") }),
+    of<"pause">(80, { kind: fc.constant("pause"), ms: fc.nat(60) }),
+    of<"kill">(kills, {
+      kind: fc.constant("kill"),
+      starts: fc.array(shape, { maxLength: 10, size: "max" }),
+      afterMs,
+      away,
+    }),
+    of<"upgrade">(5, { kind: fc.constant("upgrade"), afterMs, away }),
+    of<"freeze">(10, { kind: fc.constant("freeze"), ms: fc.nat(100) }),
+    of<"kill-supervisor">(20, { kind: fc.constant("kill-supervisor"), job }),
+    of<"fill-disk">(mounts ? 6 : 0, { kind: fc.constant("fill-disk"), operations: fc.nat(12) }),
+  );
+}
+
+function rarely(): fc.Arbitrary<boolean> {
+  return fc.nat(5).map((number) => number === 0);
+}
+
+function of<Kind extends Operation["kind"]>(
+  weight: number,
+  parts: { [Name in keyof Extract<Operation, { kind: Kind }>]: fc.Arbitrary<Extract<Operation, { kind: Kind }>[Name]> },
+): fc.WeightedArbitrary<Operation> {
+  return { weight, arbitrary: fc.record(parts) };
+}

@@ -1,0 +1,31 @@
+import { type ChannelInterface, connectivityState } from "@grpc/grpc-js";
+
+/** The connections that a client has had. */
+export interface Connections {
+  /** A connection counts once the worker has accepted it. */
+  readonly count: number;
+  /** Resolves at the next one; never when there is none. */
+  next(): Promise<void>;
+}
+
+export function watchConnections(channel: ChannelInterface): Connections {
+  let count = 0;
+  let next = Promise.withResolvers<void>();
+  const look = (): void => {
+    const state = channel.getConnectivityState(false);
+    if (state === connectivityState.SHUTDOWN) return;
+    if (state === connectivityState.READY) {
+      count++;
+      next.resolve();
+      next = Promise.withResolvers();
+    }
+    channel.watchConnectivityState(state, Infinity, look);
+  };
+  look();
+  return {
+    get count() {
+      return count;
+    },
+    next: () => next.promise,
+  };
+}
