@@ -1,9 +1,16 @@
 import type { Client } from "../src/client/index.ts";
 import type { ClientError } from "../src/client/errors.ts";
+import { retrying } from "../src/client/resume.ts";
 import { say } from "./output.ts";
 
 /** Long enough for a worker's host to boot. */
 const LIMIT_MS = 5 * 60_000;
+const QUERY_TIMEOUT_MS = 30_000;
+
+/** Throws ClientError: what is wrong from the start must not be taken for a connection that broke. */
+export async function checkJob(client: Client, jobId: string): Promise<void> {
+  await retrying(client, () => client.query(jobId, { timeoutMs: QUERY_TIMEOUT_MS }), riding(client));
+}
 
 export interface RidingOptions {
   /** As in RetryOptions; 0 when absent: a worker that was never reached is an error at once. */

@@ -1,14 +1,13 @@
 import { StatsResponse, type Usage } from "../../proto/generated/jobs/v1/worker.ts";
-import { reopening, retrying } from "../../src/client/resume.ts";
+import { reopening } from "../../src/client/resume.ts";
 import { withClient } from "../connection.ts";
 import { EXIT } from "../exit.ts";
 import { describeEnd, formatBytes, formatDuration, toMs } from "../format.ts";
-import { riding } from "../outage.ts";
+import { checkJob, riding } from "../outage.ts";
 import { print, say } from "../output.ts";
 import { parseDurationMs, toDuration, UsageError } from "../parse.ts";
 import { type Given, optional } from "../program.ts";
 
-const TIMEOUT_MS = 30_000;
 const LEAST_INTERVAL_MS = 100;
 const CLEAR_LINE = "\x1b[K";
 
@@ -26,8 +25,7 @@ export async function stats(given: Given): Promise<number> {
     process.exit(EXIT.interrupted);
   });
   return withClient(given, async (client) => {
-    // What is wrong from the start must not be taken for a connection that broke.
-    await retrying(client, () => client.query(jobId, { timeoutMs: TIMEOUT_MS }), riding(client));
+    await checkJob(client, jobId);
     for await (const message of reopening(client, () => client.stats(request), riding(client, { before: leaveLine }))) {
       const last = given.on("once") || message.end !== undefined;
       await write(message, last);

@@ -1,15 +1,13 @@
 import { type Job, Source, StreamResponse } from "../../proto/generated/jobs/v1/worker.ts";
 import type { Client, StreamInput } from "../../src/client/index.ts";
-import { resuming, retrying } from "../../src/client/resume.ts";
+import { resuming } from "../../src/client/resume.ts";
 import { ClientError } from "../../src/client/errors.ts";
 import { withClient } from "../connection.ts";
 import { EXIT } from "../exit.ts";
-import { riding } from "../outage.ts";
+import { checkJob, riding } from "../outage.ts";
 import { print, printError, say } from "../output.ts";
 import { parseCount, parseWord, UsageError } from "../parse.ts";
 import type { Given } from "../program.ts";
-
-const TIMEOUT_MS = 30_000;
 
 /** `jobs stream [flags] ID`: the job's stdout to stdout, its stderr to stderr, byte for byte. */
 export async function stream(given: Given): Promise<number> {
@@ -22,8 +20,7 @@ export async function stream(given: Given): Promise<number> {
   // Detaching is all that a signal does here: the job goes on.
   process.once("SIGINT", () => process.exit(EXIT.interrupted));
   return withClient(given, async (client) => {
-    // What is wrong from the start must not be taken for a connection that broke.
-    await retrying(client, () => client.query(jobId, { timeoutMs: TIMEOUT_MS }), riding(client));
+    await checkJob(client, jobId);
     const end = await copy(client, request, write);
     if (!end) say(`job ${jobId}: the worker ended the stream without telling how the job is`);
     return end ? EXIT.ok : EXIT.failed;
