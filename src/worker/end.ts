@@ -19,7 +19,7 @@ export function gone(context: Context, entry: Running): void {
 }
 
 async function finish(context: Context, entry: Running): Promise<void> {
-  const { journal, options, running, spawner } = context;
+  const { journal, options, spawner } = context;
   if (context.closed) return;
   const exit = await exitOf(context, entry);
   if (context.closed) return;
@@ -27,21 +27,11 @@ async function finish(context: Context, entry: Running): Promise<void> {
     if (!exit && entry.group !== undefined) killGroup(entry.group);
     return endedJob(entry, exit);
   });
-  let recorded = false;
-  // Its group's figures are part of how it ended: the next daemon is to find them, where this one cannot record them.
-  const putAway = async (): Promise<void> => {
-    recorded = true;
-    const { group } = entry;
-    if (group !== undefined) await withReserve(() => removeGroup(group));
-    running.delete(entry.job.id);
-  };
   let away = Promise.resolve();
   journal.update(entry.job, () => {
-    away = putAway().catch((error: unknown) =>
-      options.log("error", "a cgroup could not be removed", { group: entry.group, error }),
-    );
+    away = putAway(context, entry);
   });
-  if (recorded) await away;
+  await away; // where the end is on the disk already
   if (context.closed) return;
   entry.watcher?.close();
   entry.ended.resolve(entry.job);
@@ -51,6 +41,19 @@ async function finish(context: Context, entry: Running): Promise<void> {
     if (!context.closed) spawner.refill();
     options.log("info", "job ended", { job: entry.job.id, how: entry.job.ended?.how });
   });
+}
+
+/**
+ * Of a job whose end is on the disk. Its group's figures are part of how it ended: the next daemon is to find them where
+ * this one cannot record them.
+ */
+async function putAway({ options, running }: Context, { group, job }: Running): Promise<void> {
+  try {
+    if (group !== undefined) await withReserve(() => removeGroup(group));
+    running.delete(job.id);
+  } catch (error) {
+    options.log("error", "a cgroup could not be removed", { group, error });
+  }
 }
 
 /** Undefined when there is none. That it cannot be read now does not mean that: it is tried again. */

@@ -44,9 +44,10 @@ export function patient(
       try {
         run();
       } catch (error) {
-        if (!failedBefore)
+        if (!failedBefore) {
           log("error", "the journal cannot be written; it is kept in memory and tried again", { error });
-        if (!failedBefore) timer = setTimeout(again, pauseMs).unref();
+          timer = setTimeout(again, pauseMs).unref();
+        }
         return false;
       }
       pending.delete(key);

@@ -45,9 +45,8 @@ export function runningOf(job: Job, jobsDir: string, hierarchy: Hierarchy): Runn
   return entry;
 }
 
-/** The job with its figures of now. */
+/** The job with its figures of now; of one that has ended, as it ended: that may not be on the disk yet, and known here alone. */
 export function current(entry: Running): Job {
-  // An end that is not on the disk yet is known here alone.
   if (entry.job.state === "ended") return entry.job;
   return { ...entry.job, usage: usageOf(entry), output: extentOf(entry) };
 }

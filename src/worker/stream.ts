@@ -41,5 +41,5 @@ async function* readLog(context: Context, entry: Running | Kept, options: Stream
       }
     : { ended: () => true, subscribe: () => ({ [Symbol.dispose]() {} }) };
   const offset = yield* readOutput(output, live, options);
-  return { offset, job: isRunning(entry) && entry.job.state !== "ended" ? current(entry) : entry.job };
+  return { offset, job: isRunning(entry) ? current(entry) : entry.job };
 }
