@@ -2,11 +2,12 @@ import { readFileSync } from "node:fs";
 import { setTimeout as delay } from "node:timers/promises";
 import { inspect } from "node:util";
 import type { Job } from "../proto/generated/jobs/v1/worker.ts";
-import { ClientError, retrying } from "../src/client/index.ts";
+import { ClientError } from "../src/client/index.ts";
 import { check, type Modelled } from "./model.ts";
 import type { Operation } from "./operations.ts";
 import {
   add,
+  ask,
   call,
   follow,
   free,
@@ -15,7 +16,6 @@ import {
   processesOfJobs,
   read,
   request,
-  RETRY_LIMIT_MS,
   type Session,
   start,
 } from "./session.ts";
@@ -55,7 +55,7 @@ function act(session: Session, operation: Operation): Promise<void> | undefined 
       return call(session, "start of what is missing", () => startMissing(session));
     case "list":
       return call(session, "list", async () => {
-        await retrying(world.client, () => world.client.list({ limit: 1000 }), { limitMs: RETRY_LIMIT_MS });
+        await ask(session, (client) => client.list({ limit: 1000 }));
       });
     case "kill":
     case "upgrade":
@@ -90,13 +90,11 @@ function actOn(
   operation: Extract<Operation, { job: number }>,
   job: Modelled,
 ): Promise<void> | undefined {
-  const { world } = session;
   const jobId = job.id ?? "";
-  const again = { limitMs: RETRY_LIMIT_MS };
   switch (operation.kind) {
     case "start-again":
       return call(session, `start of ${job.key} again`, async () => {
-        const answer = await retrying(world.client, () => world.client.start(request(session, job)), again);
+        const answer = await ask(session, (client) => client.start(request(session, job)));
         if (answer.jobId !== jobId || !answer.alreadyStarted)
           throw new Error(`${job.key} was ${jobId}, and started again is ${JSON.stringify(answer)}`);
       });
@@ -105,22 +103,19 @@ function actOn(
       return call(session, `stop of ${job.key}`, async () => {
         const { signal, graceMs } = operation;
         const grace = { seconds: 0n, nanos: graceMs * 1e6 };
-        const answer = await retrying(world.client, () => world.client.stop({ jobId, signal, grace }), again);
+        const answer = await ask(session, (client) => client.stop({ jobId, signal, grace }));
         checkEnd(job, answer.job);
       });
     case "wait":
       session.figures.operations++;
       last(session, `wait for ${job.key}`, async () => {
-        const { job: told } = await retrying(world.client, () => world.client.wait(jobId), {
-          ...again,
-          signal: session.signal,
-        });
+        const { job: told } = await ask(session, (client) => client.wait(jobId), session.signal);
         checkEnd(job, told);
       });
       return delay(0);
     case "query":
       return call(session, `query of ${job.key}`, async () => {
-        const { job: told, exited, exitCode } = await retrying(world.client, () => world.client.query(jobId), again);
+        const { job: told, exited, exitCode } = await ask(session, (client) => client.query(jobId));
         if (told === undefined) throw new Error(`${job.key}: no job was told`);
         check(job, told);
         if (exited !== (told.ended !== undefined) || exitCode !== (told.ended?.exitCode ?? -1))
@@ -144,14 +139,14 @@ function checkEnd(modelled: Modelled, job: Job | undefined): void {
   check(modelled, job);
 }
 
-async function startMissing({ world }: Session): Promise<void> {
+async function startMissing(session: Session): Promise<void> {
   const missing = {
     command: "/nonexistent/program",
     labels: new Map([["key", "missing"]]),
     requestId: `missing-${Math.random()}`,
   };
   try {
-    await retrying(world.client, () => world.client.start(missing), { limitMs: RETRY_LIMIT_MS });
+    await ask(session, (client) => client.start(missing));
   } catch (error) {
     if (error instanceof ClientError && error.facts["stage"] === "exec" && error.facts["errno"] === "ENOENT") return;
     throw error;

@@ -1,5 +1,5 @@
 import type { Job } from "../proto/generated/jobs/v1/worker.ts";
-import { ClientError, resuming, retrying, type StartInput } from "../src/client/index.ts";
+import { type Client, ClientError, resuming, retrying, type StartInput } from "../src/client/index.ts";
 import { check, type Modelled } from "./model.ts";
 import type { Sequence } from "./operations.ts";
 import { reader, type Reader } from "./reader.ts";
@@ -7,7 +7,7 @@ import { processesOf } from "./sandbox.ts";
 import { bytesOf, type Shape, wordsOf } from "./shape.ts";
 import type { World } from "./world.ts";
 
-export const RETRY_LIMIT_MS = 60_000;
+const RETRY_LIMIT_MS = 60_000;
 
 /** What was done, all sequences together. */
 export interface Figures {
@@ -40,6 +40,15 @@ export interface Session {
   away: number;
   full: number | undefined;
   fills: number;
+}
+
+/** The answer of whichever daemon is there to give one. Only for calls that may be repeated. */
+export function ask<Answer>(
+  { world }: Pick<Session, "world">,
+  call: (client: Client) => Promise<Answer>,
+  signal?: AbortSignal,
+): Promise<Answer> {
+  return retrying(world.client, () => call(world.client), { limitMs: RETRY_LIMIT_MS, signal });
 }
 
 /** A call that is answered soon. While the disk is full it may fail. */
@@ -115,9 +124,9 @@ export function start(session: Session, job: Modelled, retry: boolean): Promise<
   const { world, figures } = session;
   figures.starts++;
   return call(session, `start of ${job.key}`, async () => {
-    const once = (): ReturnType<typeof world.client.start> => world.client.start(request(session, job));
+    const once = (client: Client): ReturnType<Client["start"]> => client.start(request(session, job));
     try {
-      const { jobId } = await (retry ? retrying(world.client, once, { limitMs: RETRY_LIMIT_MS }) : once());
+      const { jobId } = await (retry ? ask(session, once) : once(world.client));
       identify(job, jobId);
     } catch (error) {
       const cut = error instanceof ClientError && (error.code === "UNAVAILABLE" || error.code === "CANCELLED");
@@ -132,9 +141,9 @@ export function identify(job: Modelled, id: string): void {
 }
 
 /** Of `from` thousandths of what there is. */
-export async function offsetOf({ world }: Session, { id = "" }: Modelled, from: number): Promise<number> {
+export async function offsetOf(session: Session, { id = "" }: Modelled, from: number): Promise<number> {
   if (from === 0) return 0;
-  const { job } = await retrying(world.client, () => world.client.query(id), { limitMs: RETRY_LIMIT_MS });
+  const { job } = await ask(session, (client) => client.query(id));
   return Math.floor((Number(job?.output?.size ?? 0n) * from) / 1000);
 }
 
