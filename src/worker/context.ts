@@ -3,6 +3,7 @@ import { notFound } from "./errors.ts";
 import { isId } from "./id.ts";
 import type { Ids } from "./ids.ts";
 import type { Job } from "./job.ts";
+import type { JobFiles } from "./job-file.ts";
 import type { Journal, Record as Kept } from "./journal.ts";
 import type { CheckedOptions } from "./options.ts";
 import { runningOf, type Running } from "./running.ts";
@@ -14,6 +15,7 @@ export interface Context {
   /** Holds each job's directory. */
   readonly jobsDir: string;
   readonly journal: Journal;
+  readonly files: JobFiles;
   readonly hierarchy: Hierarchy;
   readonly ids: Ids;
   readonly spawner: Spawner;

@@ -1,37 +1,41 @@
+import { existsSync } from "node:fs";
+import { constants } from "node:os";
 import { killGroup, removeGroup } from "./cgroup.ts";
 import type { Context } from "./context.ts";
-import { endedOf, readExit } from "./exit.ts";
+import { endedOf, readExit, type Exit } from "./exit.ts";
+import type { Job } from "./job.ts";
+import { killTree } from "./process.ts";
 import { extentOf, usageOf, type Running } from "./running.ts";
 
-/** Its supervisor is gone: what is left of the job is put away, and its end recorded and told. */
-export function gone(context: Context, entry: Running): void {
+/**
+ * Its supervisor is gone: what is left of the job is put away, and its end recorded and told. `lost` is why, should there be
+ * no record of its end; `fresh` when that was a moment ago.
+ */
+export function gone(context: Context, entry: Running, lost: string | undefined, fresh: boolean): void {
   // A short job is gone before its start has been told.
-  const told = entry.launched.promise.then(() => finish(context, entry));
+  const told = entry.launched.promise.then(() => finish(context, entry, lost, fresh));
   told.catch((error: unknown) =>
     context.options.log("error", "a job's end could not be recorded", { job: entry.job.id, error }),
   );
 }
 
-async function finish(context: Context, entry: Running): Promise<void> {
-  const { journal, options, running, spawner } = context;
+/** Why a job is lost whose supervisor a signal killed; undefined when none did. */
+export function killedBy(signal: number): string | undefined {
+  const [name = signal] = Object.entries(constants.signals).find(([, number]) => number === signal) ?? [];
+  return signal === 0 ? undefined : `its supervisor was killed by ${name}`;
+}
+
+async function finish(context: Context, entry: Running, lost: string | undefined, fresh: boolean): Promise<void> {
+  const { files, journal, options, running, spawner } = context;
   if (context.closed) return;
   const exit = readExit(entry.directory);
   if (!exit && entry.group !== undefined) killGroup(entry.group);
+  else if (!exit) killTree(entry.job.pid, entry.job.birth, journal.boot, fresh);
   const usage = usageOf(entry, exit);
   if (entry.group !== undefined) await removeGroup(entry.group);
   if (context.closed) return;
-  entry.job = {
-    ...entry.job,
-    state: "ended",
-    pid: Number(exit?.get("pid") ?? entry.job.pid),
-    ...(exit && { startedAt: new Date(Number(exit.get("started_ns")) / 1e6) }),
-    endedAt: exit ? new Date(Number(exit.get("ended_ns")) / 1e6) : new Date(),
-    ended: endedOf(exit, usage, entry),
-    usage,
-    output: exit
-      ? { size: Number(exit.get("size")), first: Number(exit.get("first")), dropped: Number(exit.get("dropped")) }
-      : extentOf(entry),
-  };
+  const why = existsSync(entry.directory) ? lost : "its directory is gone";
+  entry.job = endedJob(entry, exit, usage, why);
   journal.update(entry.job);
   running.delete(entry.job.id);
   entry.watcher?.close();
@@ -40,6 +44,29 @@ async function finish(context: Context, entry: Running): Promise<void> {
   setImmediate(() => {
     // Those who waited for the end have been answered.
     if (!context.closed) spawner.refill();
+    files.write(entry);
     options.log("info", "job ended", { job: entry.job.id, how: entry.job.ended?.how });
   });
+}
+
+/** The job as it is for good. Of what the exit record does not tell, what was known while it ran. */
+export function endedJob(
+  entry: Pick<Running, "directory" | "job" | "stoppedBy">,
+  exit: Exit | undefined,
+  usage: Job["usage"] & {},
+  lost: string | undefined,
+): Job {
+  const { job } = entry;
+  return {
+    ...job,
+    state: "ended",
+    pid: Number(exit?.get("pid") ?? job.pid),
+    ...(exit && { startedAt: new Date(Number(exit.get("started_ns")) / 1e6) }),
+    endedAt: exit ? new Date(Number(exit.get("ended_ns")) / 1e6) : new Date(),
+    ended: endedOf(exit, usage, entry, lost),
+    usage,
+    output: exit
+      ? { size: Number(exit.get("size")), first: Number(exit.get("first")), dropped: Number(exit.get("dropped")) }
+      : extentOf(entry),
+  };
 }

@@ -125,19 +125,22 @@ test("an instance is named once and for all; another state directory has another
   expect(instanceOf(one.path)).not.toBe(instanceOf(two.path));
 });
 
-test("a reboot shows in the boot id, and only once", () => {
+test.each([
+  ["a reboot", "boot_id", "the host was rebooted"],
+  ["a container that is started again", "init", "the container was restarted"],
+])("%s shows, and only once", (_what, key, told) => {
   using directory = testDirectory();
-  const rebooted = (): boolean => {
+  const interrupted = (): string | undefined => {
     using journal = openJournal(directory.path);
-    return journal.rebooted;
+    return journal.interrupted;
   };
-  expect(rebooted()).toBe(false);
-  expect(rebooted()).toBe(false);
+  expect(interrupted()).toBeUndefined();
+  expect(interrupted()).toBeUndefined();
   using database = new DatabaseSync(join(directory.path, "journal.db"));
-  database.exec("UPDATE meta SET value = 'another boot' WHERE key = 'boot_id'");
+  database.prepare("UPDATE meta SET value = 'another' WHERE key = ?").run(key);
   database.close();
-  expect(rebooted()).toBe(true);
-  expect(rebooted()).toBe(false);
+  expect(interrupted()).toBe(told);
+  expect(interrupted()).toBeUndefined();
 });
 
 describe("two workers on one state directory:", () => {
@@ -145,7 +148,7 @@ describe("two workers on one state directory:", () => {
     await using worker = await testWorker();
     const error = await refused(() => testWorker({ stateDir: worker.stateDir }));
     expect(error).toMatchObject({ code: "unavailable", facts: { reason: "locked" } });
-    expect(error.message).toContain(join(worker.stateDir, "journal.db"));
+    expect(error.message).toContain(join(worker.stateDir, "lock"));
     const { job: started } = await worker.start(run("true"));
     expect((await worker.wait(started.id)).ended?.exitCode).toBe(0);
   });

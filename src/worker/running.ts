@@ -15,6 +15,7 @@ export interface Running {
   readonly group: string | undefined;
   readonly controllers: ReadonlySet<string>;
   stoppedBy: string | undefined;
+  requestId: string | undefined;
   /** Resolved once the command has been exec'ed, rejected when it could not be. */
   readonly launched: PromiseWithResolvers<void>;
   readonly ended: PromiseWithResolvers<Job>;
@@ -32,6 +33,7 @@ export function runningOf(job: Job, jobsDir: string, hierarchy: Hierarchy): Runn
     group: hierarchy.kind === "cgroup2" ? join(hierarchy.path, job.id) : undefined,
     controllers: hierarchy.kind === "cgroup2" ? hierarchy.controllers : new Set(),
     stoppedBy: undefined,
+    requestId: undefined,
     launched: Promise.withResolvers(),
     ended: Promise.withResolvers(),
     followers: new Set(),
@@ -68,7 +70,7 @@ export function usageOf(entry: Running, exit?: Exit): Usage {
   };
 }
 
-export function extentOf(entry: Running): Job["output"] {
+export function extentOf(entry: Pick<Running, "directory" | "job">): Job["output"] {
   try {
     using output = openLog(entry.directory);
     return output.extent();
@@ -78,7 +80,7 @@ export function extentOf(entry: Running): Job["output"] {
 }
 
 /** The pids and the time of its exec; undefined when that has not happened. */
-export function startOf(entry: Running): ReturnType<Log["header"]>["started"] {
+export function startOf(entry: Pick<Running, "directory">): ReturnType<Log["header"]>["started"] {
   try {
     using output = openLog(entry.directory);
     return output.header().started;

@@ -54,6 +54,7 @@ async function change(context: Context, entry: Running, asked: LinuxResources): 
   if (!context.running.has(id)) throw ended(id);
   entry.job = { ...entry.job, resources, limits };
   journal.update(entry.job);
+  context.files.later(entry);
   options.log("info", "job updated", { job: id, files: settings.map(({ file }) => file) });
   return entry.job;
 }

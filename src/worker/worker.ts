@@ -10,8 +10,10 @@ import { describeHost } from "./host.ts";
 import { isolationOf } from "./isolation.ts";
 import type { Job, JobSpec } from "./job.ts";
 import { openIds } from "./ids.ts";
+import { openJobFiles } from "./job-file.ts";
 import { openJournal } from "./journal.ts";
 import { list, type ListFilter, type Listed } from "./list.ts";
+import { lockDirectory } from "./lock.ts";
 import { checkOptions, checkSupervisor, type WorkerOptions } from "./options.ts";
 import type { StreamOptions } from "./output.ts";
 import { recover, removeSpares } from "./recovery.ts";
@@ -56,19 +58,22 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   const jobsDir = openDirectory(stateDir);
   checkSupervisor(options.supervisor);
   using opened = new DisposableStack();
+  const lock = opened.use(lockDirectory(stateDir));
   const journal = opened.use(openJournal(stateDir));
   const hierarchy = openHierarchy(`jobs-${journal.instance}`, options.cgroup);
   opened.defer(() => leave(hierarchy));
   const ids = opened.use(openIds(options.name, hierarchy));
-  removeSpares(jobsDir);
+  const directories = removeSpares(jobsDir);
   const isolation = isolationOf({ ...options, hidden: [stateDir, ...(options.hidden ?? [])] }, hierarchy);
   const spawner = opened.use(
     openSpawner(options.supervisor, jobsDir, isolation, (message) => options.log("error", message)),
   );
+  const files = opened.use(openJobFiles(journal, (message, facts) => options.log("error", message, facts)));
   const context: Context = {
     options,
     jobsDir,
     journal,
+    files,
     hierarchy,
     ids,
     spawner,
@@ -76,7 +81,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
     requests: new Map(),
     closed: false,
   };
-  recover(context);
+  await recover(context, directories);
   ids.refill();
   await spawner.ready;
   opened.move(); // close() lets go of them
@@ -99,12 +104,12 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
     update: (id, resources) => update(context, id, resources),
     stats: (id, how) => stats(context, id, how),
     examine: () => (examining ??= examine({ ...options, stateDir, hierarchy }).finally(() => (examining = undefined))),
-    close: () => close(context),
+    close: () => close(context).finally(() => lock[Symbol.dispose]()),
   };
 }
 
 async function close(context: Context): Promise<void> {
-  const { hierarchy, ids, journal, running, spawner } = context;
+  const { files, hierarchy, ids, journal, running, spawner } = context;
   context.closed = true;
   await Promise.allSettled([...running.values()].flatMap(({ launched, updates }) => [launched.promise, updates]));
   await spawner.close();
@@ -113,6 +118,7 @@ async function close(context: Context): Promise<void> {
     entry.ended.reject(new JobError("unavailable", "the worker is closing"));
     for (const wake of entry.followers) wake();
   }
+  files[Symbol.dispose]();
   journal[Symbol.dispose]();
   ids[Symbol.dispose]();
   leave(hierarchy);
