@@ -47,7 +47,7 @@ function foreign(path: string, what: string): JobError {
   );
 }
 
-function inaccessible(path: string, error: unknown): JobError {
+export function inaccessible(path: string, error: unknown): JobError {
   const why = {
     EACCES: `may not be read and written by uid ${process.getuid?.()}: chown it, or run jobsd as its owner`,
     EROFS: "is on a file system that is mounted read-only: mount it read-write, or give another --state",
@@ -105,7 +105,7 @@ function checkFile(path: string, jobs: boolean): "new" | "there" {
  * Looks at a database by way of a connection that cannot write: opening one for writing, and closing it, would move what
  * its -wal holds into it.
  */
-function look(path: string, see: (database: DatabaseSync) => void): void {
+export function look(path: string, see: (database: DatabaseSync) => void): void {
   const url = pathToFileURL(path);
   const aside = ["-wal", "-shm"].map((suffix) => `${path}${suffix}`).filter((file) => !existsSync(file));
   // Without a -wal there is nothing but the file; "immutable" keeps SQLite from making one.

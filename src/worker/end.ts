@@ -2,8 +2,7 @@ import { existsSync } from "node:fs";
 import { constants } from "node:os";
 import { killGroup, removeGroup } from "./cgroup.ts";
 import type { Context } from "./context.ts";
-import { endedOf, readExit, type Exit } from "./exit.ts";
-import type { Job } from "./job.ts";
+import { endedOf, readExit } from "./exit.ts";
 import { killTree } from "./process.ts";
 import { extentOf, usageOf, type Running } from "./running.ts";
 
@@ -35,7 +34,18 @@ async function finish(context: Context, entry: Running, lost: string | undefined
   if (entry.group !== undefined) await removeGroup(entry.group);
   if (context.closed) return;
   const why = existsSync(entry.directory) ? lost : "its directory is gone";
-  entry.job = endedJob(entry, exit, usage, why);
+  entry.job = {
+    ...entry.job,
+    state: "ended",
+    pid: Number(exit?.get("pid") ?? entry.job.pid),
+    ...(exit && { startedAt: new Date(Number(exit.get("started_ns")) / 1e6) }),
+    endedAt: exit ? new Date(Number(exit.get("ended_ns")) / 1e6) : new Date(),
+    ended: endedOf(exit, usage, entry, why),
+    usage,
+    output: exit
+      ? { size: Number(exit.get("size")), first: Number(exit.get("first")), dropped: Number(exit.get("dropped")) }
+      : extentOf(entry),
+  };
   journal.update(entry.job);
   running.delete(entry.job.id);
   entry.watcher?.close();
@@ -47,26 +57,4 @@ async function finish(context: Context, entry: Running, lost: string | undefined
     files.write(entry);
     options.log("info", "job ended", { job: entry.job.id, how: entry.job.ended?.how });
   });
-}
-
-/** The job as it is for good. Of what the exit record does not tell, what was known while it ran. */
-export function endedJob(
-  entry: Pick<Running, "directory" | "job" | "stoppedBy">,
-  exit: Exit | undefined,
-  usage: Job["usage"] & {},
-  lost: string | undefined,
-): Job {
-  const { job } = entry;
-  return {
-    ...job,
-    state: "ended",
-    pid: Number(exit?.get("pid") ?? job.pid),
-    ...(exit && { startedAt: new Date(Number(exit.get("started_ns")) / 1e6) }),
-    endedAt: exit ? new Date(Number(exit.get("ended_ns")) / 1e6) : new Date(),
-    ended: endedOf(exit, usage, entry, lost),
-    usage,
-    output: exit
-      ? { size: Number(exit.get("size")), first: Number(exit.get("first")), dropped: Number(exit.get("dropped")) }
-      : extentOf(entry),
-  };
 }

@@ -1,9 +1,9 @@
-import type { DatabaseSync, SQLOutputValue } from "node:sqlite";
+import { DatabaseSync, type SQLOutputValue } from "node:sqlite";
 import { databasePath, openDatabase, unusable } from "./database.ts";
 import type { Job } from "./job.ts";
 import { interruption, thisBoot, type Boot } from "./process.ts";
 
-const VERSION = 1;
+export const VERSION = 1;
 
 const SCHEMA = `
   CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -91,7 +91,7 @@ function decodeRow(text: string, seq: number): Job {
   }
 }
 
-function record(row: Readonly<{ [column: string]: SQLOutputValue }> | undefined): Record | undefined {
+export function record(row: Readonly<{ [column: string]: SQLOutputValue }> | undefined): Record | undefined {
   if (row === undefined) return undefined;
   const { seq, job, stopped_by: stoppedBy, request_id: requestId } = row;
   return {
@@ -120,6 +120,19 @@ export function openJournal(stateDir: string): Journal {
     database.close();
     throw unusable(path, error);
   }
+}
+
+/** A journal at `path` that holds `jobs` alone, in this order; on the disk when this returns. */
+export function makeJournal(path: string, instance: string, jobs: Iterable<Omit<Record, "seq">>): void {
+  using database = new DatabaseSync(path);
+  database.exec(`PRAGMA synchronous = FULL; BEGIN; ${SCHEMA} PRAGMA user_version = ${VERSION};`);
+  database.prepare("INSERT INTO meta VALUES ('instance', ?)").run(instance);
+  const insert = database.prepare(
+    "INSERT INTO jobs (id, owner, request_id, state, stopped_by, job) VALUES (?, ?, ?, ?, ?, ?)",
+  );
+  for (const { job, requestId, stoppedBy } of jobs)
+    insert.run(job.id, job.owner, requestId ?? null, job.state, stoppedBy ?? null, encode(job));
+  database.exec("COMMIT");
 }
 
 function journalIn(database: DatabaseSync, path: string): Journal {

@@ -1,10 +1,10 @@
-import { closeSync, constants, existsSync, openSync, readFileSync, readdirSync, rmSync, unlinkSync } from "node:fs";
-import { constants as os } from "node:os";
+import { existsSync, readFileSync, readdirSync, rmSync, unlinkSync } from "node:fs";
+import { constants } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { killGroup, readLimits, removeGroup } from "./cgroup.ts";
 import { track, type Context } from "./context.ts";
-import { order } from "./control.ts";
+import { isSupervised, order } from "./control.ts";
 import { gone, killedBy } from "./end.ts";
 import { readExit } from "./exit.ts";
 import type { Job } from "./job.ts";
@@ -118,16 +118,6 @@ async function decided(entry: Running): Promise<boolean> {
   }
 }
 
-/** Somebody reads its FIFO: opening one for writing alone fails otherwise (fifo(7)). */
-function isSupervised(directory: string): boolean {
-  try {
-    closeSync(openSync(join(directory, "control"), constants.O_WRONLY | constants.O_NONBLOCK));
-    return true;
-  } catch {
-    return false;
-  }
-}
-
 /** Of a start that did not happen. A supervisor that yet comes to start it finds its index gone, and ends it (log.c). */
 function discardDirectory(directory: string): void {
   try {
@@ -135,7 +125,7 @@ function discardDirectory(directory: string): void {
   } catch {
     // It is not there.
   }
-  order(directory, os.signals.SIGKILL, 0);
+  order(directory, constants.signals.SIGKILL, 0);
   rmSync(directory, { recursive: true, force: true });
 }
 

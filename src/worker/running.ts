@@ -70,7 +70,7 @@ export function usageOf(entry: Running, exit?: Exit): Usage {
   };
 }
 
-export function extentOf(entry: Pick<Running, "directory" | "job">): Job["output"] {
+export function extentOf(entry: Running): Job["output"] {
   try {
     using output = openLog(entry.directory);
     return output.extent();
