@@ -1,5 +1,5 @@
 import { execFileSync } from "node:child_process";
-import { closeSync, mkdirSync, openSync, readFileSync, readdirSync, statSync, writeFileSync, writeSync } from "node:fs";
+import { readdirSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { describe, expect, test } from "vitest";
@@ -168,48 +168,6 @@ describe("two workers on one state directory:", () => {
     await daemon.kill();
     await using worker = await testWorker({ stateDir });
     expect(worker.query(id).state).toBe("running");
-  });
-});
-
-describe("a journal that cannot be read is refused with its path, and left as it is:", () => {
-  const overwrite = (path: string, from: number, to: number): void => {
-    const file = openSync(path, "r+");
-    writeSync(file, Buffer.alloc(to - from, "A"), 0, to - from, from);
-    closeSync(file);
-  };
-  test.each<[string, (path: string) => void, string]>([
-    ["no database at all", (path) => writeFileSync(path, "these are my notes\n".repeat(100)), "not a database"],
-    ["cut short", (path) => writeFileSync(path, readFileSync(path).subarray(0, 5000)), "malformed"],
-    ["a damaged schema", (path) => overwrite(path, 105, 4000), "malformed"],
-    ["damaged rows", (path) => overwrite(path, 4096, statSync(path).size), "malformed"],
-    ["of a newer version", (path) => setVersion(path, 2), "newer version of jobs (2; this one writes 1)"],
-  ])("%s", async (_what, damage, message) => {
-    using directory = testDirectory();
-    const path = join(directory.path, "journal.db");
-    {
-      using journal = openJournal(directory.path);
-      for (let i = 0; i < 100; i++) journal.insert(job(`j${i}`, { state: "running" }), undefined);
-    }
-    damage(path);
-    const before = readFileSync(path);
-    for (const [, options] of modes) {
-      const error = await refused(() => testWorker({ ...options, stateDir: directory.path }));
-      expect(error.code).toBe("unavailable");
-      expect(error.message).toContain(message);
-      expect(error.message).toContain(path);
-      expect(readFileSync(path)).toEqual(before);
-    }
-  });
-
-  function setVersion(path: string, version: number): void {
-    using database = new DatabaseSync(path);
-    database.exec(`PRAGMA user_version = ${version}`);
-  }
-
-  test("a directory", async () => {
-    using directory = testDirectory();
-    mkdirSync(join(directory.path, "journal.db"));
-    expect(await refused(() => testWorker({ stateDir: directory.path }))).toMatchObject({ code: "unavailable" });
   });
 });
 

@@ -4,15 +4,14 @@ import { JobError } from "./errors.ts";
 
 /**
  * Keeps every other process from the state directory until disposed, whatever becomes of the journal in it. Node has no
- * flock(2); SQLite takes fcntl(2)'s locks, and the kernel lets go of them with the process. Nothing is ever written to
- * the file. Throws JobError `unavailable`, with `reason: "locked"` when somebody has it.
+ * flock(2); SQLite takes fcntl(2)'s locks, and the kernel lets go of them with the process. The file stays empty. Throws JobError `unavailable`, with `reason: "locked"` when somebody has it.
  */
 export function lockDirectory(stateDir: string): Disposable {
   const path = join(stateDir, "lock");
   let database: DatabaseSync | undefined;
   try {
     database = new DatabaseSync(path);
-    database.exec("BEGIN EXCLUSIVE");
+    database.exec("PRAGMA journal_mode = MEMORY; BEGIN EXCLUSIVE");
   } catch (error) {
     database?.close();
     const message = error instanceof Error ? error.message : String(error);
