@@ -74,8 +74,8 @@ export interface Host extends AsyncDisposable {
   launch(args: readonly string[], env?: NodeJS.ProcessEnv): Running;
   /** Starts a job and returns its id. */
   start(...command: readonly string[]): Promise<string>;
-  /** Kills the daemon as a crash would, and starts another one on the same address and state. */
-  crash(): Promise<void>;
+  /** Kills the daemon as a crash would, and starts another one on the same address and state; `meanwhile` comes between. */
+  crash(meanwhile?: () => unknown): Promise<void>;
 }
 
 /** Resolves once the daemon is ready. Disposing stops its jobs, ends it and removes all that it made. */
@@ -114,9 +114,10 @@ export async function startHost(flags: readonly string[] = []): Promise<Host> {
       if (stdout === "") throw new Error(stderr);
       return stdout.trim();
     },
-    async crash() {
+    async crash(meanwhile) {
       daemon.child.kill("SIGKILL");
       await daemon.ended;
+      await meanwhile?.();
       ({ daemon } = await boot(server));
     },
     async [Symbol.asyncDispose]() {

@@ -46,7 +46,10 @@ beforeAll(async () => {
   await using daemon = await testDaemon({ stateDir: killed });
   for (let i = 0; i < JOBS; i++) await daemon.start(run("echo", "x".repeat(1000)));
   await until("the last has ended", () => {
-    const [last = ""] = readdirSync(join(killed, "jobs")).filter((name) => !name.startsWith(".")).toSorted().toReversed();
+    const [last = ""] = readdirSync(join(killed, "jobs"))
+      .filter((name) => !name.startsWith("."))
+      .toSorted()
+      .toReversed();
     return existsSync(join(killed, "jobs", last, "exit"));
   });
   await daemon.kill();
@@ -102,7 +105,13 @@ describe("a journal that cannot be used is told in one line, with what helps, an
     ["cut in the middle", closed, (path) => truncateSync(path, Math.floor(statSync(path).size / 2)), /malformed/],
     ["random bytes", closed, (path) => writeFileSync(path, randomBytes(20_000)), /not a database/],
     ["zeros", closed, (path) => writeFileSync(path, Buffer.alloc(20_000)), /not a database/],
-    ["text", closed, (path) => writeFileSync(path, "my notes\n".repeat(99)), /not a database, but text/, /another --state/],
+    [
+      "text",
+      closed,
+      (path) => writeFileSync(path, "my notes\n".repeat(99)),
+      /not a database, but text/,
+      /another --state/,
+    ],
     ["a damaged schema", closed, (path) => overwrite(path, 105, randomBytes(3000)), /malformed|damaged/],
     ["damaged rows", closed, (path) => overwrite(path, PAGE, randomBytes(statSync(path).size - PAGE)), /malformed/],
     [
@@ -225,7 +234,15 @@ const OPEN = `
 
 /** Opens a worker as a user of the host. */
 function openAs(uid: number, stateDir: string): { readonly stderr: string; readonly status: number | null } {
-  const args = [`--reuid=${uid}`, `--regid=${uid}`, "--clear-groups", process.execPath, "--input-type=module", "-e", OPEN];
+  const args = [
+    `--reuid=${uid}`,
+    `--regid=${uid}`,
+    "--clear-groups",
+    process.execPath,
+    "--input-type=module",
+    "-e",
+    OPEN,
+  ];
   return spawnSync("setpriv", [...args, stateDir], { encoding: "utf8" });
 }
 

@@ -1,4 +1,14 @@
-import { accessSync, closeSync, constants, existsSync, openSync, opendirSync, readSync, rmSync, statSync } from "node:fs";
+import {
+  accessSync,
+  closeSync,
+  constants,
+  existsSync,
+  openSync,
+  opendirSync,
+  readSync,
+  rmSync,
+  statSync,
+} from "node:fs";
 import { dirname, join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { pathToFileURL } from "node:url";
@@ -22,7 +32,7 @@ export function databasePath(stateDir: string): string {
 export function hasJobs(jobsDir: string): boolean {
   if (!existsSync(jobsDir)) return false;
   using directory = opendirSync(jobsDir);
-  for (let entry; (entry = directory.readSync()); ) if (!entry.name.startsWith(".")) return true;
+  for (let entry; (entry = directory.readSync());) if (!entry.name.startsWith(".")) return true;
   return false;
 }
 
@@ -122,7 +132,12 @@ function number(database: DatabaseSync, pragma: string): number {
   return Number(database.prepare(`PRAGMA ${pragma}`).get()?.[pragma]);
 }
 
-function checkContent(path: string, database: DatabaseSync, version: number, see: (database: DatabaseSync) => void): void {
+function checkContent(
+  path: string,
+  database: DatabaseSync,
+  version: number,
+  see: (database: DatabaseSync) => void,
+): void {
   const written = number(database, "user_version");
   const application = number(database, "application_id");
   const tables = database

@@ -42,7 +42,8 @@ export function openJobFiles(journal: Journal, log: (message: string, facts: obj
       writeJobFile(journal.instance, entry);
     } catch (error) {
       // Without its directory a job is lost, which is told elsewhere.
-      if (codeOf(error) !== "ENOENT") log("a job's record could not be written beside its output", { job: entry.job.id, error });
+      if (codeOf(error) !== "ENOENT")
+        log("a job's record could not be written beside its output", { job: entry.job.id, error });
     }
   }
 

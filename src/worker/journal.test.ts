@@ -1,11 +1,11 @@
 import { execFileSync } from "node:child_process";
-import { readdirSync, statSync } from "node:fs";
+import { copyFileSync, readdirSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { describe, expect, test } from "vitest";
 import type { Job } from "./job.ts";
-import { openJournal } from "./journal.ts";
-import { jobDirectories, modes, refused, run, testDaemon, testDirectory, testWorker, waits } from "./testing.ts";
+import { openJournal, VERSION } from "./journal.ts";
+import { jobDirectories, refused, run, testDaemon, testDirectory, testWorker, waits } from "./testing.ts";
 
 function job(id: string, more: Partial<Job> = {}): Job {
   return {
@@ -187,4 +187,56 @@ test("only its owner can look into the state directory", async () => {
   for (const path of [worker.stateDir, join(worker.stateDir, "jobs"), worker.directory(started.id)])
     expect({ path, mode: statSync(path).mode & 0o777 }).toEqual({ path, mode: 0o700 });
   expect(execFileSync("find", [worker.stateDir, "-perm", "/o+w", "-not", "-type", "l"]).toString()).toBe("");
+});
+
+describe("a journal that an earlier version wrote", () => {
+  const fixtures = join(import.meta.dirname, "testdata");
+
+  test("is there for each version, as a daemon of that version left it", () => {
+    expect(readdirSync(fixtures).toSorted()).toEqual(
+      Array.from({ length: VERSION }, (_, i) => `journal-${i + 1}.db`).toSorted(),
+    );
+  });
+
+  test.each(Array.from({ length: VERSION }, (_, i) => i + 1))("%i: its jobs are as they were", (version) => {
+    using directory = testDirectory();
+    const path = join(directory.path, "journal.db");
+    copyFileSync(join(fixtures, `journal-${version}.db`), path);
+    const written = (): unknown[] => {
+      using database = new DatabaseSync(path, { readOnly: true });
+      return database
+        .prepare("SELECT seq, id, owner, request_id, state, stopped_by, json(job) AS job FROM jobs ORDER BY seq DESC")
+        .all();
+    };
+    const before = written();
+    {
+      using journal = openJournal(directory.path);
+      expect(journal.instance).toBe("8ae861bb");
+      expect(journal.alive().map(({ job: { command, args, state } }) => ({ command, args, state }))).toEqual([
+        { command: "sleep", args: ["1000"], state: "starting" },
+      ]);
+      const kept = journal.list(() => true, Number.MAX_SAFE_INTEGER, 100);
+      expect(kept.map(({ job: each }) => each.ended?.how)).toEqual([
+        undefined,
+        { kind: "lost", reason: "its supervisor ended without a record" },
+        { kind: "stopped", by: "writer", escalated: true },
+        { kind: "stopped", by: "writer", escalated: false },
+        { kind: "timed-out", limitMs: 200 },
+        { kind: "signalled", signal: 9, coreDumped: false },
+        { kind: "exited", code: 3 },
+      ]);
+      const first = kept.at(-1);
+      expect(first?.job).toMatchObject({
+        id: "w1.01m88s2fybkt648gw0v0b9ghxn",
+        args: ["-c", "echo out; echo err >&2; exit 3"],
+        labels: new Map([["team", "blue"]]),
+        createdAt: new Date("2026-11-25T07:17:42.627Z"),
+        usage: { elapsedMs: 1.053001, fromCgroup: true },
+        output: { size: 8, first: 0, dropped: 0 },
+      });
+      expect(journal.findRequest("writer", "649439f9-cbcc-4fec-9f46-688e19c41800")).toEqual(first);
+      for (const { job: each } of kept) journal.update(each);
+    }
+    expect(written()).toEqual(before);
+  });
 });

@@ -1,5 +1,5 @@
 import { DatabaseSync, type SQLOutputValue } from "node:sqlite";
-import { databasePath, openDatabase, unusable } from "./database.ts";
+import { APPLICATION_ID, databasePath, openDatabase, unusable } from "./database.ts";
 import type { Job } from "./job.ts";
 import { interruption, thisBoot, type Boot } from "./process.ts";
 
@@ -141,7 +141,8 @@ function journalIn(database: DatabaseSync, path: string): Journal {
   const meta = (key: string): string | undefined => getMeta.get(key)?.["value"]?.toString();
   const boot = thisBoot();
   const lastHost = meta("boot_id");
-  const interrupted = lastHost === undefined ? undefined : interruption({ host: lastHost, init: meta("init") ?? boot.init }, boot);
+  const interrupted =
+    lastHost === undefined ? undefined : interruption({ host: lastHost, init: meta("init") ?? boot.init }, boot);
   const clean = meta("open") === undefined;
   database.exec("BEGIN");
   setMeta.run("boot_id", boot.host);
@@ -149,7 +150,7 @@ function journalIn(database: DatabaseSync, path: string): Journal {
   setMeta.run("open", "1");
   if (meta("instance") === undefined) setMeta.run("instance", crypto.randomUUID().slice(0, 8));
   // In the database itself: a -wal that is removed takes only jobs with it, and it shows.
-  database.exec("COMMIT; PRAGMA wal_checkpoint(TRUNCATE)");
+  database.exec(`PRAGMA application_id = ${APPLICATION_ID}; COMMIT; PRAGMA wal_checkpoint(TRUNCATE)`);
 
   const insert = database.prepare("INSERT INTO jobs (id, owner, request_id, state, job) VALUES (?, ?, ?, ?, ?)");
   const update = database.prepare("UPDATE jobs SET state = ?, job = ? WHERE id = ?");

@@ -72,7 +72,7 @@ export function bootOf(born: string): Boot {
  */
 export function killTree(pid: number, born: string | undefined, boot: Boot, fresh: boolean): void {
   const killed = new Set<string>();
-  for (let before = -1; before < killed.size; ) {
+  for (let before = -1; before < killed.size;) {
     before = killed.size;
     for (const each of treeOf(pid, born, boot, fresh)) {
       // Looked at again, because reading all of /proc takes a while.
@@ -92,7 +92,7 @@ function treeOf(pid: number, born: string | undefined, boot: Boot, fresh: boolea
   if (pid <= 0 || (main ? born !== birth(main, boot) : !fresh)) return [];
   const all = readdirSync("/proc").flatMap((name) => (/^\d+$/.test(name) ? (look(Number(name)) ?? []) : []));
   const tree = new Map<number, Process>();
-  for (let before = -1; before < tree.size; ) {
+  for (let before = -1; before < tree.size;) {
     before = tree.size;
     for (const each of all) if (each.session === pid || tree.has(each.parent)) tree.set(each.pid, each);
   }

@@ -22,7 +22,10 @@ export function salvage(path: string): Salvaged {
     using database = new DatabaseSync(path);
     const version = Number(database.prepare("PRAGMA user_version").get()?.["user_version"]);
     if (version > VERSION)
-      throw new JobError("unavailable", `the journal is of a newer version of jobs (${version}; this one writes ${VERSION})`);
+      throw new JobError(
+        "unavailable",
+        `the journal is of a newer version of jobs (${version}; this one writes ${VERSION})`,
+      );
     return { instance: instanceIn(database), ...rowsOf(database, statSync(path).size) };
   } catch (error) {
     if (error instanceof JobError) throw error;
