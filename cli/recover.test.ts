@@ -55,6 +55,15 @@ test.each(damages)(
     await using host = await startHost();
     const state = join(host.dir, "state");
     const journal = join(state, "journal.db");
+    const certificates = [
+      "--ca",
+      host.file("ca.crt"),
+      "--cert",
+      host.file("worker.crt"),
+      "--key",
+      host.file("worker.key"),
+    ];
+    const flags = ["--listen", "127.0.0.1:0", "--state", state, ...certificates];
     const { failed, stopped, runs, pid } = await threeJobs(host);
     expect(await recover(host)).toMatchObject({ code: 1, stderr: expect.stringContaining("another jobsd uses") });
     await host.crash(async () => {
