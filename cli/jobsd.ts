@@ -41,7 +41,11 @@ const flags: readonly Flag[] = [
     name: "check",
     about: "tell what jobs can be limited and kept apart by here, and start nothing; no flag is needed",
   },
-  { name: "json", about: "with --check: the findings as JSON" },
+  {
+    name: "recover",
+    about: "make the journal of --state anew, of what its jobs' directories tell, keep the old one, and start nothing",
+  },
+  { name: "json", about: "with --check and --recover: what was found as JSON" },
 ];
 
 // Beside cli/ and beside dist/, which holds this file once it is built.
@@ -62,7 +66,11 @@ const program: Program = {
       flags,
       examples: ["--listen 0.0.0.0:7443 --state /var/lib/jobs --ca ca.crt --cert worker.crt --key worker.key"],
       run: async (given) =>
-        given.on("check") ? (await import("./check.ts")).check(given, hostOptions(given)) : daemon(given),
+        given.on("check")
+          ? (await import("./check.ts")).check(given, hostOptions(given))
+          : given.on("recover")
+            ? (await import("./recover.ts")).recover(given)
+            : daemon(given),
     },
   ],
 };

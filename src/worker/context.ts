@@ -3,6 +3,7 @@ import { notFound } from "./errors.ts";
 import { isId } from "./id.ts";
 import type { Ids } from "./ids.ts";
 import type { Job } from "./job.ts";
+import type { JobFiles } from "./job-file.ts";
 import type { Record as Kept } from "./journal.ts";
 import type { CheckedOptions } from "./options.ts";
 import type { PatientJournal } from "./pending.ts";
@@ -15,6 +16,7 @@ export interface Context {
   /** Holds each job's directory. */
   readonly jobsDir: string;
   readonly journal: PatientJournal;
+  readonly files: JobFiles;
   readonly hierarchy: Hierarchy;
   readonly ids: Ids;
   readonly spawner: Spawner;

@@ -11,8 +11,10 @@ import { isolationOf } from "./isolation.ts";
 import type { Job, JobSpec } from "./job.ts";
 import { sortBehind } from "./id.ts";
 import { openIds } from "./ids.ts";
+import { openJobFiles } from "./job-file.ts";
 import { openJournal } from "./journal.ts";
 import { list, type ListFilter, type Listed } from "./list.ts";
+import { lockDirectory } from "./lock.ts";
 import { checkOptions, checkSupervisor, type WorkerOptions } from "./options.ts";
 import type { StreamOptions } from "./output.ts";
 import { patient } from "./pending.ts";
@@ -59,6 +61,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   const { jobsDir, sparesDir } = openDirectory(stateDir);
   checkSupervisor(options.supervisor);
   using opened = new DisposableStack();
+  const lock = opened.use(lockDirectory(stateDir));
   const journal = opened.use(patient(openJournal(stateDir), options.log));
   const [newest] = journal.list(() => true, Number.MAX_SAFE_INTEGER, 1);
   if (newest) sortBehind(newest.job.id);
@@ -70,10 +73,12 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   const spawner = opened.use(
     openSpawner(options.supervisor, sparesDir, isolation, (message) => options.log("error", message)),
   );
+  const files = opened.use(openJobFiles(journal, (message, facts) => options.log("error", message, facts)));
   const context: Context = {
     options,
     jobsDir,
     journal,
+    files,
     hierarchy,
     ids,
     spawner,
@@ -81,7 +86,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
     requests: new Map(),
     closed: false,
   };
-  recover(context);
+  await recover(context);
   ids.refill();
   fillReserve();
   await spawner.ready;
@@ -105,12 +110,12 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
     update: (id, resources) => update(context, id, resources),
     stats: (id, how) => stats(context, id, how),
     examine: () => (examining ??= examine({ ...options, stateDir, hierarchy }).finally(() => (examining = undefined))),
-    close: () => close(context),
+    close: () => close(context).finally(() => lock[Symbol.dispose]()),
   };
 }
 
 async function close(context: Context): Promise<void> {
-  const { hierarchy, ids, journal, running, spawner } = context;
+  const { files, hierarchy, ids, journal, running, spawner } = context;
   context.closed = true;
   await Promise.allSettled([...running.values()].flatMap(({ launched, updates }) => [launched.promise, updates]));
   await spawner.close();
@@ -119,6 +124,7 @@ async function close(context: Context): Promise<void> {
     entry.ended.reject(new JobError("unavailable", "the worker is closing"));
     for (const wake of entry.followers) wake();
   }
+  files[Symbol.dispose]();
   journal[Symbol.dispose]();
   ids[Symbol.dispose]();
   leave(hierarchy);
