@@ -61,7 +61,8 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   opened.defer(() => leave(hierarchy));
   const ids = opened.use(openIds(options.name, hierarchy));
   removeSpares(jobsDir);
-  const isolation = isolationOf({ ...options, hidden: [stateDir, ...(options.hidden ?? [])] }, hierarchy);
+  const hidden = [stateDir, ...(options.archive?.kind === "directory" ? [resolve(options.archive.path)] : [])];
+  const isolation = isolationOf({ ...options, hidden: [...hidden, ...(options.hidden ?? [])] }, hierarchy);
   const spawner = opened.use(
     openSpawner(options.supervisor, jobsDir, isolation, (message) => options.log("error", message)),
   );

@@ -1,5 +1,4 @@
 import { setTimeout as delay } from "node:timers/promises";
-import type { CheckedOptions } from "../options.ts";
 import { directoryStore } from "./directory.ts";
 import { reasonOf, type Place, type Store } from "./store.ts";
 
@@ -21,7 +20,7 @@ export interface Archive extends AsyncDisposable {
 interface Moves {
   /** Moves a job's log; may be called again after it has failed, or was cut at any point. */
   readonly move: (store: Store, id: string, signal: AbortSignal) => Promise<void>;
-  readonly log: CheckedOptions["log"];
+  readonly log: (level: "info" | "error", message: string, facts: object) => void;
   readonly pauses?: Pauses | undefined;
 }
 
@@ -38,12 +37,12 @@ export async function openArchive(place: Place, { move, log, pauses = PAUSES }: 
   let moving: Promise<void> | undefined;
 
   async function moveAll(): Promise<void> {
-    let pauseMs = pauses.firstMs;
+    let tries = 0;
     for (let id = first(waiting); id !== undefined && !signal.aborted; id = first(waiting)) {
       try {
         await move(store, id, signal);
         waiting.delete(id);
-        pauseMs = pauses.firstMs;
+        tries = 0;
         if (failed.delete(id)) tell(undefined);
       } catch (error) {
         if (signal.aborted) break;
@@ -52,9 +51,8 @@ export async function openArchive(place: Place, { move, log, pauses = PAUSES }: 
         waiting.add(id);
         failed.add(id);
         tell(reasonOf(error), { job: id });
-        // Half of it by chance, so that many daemons do not come back at the same moment.
-        await delay(pauseMs * (0.5 + Math.random() / 2), undefined, { signal }).catch(() => {});
-        pauseMs = Math.min(pauseMs * 2, pauses.lastMs);
+        tries += 1;
+        await delay(pauseMs(tries, pauses, Math.random()), undefined, { signal }).catch(() => {});
       }
     }
     moving = undefined; // in one go with finding that nothing waits
@@ -81,6 +79,11 @@ export async function openArchive(place: Place, { move, log, pauses = PAUSES }: 
       store[Symbol.dispose]();
     },
   };
+}
+
+/** After so many failures in a row; `chance`, 0 to 1, keeps many daemons from coming back at the same moment. */
+export function pauseMs(tries: number, { firstMs, lastMs }: Pauses, chance: number): number {
+  return Math.min(firstMs * 2 ** (tries - 1), lastMs) * (0.5 + chance / 2);
 }
 
 function first<T>(set: ReadonlySet<T>): T | undefined {
