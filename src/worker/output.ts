@@ -1,4 +1,3 @@
-import { read, readSync } from "node:fs";
 import type { OutputExtent } from "./job.ts";
 import type { Log, Source } from "./log.ts";
 
@@ -46,14 +45,6 @@ export interface Live {
 }
 
 const CHUNK_BYTES = 256 * 1024;
-const SYNC_READ_BYTES = 16 * 1024; // below it, a copy from the page cache costs less than a trip to another thread
-
-function readAt(fd: number, buffer: Buffer, offset: number): number | Promise<number> {
-  if (buffer.length <= SYNC_READ_BYTES) return readSync(fd, buffer, 0, buffer.length, offset);
-  return new Promise((resolve, reject) => {
-    read(fd, buffer, 0, buffer.length, offset, (error, count) => (error ? reject(error) : resolve(count)));
-  });
-}
 
 /** Where a stream of the log's last `count` bytes or lines of `source` begins. */
 async function tailOffset(
@@ -76,7 +67,7 @@ async function tailOffset(
       from = to;
     }
     const bytes = Buffer.allocUnsafeSlow(high - low);
-    if (position.kind === "tail-lines") await readAt(log.output, bytes, low);
+    if (position.kind === "tail-lines") await log.output.read(bytes, low);
     for (const { from, to } of runs.toReversed()) {
       if (position.kind === "tail-bytes") {
         if (left <= to - from) return to - left;
@@ -131,7 +122,10 @@ export async function* readOutput(log: Log, live: Live, options: StreamOptions):
     buffers ??= [Buffer.allocUnsafeSlow(CHUNK_BYTES), Buffer.allocUnsafeSlow(CHUNK_BYTES)];
     buffers.reverse();
     const bytes = buffers[0].subarray(0, end - from);
-    return { offset: from, end, source: found, timeMs, bytes, count: readAt(log.output, bytes, from) };
+    const count = log.output.read(bytes, from);
+    // It may fail while nobody waits for it yet.
+    if (typeof count !== "number") count.catch(() => {});
+    return { offset: from, end, source: found, timeMs, bytes, count };
   }
 
   try {
@@ -171,6 +165,6 @@ export async function* readOutput(log: Log, live: Live, options: StreamOptions):
     return offset;
   } finally {
     signal?.removeEventListener("abort", notify);
-    await ahead?.count; // the log must not be closed under a read
+    await Promise.allSettled([ahead?.count]); // the log must not be closed under a read
   }
 }
