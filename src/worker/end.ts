@@ -13,7 +13,7 @@ export function gone(context: Context, entry: Running): void {
 }
 
 async function finish(context: Context, entry: Running): Promise<void> {
-  const { journal, options, running, spawner } = context;
+  const { archive, journal, options, running, spawner } = context;
   if (context.closed) return;
   const exit = readExit(entry.directory);
   if (!exit && entry.group !== undefined) killGroup(entry.group);
@@ -39,7 +39,10 @@ async function finish(context: Context, entry: Running): Promise<void> {
   for (const wake of entry.followers) wake();
   setImmediate(() => {
     // Those who waited for the end have been answered.
-    if (!context.closed) spawner.refill();
+    if (!context.closed) {
+      spawner.refill();
+      archive?.add(entry.job.id);
+    }
     options.log("info", "job ended", { job: entry.job.id, how: entry.job.ended?.how });
   });
 }

@@ -1,10 +1,11 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import { DatabaseSync, type SQLOutputValue } from "node:sqlite";
+import { logRecords, type LogRecords } from "./archive/records.ts";
 import { JobError } from "./errors.ts";
 import type { Job } from "./job.ts";
 
-const VERSION = 1;
+const VERSION = 2;
 
 const SCHEMA = `
   CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -21,6 +22,14 @@ const SCHEMA = `
   CREATE INDEX jobs_alive ON jobs (state) WHERE state <> 'ended';
 `;
 
+/** Where an ended job's log is, and what of it is on this disk. */
+const LOGS = `
+  ALTER TABLE jobs ADD COLUMN ended_at INTEGER;
+  ALTER TABLE jobs ADD COLUMN log TEXT;
+  ALTER TABLE jobs ADD COLUMN log_bytes INTEGER;
+  UPDATE jobs SET log = 'kept' WHERE state = 'ended';
+`;
+
 /** A job as it is kept: all of it but what only a running one has. */
 export interface Record {
   readonly seq: number;
@@ -34,6 +43,7 @@ export interface Journal extends Disposable {
   readonly instance: string;
   /** The host has been booted since the journal was last open: nothing that ran then runs now. */
   readonly rebooted: boolean;
+  readonly logs: LogRecords;
   insert(job: Job, requestId: string | undefined): number;
   update(job: Job): void;
   stopping(id: string, by: string): void;
@@ -110,7 +120,8 @@ function openDatabase(path: string): DatabaseSync {
         "unavailable",
         `${path} is of a newer version of jobs (${version}; this one writes ${VERSION})`,
       );
-    if (version === 0) database.exec(`BEGIN; ${SCHEMA} PRAGMA user_version = ${VERSION}; COMMIT;`);
+    if (version < 1) database.exec(`BEGIN; ${SCHEMA} PRAGMA user_version = 1; COMMIT;`);
+    if (version < 2) database.exec(`BEGIN; ${LOGS} PRAGMA user_version = 2; COMMIT;`);
     return database;
   } catch (error) {
     database?.close();
@@ -139,7 +150,9 @@ function journalIn(database: DatabaseSync, path: string): Journal {
   if (!getMeta.get("instance")) setMeta.run("instance", crypto.randomUUID().slice(0, 8));
 
   const insert = database.prepare("INSERT INTO jobs (id, owner, request_id, state, job) VALUES (?, ?, ?, ?, ?)");
-  const update = database.prepare("UPDATE jobs SET state = ?, job = ? WHERE id = ?");
+  const update = database.prepare(
+    "UPDATE jobs SET state = ?1, job = ?2, log = CASE ?1 WHEN 'ended' THEN coalesce(log, 'kept') END WHERE id = ?3",
+  );
   const stopping = database.prepare("UPDATE jobs SET stopped_by = coalesce(stopped_by, ?) WHERE id = ?");
   const remove = database.prepare("DELETE FROM jobs WHERE id = ?");
   const columns = "SELECT seq, job, stopped_by FROM jobs";
@@ -152,6 +165,7 @@ function journalIn(database: DatabaseSync, path: string): Journal {
   return {
     instance: String(getMeta.get("instance")?.["value"]),
     rebooted: lastBootId !== undefined && lastBootId !== bootId,
+    logs: logRecords(database),
     insert: (job, requestId) =>
       Number(insert.run(job.id, job.owner, requestId ?? null, job.state, encode(job)).lastInsertRowid),
     update: (job) => void update.run(job.state, encode(job), job.id),

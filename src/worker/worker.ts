@@ -1,5 +1,7 @@
 import { rmdirSync } from "node:fs";
 import { resolve } from "node:path";
+import { openArchive, type Moves } from "./archive/archive.ts";
+import { moveLog } from "./archive/move.ts";
 import { openHierarchy, type Hierarchy } from "./cgroup.ts";
 import { find, isRunning, type Context } from "./context.ts";
 import { openDirectory } from "./directory.ts";
@@ -10,9 +12,9 @@ import { describeHost } from "./host.ts";
 import { isolationOf } from "./isolation.ts";
 import type { Job, JobSpec } from "./job.ts";
 import { openIds } from "./ids.ts";
-import { openJournal } from "./journal.ts";
+import { openJournal, type Journal } from "./journal.ts";
 import { list, type ListFilter, type Listed } from "./list.ts";
-import { checkOptions, checkSupervisor, type WorkerOptions } from "./options.ts";
+import { checkOptions, checkSupervisor, type CheckedOptions, type WorkerOptions } from "./options.ts";
 import type { StreamOptions } from "./output.ts";
 import { recover, removeSpares } from "./recovery.ts";
 import type { LinuxResources } from "./resources.ts";
@@ -55,7 +57,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   const stateDir = resolve(options.stateDir);
   const jobsDir = openDirectory(stateDir);
   checkSupervisor(options.supervisor);
-  using opened = new DisposableStack();
+  await using opened = new AsyncDisposableStack();
   const journal = opened.use(openJournal(stateDir));
   const hierarchy = openHierarchy(`jobs-${journal.instance}`, options.cgroup);
   opened.defer(() => leave(hierarchy));
@@ -66,7 +68,9 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   const spawner = opened.use(
     openSpawner(options.supervisor, jobsDir, isolation, (message) => options.log("error", message)),
   );
+  const archive = options.archive && opened.use(await openArchive(options.archive, movesOf(options, jobsDir, journal)));
   const context: Context = {
+    archive,
     options,
     jobsDir,
     journal,
@@ -78,6 +82,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
     closed: false,
   };
   recover(context);
+  if (archive) for (const id of journal.logs.here()) archive.add(id);
   ids.refill();
   await spawner.ready;
   opened.move(); // close() lets go of them
@@ -105,10 +110,11 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
 }
 
 async function close(context: Context): Promise<void> {
-  const { hierarchy, ids, journal, running, spawner } = context;
+  const { archive, hierarchy, ids, journal, running, spawner } = context;
   context.closed = true;
   await Promise.allSettled([...running.values()].flatMap(({ launched, updates }) => [launched.promise, updates]));
   await spawner.close();
+  await archive?.[Symbol.asyncDispose]();
   for (const entry of running.values()) {
     entry.watcher?.close();
     entry.ended.reject(new JobError("unavailable", "the worker is closing"));
@@ -117,6 +123,15 @@ async function close(context: Context): Promise<void> {
   journal[Symbol.dispose]();
   ids[Symbol.dispose]();
   leave(hierarchy);
+}
+
+/** How logs are moved into the archive. */
+function movesOf({ archivePauses, log }: CheckedOptions, jobsDir: string, journal: Journal): Moves {
+  return {
+    log,
+    pauses: archivePauses,
+    move: (store, id, signal) => moveLog({ jobsDir, journal }, store, { id, signal }),
+  };
 }
 
 function leave(hierarchy: Hierarchy): void {

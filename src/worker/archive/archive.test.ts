@@ -1,3 +1,4 @@
+import { execFileSync } from "node:child_process";
 import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, test } from "vitest";
@@ -102,4 +103,23 @@ test("disposing ends a pause at once", async () => {
   await until("it is told", () => a.logged.length === 1);
   await a.archive[Symbol.asyncDispose]();
   expect(a.moved).toEqual([]);
+});
+
+test("the client of S3 is loaded by a daemon that has its archive there, and by no other", async () => {
+  using files = testDirectory();
+  const loadedFor = (place: object): string => {
+    const program = `
+      import { registerHooks } from "node:module";
+      const loaded = [];
+      registerHooks({ load: (url, context, next) => (loaded.push(url), next(url, context)) });
+      const { openWorker } = await import(${JSON.stringify(join(import.meta.dirname, "../worker.ts"))});
+      const worker = await openWorker({ stateDir: ${JSON.stringify(join(files.path, "state"))}, ...${JSON.stringify(place)} });
+      await worker.close();
+      console.log(loaded.join("\\n"));`;
+    return execFileSync(process.execPath, ["--input-type=module", "--eval", program], { encoding: "utf8" });
+  };
+  const place = { kind: "s3", bucket: "logs", prefix: "", endpoint: "http://127.0.0.1:1" };
+  expect(loadedFor({ archive: place })).toContain("@aws-sdk/client-s3");
+  expect(loadedFor({})).not.toMatch(/@aws-sdk|@smithy|archive\/s3/);
+  expect(loadedFor({ archive: { kind: "directory", path: files.path } })).not.toMatch(/@aws-sdk|@smithy|archive\/s3/);
 });

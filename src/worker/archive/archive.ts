@@ -17,7 +17,7 @@ export interface Archive extends AsyncDisposable {
   add(id: string): void;
 }
 
-interface Moves {
+export interface Moves {
   /** Moves a job's log; may be called again after it has failed, or was cut at any point. */
   readonly move: (store: Store, id: string, signal: AbortSignal) => Promise<void>;
   readonly log: (level: "info" | "error", message: string, facts: object) => void;
