@@ -179,7 +179,7 @@ describe("a journal that cannot be read is refused with its path, and left as it
     ["cut short", (path) => writeFileSync(path, readFileSync(path).subarray(0, 5000)), "malformed"],
     ["a damaged schema", (path) => overwrite(path, 105, 4000), "malformed"],
     ["damaged rows", (path) => overwrite(path, 4096, statSync(path).size), "malformed"],
-    ["of a newer version", (path) => setVersion(path, 2), "newer version of jobs (2; this one writes 1)"],
+    ["of a newer version", (path) => setVersion(path, 3), "newer version of jobs (3; this one writes 2)"],
   ])("%s", async (_what, damage, message) => {
     using directory = testDirectory();
     const path = join(directory.path, "journal.db");

@@ -18,6 +18,7 @@ import {
   finished,
   readAll,
   refused,
+  root,
   run,
   sh,
   testDaemon,
@@ -155,6 +156,16 @@ describe("an archive in a directory", () => {
     expect(bytes.length).toBe(output.size - (first.done || first.value.kind === "gap" ? 0 : first.value.bytes.length));
   });
 
+  test.runIf(root)("is hidden from jobs of the worker's own user", async () => {
+    using files = testDirectory();
+    await using worker = await testWorker({ allowRoot: true, archive: { kind: "directory", path: files.path } });
+    const { id } = await finished(worker, run("echo", "secret"));
+    await moved(worker, id);
+    expect(
+      (await finished(worker, { ...sh(`exec 2> /dev/null; find ${files.path} -type f`), user: "root" })).text,
+    ).toBe("");
+  });
+
   test("is left with no descriptor by readers who go in the middle", async () => {
     using files = testDirectory();
     await using worker = await testWorker({ archive: { kind: "directory", path: files.path } });
@@ -256,6 +267,22 @@ describe.each(servers)("an archive on $name", ({ name, checksums, start }) => {
       }
     },
   );
+
+  test("that is gone in the middle of a stream ends that stream, and no other", async () => {
+    await using stack = new AsyncDisposableStack();
+    const { prefix: _prefix, ...options } = await place(stack);
+    await using worker = await testWorker(options);
+    const { id, output } = await finished(worker, sh(TALKS));
+    await moved(worker, id);
+    const stream = worker.stream(id, {});
+    await stream.next();
+    await proxy.set("refuse");
+    expect(await refused(() => readAll(stream))).toMatchObject({ code: "unavailable" });
+    const { id: here } = await finished(worker, run("echo", "here"));
+    expect((await readAll(worker.stream(here, {}))).text).toBe("here\n");
+    await proxy.set("fair");
+    expect((await readAll(worker.stream(id, {}))).bytes.length).toBe(output.size);
+  });
 
   test("that refuses a secret keeps its reason in the log, and gets the log from the next daemon", async () => {
     await using stack = new AsyncDisposableStack();
