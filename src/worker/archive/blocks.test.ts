@@ -43,6 +43,9 @@ test("who reads on has each block read once, one ahead", async () => {
     expect(file.reads.length).toBeLessThanOrEqual(Math.floor((offset + buffer.length) / BLOCK_BYTES) + 2);
   }
   expect(file.reads).toEqual([0, 1, 2, 3, 4, 5]);
+  // Those before are held no more.
+  await blocks.read(buffer, 0);
+  expect(file.reads).toEqual([0, 1, 2, 3, 4, 5, 0, 1]);
 });
 
 test("a block that could not be read ahead is nobody's failure, and is asked for again", async () => {

@@ -14,7 +14,7 @@ export interface LogRecords {
 
 export function logRecords(database: DatabaseSync): LogRecords {
   const here = database.prepare(
-    "SELECT id FROM jobs WHERE log IN ('kept', 'compressed') OR log_bytes > 0 ORDER BY seq",
+    "SELECT id FROM jobs WHERE log IN ('kept', 'compressed') OR (log = 'archived' AND log_bytes IS NOT 0) ORDER BY seq",
   );
   const isHere = database.prepare("SELECT 1 FROM jobs WHERE id = ? AND log IN ('kept', 'compressed')");
   const isArchived = database.prepare("SELECT 1 FROM jobs WHERE id = ? AND log = 'archived'");

@@ -1,5 +1,6 @@
 import { createHash, randomInt } from "node:crypto";
 import {
+  copyFileSync,
   existsSync,
   mkdirSync,
   readFileSync,
@@ -11,6 +12,7 @@ import {
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
+import { DatabaseSync } from "node:sqlite";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { WorkerOptions } from "../options.ts";
 import type { StreamOptions } from "../output.ts";
@@ -154,6 +156,24 @@ describe("an archive in a directory", () => {
     await moved(worker, id);
     const { bytes } = await readAll(stream);
     expect(bytes.length).toBe(output.size - (first.done || first.value.kind === "gap" ? 0 : first.value.bytes.length));
+  });
+
+  test("leaves nothing here of a log that a daemon has archived and then died", async () => {
+    using files = testDirectory();
+    const archive = { kind: "directory", path: files.path } as const;
+    await using worker = await testWorker({ name: "w", archive });
+    const { id } = await finished(worker, run("echo", "said"));
+    await moved(worker, id);
+    await worker.close();
+    // As it is between the journal's word and the removal of the last file.
+    copyFileSync(join(files.path, "w", id, "output"), join(worker.directory(id), "output"));
+    const journal = new DatabaseSync(join(worker.stateDir, "journal.db"));
+    journal.exec("UPDATE jobs SET log_bytes = NULL");
+    journal.close();
+    await using next = await testWorker({ stateDir: worker.stateDir, archive });
+    await moved(next, id);
+    expect((await readAll(next.stream(id, {}))).text).toBe("said\n");
+    expect(next.logged.filter((line) => line.startsWith("error"))).toEqual([]);
   });
 
   test.runIf(root)("is hidden from jobs of the worker's own user", async () => {
