@@ -3,7 +3,7 @@ import { join, resolve } from "node:path";
 import { openArchivedLog } from "./archive/log.ts";
 import { keyOf } from "./archive/move.ts";
 import { find, isRunning, type Context } from "./context.ts";
-import { JobError, invalid } from "./errors.ts";
+import { JobError, codeOf, invalid } from "./errors.ts";
 import type { Job } from "./job.ts";
 import type { Record as Kept } from "./journal.ts";
 import { openLog, type Log } from "./log.ts";
@@ -39,7 +39,11 @@ async function* read(context: Context, entry: Running | Kept, options: StreamOpt
 
 /** A log that leaves this disk does so once it is in the archive: whoever does not find it here finds it there. */
 async function open(context: Context, id: string, opened: AsyncDisposableStack, signal = NEVER): Promise<Log> {
-  if (isHere(context, id)) return opened.use(openLog(join(context.jobsDir, id)));
+  try {
+    return opened.use(openLog(join(context.jobsDir, id)));
+  } catch (error) {
+    if (codeOf(error) !== "ENOENT") throw error;
+  }
   if (!isArchived(context, id) || !context.archive) throw notThere(context, id);
   const { journal, options, archive } = context;
   const places = {
