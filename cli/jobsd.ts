@@ -8,7 +8,15 @@ import type { WorkerOptions } from "../src/worker/options.ts";
 import { readKey, readPem } from "./connection.ts";
 import { EXIT } from "./exit.ts";
 import { exit, printable } from "./output.ts";
-import { parseCount, parseDurationMs, parseIsolation, parseSizeBytes, parseWord, UsageError } from "./parse.ts";
+import {
+  parseArchive,
+  parseCount,
+  parseDurationMs,
+  parseIsolation,
+  parseSizeBytes,
+  parseWord,
+  UsageError,
+} from "./parse.ts";
 import { type Flag, type Given, optional, parse, type Program } from "./program.ts";
 
 const flags: readonly Flag[] = [
@@ -22,6 +30,9 @@ const flags: readonly Flag[] = [
   { name: "allow-root", about: "a start may name the user root" },
   { name: "log-limit", value: "SIZE", about: "output kept of each job, 256M when not given, 0 for all" },
   { name: "log-keep", value: "newest|oldest", about: "what to keep at that limit; newest when not given" },
+  { name: "archive", value: "DIR|s3://BUCKET/PREFIX", about: "where output of ended jobs is moved to" },
+  { name: "archive-endpoint", value: "URL", about: "of an S3 server that is not AWS's" },
+  { name: "archive-region", value: "REGION", about: "of the bucket" },
   {
     name: "isolation-off",
     value: "LIST",
@@ -165,6 +176,10 @@ async function settings(given: Given): Promise<Settings> {
     parseWord(flag, word, ["newest", "oldest"]),
   );
   const maxJobs = optional(given, "max-jobs", (flag, count) => Number(parseCount(flag, count, 1)));
+  const archive = parseArchive(given.text("archive"), {
+    endpoint: given.text("archive-endpoint"),
+    region: given.text("archive-region"),
+  });
   const audit = given.text("audit") ?? join(stateDir, "audit.jsonl");
   const worker: WorkerOptions = {
     stateDir,
@@ -174,6 +189,7 @@ async function settings(given: Given): Promise<Settings> {
     ...(user && { user }),
     ...(logKeep && { logKeep }),
     ...(maxJobs !== undefined && { maxJobs }),
+    ...(archive && { archive }),
     // For jobs as root, who may do with files what the daemon may.
     hidden: [resolve(text("key")), resolve(audit)],
     sealed: [process.execPath, dirname(import.meta.dirname), resolve(text("ca")), resolve(text("cert"))],

@@ -1,3 +1,4 @@
+import type { Archive } from "./archive/archive.ts";
 import type { Hierarchy } from "./cgroup.ts";
 import { notFound } from "./errors.ts";
 import { isId } from "./id.ts";
@@ -20,6 +21,7 @@ export interface Context {
   readonly hierarchy: Hierarchy;
   readonly ids: Ids;
   readonly spawner: Spawner;
+  readonly archive: Archive | undefined;
   /** By their ids, the jobs that have not ended. */
   readonly running: Map<string, Running>;
   /** By owner and request id, the starts that are under way. */

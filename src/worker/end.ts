@@ -31,7 +31,7 @@ export function killedBy(signal: number): string | undefined {
 }
 
 async function finish(context: Context, entry: Running, lost: string | undefined, fresh: boolean): Promise<void> {
-  const { files, journal, options, running, spawner } = context;
+  const { archive, files, journal, options, running, spawner } = context;
   if (context.closed) return;
   const exit = await exitOf(context, entry);
   if (context.closed) return;
@@ -61,8 +61,11 @@ async function finish(context: Context, entry: Running, lost: string | undefined
   for (const wake of entry.followers) wake();
   setImmediate(() => {
     // Those who waited for the end have been answered.
-    if (!context.closed) spawner.refill();
     files.write(entry);
+    if (!context.closed) {
+      spawner.refill();
+      archive?.add(entry.job.id);
+    }
     options.log("info", "job ended", { job: entry.job.id, how: entry.job.ended?.how });
   });
 }

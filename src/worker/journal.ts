@@ -1,10 +1,9 @@
 import { DatabaseSync, type SQLOutputValue } from "node:sqlite";
+import { logRecords, type LogRecords } from "./archive/records.ts";
 import { APPLICATION_ID, databasePath, openDatabase, unusable } from "./database.ts";
 import { isFailing } from "./failure.ts";
 import type { Job } from "./job.ts";
 import { interruption, thisBoot, type Boot } from "./process.ts";
-
-export const VERSION = 1;
 
 const SCHEMA = `
   CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -20,6 +19,18 @@ const SCHEMA = `
   CREATE UNIQUE INDEX jobs_request ON jobs (owner, request_id) WHERE request_id IS NOT NULL;
   CREATE INDEX jobs_alive ON jobs (state) WHERE state <> 'ended';
 `;
+
+/** Where an ended job's log is, and what of it is on this disk. */
+const LOGS = `
+  ALTER TABLE jobs ADD COLUMN ended_at INTEGER;
+  ALTER TABLE jobs ADD COLUMN log TEXT;
+  ALTER TABLE jobs ADD COLUMN log_bytes INTEGER;
+  UPDATE jobs SET log = 'kept' WHERE state = 'ended';
+`;
+
+/** What makes each version of the one before it. */
+const MIGRATIONS = [SCHEMA, LOGS];
+export const VERSION = MIGRATIONS.length;
 
 /** A job as it is kept: all of it but what only a running one has. */
 export interface Record {
@@ -41,6 +52,7 @@ export interface Journal extends Disposable {
   readonly interrupted: string | undefined;
   /** It was last closed by whoever had it; else what was recorded last may be missing. */
   readonly clean: boolean;
+  readonly logs: LogRecords;
   insert(job: Job, requestId: string | undefined): number;
   update(job: Job): void;
   stopping(id: string, by: string): void;
@@ -115,7 +127,8 @@ export function openJournal(stateDir: string): Journal {
     seen.prepare(ALIVE).all().map(record);
   });
   try {
-    if (written === 0) database.exec(`BEGIN; ${SCHEMA} PRAGMA user_version = ${VERSION}; COMMIT;`);
+    for (const [before, text] of MIGRATIONS.entries())
+      if (written <= before) database.exec(`BEGIN; ${text} PRAGMA user_version = ${before + 1}; COMMIT;`);
     return journalIn(database, path);
   } catch (error) {
     database.close();
@@ -126,13 +139,21 @@ export function openJournal(stateDir: string): Journal {
 /** A journal at `path` that holds `jobs` alone, in this order; on the disk when this returns. */
 export function makeJournal(path: string, instance: string, jobs: Iterable<Omit<Record, "seq">>): void {
   using database = new DatabaseSync(path);
-  database.exec(`PRAGMA synchronous = FULL; BEGIN; ${SCHEMA} PRAGMA user_version = ${VERSION};`);
+  database.exec(`PRAGMA synchronous = FULL; BEGIN; ${MIGRATIONS.join("")} PRAGMA user_version = ${VERSION};`);
   database.prepare("INSERT INTO meta VALUES ('instance', ?)").run(instance);
   const insert = database.prepare(
-    "INSERT INTO jobs (id, owner, request_id, state, stopped_by, job) VALUES (?, ?, ?, ?, ?, ?)",
+    "INSERT INTO jobs (id, owner, request_id, state, stopped_by, job, log) VALUES (?, ?, ?, ?, ?, ?, ?)",
   );
   for (const { job, requestId, stoppedBy } of jobs)
-    insert.run(job.id, job.owner, requestId ?? null, job.state, stoppedBy ?? null, encode(job));
+    insert.run(
+      job.id,
+      job.owner,
+      requestId ?? null,
+      job.state,
+      stoppedBy ?? null,
+      encode(job),
+      job.state === "ended" ? "kept" : null,
+    );
   database.exec("COMMIT");
 }
 
@@ -167,7 +188,9 @@ function journalIn(database: DatabaseSync, path: string): Journal {
   let marked = mark();
 
   const insert = database.prepare("INSERT INTO jobs (id, owner, request_id, state, job) VALUES (?, ?, ?, ?, ?)");
-  const update = database.prepare("UPDATE jobs SET state = ?, job = ? WHERE id = ?");
+  const update = database.prepare(
+    "UPDATE jobs SET state = ?1, job = ?2, log = CASE ?1 WHEN 'ended' THEN coalesce(log, 'kept') END WHERE id = ?3",
+  );
   const stopping = database.prepare("UPDATE jobs SET stopped_by = coalesce(stopped_by, ?) WHERE id = ?");
   const remove = database.prepare("DELETE FROM jobs WHERE id = ?");
   const ids = database.prepare("SELECT group_concat(id, ' ') AS ids FROM jobs");
@@ -190,6 +213,7 @@ function journalIn(database: DatabaseSync, path: string): Journal {
     boot,
     interrupted,
     clean,
+    logs: logRecords(database),
     insert: (job, requestId) =>
       whole(() => {
         marked ||= mark();

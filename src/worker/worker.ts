@@ -1,5 +1,7 @@
 import { rmdirSync } from "node:fs";
 import { resolve } from "node:path";
+import { openArchive, type Moves } from "./archive/archive.ts";
+import { moveLog } from "./archive/move.ts";
 import { openHierarchy, type Hierarchy } from "./cgroup.ts";
 import { find, isRunning, type Context } from "./context.ts";
 import { openDirectory } from "./directory.ts";
@@ -12,10 +14,10 @@ import type { Job, JobSpec } from "./job.ts";
 import { sortBehind } from "./id.ts";
 import { openIds } from "./ids.ts";
 import { openJobFiles } from "./job-file.ts";
-import { openJournal } from "./journal.ts";
+import { openJournal, type Journal } from "./journal.ts";
 import { list, type ListFilter, type Listed } from "./list.ts";
 import { lockDirectory } from "./lock.ts";
-import { checkOptions, checkSupervisor, type WorkerOptions } from "./options.ts";
+import { checkOptions, checkSupervisor, type CheckedOptions, type WorkerOptions } from "./options.ts";
 import type { StreamOptions } from "./output.ts";
 import { patient } from "./pending.ts";
 import { recover, removeSpares } from "./recovery.ts";
@@ -60,7 +62,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   const stateDir = resolve(options.stateDir);
   const { jobsDir, sparesDir } = openDirectory(stateDir);
   checkSupervisor(options.supervisor);
-  using opened = new DisposableStack();
+  await using opened = new AsyncDisposableStack();
   const lock = opened.use(lockDirectory(stateDir));
   const journal = opened.use(patient(openJournal(stateDir), options.log));
   const [newest] = journal.list(() => true, Number.MAX_SAFE_INTEGER, 1);
@@ -69,12 +71,15 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   opened.defer(() => leave(hierarchy));
   const ids = opened.use(openIds(options.name, hierarchy));
   removeSpares(sparesDir);
-  const isolation = isolationOf({ ...options, hidden: [stateDir, ...(options.hidden ?? [])] }, hierarchy);
+  const hidden = [stateDir, ...(options.archive?.kind === "directory" ? [resolve(options.archive.path)] : [])];
+  const isolation = isolationOf({ ...options, hidden: [...hidden, ...(options.hidden ?? [])] }, hierarchy);
   const spawner = opened.use(
     openSpawner(options.supervisor, sparesDir, isolation, (message) => options.log("error", message)),
   );
   const files = opened.use(openJobFiles(journal, (message, facts) => options.log("error", message, facts)));
+  const archive = options.archive && opened.use(await openArchive(options.archive, movesOf(options, jobsDir, journal)));
   const context: Context = {
+    archive,
     options,
     jobsDir,
     journal,
@@ -87,6 +92,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
     closed: false,
   };
   await recover(context);
+  if (archive) for (const id of journal.logs.here()) archive.add(id);
   ids.refill();
   fillReserve();
   await spawner.ready;
@@ -115,10 +121,11 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
 }
 
 async function close(context: Context): Promise<void> {
-  const { files, hierarchy, ids, journal, running, spawner } = context;
+  const { archive, files, hierarchy, ids, journal, running, spawner } = context;
   context.closed = true;
   await Promise.allSettled([...running.values()].flatMap(({ launched, updates }) => [launched.promise, updates]));
   await spawner.close();
+  await archive?.[Symbol.asyncDispose]();
   for (const entry of running.values()) {
     entry.watcher?.close();
     entry.ended.reject(new JobError("unavailable", "the worker is closing"));
@@ -128,6 +135,15 @@ async function close(context: Context): Promise<void> {
   journal[Symbol.dispose]();
   ids[Symbol.dispose]();
   leave(hierarchy);
+}
+
+/** How logs are moved into the archive. */
+function movesOf({ archivePauses, log }: CheckedOptions, jobsDir: string, journal: Journal): Moves {
+  return {
+    log,
+    pauses: archivePauses,
+    move: (store, id, signal) => moveLog({ jobsDir, journal }, store, { id, signal }),
+  };
 }
 
 function leave(hierarchy: Hierarchy): void {
