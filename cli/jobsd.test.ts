@@ -65,6 +65,14 @@ describe("jobsd", () => {
     [{ "log-keep": "all" }, /--log-keep "all" is not one of newest, oldest/],
     [{ "max-jobs": "0" }, /--max-jobs "0"/],
     [{ "shutdown-timeout": "10" }, /--shutdown-timeout "10" is no duration/],
+    [{ archive: "s3:/logs" }, /--archive "s3:\/logs" is no archive: s3:\/\/BUCKET\/PREFIX/],
+    [{ archive: "ftp://logs" }, /--archive "ftp:\/\/logs" is no archive/],
+    [{ archive: "/srv/logs", "archive-region": "eu-west-1" }, /--archive-region is of --archive s3:\/\/BUCKET/],
+    [{ "archive-endpoint": "http://127.0.0.1:9000" }, /--archive-endpoint is of --archive s3/],
+    [
+      { archive: "s3://logs", "archive-endpoint": "127.0.0.1:9000" },
+      /--archive-endpoint "127.0.0.1:9000" is no endpoint/,
+    ],
     [{ lisen: "x" }, /no flag --lisen, did you mean --listen\?/],
   ])("refuses %j as a wrong command line", async (flags, message) => {
     expect(await daemon(flags)).toMatchObject({ code: 2, stdout: "", stderr: expect.stringMatching(message) });

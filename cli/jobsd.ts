@@ -8,7 +8,15 @@ import type { WorkerOptions } from "../src/worker/options.ts";
 import { readKey, readPem } from "./connection.ts";
 import { EXIT } from "./exit.ts";
 import { exit, printable } from "./output.ts";
-import { parseCount, parseDurationMs, parseIsolation, parseSizeBytes, parseWord, UsageError } from "./parse.ts";
+import {
+  parseArchive,
+  parseCount,
+  parseDurationMs,
+  parseIsolation,
+  parseSizeBytes,
+  parseWord,
+  UsageError,
+} from "./parse.ts";
 import { type Flag, type Given, optional, parse, type Program } from "./program.ts";
 
 const flags: readonly Flag[] = [
@@ -22,6 +30,9 @@ const flags: readonly Flag[] = [
   { name: "allow-root", about: "a start may name the user root" },
   { name: "log-limit", value: "SIZE", about: "output kept of each job, 256M when not given, 0 for all" },
   { name: "log-keep", value: "newest|oldest", about: "what to keep at that limit; newest when not given" },
+  { name: "archive", value: "DIR|s3://BUCKET/PREFIX", about: "where output of ended jobs is moved to" },
+  { name: "archive-endpoint", value: "URL", about: "of an S3 server that is not AWS's" },
+  { name: "archive-region", value: "REGION", about: "of the bucket" },
   {
     name: "isolation-off",
     value: "LIST",
@@ -41,7 +52,11 @@ const flags: readonly Flag[] = [
     name: "check",
     about: "tell what jobs can be limited and kept apart by here, and start nothing; no flag is needed",
   },
-  { name: "json", about: "with --check: the findings as JSON" },
+  {
+    name: "recover",
+    about: "make the journal of --state anew, of what its jobs' directories tell, keep the old one, and start nothing",
+  },
+  { name: "json", about: "with --check and --recover: what was found as JSON" },
 ];
 
 // Beside cli/ and beside dist/, which holds this file once it is built.
@@ -62,7 +77,11 @@ const program: Program = {
       flags,
       examples: ["--listen 0.0.0.0:7443 --state /var/lib/jobs --ca ca.crt --cert worker.crt --key worker.key"],
       run: async (given) =>
-        given.on("check") ? (await import("./check.ts")).check(given, hostOptions(given)) : daemon(given),
+        given.on("check")
+          ? (await import("./check.ts")).check(given, hostOptions(given))
+          : given.on("recover")
+            ? (await import("./recover.ts")).recover(given)
+            : daemon(given),
     },
   ],
 };
@@ -157,6 +176,10 @@ async function settings(given: Given): Promise<Settings> {
     parseWord(flag, word, ["newest", "oldest"]),
   );
   const maxJobs = optional(given, "max-jobs", (flag, count) => Number(parseCount(flag, count, 1)));
+  const archive = parseArchive(given.text("archive"), {
+    endpoint: given.text("archive-endpoint"),
+    region: given.text("archive-region"),
+  });
   const audit = given.text("audit") ?? join(stateDir, "audit.jsonl");
   const worker: WorkerOptions = {
     stateDir,
@@ -166,6 +189,7 @@ async function settings(given: Given): Promise<Settings> {
     ...(user && { user }),
     ...(logKeep && { logKeep }),
     ...(maxJobs !== undefined && { maxJobs }),
+    ...(archive && { archive }),
     // For jobs as root, who may do with files what the daemon may.
     hidden: [resolve(text("key")), resolve(audit)],
     sealed: [process.execPath, dirname(import.meta.dirname), resolve(text("ca")), resolve(text("cert"))],

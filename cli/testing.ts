@@ -78,8 +78,8 @@ export interface Host extends AsyncDisposable {
   start(...command: readonly string[]): Promise<string>;
   /** Ends the daemon; the result starts another one on the same address and state. */
   end(signal: "SIGKILL" | "SIGTERM"): Promise<() => Promise<void>>;
-  /** Kills the daemon as a crash would, and starts another one. */
-  crash(): Promise<void>;
+  /** Kills the daemon as a crash would, and starts another one; `meanwhile` comes between. */
+  crash(meanwhile?: () => unknown): Promise<void>;
 }
 
 /** Resolves once the daemon is ready: one with `env`, and certificates that are valid from `now` on. Disposing stops its jobs, ends it and removes all that it made. */
@@ -132,7 +132,11 @@ export async function startHost(
       return stdout.trim();
     },
     end,
-    crash: async () => (await end("SIGKILL"))(),
+    async crash(meanwhile) {
+      const boot = await end("SIGKILL");
+      await meanwhile?.();
+      await boot();
+    },
     async [Symbol.asyncDispose]() {
       const died = daemon.child.exitCode !== null;
       if (!died) {

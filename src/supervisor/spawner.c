@@ -80,13 +80,13 @@ static bool watch_supervisor(uint64_t job, int fd, bool child)
 
 static void be_gone(int fd)
 {
-	siginfo_t status;
-	if (watched[fd].child)
-		waitid(P_PIDFD, (id_t)fd, &status, WEXITED);
+	siginfo_t status = { 0 };
+	bool killed = watched[fd].child && waitid(P_PIDFD, (id_t)fd, &status, WEXITED) == 0 && status.si_code != CLD_EXITED;
 	/* Closing alone is not enough: a spare forked a moment ago holds a copy yet. */
 	epoll_ctl(epoll, EPOLL_CTL_DEL, fd, NULL);
 	close(fd);
-	answer(watched[fd].job, REPLY_GONE, 0, 0);
+	if (!tell(watched[fd].job, REPLY_GONE, killed ? status.si_status : 0, 0, 0))
+		leave(EXIT_SUCCESS);
 }
 
 void close_if_open(int fd)

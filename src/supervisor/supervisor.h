@@ -121,7 +121,8 @@ enum reply_kind {
 struct reply {
 	uint64_t job;
 	uint32_t kind;
-	int32_t pid; /* of the job, or of the spare, whose directory is .spare-PID; of REPLY_LACKS: an isolation part */
+	int32_t pid; /* of the job, or of the spare, whose directory is .spare-PID; of REPLY_LACKS: an isolation part;
+		      * of REPLY_GONE: the signal that killed the supervisor, 0 where none did or nobody knows */
 	int32_t stage;
 	int32_t error; /* errno */
 };

@@ -11,7 +11,7 @@ const WAITS = 'echo before; read x < "$CUE"; echo after; exit 7';
 
 function adopted(it: Rig, directory: string): Promise<void> {
   return new Promise((resolve) => {
-    it.spawner.adopt(directory, resolve);
+    it.spawner.adopt(directory, () => resolve());
   });
 }
 

@@ -183,7 +183,11 @@ export async function rig(
   async function start(spec: Spec): Promise<Job> {
     const launch = launchOf(spec);
     const { promise: gone, resolve } = Promise.withResolvers<void>();
-    const pid = await spawner.launch(launch, () => {}, resolve);
+    const pid = await spawner.launch(
+      launch,
+      () => {},
+      () => resolve(),
+    );
     const job: Job = {
       pid,
       supervisor: readLog(launch.directory).supervisor,

@@ -1,8 +1,10 @@
+import type { Archive } from "./archive/archive.ts";
 import type { Hierarchy } from "./cgroup.ts";
 import { notFound } from "./errors.ts";
 import { isId } from "./id.ts";
 import type { Ids } from "./ids.ts";
 import type { Job } from "./job.ts";
+import type { JobFiles } from "./job-file.ts";
 import type { Record as Kept } from "./journal.ts";
 import type { CheckedOptions } from "./options.ts";
 import type { PatientJournal } from "./pending.ts";
@@ -15,9 +17,11 @@ export interface Context {
   /** Holds each job's directory. */
   readonly jobsDir: string;
   readonly journal: PatientJournal;
+  readonly files: JobFiles;
   readonly hierarchy: Hierarchy;
   readonly ids: Ids;
   readonly spawner: Spawner;
+  readonly archive: Archive | undefined;
   /** By their ids, the jobs that have not ended. */
   readonly running: Map<string, Running>;
   /** By owner and request id, the starts that are under way. */

@@ -28,3 +28,13 @@ export function order(directory: string, signal: number, graceMs: number): void 
       throw new JobError("exhausted", `the job's supervisor cannot be reached (${code})`, { cause: error });
   }
 }
+
+/** The supervisor of the job in `directory` lives, for somebody reads its FIFO: opening one for writing alone fails otherwise (fifo(7)). */
+export function isSupervised(directory: string): boolean {
+  try {
+    closeSync(openSync(join(directory, "control"), constants.O_WRONLY | constants.O_NONBLOCK));
+    return true;
+  } catch {
+    return false;
+  }
+}

@@ -1,31 +1,44 @@
+import { existsSync } from "node:fs";
+import { constants } from "node:os";
 import { setTimeout } from "node:timers/promises";
 import { killGroup, removeGroup } from "./cgroup.ts";
 import type { Context } from "./context.ts";
 import { endedOf, readExit, type Exit } from "./exit.ts";
 import type { Job } from "./job.ts";
+import { killTree } from "./process.ts";
 import { withReserve } from "./reserve.ts";
 import { extentOf, usageOf, type Running } from "./running.ts";
 
 const FIRST_PAUSE_MS = 100;
 const LONGEST_PAUSE_MS = 10_000;
 
-/** Its supervisor is gone: what is left of the job is put away, and its end recorded and told. */
-export function gone(context: Context, entry: Running): void {
+/**
+ * Its supervisor is gone: what is left of the job is put away, and its end recorded and told. `lost` is why, should there be
+ * no record of its end; `fresh` when that was a moment ago.
+ */
+export function gone(context: Context, entry: Running, lost: string | undefined, fresh: boolean): void {
   // A short job is gone before its start has been told.
-  const told = entry.launched.promise.then(() => finish(context, entry));
+  const told = entry.launched.promise.then(() => finish(context, entry, lost, fresh));
   told.catch((error: unknown) =>
     context.options.log("error", "a job's end could not be told", { job: entry.job.id, error }),
   );
 }
 
-async function finish(context: Context, entry: Running): Promise<void> {
-  const { journal, options, spawner } = context;
+/** Why a job is lost whose supervisor a signal killed; undefined when none did. */
+export function killedBy(signal: number): string | undefined {
+  const [name = signal] = Object.entries(constants.signals).find(([, number]) => number === signal) ?? [];
+  return signal === 0 ? undefined : `its supervisor was killed by ${name}`;
+}
+
+async function finish(context: Context, entry: Running, lost: string | undefined, fresh: boolean): Promise<void> {
+  const { archive, files, journal, options, spawner } = context;
   if (context.closed) return;
   const exit = await exitOf(context, entry);
   if (context.closed) return;
   entry.job = withReserve(() => {
     if (!exit && entry.group !== undefined) killGroup(entry.group);
-    return endedJob(entry, exit);
+    else if (!exit) killTree(entry.job.pid, entry.job.birth, journal.boot, fresh);
+    return endedJob(entry, exit, existsSync(entry.directory) ? lost : "its directory is gone");
   });
   let away = Promise.resolve();
   journal.update(entry.job, () => {
@@ -38,7 +51,11 @@ async function finish(context: Context, entry: Running): Promise<void> {
   for (const wake of entry.followers) wake();
   setImmediate(() => {
     // Those who waited for the end have been answered.
-    if (!context.closed) spawner.refill();
+    files.write(entry);
+    if (!context.closed) {
+      spawner.refill();
+      archive?.add(entry.job.id);
+    }
     options.log("info", "job ended", { job: entry.job.id, how: entry.job.ended?.how });
   });
 }
@@ -69,7 +86,7 @@ async function exitOf(context: Context, { directory, job }: Running): Promise<Ex
   }
 }
 
-function endedJob(entry: Running, exit: Exit | undefined): Job {
+function endedJob(entry: Running, exit: Exit | undefined, lost: string | undefined): Job {
   const usage = usageOf(entry, exit);
   const number = (key: string): number => Number(exit?.get(key));
   return {
@@ -78,7 +95,7 @@ function endedJob(entry: Running, exit: Exit | undefined): Job {
     pid: exit ? number("pid") : entry.job.pid,
     ...(exit && { startedAt: new Date(number("started_ns") / 1e6) }),
     endedAt: exit ? new Date(number("ended_ns") / 1e6) : new Date(),
-    ended: endedOf(exit, usage, entry),
+    ended: endedOf(exit, usage, entry, lost),
     usage,
     output: exit ? { size: number("size"), first: number("first"), dropped: number("dropped") } : extentOf(entry),
   };

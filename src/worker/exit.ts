@@ -20,15 +20,16 @@ export function readExit(directory: string): Exit | undefined {
   }
 }
 
-/** How a job ended, from its exit record and its cgroup's last figures. */
+/** How a job ended, from its exit record and its cgroup's last figures; `lost` says why there is no record. */
 export function endedOf(
   exit: Exit | undefined,
   usage: Usage,
   { job, stoppedBy }: { readonly job: Job; readonly stoppedBy: string | undefined },
+  lost = "its supervisor ended without a record",
 ): Ended {
   if (!exit)
     return {
-      how: { kind: "lost", reason: "its supervisor ended without a record" },
+      how: { kind: "lost", reason: lost },
       exitCode: -1,
       signal: 0,
       killed: 0,

@@ -75,12 +75,17 @@ export function died(message: string): JobError {
   return new JobError("internal", message, { facts: { stage: "supervisor" } });
 }
 
+/** Whether SQLite met a disk that is full, fails, or is read-only; sqlite.org/rescode.html. */
+export function isFailing(error: unknown): boolean {
+  return error instanceof Error && "errcode" in error && SQLITE_FAILING.has(Number(error.errcode) & 0xff);
+}
+
 /** Of whatever a start was ended by. */
 export function refusal(error: unknown): JobError {
   if (error instanceof JobError) return error;
   const code = codeOf(error);
   const message = error instanceof Error ? error.message : String(error);
-  if (error instanceof Error && "errcode" in error && SQLITE_FAILING.has(Number(error.errcode) & 0xff))
+  if (isFailing(error))
     return new JobError("exhausted", `the journal takes no record of another job: ${message}`, {
       facts: { stage: "journal", errno: code },
       cause: error,

@@ -148,7 +148,10 @@ export interface Reply {
   readonly supervisor: number;
   /** Undefined for what this daemon does not know. */
   readonly kind: (typeof REPLIES)[number];
-  /** Of the job once it has started, of the supervisor that is ready; the bit of a part that the host lacks. */
+  /**
+   * Of the job once it has started, of the supervisor that is ready; the bit of a part that the host lacks; the signal that
+   * killed a supervisor that is gone.
+   */
   readonly pid: number;
   /** Where a start failed, and why. */
   readonly stage: string;

@@ -1,4 +1,5 @@
 /** The worker as a library: runs Linux processes as jobs, without any network. */
+export type { Place } from "./archive/store.ts";
 export { examine, type ExamineOptions } from "./doctor/examine.ts";
 export type { Finding } from "./doctor/finding.ts";
 export { JobError, type JobErrorCode } from "./errors.ts";

@@ -132,6 +132,8 @@ export interface Job {
   readonly owner: string;
   /** 0 when the job never ran. */
   readonly pid: number;
+  /** Of the main process: with the pid it names that one and no other, ever. Absent where nobody could tell. */
+  readonly birth?: string;
   readonly createdAt: Date;
   readonly startedAt?: Date;
   readonly endedAt?: Date;

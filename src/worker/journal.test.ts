@@ -1,11 +1,11 @@
 import { execFileSync } from "node:child_process";
-import { closeSync, mkdirSync, openSync, readFileSync, readdirSync, statSync, writeFileSync, writeSync } from "node:fs";
+import { copyFileSync, readdirSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { describe, expect, test } from "vitest";
 import type { Job } from "./job.ts";
-import { openJournal } from "./journal.ts";
-import { jobDirectories, modes, refused, run, testDaemon, testDirectory, testWorker, waits } from "./testing.ts";
+import { openJournal, VERSION } from "./journal.ts";
+import { jobDirectories, refused, run, testDaemon, testDirectory, testWorker, waits } from "./testing.ts";
 
 function job(id: string, more: Partial<Job> = {}): Job {
   return {
@@ -125,19 +125,22 @@ test("an instance is named once and for all; another state directory has another
   expect(instanceOf(one.path)).not.toBe(instanceOf(two.path));
 });
 
-test("a reboot shows in the boot id, and only once", () => {
+test.each([
+  ["a reboot", "boot_id", "the host was rebooted"],
+  ["a container that is started again", "init", "the container was restarted"],
+])("%s shows, and only once", (_what, key, told) => {
   using directory = testDirectory();
-  const rebooted = (): boolean => {
+  const interrupted = (): string | undefined => {
     using journal = openJournal(directory.path);
-    return journal.rebooted;
+    return journal.interrupted;
   };
-  expect(rebooted()).toBe(false);
-  expect(rebooted()).toBe(false);
+  expect(interrupted()).toBeUndefined();
+  expect(interrupted()).toBeUndefined();
   using database = new DatabaseSync(join(directory.path, "journal.db"));
-  database.exec("UPDATE meta SET value = 'another boot' WHERE key = 'boot_id'");
+  database.prepare("UPDATE meta SET value = 'another' WHERE key = ?").run(key);
   database.close();
-  expect(rebooted()).toBe(true);
-  expect(rebooted()).toBe(false);
+  expect(interrupted()).toBe(told);
+  expect(interrupted()).toBeUndefined();
 });
 
 describe("two workers on one state directory:", () => {
@@ -145,7 +148,7 @@ describe("two workers on one state directory:", () => {
     await using worker = await testWorker();
     const error = await refused(() => testWorker({ stateDir: worker.stateDir }));
     expect(error).toMatchObject({ code: "unavailable", facts: { reason: "locked" } });
-    expect(error.message).toContain(join(worker.stateDir, "journal.db"));
+    expect(error.message).toContain(join(worker.stateDir, "lock"));
     const { job: started } = await worker.start(run("true"));
     expect((await worker.wait(started.id)).ended?.exitCode).toBe(0);
   });
@@ -168,48 +171,6 @@ describe("two workers on one state directory:", () => {
   });
 });
 
-describe("a journal that cannot be read is refused with its path, and left as it is:", () => {
-  const overwrite = (path: string, from: number, to: number): void => {
-    const file = openSync(path, "r+");
-    writeSync(file, Buffer.alloc(to - from, "A"), 0, to - from, from);
-    closeSync(file);
-  };
-  test.each<[string, (path: string) => void, string]>([
-    ["no database at all", (path) => writeFileSync(path, "these are my notes\n".repeat(100)), "not a database"],
-    ["cut short", (path) => writeFileSync(path, readFileSync(path).subarray(0, 5000)), "malformed"],
-    ["a damaged schema", (path) => overwrite(path, 105, 4000), "malformed"],
-    ["damaged rows", (path) => overwrite(path, 4096, statSync(path).size), "malformed"],
-    ["of a newer version", (path) => setVersion(path, 2), "newer version of jobs (2; this one writes 1)"],
-  ])("%s", async (_what, damage, message) => {
-    using directory = testDirectory();
-    const path = join(directory.path, "journal.db");
-    {
-      using journal = openJournal(directory.path);
-      for (let i = 0; i < 100; i++) journal.insert(job(`j${i}`, { state: "running" }), undefined);
-    }
-    damage(path);
-    const before = readFileSync(path);
-    for (const [, options] of modes) {
-      const error = await refused(() => testWorker({ ...options, stateDir: directory.path }));
-      expect(error.code).toBe("unavailable");
-      expect(error.message).toContain(message);
-      expect(error.message).toContain(path);
-      expect(readFileSync(path)).toEqual(before);
-    }
-  });
-
-  function setVersion(path: string, version: number): void {
-    using database = new DatabaseSync(path);
-    database.exec(`PRAGMA user_version = ${version}`);
-  }
-
-  test("a directory", async () => {
-    using directory = testDirectory();
-    mkdirSync(join(directory.path, "journal.db"));
-    expect(await refused(() => testWorker({ stateDir: directory.path }))).toMatchObject({ code: "unavailable" });
-  });
-});
-
 test("a killed daemon's rows are all there for the next", async () => {
   using directory = testDirectory();
   await using daemon = await testDaemon({ stateDir: directory.path });
@@ -226,4 +187,56 @@ test("only its owner can look into the state directory", async () => {
   for (const path of [worker.stateDir, join(worker.stateDir, "jobs"), worker.directory(started.id)])
     expect({ path, mode: statSync(path).mode & 0o777 }).toEqual({ path, mode: 0o700 });
   expect(execFileSync("find", [worker.stateDir, "-perm", "/o+w", "-not", "-type", "l"]).toString()).toBe("");
+});
+
+describe("a journal that an earlier version wrote", () => {
+  const fixtures = join(import.meta.dirname, "testdata");
+
+  test("is there for each version before this one, as a daemon of that version left it", () => {
+    expect(readdirSync(fixtures).toSorted()).toEqual(
+      Array.from({ length: VERSION - 1 }, (_, i) => `journal-${i + 1}.db`).toSorted(),
+    );
+  });
+
+  test.each(Array.from({ length: VERSION - 1 }, (_, i) => i + 1))("%i: its jobs are as they were", (version) => {
+    using directory = testDirectory();
+    const path = join(directory.path, "journal.db");
+    copyFileSync(join(fixtures, `journal-${version}.db`), path);
+    const written = (): unknown[] => {
+      using database = new DatabaseSync(path, { readOnly: true });
+      return database
+        .prepare("SELECT seq, id, owner, request_id, state, stopped_by, json(job) AS job FROM jobs ORDER BY seq DESC")
+        .all();
+    };
+    const before = written();
+    {
+      using journal = openJournal(directory.path);
+      expect(journal.instance).toBe("8ae861bb");
+      expect(journal.alive().map(({ job: { command, args, state } }) => ({ command, args, state }))).toEqual([
+        { command: "sleep", args: ["1000"], state: "starting" },
+      ]);
+      const kept = journal.list(() => true, Number.MAX_SAFE_INTEGER, 100);
+      expect(kept.map(({ job: each }) => each.ended?.how)).toEqual([
+        undefined,
+        { kind: "lost", reason: "its supervisor ended without a record" },
+        { kind: "stopped", by: "writer", escalated: true },
+        { kind: "stopped", by: "writer", escalated: false },
+        { kind: "timed-out", limitMs: 200 },
+        { kind: "signalled", signal: 9, coreDumped: false },
+        { kind: "exited", code: 3 },
+      ]);
+      const first = kept.at(-1);
+      expect(first?.job).toMatchObject({
+        id: "w1.01m88s2fybkt648gw0v0b9ghxn",
+        args: ["-c", "echo out; echo err >&2; exit 3"],
+        labels: new Map([["team", "blue"]]),
+        createdAt: new Date("2026-11-25T07:17:42.627Z"),
+        usage: { elapsedMs: 1.053001, fromCgroup: true },
+        output: { size: 8, first: 0, dropped: 0 },
+      });
+      expect(journal.findRequest("writer", "649439f9-cbcc-4fec-9f46-688e19c41800")).toEqual(first);
+      for (const { job: each } of kept) journal.update(each);
+    }
+    expect(written()).toEqual(before);
+  });
 });

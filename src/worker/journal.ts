@@ -1,10 +1,9 @@
-import { readFileSync } from "node:fs";
-import { join } from "node:path";
 import { DatabaseSync, type SQLOutputValue } from "node:sqlite";
-import { JobError } from "./errors.ts";
+import { logRecords, type LogRecords } from "./archive/records.ts";
+import { APPLICATION_ID, databasePath, openDatabase, unusable } from "./database.ts";
+import { isFailing } from "./failure.ts";
 import type { Job } from "./job.ts";
-
-const VERSION = 1;
+import { interruption, thisBoot, type Boot } from "./process.ts";
 
 const SCHEMA = `
   CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -21,32 +20,54 @@ const SCHEMA = `
   CREATE INDEX jobs_alive ON jobs (state) WHERE state <> 'ended';
 `;
 
+/** Where an ended job's log is, and what of it is on this disk. */
+const LOGS = `
+  ALTER TABLE jobs ADD COLUMN ended_at INTEGER;
+  ALTER TABLE jobs ADD COLUMN log TEXT;
+  ALTER TABLE jobs ADD COLUMN log_bytes INTEGER;
+  UPDATE jobs SET log = 'kept' WHERE state = 'ended';
+`;
+
+/** What makes each version of the one before it. */
+const MIGRATIONS = [SCHEMA, LOGS];
+export const VERSION = MIGRATIONS.length;
+
 /** A job as it is kept: all of it but what only a running one has. */
 export interface Record {
   readonly seq: number;
   readonly job: Job;
   readonly stoppedBy?: string;
+  readonly requestId?: string;
 }
 
-/** The record of all jobs, in SQLite. Held by one process at a time. */
+/**
+ * The record of all jobs, in SQLite. Held by one process at a time. Every method throws JobError `unavailable` when what it
+ * needs is damaged.
+ */
 export interface Journal extends Disposable {
   /** Of the state directory, for good: names this worker's cgroup. */
   readonly instance: string;
-  /** The host has been booted since the journal was last open: nothing that ran then runs now. */
-  readonly rebooted: boolean;
+  readonly boot: Boot;
+  /** Why nothing that ran when the journal was last open can run now; undefined when it can. */
+  readonly interrupted: string | undefined;
+  /** It was last closed by whoever had it; else what was recorded last may be missing. */
+  readonly clean: boolean;
+  readonly logs: LogRecords;
   insert(job: Job, requestId: string | undefined): number;
   update(job: Job): void;
   stopping(id: string, by: string): void;
   remove(id: string): void;
   find(id: string): Record | undefined;
   findRequest(owner: string, requestId: string): Record | undefined;
-  /** Those that have not ended, as far as is known. Throws JobError `unavailable` when the file is damaged. */
+  /** Of all jobs. */
+  ids(): Set<string>;
+  /** Those that have not ended, as far as is known. */
   alive(): Record[];
   /** Those that `keep` wants, newest first, below `before`; `alive` for only those that have not ended. */
   list(keep: (job: Job) => boolean, before: number, limit: number, alive?: boolean): Record[];
 }
 
-function encode(job: Job): string {
+export function encode(job: Job): string {
   const { labels, limits, resources } = job;
   return JSON.stringify({
     ...job,
@@ -65,64 +86,49 @@ function isDate(key: string): boolean {
   return key === "createdAt" || key === "startedAt" || key === "endedAt";
 }
 
-function decode(text: string): Job {
-  // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- the journal holds what encode() wrote
+export function decode(text: string): unknown {
   return JSON.parse(text, (key, value: unknown) => {
     if (typeof value === "string" && isDate(key)) return new Date(value);
     if (typeof value !== "object" || value === null) return value;
     if ("$bigint" in value) return BigInt(String(value.$bigint));
     return "$map" in value && Array.isArray(value.$map) ? new Map(value.$map) : value;
-  }) as Job;
+  });
 }
 
-function record(row: Readonly<{ [column: string]: SQLOutputValue }> | undefined): Record | undefined {
-  if (row === undefined) return undefined;
-  const stoppedBy = row["stopped_by"];
-  return {
-    seq: Number(row["seq"]),
-    job: decode(String(row["job"])),
-    ...(typeof stoppedBy === "string" && { stoppedBy }),
-  };
-}
-
-function unusable(path: string, error: unknown): JobError {
-  if (error instanceof JobError) return error;
-  const message = error instanceof Error ? error.message : String(error);
-  return /locked|busy/.test(message)
-    ? new JobError("unavailable", `another jobsd uses the state directory (${path} is locked)`, {
-        facts: { reason: "locked" },
-        cause: error,
-      })
-    : new JobError("unavailable", `the journal cannot be used: ${path}: ${message}`, { cause: error });
-}
-
-function openDatabase(path: string): DatabaseSync {
-  let database: DatabaseSync | undefined;
+function decodeRow(text: string, seq: number): Job {
   try {
-    database = new DatabaseSync(path);
-    // The lock keeps a second daemon out for as long as this process lives, and WAL then needs no shared memory.
-    database.exec(
-      "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA journal_size_limit = 8388608; BEGIN EXCLUSIVE; COMMIT;",
-    );
-    const version = Number(database.prepare("PRAGMA user_version").get()?.["user_version"]);
-    if (version > VERSION)
-      throw new JobError(
-        "unavailable",
-        `${path} is of a newer version of jobs (${version}; this one writes ${VERSION})`,
-      );
-    if (version === 0) database.exec(`BEGIN; ${SCHEMA} PRAGMA user_version = ${VERSION}; COMMIT;`);
-    return database;
+    // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- the journal holds what encode() wrote
+    return decode(text) as Job;
   } catch (error) {
-    database?.close();
-    throw unusable(path, error);
+    throw new SyntaxError(`row ${seq}: ${error instanceof Error ? error.message : String(error)}`, { cause: error });
   }
 }
 
-/** Opens or makes `journal.db` in `stateDir`. Throws JobError `unavailable`: locked, unreadable, of a newer version. */
+export function record(row: Readonly<{ [column: string]: SQLOutputValue }> | undefined): Record | undefined {
+  if (row === undefined) return undefined;
+  const { seq, job, stopped_by: stoppedBy, request_id: requestId } = row;
+  return {
+    seq: Number(seq),
+    job: decodeRow(String(job), Number(seq)),
+    ...(typeof stoppedBy === "string" && { stoppedBy }),
+    ...(typeof requestId === "string" && { requestId }),
+  };
+}
+
+const COLUMNS = "SELECT seq, job, stopped_by, request_id FROM jobs";
+const ALIVE = `${COLUMNS} WHERE state <> 'ended'`;
+
+/** Opens or makes `journal.db` in `stateDir`. Throws JobError `unavailable`, which says what is wrong; nothing has been changed then. */
 export function openJournal(stateDir: string): Journal {
-  const path = join(stateDir, "journal.db");
-  const database = openDatabase(path);
+  const path = databasePath(stateDir);
+  // What a start reads first is read before anything is written.
+  const { database, written } = openDatabase(path, VERSION, (seen) => {
+    seen.prepare("SELECT * FROM meta").all();
+    seen.prepare(ALIVE).all().map(record);
+  });
   try {
+    for (const [before, text] of MIGRATIONS.entries())
+      if (written <= before) database.exec(`BEGIN; ${text} PRAGMA user_version = ${before + 1}; COMMIT;`);
     return journalIn(database, path);
   } catch (error) {
     database.close();
@@ -130,52 +136,113 @@ export function openJournal(stateDir: string): Journal {
   }
 }
 
+/** A journal at `path` that holds `jobs` alone, in this order; on the disk when this returns. */
+export function makeJournal(path: string, instance: string, jobs: Iterable<Omit<Record, "seq">>): void {
+  using database = new DatabaseSync(path);
+  database.exec(`PRAGMA synchronous = FULL; BEGIN; ${MIGRATIONS.join("")} PRAGMA user_version = ${VERSION};`);
+  database.prepare("INSERT INTO meta VALUES ('instance', ?)").run(instance);
+  const insert = database.prepare(
+    "INSERT INTO jobs (id, owner, request_id, state, stopped_by, job, log) VALUES (?, ?, ?, ?, ?, ?, ?)",
+  );
+  for (const { job, requestId, stoppedBy } of jobs)
+    insert.run(
+      job.id,
+      job.owner,
+      requestId ?? null,
+      job.state,
+      stoppedBy ?? null,
+      encode(job),
+      job.state === "ended" ? "kept" : null,
+    );
+  database.exec("COMMIT");
+}
+
 function journalIn(database: DatabaseSync, path: string): Journal {
   const getMeta = database.prepare("SELECT value FROM meta WHERE key = ?");
   const setMeta = database.prepare("INSERT OR REPLACE INTO meta VALUES (?, ?)");
-  const bootId = readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
-  const lastBootId = getMeta.get("boot_id")?.["value"];
-  // Nothing is written where nothing has changed, so that a full disk is no reason not to start.
-  if (bootId !== lastBootId) setMeta.run("boot_id", bootId);
-  if (!getMeta.get("instance")) setMeta.run("instance", crypto.randomUUID().slice(0, 8));
+  const meta = (key: string): string | undefined => getMeta.get(key)?.["value"]?.toString();
+  const boot = thisBoot();
+  const lastHost = meta("boot_id");
+  const interrupted =
+    lastHost === undefined ? undefined : interruption({ host: lastHost, init: meta("init") ?? boot.init }, boot);
+  const clean = meta("open") === undefined;
+  if (meta("instance") === undefined) setMeta.run("instance", crypto.randomUUID().slice(0, 8));
+
+  /** That it is in use, and since which boot. False where there is no room for that: a full disk is no reason not to start. */
+  function mark(): boolean {
+    try {
+      database.exec("BEGIN");
+      setMeta.run("boot_id", boot.host);
+      setMeta.run("init", boot.init);
+      setMeta.run("open", "1");
+      // In the database itself: a -wal that is removed takes only jobs with it, and it shows.
+      database.exec(`PRAGMA application_id = ${APPLICATION_ID}; COMMIT; PRAGMA wal_checkpoint(TRUNCATE)`);
+      return true;
+    } catch (error) {
+      if (database.isTransaction) database.exec("ROLLBACK");
+      if (isFailing(error)) return false;
+      throw error;
+    }
+  }
+
+  let marked = mark();
 
   const insert = database.prepare("INSERT INTO jobs (id, owner, request_id, state, job) VALUES (?, ?, ?, ?, ?)");
-  const update = database.prepare("UPDATE jobs SET state = ?, job = ? WHERE id = ?");
+  const update = database.prepare(
+    "UPDATE jobs SET state = ?1, job = ?2, log = CASE ?1 WHEN 'ended' THEN coalesce(log, 'kept') END WHERE id = ?3",
+  );
   const stopping = database.prepare("UPDATE jobs SET stopped_by = coalesce(stopped_by, ?) WHERE id = ?");
   const remove = database.prepare("DELETE FROM jobs WHERE id = ?");
-  const columns = "SELECT seq, job, stopped_by FROM jobs";
-  const find = database.prepare(`${columns} WHERE id = ?`);
-  const findRequest = database.prepare(`${columns} WHERE owner = ? AND request_id = ?`);
-  const alive = database.prepare(`${columns} WHERE state <> 'ended'`);
-  const aliveBefore = database.prepare(`${columns} WHERE state <> 'ended' AND seq < ? ORDER BY seq DESC`);
-  const before = database.prepare(`${columns} WHERE seq < ? ORDER BY seq DESC`);
+  const ids = database.prepare("SELECT group_concat(id, ' ') AS ids FROM jobs");
+  const find = database.prepare(`${COLUMNS} WHERE id = ?`);
+  const findRequest = database.prepare(`${COLUMNS} WHERE owner = ? AND request_id = ?`);
+  const alive = database.prepare(ALIVE);
+  const aliveBefore = database.prepare(`${ALIVE} AND seq < ? ORDER BY seq DESC`);
+  const before = database.prepare(`${COLUMNS} WHERE seq < ? ORDER BY seq DESC`);
+  const whole = <T>(call: () => T): T => {
+    try {
+      return call();
+    } catch (error) {
+      // A disk that is full, or fails, is another matter than damage.
+      throw isFailing(error) ? error : unusable(path, error);
+    }
+  };
 
   return {
-    instance: String(getMeta.get("instance")?.["value"]),
-    rebooted: lastBootId !== undefined && lastBootId !== bootId,
+    instance: meta("instance") ?? "",
+    boot,
+    interrupted,
+    clean,
+    logs: logRecords(database),
     insert: (job, requestId) =>
-      Number(insert.run(job.id, job.owner, requestId ?? null, job.state, encode(job)).lastInsertRowid),
-    update: (job) => void update.run(job.state, encode(job), job.id),
-    stopping: (id, by) => void stopping.run(by, id),
-    remove: (id) => void remove.run(id),
-    find: (id) => record(find.get(id)),
-    findRequest: (owner, requestId) => record(findRequest.get(owner, requestId)),
-    alive() {
+      whole(() => {
+        marked ||= mark();
+        return Number(insert.run(job.id, job.owner, requestId ?? null, job.state, encode(job)).lastInsertRowid);
+      }),
+    update: (job) => void whole(() => update.run(job.state, encode(job), job.id)),
+    stopping: (id, by) => void whole(() => stopping.run(by, id)),
+    remove: (id) => void whole(() => remove.run(id)),
+    ids: () => new Set(whole(() => String(ids.get()?.["ids"] ?? "").split(" "))),
+    find: (id) => whole(() => record(find.get(id))),
+    findRequest: (owner, requestId) => whole(() => record(findRequest.get(owner, requestId))),
+    alive: () => whole(() => alive.all().flatMap((row) => record(row) ?? [])),
+    list: (keep, seq, limit, aliveOnly = false) =>
+      whole(() => {
+        const found: Record[] = [];
+        for (const row of (aliveOnly ? aliveBefore : before).iterate(seq)) {
+          const kept = record(row);
+          if (kept && keep(kept.job)) found.push(kept);
+          if (found.length === limit) break;
+        }
+        return found;
+      }),
+    [Symbol.dispose]() {
       try {
-        return alive.all().flatMap((row) => record(row) ?? []);
-      } catch (error) {
-        throw unusable(path, error);
+        database.exec("DELETE FROM meta WHERE key = 'open'");
+      } catch {
+        // No room: the next start looks at more than it would have to.
       }
+      database.close();
     },
-    list(keep, seq, limit, aliveOnly = false) {
-      const found: Record[] = [];
-      for (const row of (aliveOnly ? aliveBefore : before).iterate(seq)) {
-        const kept = record(row);
-        if (kept && keep(kept.job)) found.push(kept);
-        if (found.length === limit) break;
-      }
-      return found;
-    },
-    [Symbol.dispose]: () => database.close(),
   };
 }

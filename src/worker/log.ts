@@ -1,4 +1,4 @@
-import { closeSync, fstatSync, openSync, readSync } from "node:fs";
+import { closeSync, fstatSync, openSync, read, readSync } from "node:fs";
 import { join } from "node:path";
 import type { OutputExtent } from "./job.ts";
 
@@ -37,9 +37,16 @@ interface Piece {
   readonly end: number;
 }
 
+/** A log's output, wherever it is. */
+export interface Bytes {
+  size(): number;
+  /** Fills `buffer` from `offset` on, as far as there is something. */
+  read(buffer: Buffer, offset: number): number | Promise<number>;
+}
+
 /** An open output log. */
-export interface Log extends Disposable {
-  readonly output: number;
+export interface Log {
+  readonly output: Bytes;
   header(): Header;
   extent(): OutputExtent;
   /** The piece that holds `offset`, and the end of the run of its source. Ask for the size before, not after. */
@@ -48,7 +55,7 @@ export interface Log extends Disposable {
 }
 
 /** Opens the log in a job's directory. Throws ENOENT when it is not there. */
-export function openLog(directory: string): Log {
+export function openLog(directory: string): Log & Disposable {
   const output = openSync(join(directory, "output"), "r");
   let index: number;
   try {
@@ -57,6 +64,29 @@ export function openLog(directory: string): Log {
     closeSync(output);
     throw error;
   }
+  return {
+    ...logOf(index, {
+      size: () => fstatSync(output).size,
+      read: (buffer, offset) => readAt(output, buffer, offset),
+    }),
+    [Symbol.dispose]() {
+      closeSync(output);
+      closeSync(index);
+    },
+  };
+}
+
+const SYNC_READ_BYTES = 16 * 1024; // below it, a copy from the page cache costs less than a trip to another thread
+
+function readAt(fd: number, buffer: Buffer, offset: number): number | Promise<number> {
+  if (buffer.length <= SYNC_READ_BYTES) return readSync(fd, buffer, 0, buffer.length, offset);
+  return new Promise((resolve, reject) => {
+    read(fd, buffer, 0, buffer.length, offset, (error, count) => (error ? reject(error) : resolve(count)));
+  });
+}
+
+/** A log of an index, an open file, and what it tells of. */
+export function logOf(index: number, output: Bytes): Log {
   const scratch = Buffer.alloc(HEADER_BYTES);
   const block = Buffer.alloc(BLOCK_RECORDS * RECORD_BYTES);
   let blockFirst = 0;
@@ -65,8 +95,7 @@ export function openLog(directory: string): Log {
 
   function header(): Header {
     readSync(index, scratch, 0, HEADER_BYTES, 0);
-    if (scratch.toString("latin1", 0, 8) !== MAGIC)
-      throw new Error(`${join(directory, "index")} is no index of an output log`);
+    if (scratch.toString("latin1", 0, 8) !== MAGIC) throw new Error("this is no index of an output log");
     const [first = 0, firstRecord = 0, dropped = 0, gapEnd = 0] = [8, 16, 24, 32].map((i) =>
       Number(scratch.readBigUInt64LE(i)),
     );
@@ -79,7 +108,7 @@ export function openLog(directory: string): Log {
 
   function extent(): OutputExtent {
     const { first, dropped, gapEnd } = header();
-    return { size: Math.max(fstatSync(output).size, gapEnd), first, dropped };
+    return { size: Math.max(output.size(), gapEnd), first, dropped };
   }
 
   /** Position of record `n` in `block`, which is read when it is not there; -1 past the last. */
@@ -114,7 +143,7 @@ export function openLog(directory: string): Log {
     while (offsetOf(at + 1) <= offset) at++;
     let end = offsetOf(at + 1);
     // Bytes that are being dropped now are in no record yet: they lie between the file's end and the log's.
-    if (end === Infinity) end = fstatSync(output).size;
+    if (end === Infinity) end = output.size();
     if (offset >= end) return { source: undefined, timeMs: 0, end: Infinity };
     const position = record(at);
     if (position < 0) return { source: undefined, timeMs: 0, end };
@@ -135,10 +164,6 @@ export function openLog(directory: string): Log {
         reached = next.end;
       }
       return Math.min(reached, most);
-    },
-    [Symbol.dispose]() {
-      closeSync(output);
-      closeSync(index);
     },
   };
 }

@@ -1,5 +1,7 @@
 import { accessSync, constants } from "node:fs";
 import { fileURLToPath } from "node:url";
+import type { Pauses } from "./archive/archive.ts";
+import type { Place } from "./archive/store.ts";
 import { JobError, invalid } from "./errors.ts";
 import type { Part } from "./isolation.ts";
 
@@ -16,6 +18,10 @@ export interface WorkerOptions {
   readonly logLimitBytes?: number;
   /** What to keep when a log reaches its limit. */
   readonly logKeep?: "newest" | "oldest";
+  /** Where logs of ended jobs are moved to; they stay when absent. */
+  readonly archive?: Place;
+  /** Between tries while the archive fails: 1 s at first, 5 min at most when absent. */
+  readonly archivePauses?: Pauses;
   /** Jobs at once; a start beyond it is refused as exhausted. */
   readonly maxJobs?: number;
   /** The cgroup v2 directory to make jobs' groups in, instead of one below the worker's own place. */

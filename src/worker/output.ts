@@ -1,4 +1,3 @@
-import { read, readSync } from "node:fs";
 import type { OutputExtent } from "./job.ts";
 import type { Log, Source } from "./log.ts";
 
@@ -50,7 +49,6 @@ const CHUNK_BYTES = 256 * 1024;
 const LEAST_CHUNK_BYTES = 16 * 1024;
 /** What the buffers of all readers may take before their chunks become smaller. */
 const BUFFERS_BYTES = 32 * 2 ** 20;
-const SYNC_READ_BYTES = 16 * 1024; // below it, a copy from the page cache costs less than a trip to another thread
 
 /** Readers that have buffers. */
 let reading = 0;
@@ -60,16 +58,6 @@ function share(): number {
   let bytes = CHUNK_BYTES;
   while (bytes > LEAST_CHUNK_BYTES && reading * 2 * bytes > BUFFERS_BYTES) bytes /= 2;
   return bytes;
-}
-
-function readAt(fd: number, buffer: Buffer, offset: number): number | Promise<number> {
-  if (buffer.length <= SYNC_READ_BYTES) return readSync(fd, buffer, 0, buffer.length, offset);
-  const count = new Promise<number>((resolve, reject) => {
-    read(fd, buffer, 0, buffer.length, offset, (error, count) => (error ? reject(error) : resolve(count)));
-  });
-  // It is awaited only once the reader has taken what came before: until then a failure is nobody's.
-  count.catch(() => {});
-  return count;
 }
 
 /** Where a stream of the log's last `count` bytes or lines of `source` begins. */
@@ -93,7 +81,7 @@ async function tailOffset(
       from = to;
     }
     const bytes = Buffer.allocUnsafeSlow(high - low);
-    if (position.kind === "tail-lines") await readAt(log.output, bytes, low);
+    if (position.kind === "tail-lines") await log.output.read(bytes, low);
     for (const { from, to } of runs.toReversed()) {
       if (position.kind === "tail-bytes") {
         if (left <= to - from) return to - left;
@@ -156,7 +144,10 @@ export async function* readOutput(log: Log, live: Live, options: StreamOptions):
     if (buffers?.[0].length !== most) buffers = [Buffer.allocUnsafeSlow(most), Buffer.allocUnsafeSlow(most)];
     buffers.reverse();
     const bytes = buffers[0].subarray(0, end - from);
-    return { offset: from, end, source: found, timeMs, bytes, count: readAt(log.output, bytes, from) };
+    const count = log.output.read(bytes, from);
+    // It may fail while nobody waits for it yet.
+    if (typeof count !== "number") count.catch(() => {});
+    return { offset: from, end, source: found, timeMs, bytes, count };
   }
 
   try {
@@ -197,6 +188,6 @@ export async function* readOutput(log: Log, live: Live, options: StreamOptions):
   } finally {
     signal?.removeEventListener("abort", notify);
     letGo();
-    await ahead?.count; // the log must not be closed under a read
+    await Promise.allSettled([ahead?.count]); // the log must not be closed under a read
   }
 }

@@ -33,7 +33,8 @@ export function patient(
   let pauseMs = FIRST_PAUSE_MS;
 
   function write(kind: "stopping" | "update" | "remove", id: string, run: () => void, recorded?: () => void): void {
-    pending.set(`${kind} ${id}`, { id, run, recorded });
+    const key = `${kind} ${id}`;
+    pending.set(key, { id, run, recorded: recorded ?? pending.get(key)?.recorded });
     flush();
   }
 

@@ -1,11 +1,20 @@
-import { readdirSync, rmSync } from "node:fs";
+import { existsSync, readFileSync, readdirSync, rmSync, unlinkSync } from "node:fs";
+import { constants } from "node:os";
 import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
 import { killGroup, readLimits, removeGroup } from "./cgroup.ts";
 import { track, type Context } from "./context.ts";
-import { gone } from "./end.ts";
+import { isSupervised, order } from "./control.ts";
+import { gone, killedBy } from "./end.ts";
 import { readExit } from "./exit.ts";
+import type { Job } from "./job.ts";
+import { readJob } from "./job-file.ts";
 import type { Record as Kept } from "./journal.ts";
+import { bootOf, interruption } from "./process.ts";
 import { startOf, type Running } from "./running.ts";
+
+/** A supervisor that has been told to go on starts its job, or fails, in milliseconds. */
+const MOST_STARTING_MS = 5000;
 
 /** Removes the spares of a daemon that was killed. They may be putting themselves away. */
 export function removeSpares(sparesDir: string): void {
@@ -13,25 +22,51 @@ export function removeSpares(sparesDir: string): void {
 }
 
 /** Takes up the jobs of the daemon before this one. */
-export function recover(context: Context): void {
-  const { hierarchy, journal, running } = context;
-  for (const kept of journal.alive()) takeUp(context, kept);
+export async function recover(context: Context): Promise<void> {
+  const { hierarchy, jobsDir, journal, options, running } = context;
+  for (const kept of journal.alive()) await takeUp(context, kept);
+  if (!journal.clean) {
+    const known = journal.ids();
+    const found = readdirSync(jobsDir).filter((id) => !id.startsWith(".") && !known.has(id) && takeIn(context, id));
+    if (found.length > 0)
+      options.log("warn", "jobs were not in the journal, and have been taken from their directories", { jobs: found });
+    for (const id of found) {
+      const kept = journal.find(id);
+      if (kept && kept.job.state !== "ended") await takeUp(context, kept);
+    }
+  }
   if (hierarchy.kind === "none") return;
   // What was made for jobs to come, and what a start has left that was cut before it was recorded.
   for (const each of readdirSync(hierarchy.path, { withFileTypes: true }))
     if (each.isDirectory() && !running.has(each.name)) discardGroup(context, join(hierarchy.path, each.name));
 }
 
-function takeUp(context: Context, { job, stoppedBy }: Kept): void {
-  const { journal, running, spawner } = context;
+/** Of a directory that the journal does not know: a crash of the host, or damage, can take what was recorded last. */
+function takeIn({ jobsDir, journal }: Context, id: string): boolean {
+  const told = readJob(join(jobsDir, id));
+  if (!told) {
+    discardDirectory(join(jobsDir, id));
+    return false;
+  }
+  const { job, requestId, stoppedBy } = told;
+  const taken = requestId !== undefined && journal.findRequest(job.owner, requestId) !== undefined;
+  journal.insert(job, taken ? undefined : requestId);
+  if (stoppedBy !== undefined) journal.stopping(id, stoppedBy);
+  return true;
+}
+
+async function takeUp(context: Context, { job, stoppedBy, requestId }: Kept): Promise<void> {
+  const { files, journal, running, spawner } = context;
   const entry = track(context, job);
   entry.stoppedBy = stoppedBy;
-  const { started, happened } = traces(context, entry);
+  entry.requestId = requestId;
+  const { directory, group } = entry;
+  const { supervised, started, happened } = await traces(context, entry);
   if (!happened) {
     // Its start was cut before exec: it did not happen. Whoever asked can find that out by its request id.
     running.delete(job.id);
-    if (entry.group !== undefined) discardGroup(context, entry.group);
-    rmSync(entry.directory, { recursive: true, force: true });
+    discardDirectory(directory);
+    if (group !== undefined) discardGroup(context, group);
     journal.remove(job.id);
     return;
   }
@@ -41,25 +76,72 @@ function takeUp(context: Context, { job, stoppedBy }: Kept): void {
       state: stoppedBy === undefined ? "running" : "stopping",
       pid: started.pid,
       startedAt: started.at,
-      limits: entry.group === undefined ? job.limits : readLimits(entry.group, job.limits.keys()),
+      limits: group === undefined ? job.limits : readLimits(group, job.limits.keys()),
     };
-  entry.startedMs = journal.rebooted ? undefined : started?.ms;
+  entry.startedMs = journal.interrupted === undefined ? started?.ms : undefined;
   entry.launched.resolve();
-  if (journal.rebooted) gone(context, entry);
-  else spawner.adopt(entry.directory, () => gone(context, entry));
+  if (supervised) files.later(entry);
+  // Whether it lives is said by its FIFO alone, not by any boot's or process's number.
+  const lost = supervised ? undefined : lostBefore(context, job);
+  spawner.adopt(directory, (signal) => gone(context, entry, killedBy(signal) ?? lost, supervised));
+}
+
+/** What became of a job while no daemon ran. */
+function lostBefore({ journal }: Context, { birth }: Job): string {
+  const interrupted = birth === undefined ? journal.interrupted : interruption(bootOf(birth), journal.boot);
+  return interrupted ?? "its supervisor died while no jobsd ran";
+}
+
+/** Its directory has been removed, but it had been seen to run, or does. */
+function ranWithout({ directory, group, job }: Running): boolean {
+  return !existsSync(directory) && (job.pid > 0 || (group !== undefined && populated(group)));
+}
+
+function populated(group: string): boolean {
+  try {
+    return readFileSync(join(group, "cgroup.events"), "utf8").includes("populated 1");
+  } catch {
+    return false;
+  }
+}
+
+/** Waits until a supervisor that lives has started its job, or is gone. Resolves to whether it lives. */
+async function decided(entry: Running): Promise<boolean> {
+  for (const deadline = performance.now() + MOST_STARTING_MS; ; await delay(5)) {
+    if (!isSupervised(entry.directory)) return false;
+    if (startOf(entry)) return true;
+    if (performance.now() > deadline) return false;
+  }
+}
+
+/** Of a start that did not happen. A supervisor that yet comes to start it finds its index gone, and ends it (log.c). */
+function discardDirectory(directory: string): void {
+  try {
+    unlinkSync(join(directory, "index"));
+  } catch {
+    // It is not there.
+  }
+  order(directory, constants.signals.SIGKILL, 0);
+  rmSync(directory, { recursive: true, force: true });
+}
+
+interface Traces {
+  readonly supervised: boolean;
+  readonly started?: ReturnType<typeof startOf>;
+  readonly happened: boolean;
 }
 
 /** What its files tell of a start. Where they cannot be read it may have happened: its supervisor is asked for. */
-function traces(
-  { options }: Context,
-  entry: Running,
-): { readonly started?: ReturnType<typeof startOf>; readonly happened: boolean } {
+async function traces({ options }: Context, entry: Running): Promise<Traces> {
+  const { directory, job } = entry;
   try {
+    const supervised = await decided(entry);
     const started = startOf(entry);
-    return { started, happened: started !== undefined || readExit(entry.directory) !== undefined };
+    const happened = started !== undefined || readExit(directory) !== undefined || ranWithout(entry);
+    return { supervised, started, happened };
   } catch (error) {
-    options.log("error", "a job's files cannot be read", { job: entry.job.id, error });
-    return { happened: true };
+    options.log("error", "a job's files cannot be read", { job: job.id, error });
+    return { supervised: isSupervised(directory), happened: true };
   }
 }
 

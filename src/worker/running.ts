@@ -17,6 +17,7 @@ export interface Running {
   stoppedBy: string | undefined;
   /** When it was exec'ed, in ms of CLOCK_MONOTONIC, which all processes share until the next boot: process.hrtime(). */
   startedMs: number | undefined;
+  requestId: string | undefined;
   /** Resolved once the command has been exec'ed, rejected when it could not be. */
   readonly launched: PromiseWithResolvers<void>;
   readonly ended: PromiseWithResolvers<Job>;
@@ -35,6 +36,7 @@ export function runningOf(job: Job, jobsDir: string, hierarchy: Hierarchy): Runn
     controllers: hierarchy.kind === "cgroup2" ? hierarchy.controllers : new Set(),
     stoppedBy: undefined,
     startedMs: undefined,
+    requestId: undefined,
     launched: Promise.withResolvers(),
     ended: Promise.withResolvers(),
     followers: new Set(),
@@ -91,7 +93,7 @@ export function extentOf(entry: Running): Job["output"] {
 }
 
 /** The pids and the times of its exec; undefined when that has not happened. Throws when that cannot be read. */
-export function startOf(entry: Running): ReturnType<Log["header"]>["started"] {
+export function startOf(entry: Pick<Running, "directory">): ReturnType<Log["header"]>["started"] {
   try {
     using output = openLog(entry.directory);
     return output.header().started;

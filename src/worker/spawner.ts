@@ -14,11 +14,12 @@ export interface Spawner extends Disposable {
    * Makes `launch.directory` and starts the job in it; resolves to the job's pid once it has been exec'ed. Where a spare
    * supervisor is ready, all but that has been done when this returns. `record` is called while the supervisor prepares;
    * the job does not run before it has returned, nor if it throws. A start that outlives the daemon ends with its
-   * directory, which the next daemon removes. `gone` is called once, when the supervisor is no more.
+   * directory, which the next daemon removes. `gone` is called once, when the supervisor is no more, with the
+   * signal that killed it, or 0 where none did or nobody knows.
    */
-  launch(launch: Launch, record: () => void, gone: () => void): Promise<number>;
+  launch(launch: Launch, record: () => void, gone: Gone): Promise<number>;
   /** `gone` is called when the supervisor that an earlier daemon made for `directory` is no more, which may be now. */
-  adopt(directory: string, gone: () => void): void;
+  adopt(directory: string, gone: Gone): void;
   /**
    * Puts `program` (limits/devices.ts) in the place of the device rules that a running job has, if any, at once and for
    * what it opens from then on. Throws JobError: `unsupported` where this host cannot, `internal` with errno ENOENT when
@@ -36,6 +37,8 @@ export interface Spawner extends Disposable {
   close(): Promise<void>;
 }
 
+type Gone = (signal: number) => void;
+
 /** Supervisors that wait for a job. Each takes 0.1 MB. */
 const SPARES = 4;
 const ADOPT_AGAIN_MS = 1000;
@@ -43,7 +46,7 @@ const ADOPT_AGAIN_MS = 1000;
 interface Launching {
   readonly launch: Launch;
   readonly record: () => void;
-  readonly gone: () => void;
+  readonly gone: Gone;
   readonly resolve: (pid: number) => void;
   readonly reject: (error: unknown) => void;
 }
@@ -53,7 +56,7 @@ type Supervisor =
   | { readonly state: "asked" }
   | ({ readonly state: "spare" } & Spare)
   | ({ readonly state: "launching" } & Launching)
-  | { readonly state: "running"; readonly directory: string; readonly gone: () => void };
+  | { readonly state: "running"; readonly directory: string; readonly gone: Gone };
 
 /**
  * Starts the spawner from the binary at `path`; it makes its spares in `parent`, on the file system of jobs' directories.
@@ -168,7 +171,7 @@ export function openSpawner(
       changes.delete(number);
     } else if (kind === "gone" && known?.state === "running") {
       supervisors.delete(number);
-      known.gone();
+      known.gone(pid);
     } else if (kind === "gone") {
       drop(number)?.reject(died("the job's supervisor died before the job ran"));
     } else if (kind === "done") {

@@ -3,7 +3,7 @@ import { constants } from "node:os";
 import { killGroup, limitGroup, removeGroup } from "./cgroup.ts";
 import { track, type Context } from "./context.ts";
 import { GRACE_MS, order } from "./control.ts";
-import { gone } from "./end.ts";
+import { gone, killedBy } from "./end.ts";
 import { JobError, notFound } from "./errors.ts";
 import { refusal } from "./failure.ts";
 import type { Launch } from "./frame.ts";
@@ -45,7 +45,7 @@ export async function start(context: Context, spec: JobSpec): Promise<Started> {
 }
 
 async function begin(context: Context, spec: JobSpec): Promise<Job> {
-  const { hierarchy, ids, journal, options, running, spawner } = context;
+  const { files, hierarchy, ids, journal, options, running, spawner } = context;
   const credentials = chooseCredentials(spec, options);
   const host = thisHost(hierarchy.kind === "none" ? undefined : hierarchy.path);
   const settings = settingsOf(spec.resources ?? {}, host);
@@ -64,13 +64,16 @@ async function begin(context: Context, spec: JobSpec): Promise<Job> {
   const env = environmentOf(spec, credentials);
   const job = jobOf(context, spec, credentials, env);
   const entry = track(context, job);
+  entry.requestId = spec.requestId;
   try {
     const record = (): void => {
       if (entry.group !== undefined) entry.job = { ...job, limits: limitGroup(entry.group, settings) };
       journal.insert(entry.job, spec.requestId);
     };
     const launch = launchOf(context, entry, spec, credentials, env);
-    const pid = await spawner.launch(devices ? { ...launch, devices } : launch, record, () => gone(context, entry));
+    const pid = await spawner.launch(devices ? { ...launch, devices } : launch, record, (signal) =>
+      gone(context, entry, killedBy(signal), true),
+    );
     entry.job = { ...entry.job, state: "running", pid, startedAt: new Date() };
     entry.startedMs = nowMs();
     entry.launched.resolve();
@@ -81,10 +84,13 @@ async function begin(context: Context, spec: JobSpec): Promise<Job> {
     entry.ended.reject(notFound(job.id));
     throw refused;
   }
-  // The journal is not told: what it has, and the log's header, are all that a restart needs.
+  // The journal is not told yet: what it has, and the log's header, are all that a restart needs.
   setImmediate(() => {
     // The start has been answered.
-    if (!context.closed) ids.refill();
+    if (!context.closed) {
+      ids.refill();
+      if (running.has(job.id)) files.later(entry);
+    }
     options.log("info", "job started", { job: job.id, pid: entry.job.pid, owner: job.owner });
   });
   return entry.job;

@@ -38,6 +38,7 @@ export async function stop(
   context.journal.stopping(id, by);
   entry.stoppedBy ??= by;
   if (entry.job.state === "running") entry.job = { ...entry.job, state: "stopping" };
+  context.files.later(entry);
   withReserve(() => order(entry.directory, signal, graceMs));
   const job = await endOf(entry, waiting);
   return { job, killed: job.ended?.killed ?? 0 };

@@ -267,17 +267,25 @@ export async function refused(call: () => unknown): Promise<JobError> {
 export interface TestDaemon extends AsyncDisposable {
   readonly pid: number;
   start(spec: JobSpec): Promise<Job>;
+  readonly died: Promise<unknown>;
   /** As a daemon dies that nobody asked to end. */
   kill(): Promise<void>;
 }
 
-/** A worker in a process of its own; testing-daemon.ts is the program. */
-export async function testDaemon(options: WorkerOptions): Promise<TestDaemon> {
-  const child = fork(join(import.meta.dirname, "testing-daemon.ts"), { serialization: "advanced", execArgv: [] });
+/** A worker in a process of its own; testing-daemon.ts is the program, and testing-death.ts says what `death` is. */
+export async function testDaemon(options: WorkerOptions, death = ""): Promise<TestDaemon> {
+  const child = fork(join(import.meta.dirname, "testing-daemon.ts"), {
+    serialization: "advanced",
+    execArgv: ["--import", join(import.meta.dirname, "testing-death.ts")],
+    env: { ...process.env, DEATH: death },
+  });
   const exit = once(child, "exit");
   async function ask(message: object): Promise<unknown> {
     child.send(message);
-    const [answer]: unknown[] = await once(child, "message");
+    const died = exit.then(() => {
+      throw new Error("the daemon has died");
+    });
+    const [answer]: unknown[] = await Promise.race([once(child, "message"), died]);
     return answer;
   }
   await ask(options);
@@ -287,6 +295,7 @@ export async function testDaemon(options: WorkerOptions): Promise<TestDaemon> {
   };
   return {
     pid: child.pid ?? 0,
+    died: exit,
     async start(spec) {
       // What the daemon answers is the job, or the error that it met.
       const answer = (await ask(spec)) as Job | Error;

@@ -55,6 +55,7 @@ async function change(context: Context, entry: Running, asked: LinuxResources): 
   if (hasEnded(entry)) throw ended(id);
   entry.job = { ...entry.job, resources, limits };
   journal.update(entry.job);
+  context.files.later(entry);
   options.log("info", "job updated", { job: id, files: settings.map(({ file }) => file) });
   return entry.job;
 }

@@ -1,5 +1,7 @@
 import { rmdirSync } from "node:fs";
 import { resolve } from "node:path";
+import { openArchive, type Moves } from "./archive/archive.ts";
+import { moveLog } from "./archive/move.ts";
 import { openHierarchy, type Hierarchy } from "./cgroup.ts";
 import { find, isRunning, type Context } from "./context.ts";
 import { openDirectory } from "./directory.ts";
@@ -11,9 +13,11 @@ import { isolationOf } from "./isolation.ts";
 import type { Job, JobSpec } from "./job.ts";
 import { sortBehind } from "./id.ts";
 import { openIds } from "./ids.ts";
-import { openJournal } from "./journal.ts";
+import { openJobFiles } from "./job-file.ts";
+import { openJournal, type Journal } from "./journal.ts";
 import { list, type ListFilter, type Listed } from "./list.ts";
-import { checkOptions, checkSupervisor, type WorkerOptions } from "./options.ts";
+import { lockDirectory } from "./lock.ts";
+import { checkOptions, checkSupervisor, type CheckedOptions, type WorkerOptions } from "./options.ts";
 import type { StreamOptions } from "./output.ts";
 import { patient } from "./pending.ts";
 import { recover, removeSpares } from "./recovery.ts";
@@ -58,7 +62,8 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   const stateDir = resolve(options.stateDir);
   const { jobsDir, sparesDir } = openDirectory(stateDir);
   checkSupervisor(options.supervisor);
-  using opened = new DisposableStack();
+  await using opened = new AsyncDisposableStack();
+  const lock = opened.use(lockDirectory(stateDir));
   const journal = opened.use(patient(openJournal(stateDir), options.log));
   const [newest] = journal.list(() => true, Number.MAX_SAFE_INTEGER, 1);
   if (newest) sortBehind(newest.job.id);
@@ -66,14 +71,19 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   opened.defer(() => leave(hierarchy));
   const ids = opened.use(openIds(options.name, hierarchy));
   removeSpares(sparesDir);
-  const isolation = isolationOf({ ...options, hidden: [stateDir, ...(options.hidden ?? [])] }, hierarchy);
+  const hidden = [stateDir, ...(options.archive?.kind === "directory" ? [resolve(options.archive.path)] : [])];
+  const isolation = isolationOf({ ...options, hidden: [...hidden, ...(options.hidden ?? [])] }, hierarchy);
   const spawner = opened.use(
     openSpawner(options.supervisor, sparesDir, isolation, (message) => options.log("error", message)),
   );
+  const files = opened.use(openJobFiles(journal, (message, facts) => options.log("error", message, facts)));
+  const archive = options.archive && opened.use(await openArchive(options.archive, movesOf(options, jobsDir, journal)));
   const context: Context = {
+    archive,
     options,
     jobsDir,
     journal,
+    files,
     hierarchy,
     ids,
     spawner,
@@ -81,7 +91,8 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
     requests: new Map(),
     closed: false,
   };
-  recover(context);
+  await recover(context);
+  if (archive) for (const id of journal.logs.here()) archive.add(id);
   ids.refill();
   fillReserve();
   await spawner.ready;
@@ -105,23 +116,34 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
     update: (id, resources) => update(context, id, resources),
     stats: (id, how) => stats(context, id, how),
     examine: () => (examining ??= examine({ ...options, stateDir, hierarchy }).finally(() => (examining = undefined))),
-    close: () => close(context),
+    close: () => close(context).finally(() => lock[Symbol.dispose]()),
   };
 }
 
 async function close(context: Context): Promise<void> {
-  const { hierarchy, ids, journal, running, spawner } = context;
+  const { archive, files, hierarchy, ids, journal, running, spawner } = context;
   context.closed = true;
   await Promise.allSettled([...running.values()].flatMap(({ launched, updates }) => [launched.promise, updates]));
   await spawner.close();
+  await archive?.[Symbol.asyncDispose]();
   for (const entry of running.values()) {
     entry.watcher?.close();
     entry.ended.reject(new JobError("unavailable", "the worker is closing"));
     for (const wake of entry.followers) wake();
   }
+  files[Symbol.dispose]();
   journal[Symbol.dispose]();
   ids[Symbol.dispose]();
   leave(hierarchy);
+}
+
+/** How logs are moved into the archive. */
+function movesOf({ archivePauses, log }: CheckedOptions, jobsDir: string, journal: Journal): Moves {
+  return {
+    log,
+    pauses: archivePauses,
+    move: (store, id, signal) => moveLog({ jobsDir, journal }, store, { id, signal }),
+  };
 }
 
 function leave(hierarchy: Hierarchy): void {

@@ -1,0 +1,87 @@
+import { createHash, randomBytes, randomInt } from "node:crypto";
+import { mkdirSync, readFileSync, readdirSync, rmSync, truncateSync, watch, writeFileSync } from "node:fs";
+import { join } from "node:path";
+import { expect, test } from "vitest";
+import { refused, testDirectory } from "../testing.ts";
+import { directoryStore } from "./directory.ts";
+
+const { signal } = new AbortController();
+const KEY = "w/job/output";
+const MIB = 1024 * 1024;
+
+function setup(size: number) {
+  const files = testDirectory();
+  const root = join(files.path, "archive");
+  mkdirSync(root);
+  const path = join(files.path, "output");
+  const bytes = randomBytes(size);
+  writeFileSync(path, bytes);
+  const store = directoryStore(root);
+  return {
+    store,
+    root,
+    bytes,
+    path,
+    put: () => store.put(KEY, path, signal),
+    [Symbol.dispose]: () => files[Symbol.dispose](),
+  };
+}
+
+test.each([0, 1, MIB, 3 * MIB + 1])(
+  "a file of %i bytes comes back as it was, whole and from any offset",
+  async (size) => {
+    using a = setup(size);
+    await a.put();
+    await using stored = await a.store.open(KEY, signal);
+    expect(stored.size).toBe(size);
+    for (const [offset, length] of [
+      [0, size],
+      ...Array.from({ length: 20 }, () => [randomInt(size + 1), randomInt(1, MIB)]),
+    ]) {
+      const buffer = Buffer.alloc(length ?? 0);
+      const count = await stored.read(buffer, offset ?? 0);
+      expect(buffer.subarray(0, count).equals(a.bytes.subarray(offset, (offset ?? 0) + buffer.length))).toBe(true);
+    }
+    expect(readdirSync(join(a.root, "w", "job"))).toEqual(["output"]);
+  },
+);
+
+test("a file that is there, or half there, is written over", async () => {
+  using a = setup(MIB);
+  await a.put();
+  truncateSync(join(a.root, KEY), 10);
+  writeFileSync(join(a.root, "w/job/.partial-output"), "of a daemon that was killed");
+  await a.put();
+  expect(readFileSync(join(a.root, KEY)).equals(a.bytes)).toBe(true);
+  expect(readdirSync(join(a.root, "w", "job"))).toEqual(["output"]);
+});
+
+test("what was changed before it was read back is not taken for stored", async () => {
+  using a = setup(64 * MIB);
+  await a.put();
+  // The name appears with the rename; what follows is the reading.
+  const watcher = watch(join(a.root, "w", "job"), (_event, name) => {
+    if (name !== "output") return;
+    watcher.close(); // or what is written here would be seen here
+    writeFileSync(join(a.root, KEY), "x", { flag: "r+" });
+  });
+  await expect(a.put()).rejects.toThrow(/does not read as it was written/);
+  await a.put();
+  const digest = (bytes: Buffer): string => createHash("sha256").update(bytes).digest("hex");
+  expect(digest(readFileSync(join(a.root, KEY)))).toBe(digest(a.bytes));
+});
+
+test("a directory that is not there is not made: it may be a mount point", async () => {
+  using a = setup(1);
+  rmSync(a.root, { recursive: true });
+  await expect(a.put()).rejects.toThrow(/ENOENT/);
+  expect(await refused(() => a.store.open(KEY, signal))).toMatchObject({
+    code: "unavailable",
+    message: expect.stringMatching(/^the archive does not give w\/job\/output: ENOENT/),
+  });
+});
+
+test("a copy ends when it is told to", async () => {
+  using a = setup(MIB);
+  await expect(a.store.put(KEY, a.path, AbortSignal.abort())).rejects.toThrow(/abort/);
+});

@@ -1,0 +1,106 @@
+import { createHash } from "node:crypto";
+import { mkdir, open, rename, type FileHandle } from "node:fs/promises";
+import { dirname, join } from "node:path";
+import { codeOf } from "../errors.ts";
+import { unavailable, type Store } from "./store.ts";
+
+const BLOCK_BYTES = 1024 * 1024;
+
+/** An archive in a local directory, or one that is mounted. */
+export function directoryStore(root: string): Store {
+  return {
+    place: root,
+    async put(key, path, signal) {
+      const target = join(root, key);
+      const directory = dirname(target);
+      await makeDirectories(root, dirname(key));
+      await using source = await open(path);
+      const partial = join(directory, `.partial-${key.slice(key.lastIndexOf("/") + 1)}`);
+      const wanted = await copy(source, partial, signal);
+      await rename(partial, target);
+      await syncDirectory(directory);
+      await using stored = await open(target);
+      if ((await digest(stored, signal)) !== wanted) throw new Error(`${target} does not read as it was written`);
+    },
+    async open(key) {
+      try {
+        const file = await open(join(root, key));
+        const { size } = await file.stat();
+        return {
+          size,
+          read: (buffer, offset) =>
+            readFully(file, buffer, offset).catch((error: unknown) => {
+              throw unavailable(key, error);
+            }),
+          [Symbol.asyncDispose]: () => file.close(),
+        };
+      } catch (error) {
+        throw unavailable(key, error);
+      }
+    },
+    [Symbol.dispose]() {},
+  };
+}
+
+/** Fills `buffer` from `offset` on, as far as the file reaches; resolves to how far that is. */
+export async function readFully(file: FileHandle, buffer: Buffer, offset: number): Promise<number> {
+  let count = 0;
+  while (count < buffer.length) {
+    const { bytesRead } = await file.read(buffer, count, buffer.length - count, offset + count);
+    if (bytesRead === 0) break;
+    count += bytesRead;
+  }
+  return count;
+}
+
+/** Those below `root`, which is to be there. */
+async function makeDirectories(root: string, below: string): Promise<void> {
+  let directory = root;
+  for (const name of below.split("/")) {
+    const parent = directory;
+    directory = join(parent, name);
+    try {
+      await mkdir(directory, { mode: 0o700 });
+    } catch (error) {
+      if (codeOf(error) === "EEXIST") continue;
+      throw error;
+    }
+    await syncDirectory(parent);
+  }
+}
+
+/** Resolves to the SHA-256 of what was read, once what was written has reached the disk. */
+async function copy(source: FileHandle, path: string, signal: AbortSignal): Promise<string> {
+  await using target = await open(path, "w", 0o600);
+  const hash = createHash("sha256");
+  for await (const block of blocks(source, signal)) {
+    hash.update(block);
+    await target.writeFile(block);
+  }
+  await target.sync();
+  return hash.digest("hex");
+}
+
+async function digest(file: FileHandle, signal: AbortSignal): Promise<string> {
+  const hash = createHash("sha256");
+  for await (const block of blocks(file, signal)) hash.update(block);
+  return hash.digest("hex");
+}
+
+/** A file's bytes, 1 MiB at a time in one buffer. */
+async function* blocks(file: FileHandle, signal: AbortSignal): AsyncGenerator<Buffer> {
+  const buffer = Buffer.allocUnsafeSlow(BLOCK_BYTES);
+  for (let offset = 0; ;) {
+    signal.throwIfAborted();
+    const count = await readFully(file, buffer, offset);
+    if (count > 0) yield buffer.subarray(0, count);
+    if (count < buffer.length) return;
+    offset += count;
+  }
+}
+
+/** A name is on the disk once its directory is. */
+async function syncDirectory(path: string): Promise<void> {
+  await using directory = await open(path);
+  await directory.sync();
+}

@@ -1,0 +1,39 @@
+import { existsSync } from "node:fs";
+import { rm } from "node:fs/promises";
+import { join } from "node:path";
+import type { Context } from "../context.ts";
+import type { Store } from "./store.ts";
+
+/** What leaves this disk with a log, the index first: the output is what takes long. */
+const LOG_FILES = ["index", "output"];
+/** The job's record goes along, and stays here, too. */
+const RECORD = "job";
+
+/** `WORKER/JOB/FILE`; the worker is the one that gave the job its id, by its name or, where it had none, its journal's. */
+export function keyOf(instance: string, id: string, file: string): string {
+  const dot = id.indexOf(".");
+  return `${dot < 0 ? instance : id.slice(0, dot)}/${id}/${file}`;
+}
+
+/**
+ * Moves an ended job's log into the archive. A daemon that dies between any two of these steps leaves a log that can be
+ * read, here or there, and the next one goes on: files go only when the journal says that the log is there, and the
+ * journal says so only once the store has verified it.
+ */
+export async function moveLog(
+  { jobsDir, journal }: Pick<Context, "jobsDir" | "journal">,
+  store: Store,
+  { id, signal }: { readonly id: string; readonly signal: AbortSignal },
+): Promise<void> {
+  const directory = join(jobsDir, id);
+  if (journal.logs.isHere(id) && LOG_FILES.every((file) => existsSync(join(directory, file)))) {
+    for (const file of [...LOG_FILES, RECORD])
+      if (existsSync(join(directory, file)))
+        await store.put(keyOf(journal.instance, id, file), join(directory, file), signal);
+    journal.logs.archived(id);
+  } else if (!journal.logs.isHere(id) && !journal.logs.isArchived(id)) {
+    throw new Error("that the job has ended is not on the disk yet"); // until then its files are all that tells
+  }
+  for (const file of LOG_FILES) await rm(join(directory, file), { force: true });
+  journal.logs.removed(id);
+}

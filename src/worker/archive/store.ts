@@ -1,0 +1,53 @@
+import { JobError } from "../errors.ts";
+
+/* Where the logs of ended jobs go when they leave this disk. */
+
+/** Where archived files are. */
+export type Place =
+  /** A directory that is there: it may be a mount point, so it is not made. */
+  | { readonly kind: "directory"; readonly path: string }
+  | {
+      readonly kind: "s3";
+      readonly bucket: string;
+      /** In front of each key, without a slash at its end; may be empty. */
+      readonly prefix: string;
+      /** Of a server that is not AWS's, as in `http://127.0.0.1:9000`; the bucket is then the first part of the path. */
+      readonly endpoint?: string;
+      /** By the SDK's own rules when absent; us-east-1 with an endpoint. */
+      readonly region?: string;
+      /** A connection on which nothing moves is given up after it; 30 s when absent. */
+      readonly silenceMs?: number;
+    };
+
+/** A file in the archive. */
+export interface Stored extends AsyncDisposable {
+  readonly size: number;
+  /** Fills `buffer` from `offset` on, as far as the file reaches. Throws JobError `unavailable`. */
+  read(buffer: Buffer, offset: number): Promise<number>;
+}
+
+/** Keys are paths of three parts: `WORKER/JOB/FILE`. */
+export interface Store extends Disposable {
+  /** Where it is, for people. */
+  readonly place: string;
+  /**
+   * Copies a file. Resolves once what is stored has been found to be what is on this disk, by checksum; what a try
+   * that was cut has left is put away or written over. Throws whatever kept it from that.
+   */
+  put(key: string, path: string, signal: AbortSignal): Promise<void>;
+  /** Throws JobError `unavailable`; so do its reads, which `signal` ends. */
+  open(key: string, signal: AbortSignal): Promise<Stored>;
+}
+
+/** What has gone wrong, in few words. */
+export function reasonOf(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  // A failed connection to a name with several addresses has no message of its own.
+  if (error instanceof AggregateError && error.message === "") return error.errors.map(reasonOf).join(", ");
+  return error.message || error.name;
+}
+
+/** Of an archive that does not give a file out. */
+export function unavailable(key: string, error: unknown): JobError {
+  return new JobError("unavailable", `the archive does not give ${key}: ${reasonOf(error)}`, { cause: error });
+}

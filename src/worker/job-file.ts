@@ -1,0 +1,141 @@
+import { closeSync, openSync, readFileSync, renameSync, statSync, writeSync } from "node:fs";
+import { basename, join } from "node:path";
+import { codeOf } from "./errors.ts";
+import type { Job } from "./job.ts";
+import { decode, encode, type Journal } from "./journal.ts";
+import { birthOf } from "./process.ts";
+import { startOf, type Running } from "./running.ts";
+import { readExit } from "./exit.ts";
+
+/* `job` in a job's directory: its record once more, from which a journal can be rebuilt. */
+
+/** A job that has ended by then is written once. */
+const DELAY_MS = 100;
+/** How long others wait for the writing of many. */
+const TURN_MS = 4;
+
+/** A job as its directory tells it. */
+export interface Told {
+  readonly job: Job;
+  readonly stoppedBy?: string;
+  readonly requestId?: string;
+  /** Of the journal that it was in; absent when there is no `job`. */
+  readonly instance?: string;
+}
+
+/** Writes the `job`s. */
+export interface JobFiles extends Disposable {
+  /** Writes it, and has the journal know how the job runs, when nobody waits. */
+  later(entry: Running): void;
+  /** Writes it now. What cannot be written is logged; the journal has it. */
+  write(entry: Running): void;
+}
+
+/** Disposing writes what is to be written. */
+export function openJobFiles(journal: Journal, log: (message: string, facts: object) => void): JobFiles {
+  const waiting = new Set<Running>();
+  let timer: NodeJS.Timeout | undefined;
+
+  function write(entry: Running): void {
+    waiting.delete(entry);
+    try {
+      writeJobFile(journal.instance, entry);
+    } catch (error) {
+      // Without its directory a job is lost, which is told elsewhere.
+      if (codeOf(error) !== "ENOENT")
+        log("a job's record could not be written beside its output", { job: entry.job.id, error });
+    }
+  }
+
+  function note(entry: Running): void {
+    try {
+      const supervisor = startOf(entry)?.supervisor ?? 0;
+      const birth = entry.job.birth ?? birthOf(entry.job.pid, supervisor, journal.boot);
+      if (birth !== undefined) entry.job = { ...entry.job, birth };
+      journal.update(entry.job);
+    } catch (error) {
+      log("a job's record could not be written", { job: entry.job.id, error });
+    }
+    write(entry);
+  }
+
+  function flush(): void {
+    timer = undefined;
+    const until = performance.now() + TURN_MS;
+    for (const entry of waiting) {
+      if (performance.now() > until) return wake(0);
+      note(entry);
+    }
+  }
+
+  function wake(ms: number): void {
+    timer ??= setTimeout(flush, ms).unref();
+  }
+
+  return {
+    later(entry) {
+      waiting.add(entry);
+      wake(DELAY_MS);
+    },
+    write,
+    [Symbol.dispose]() {
+      clearTimeout(timer);
+      for (const entry of waiting) note(entry);
+    },
+  };
+}
+
+/** By rename: it is there whole or not at all. */
+function writeJobFile(instance: string, { directory, job, requestId, stoppedBy }: Running): void {
+  const head = JSON.stringify({ version: 1, instance, requestId, stoppedBy });
+  const file = openSync(join(directory, "job.new"), "w", 0o600);
+  try {
+    writeSync(file, `${head.slice(0, -1)},"job":${encode(job)}}\n`);
+  } finally {
+    closeSync(file);
+  }
+  renameSync(join(directory, "job.new"), join(directory, "job"));
+}
+
+/** What is known of the job in `directory`; undefined when it never ran. A `job` that is damaged counts as none. */
+export function readJob(directory: string): Told | undefined {
+  const told = readJobFile(directory);
+  if (told?.job.state === "ended") return told;
+  const exit = readExit(directory);
+  const started = startOf({ directory });
+  if (!exit && !started) return undefined;
+  return told ?? { job: unknownJob(directory, started) };
+}
+
+/** Of which only the directory is known. */
+function unknownJob(directory: string, started: ReturnType<typeof startOf>): Job {
+  const createdAt = started?.at ?? statSync(directory).mtime;
+  return {
+    id: basename(directory),
+    state: "running",
+    command: "(unknown)",
+    args: [],
+    envNames: [],
+    cwd: "/",
+    user: "",
+    group: "",
+    labels: new Map(),
+    limits: new Map(),
+    owner: "",
+    pid: started?.pid ?? 0,
+    createdAt,
+    ...(started && { startedAt: started.at }),
+    output: { size: 0, first: 0, dropped: 0 },
+    warnings: ["its record was lost: of its start no more is known than its output and its exit record tell"],
+  };
+}
+
+function readJobFile(directory: string): Told | undefined {
+  try {
+    // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- writeJobFile() wrote it
+    const told = decode(readFileSync(join(directory, "job"), "utf8")) as Told;
+    return told.job.id === basename(directory) ? told : undefined;
+  } catch {
+    return undefined;
+  }
+}

@@ -1,0 +1,100 @@
+import { readFileSync, readdirSync, readlinkSync } from "node:fs";
+
+/* What tells a process from those that had its number before, or will have it: proc_pid_stat(5). */
+
+interface Process {
+  readonly pid: number;
+  readonly parent: number;
+  readonly session: number;
+  /** When it was started, in ticks since boot. */
+  readonly ticks: string;
+}
+
+function look(pid: number): Process | undefined {
+  try {
+    const stat = readFileSync(`/proc/${pid}/stat`, "latin1");
+    // The command's name is in parentheses and may hold anything.
+    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    const [state = "X", parent, , session] = fields;
+    if (state === "Z" || state === "X") return undefined;
+    return { pid, parent: Number(parent), session: Number(session), ticks: fields[19] ?? "" };
+  } catch {
+    return undefined;
+  }
+}
+
+/** What a process cannot outlive. */
+export interface Boot {
+  /** Of the kernel. */
+  readonly host: string;
+  /** Of the init of this pid namespace, which in a container is another each time that one is started. */
+  readonly init: string;
+}
+
+export function thisBoot(): Boot {
+  let namespace = "";
+  try {
+    namespace = readlinkSync("/proc/self/ns/pid").replaceAll(/\D/g, "");
+  } catch {
+    // Not to be seen: the host's boot alone must do.
+  }
+  return {
+    host: readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim(),
+    init: `${namespace}.${look(1)?.ticks ?? ""}`,
+  };
+}
+
+/** Why what ran at `then` cannot run now; undefined when it can. */
+export function interruption(then: Boot, now: Boot): string | undefined {
+  if (then.host !== now.host) return "the host was rebooted";
+  return then.init === now.init ? undefined : "the container was restarted";
+}
+
+/** With its pid, names a process for good; undefined when it is not a child of `parent` that runs. */
+export function birthOf(pid: number, parent: number, boot: Boot): string | undefined {
+  const found = pid > 0 && parent > 0 ? look(pid) : undefined;
+  return found?.parent === parent ? birth(found, boot) : undefined;
+}
+
+function birth({ ticks }: Process, { host, init }: Boot): string {
+  return `${host} ${init} ${ticks}`;
+}
+
+export function bootOf(born: string): Boot {
+  const [host = "", init = ""] = born.split(" ");
+  return { host, init };
+}
+
+/**
+ * Kills what is left of a job that has no cgroup, nor a supervisor any more: the main process, which `born` has to fit, its
+ * session, and all that descend from them. `fresh`: the supervisor has ended a moment ago, and the main process with it, so
+ * that its number can be no other session's yet. A stranger that has the number by now lives.
+ */
+export function killTree(pid: number, born: string | undefined, boot: Boot, fresh: boolean): void {
+  const killed = new Set<string>();
+  for (let before = -1; before < killed.size;) {
+    before = killed.size;
+    for (const each of treeOf(pid, born, boot, fresh)) {
+      // Looked at again, because reading all of /proc takes a while.
+      if (look(each.pid)?.ticks !== each.ticks) continue;
+      try {
+        process.kill(each.pid, "SIGKILL");
+        killed.add(`${each.pid} ${each.ticks}`);
+      } catch {
+        // It has ended.
+      }
+    }
+  }
+}
+
+function treeOf(pid: number, born: string | undefined, boot: Boot, fresh: boolean): Process[] {
+  const main = pid > 0 ? look(pid) : undefined;
+  if (pid <= 0 || (main ? born !== birth(main, boot) : !fresh)) return [];
+  const all = readdirSync("/proc").flatMap((name) => (/^\d+$/.test(name) ? (look(Number(name)) ?? []) : []));
+  const tree = new Map<number, Process>();
+  for (let before = -1; before < tree.size;) {
+    before = tree.size;
+    for (const each of all) if (each.session === pid || tree.has(each.parent)) tree.set(each.pid, each);
+  }
+  return [...tree.values()];
+}
