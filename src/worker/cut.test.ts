@@ -1,4 +1,4 @@
-import { chmodSync, existsSync, readFileSync } from "node:fs";
+import { chmodSync, existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { jobDirectories, modes, sh, testDaemon, testDirectory, testWorker, until } from "./testing.ts";
@@ -43,4 +43,17 @@ describe.each(modes)("a daemon %s that is killed", (_mode, options) => {
     expect(jobDirectories(worker.stateDir)).toEqual([job.id]);
     expect(existsSync(join(worker.directory(job.id), "exit"))).toBe(true);
   });
+});
+
+test("a directory that has a job's name, but neither a record nor a start, is removed after a crash", async () => {
+  using directory = testDirectory();
+  const stateDir = join(directory.path, "state");
+  await using daemon = await testDaemon({ ...modes[0]?.[1], stateDir });
+  await daemon.kill();
+  const lost = join(stateDir, "jobs", "01lost");
+  mkdirSync(lost);
+  writeFileSync(join(lost, "output"), "");
+  await using worker = await testWorker({ ...modes[0]?.[1], stateDir });
+  expect(worker.traces()).toEqual([]);
+  expect(existsSync(lost)).toBe(false);
 });

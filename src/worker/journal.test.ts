@@ -1,10 +1,11 @@
 import { execFileSync } from "node:child_process";
-import { copyFileSync, readdirSync, statSync } from "node:fs";
+import { copyFileSync, readdirSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { describe, expect, test } from "vitest";
 import type { Job } from "./job.ts";
 import { openJournal, VERSION } from "./journal.ts";
+import { recoverJournal } from "./recover.ts";
 import { jobDirectories, refused, run, testDaemon, testDirectory, testWorker, waits } from "./testing.ts";
 
 function job(id: string, more: Partial<Job> = {}): Job {
@@ -151,6 +152,14 @@ describe("two workers on one state directory:", () => {
     expect(error.message).toContain(join(worker.stateDir, "lock"));
     const { job: started } = await worker.start(run("true"));
     expect((await worker.wait(started.id)).ended?.exitCode).toBe(0);
+  });
+
+  test("the second is refused though the journal was moved away under the first; so is a recovery", async () => {
+    await using worker = await testWorker();
+    rmSync(join(worker.stateDir, "journal.db"));
+    const locked = { code: "unavailable", facts: { reason: "locked" } };
+    expect(await refused(() => testWorker({ stateDir: worker.stateDir }))).toMatchObject(locked);
+    expect(await refused(() => recoverJournal(worker.stateDir))).toMatchObject(locked);
   });
 
   test("the second is refused while another process has it, touches nothing, and can have it when that one is gone", async () => {
