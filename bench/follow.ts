@@ -1,8 +1,8 @@
 import { spawn } from "node:child_process";
-import { readdirSync, readFileSync } from "node:fs";
 import { setTimeout as delay } from "node:timers/promises";
 import type { Client } from "../src/client/index.ts";
 import type { Bench } from "./harness.ts";
+import { cpuMs } from "./proc.ts";
 import { format, median, quantile, row, type Row } from "./report.ts";
 
 const LINES = 250;
@@ -72,14 +72,6 @@ export async function followers(client: Client, jobIds: readonly string[]): Prom
       await Promise.all(reading);
     },
   };
-}
-
-/** CPU time of all of a process's threads in ms (schedstat: Documentation/scheduler/sched-stats.rst). */
-function cpuMs(pid: number): number {
-  const ns = readdirSync(`/proc/${pid}/task`).map((task) =>
-    parseInt(readFileSync(`/proc/${pid}/task/${task}/schedstat`, "utf8"), 10),
-  );
-  return ns.reduce((sum, each) => sum + each, 0) / 1e6;
 }
 
 /** CPU ms per second of a process that is left alone. */

@@ -18,15 +18,21 @@ const run = promisify(execFile);
 /** A daemon in a process of its own. Disposing ends its jobs and it; its state stays until all is measured. */
 export interface Daemon extends AsyncDisposable {
   readonly pid: number;
+  /** Its state directory. */
+  readonly state: string;
   /** What a writer connects with. */
   readonly credentials: Credentials;
   /** A writer's. */
   readonly client: Client;
-  /** Collects the daemon's garbage, so that what is left is in use. Needs `preload`. */
-  collect(): Promise<void>;
+  /** Collects the daemon's garbage; resolves to the bytes that are left in use, in its heap and beside. Needs `preload`. */
+  collect(): Promise<number>;
+  /** SIGKILL; its jobs go on. */
+  kill(): Promise<void>;
 }
 
 export interface DaemonOptions {
+  /** The state directory of an earlier daemon, which has ended; one of its own when absent. */
+  readonly state?: string;
   /** More flags of jobsd. */
   readonly flags?: readonly string[];
   /** Loads preload.ts into the daemon, which then holds so many megabytes of live heap more. */
@@ -67,8 +73,12 @@ export function unbuilt(): string[] {
   return ["dist/jobs.js", "dist/jobsd.js", "build/supervisor"].filter((path) => !existsSync(checkout(path)));
 }
 
-/** Makes a directory, certificates as in production, and a cgroup where the host has them. */
-export async function openBench(): Promise<Bench> {
+/**
+ * Makes a directory, certificates as in production, and a cgroup where the host has them.
+ *
+ * @param fromSource for tests: daemons are what the source is, not what was built of it, and keys are made fast
+ */
+export async function openBench({ fromSource = false } = {}): Promise<Bench> {
   await using opening = new AsyncDisposableStack();
   const directory = mkdtempSync(join(tmpdir(), "jobs-bench-"));
   opening.defer(() => rm(directory, { recursive: true, force: true, maxRetries: 10 }));
@@ -84,7 +94,7 @@ export async function openBench(): Promise<Bench> {
       await removeGroup(group);
     });
   const certs = join(directory, "certs");
-  await issueAll({ out: certs });
+  await issueAll({ out: certs, ...(fromSource && { bits: 2048 }) });
   const pem = (name: string): string => join(certs, name);
 
   const children = new Set<ChildProcess>();
@@ -110,7 +120,12 @@ export async function openBench(): Promise<Bench> {
     pem,
     adopt,
     async startDaemon(options = {}) {
-      const daemon = await startDaemon({ directory, group, pem, adopt }, `daemon-${process.pid}-${++count}`, options);
+      const program = fromSource ? ([node(), checkout("cli/jobsd.ts")] as const) : ([checkout("bin/jobsd")] as const);
+      const daemon = await startDaemon(
+        { directory, group, pem, adopt, program },
+        `daemon-${process.pid}-${++count}`,
+        options,
+      );
       daemons.add(daemon);
       return daemon;
     },
@@ -126,25 +141,29 @@ export async function openBench(): Promise<Bench> {
 }
 
 async function startDaemon(
-  bench: Pick<Bench, "directory" | "group" | "pem" | "adopt">,
+  bench: Pick<Bench, "directory" | "group" | "pem" | "adopt"> & {
+    readonly program: readonly [string, ...string[]];
+  },
   name: string,
-  { flags = [], preload }: DaemonOptions,
+  { state = join(bench.directory, name), flags = [], preload }: DaemonOptions,
 ): Promise<Daemon> {
-  const { directory, group, pem, adopt } = bench;
-  const args = ["--listen", "127.0.0.1:0", "--state", join(directory, name), "--ca", pem("ca.crt")];
+  const { directory, group, pem, adopt, program } = bench;
+  const [command, ...args] = [...program, "--listen", "127.0.0.1:0", "--state", state, "--ca", pem("ca.crt")];
   args.push("--cert", pem("worker.crt"), "--key", pem("worker.key"), ...flags);
   if (group !== "") args.push("--cgroup", group);
+  const inUse = join(directory, `${name}.in-use`);
   const env = {
     PATH: process.env["PATH"],
     ...(preload && {
       NODE_OPTIONS: `--import=${new URL("preload.ts", import.meta.url).href}`,
       JOBS_BENCH_HEAP_MB: String(preload.heapMb),
+      JOBS_BENCH_IN_USE: inUse,
     }),
   };
   const logFile = join(directory, `${name}.log`);
   const log = openSync(logFile, "w");
   // In a session of its own, so that Ctrl-C does not end it before its jobs.
-  const child = adopt(spawn(checkout("bin/jobsd"), args, { env, detached: true, stdio: ["ignore", "pipe", log] }));
+  const child = adopt(spawn(command, args, { env, detached: true, stdio: ["ignore", "pipe", log] }));
   closeSync(log);
   const exited = once(child, "exit");
   const server = await address(child, () => `the daemon did not start:\n${readFileSync(logFile, "utf8")}`);
@@ -161,13 +180,21 @@ async function startDaemon(
   let closed: Promise<void> | undefined;
   return {
     pid: child.pid ?? 0,
+    state,
     credentials,
     client,
     async collect() {
       child.kill("SIGUSR2");
       // The signal is taken in the turn that answers the first call, at the latest.
       for (let i = 0; i < 2; i++) await client.list({ limit: 1 });
+      return Number(readFileSync(inUse, "utf8"));
     },
+    kill: () =>
+      (closed ??= (async () => {
+        client.close();
+        child.kill("SIGKILL");
+        await exited;
+      })()),
     [Symbol.asyncDispose]: () => (closed ??= close()),
   };
 }

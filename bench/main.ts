@@ -3,10 +3,13 @@ import { cpus, release } from "node:os";
 import { inspect, parseArgs } from "node:util";
 import { cli } from "./cli.ts";
 import { copies } from "./copies.ts";
+import { flood } from "./flood.ts";
 import { idle, latency } from "./follow.ts";
 import { type Bench, openBench, unbuilt } from "./harness.ts";
 import { memory } from "./memory.ts";
 import { table, type Row } from "./report.ts";
+import { restart } from "./restart.ts";
+import { soak } from "./soak.ts";
 import { flight, heap, isolation, start } from "./start.ts";
 import { stream } from "./stream.ts";
 
@@ -22,6 +25,9 @@ const BENCHMARKS: Readonly<Record<string, (bench: Bench) => Promise<Row[]>>> = {
   copies,
   idle,
   memory,
+  restart,
+  flood,
+  soak,
 };
 
 const INTERRUPTED = Symbol("interrupted");
@@ -33,7 +39,7 @@ Measures the built programs on this machine, each figure beside what it is compa
   --only NAME  one of ${Object.keys(BENCHMARKS).join(", ")}; may be repeated
   --json FILE  also write the rows there: name, value, unit, comparedWith, ratio, target
 
-TMPDIR says where the daemons' state is for that time.
+TMPDIR says where the daemons' state is for that time, JOBS_BENCH_SOAK how many jobs a soak has: 5000 when not given.
 `;
 
 process.exit(await main(process.argv.slice(2)));

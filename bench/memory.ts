@@ -1,19 +1,10 @@
-import { readFileSync } from "node:fs";
 import type { Bench, Daemon } from "./harness.ts";
 import { followers, waitingJobs } from "./follow.ts";
+import { parentOf, pssKib } from "./proc.ts";
 import { row, type Row } from "./report.ts";
 
 const COUNT = 1000;
 const WARM_UP = 100;
-
-/** Proportional set size in KiB: pages that are shared count for their share (proc_pid_smaps(5)). */
-function pssKib(pid: number): number {
-  return Number(/^Pss:\s+(\d+) kB$/m.exec(readFileSync(`/proc/${pid}/smaps_rollup`, "utf8"))?.[1]);
-}
-
-function parentOf(pid: number): number {
-  return Number(/^PPid:\s+(\d+)$/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1]);
-}
 
 async function settledKib(daemon: Daemon): Promise<number> {
   await daemon.collect();

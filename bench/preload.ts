@@ -1,4 +1,8 @@
-/** Loaded into a daemon that is measured: holds live heap beside it, and collects its garbage on SIGUSR2. */
+/**
+ * Loaded into a daemon that is measured: holds live heap beside it, and on SIGUSR2 collects its garbage and writes the
+ * bytes that are in use into a file.
+ */
+import { writeFileSync } from "node:fs";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 
@@ -21,6 +25,8 @@ setFlagsFromString("--expose-gc");
 const collect: unknown = runInNewContext("gc");
 process.on("SIGUSR2", () => {
   if (typeof collect === "function") collect();
+  const { heapUsed, external } = process.memoryUsage();
+  writeFileSync(process.env["JOBS_BENCH_IN_USE"] ?? "/dev/null", String(heapUsed + external));
   // What it holds must not look unused.
   if (held.length === 1) held.pop();
 });

@@ -31,13 +31,13 @@ const TRUE = StartRequest.fromPartial({ command: "/bin/true" });
 const ALONE = StartRequest.fromPartial({ command: "/bin/true", network: Network.NETWORK_NONE });
 
 /** Calls of the client library, and Check of the health service, all on one channel. */
-interface Calls extends Disposable {
+export interface Calls extends Disposable {
   readonly start: (request?: StartRequest) => Promise<StartResponse>;
   readonly wait: (jobId: string) => Promise<WaitResponse>;
   readonly check: () => Promise<HealthCheckResponse>;
 }
 
-function callsOn(credentials: Credentials): Calls {
+export function callsOn(credentials: Credentials): Calls {
   const target = parseTarget(credentials.server);
   const channel = channelFor(secureContext(credentials), target);
   const worker = new WorkerServiceClient(formatTarget(target), channel.credentials, channel.options);
@@ -148,7 +148,7 @@ async function turnByTurn<Name extends string>(
 }
 
 /** Starts and waits for the ends of `count` jobs, `FLIGHT` at once. Returns jobs per second. */
-async function manyAtOnce(calls: Calls, count: number): Promise<number> {
+export async function manyAtOnce(calls: Calls, count: number): Promise<number> {
   const beganMs = performance.now();
   let left = count;
   await Promise.all(

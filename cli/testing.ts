@@ -64,6 +64,8 @@ export function launch(program: "jobs" | "jobsd", args: readonly string[], env: 
 /** A daemon with certificates of its own in a temporary directory. */
 export interface Host extends AsyncDisposable {
   readonly dir: string;
+  /** The daemon's process. */
+  readonly pid: number;
   readonly server: string;
   /** A file of its certificates: "ca.crt", "writer.key". */
   file(name: string): string;
@@ -80,16 +82,19 @@ export interface Host extends AsyncDisposable {
   crash(): Promise<void>;
 }
 
-/** Resolves once the daemon is ready. Disposing stops its jobs, ends it and removes all that it made. */
-export async function startHost(flags: readonly string[] = []): Promise<Host> {
+/** Resolves once the daemon is ready: one with `env`, and certificates that are valid from `now` on. Disposing stops its jobs, ends it and removes all that it made. */
+export async function startHost(
+  flags: readonly string[] = [],
+  { env = {}, now }: { readonly env?: NodeJS.ProcessEnv; readonly now?: Date } = {},
+): Promise<Host> {
   const dir = await mkdtemp(join(tmpdir(), "jobs-cli-"));
   // Jobs, which run as nobody, see the files that a test puts there.
   await chmod(dir, 0o755);
-  await issueAll({ out: join(dir, "certs"), bits: 2048 });
+  await issueAll({ out: join(dir, "certs"), bits: 2048, now });
   const file = (name: string): string => join(dir, "certs", name);
   const tls = ["--ca", file("ca.crt"), "--cert", file("worker.crt"), "--key", file("worker.key")];
   const boot = async (listen: string): Promise<{ daemon: Running; server: string }> => {
-    const daemon = launch("jobsd", ["--listen", listen, "--state", join(dir, "state"), ...tls, ...flags]);
+    const daemon = launch("jobsd", ["--listen", listen, "--state", join(dir, "state"), ...tls, ...flags], env);
     await daemon.shows("\n");
     return { daemon, server: daemon.output.stdout.trim().replace("listening on ", "") };
   };
@@ -111,6 +116,9 @@ export async function startHost(flags: readonly string[] = []): Promise<Host> {
     launch("jobs", args, { ...as("writer"), ...env }).ended;
   return {
     dir,
+    get pid() {
+      return daemon.child.pid ?? 0;
+    },
     get server() {
       return server;
     },

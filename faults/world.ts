@@ -60,7 +60,7 @@ export interface World extends AsyncDisposable {
   end(signal: "SIGKILL" | "SIGTERM"): Promise<void>;
   /** Stops the daemon where it is; resolves when it goes on. */
   freeze(ms: number): Promise<void>;
-  /** Jobs' directories. */
+  /** Jobs' directories, and those of spares that have not been put away. */
   directories(): string[];
   /** Jobs' cgroups, and those made for jobs to come. */
   groups(): string[];
@@ -154,7 +154,10 @@ export async function openWorld(place: Place, name: string, flags: readonly stri
       await delay(ms);
       frozen?.kill("SIGCONT");
     },
-    directories: () => readdirSync(join(state, "jobs")),
+    directories: () =>
+      readdirSync(join(state, "jobs")).flatMap((name) =>
+        name === ".spares" ? readdirSync(join(state, "jobs", name)) : [name],
+      ),
     groups: () => (sandbox.cgroup === undefined ? [] : groupsIn(sandbox.cgroup)),
     fill() {
       const file = openSync(ballast, "w");

@@ -23,12 +23,12 @@ export function swapped(certificates: Certificates, files: Readonly<Record<strin
   return { ...certificates, file: (name) => certificates.file(files[name] ?? name) };
 }
 
-/** A CA for one run, with the certificates of a worker, a writer and a reader. */
-export async function issueCertificates(hosts: readonly string[] = []): Promise<Certificates> {
+/** A CA for one run, with the certificates of a worker, a writer and a reader, valid from a little before `now` on. */
+export async function issueCertificates(hosts: readonly string[] = [], now?: Date): Promise<Certificates> {
   const dir = await mkdtemp(join(tmpdir(), "jobs-e2e-"));
   const remove = (): Promise<void> => rm(dir, { recursive: true, force: true });
   try {
-    await issueAll({ out: dir, hosts });
+    await issueAll({ out: dir, hosts, now });
   } catch (error) {
     await remove();
     throw error;

@@ -37,10 +37,15 @@ interface AuditedPrincipal {
 }
 
 export interface Audit {
-  /** Appends one record with the time it is written at; throws when it is not on its way to the disk. */
+  /**
+   * Appends one record with the time it is written at; throws when it is not on its way to the disk. To a file it is
+   * appended later then, before those behind it, as long as they are no more than 1000.
+   */
   write(record: AuditRecord): void;
   close(): void;
 }
+
+const MAX_LATE = 1000;
 
 /**
  * Opens an audit log: JSON lines, appended to the file at a path (made with mode 0600) or to a stream that stays the
@@ -52,14 +57,25 @@ export function openAudit(target: string | Writable): Audit {
   fchmodSync(fd, 0o600);
   let torn = false;
   let open = true;
+  const late: string[] = [];
+
+  const append = (text: string): void => {
+    const bytes = Buffer.from(torn ? `\n${text}` : text);
+    // Only a full disk or a limit cuts a line short; it must not take the next one with it.
+    const written = writeSync(fd, bytes);
+    torn = written < bytes.length;
+    if (torn) throw new Error(`${target}: only ${written} of ${bytes.length} bytes could be written`);
+  };
+
   return {
     write(record) {
       if (!open) throw new Error("the audit log is closed");
-      const bytes = Buffer.from(torn ? `\n${line(record)}` : line(record));
-      // Only a full disk or a limit cuts a line short; it must not take the next one with it.
-      const written = writeSync(fd, bytes);
-      torn = written < bytes.length;
-      if (torn) throw new Error(`${target}: only ${written} of ${bytes.length} bytes could be written`);
+      late.push(line(record));
+      if (late.length > MAX_LATE) late.shift();
+      for (let text = late[0]; text !== undefined; text = late[0]) {
+        append(text);
+        late.shift();
+      }
     },
     close() {
       if (open) closeSync(fd);

@@ -5,7 +5,7 @@ import { audited, type Audit, type AuditRecord } from "./audit.ts";
 import type { Connections } from "./connections.ts";
 import { guardedInterceptor } from "./guard.ts";
 import type { Identity, Principal } from "./identity.ts";
-import { mutates, rolesOf } from "./roles.ts";
+import { mutates, needsRecord, rolesOf } from "./roles.ts";
 import { statusOf, type Failure } from "./status.ts";
 
 const MAX_RECORDED_CHARS = 1024;
@@ -13,7 +13,7 @@ const MAX_RECORDED_CHARS = 1024;
 const UNRECORDED: Failure = {
   code: status.UNAVAILABLE,
   reason: "AUDIT_UNAVAILABLE",
-  message: "the audit log cannot be written, so nothing may be changed; the worker's log says why",
+  message: "the audit log cannot be written, so nothing may be started or changed; the worker's log says why",
 };
 
 /** Why a call is not allowed; undefined when it is. Default deny: `rolesOf` an unknown method is nobody. */
@@ -63,8 +63,8 @@ export function authorise(
 /**
  * Records every call. It comes before `authorise`, whose denials pass its `sendStatus`. One record when the call has
  * ended; of a call that changes something or streams one more before its handler runs, so that nothing happens
- * without a record on disk and that a stream of days is no secret. A call that changes something is refused when that
- * first record cannot be written; others go on, and the failure is logged.
+ * without a record on disk and that a stream of days is no secret. A start or an update is refused when that first
+ * record cannot be written; others go on, and the failure is logged.
  */
 export function auditCalls(audit: Audit, connections: Connections, log: Logger): ServerInterceptor {
   return guardedInterceptor(({ path, responseStream }, call) => {
@@ -102,7 +102,7 @@ export function auditCalls(audit: Audit, connections: Connections, log: Logger):
         next({
           onReceiveMessage(message, pass) {
             facts = { ...facts, ...requestFacts(message) };
-            if (!twice || record({ stage: "begin" }) || !mutates(path)) {
+            if (!twice || record({ stage: "begin" }) || !needsRecord(path)) {
               pass(message);
               return;
             }

@@ -26,6 +26,14 @@ export function rolesOf(path: string): readonly Role[] {
 /** Every method that someone may call. */
 export const METHODS: ReadonlySet<string> = new Set(ROLES.keys());
 
+/**
+ * A method that is not to happen unless it is recorded. A stop may: it takes nothing and gives room, and could not end
+ * what has filled the disk.
+ */
+export function needsRecord(path: string): boolean {
+  return mutates(path) && path !== "/jobs.v1.WorkerService/Stop";
+}
+
 /** A method that changes something: no reader may call it. */
 export function mutates(path: string): boolean {
   return !rolesOf(path).includes("reader");

@@ -23,6 +23,7 @@ const CODES: Readonly<Record<JobErrorCode, status>> = {
   precondition: status.FAILED_PRECONDITION,
   exhausted: status.RESOURCE_EXHAUSTED,
   unavailable: status.UNAVAILABLE,
+  "data-loss": status.DATA_LOSS,
   internal: status.INTERNAL,
 };
 

@@ -6,11 +6,12 @@
  *
  *   index: a header of 64 bytes, then records of 16 bytes, little-endian.
  *   header: "jobslog1", first (u64), first_record (u64), dropped (u64), gap_end (u64),
- *           started in ns since the epoch (i64, 0 until exec), main process, supervisor (i32 each)
+ *           started in ns since the epoch (i64, 0 until exec), main process, supervisor (i32 each),
+ *           started in ns of CLOCK_MONOTONIC (i64, 0 in logs of before there was this)
  *   record: offset (48 bits), source (16 bits), time in ms since the epoch (64 bits);
  *           it holds from its offset to the next record's. Source 0 is a gap.
  *
- * Bytes that cannot be kept (full disk, limit) become a gap: their offsets are
+ * Bytes that cannot be kept (full disk, I/O error, limit) become a gap: their offsets are
  * used up and nothing is stored. With the newest kept, the oldest bytes are
  * punched out of the file; `first` moves before they go, so a reader that checks
  * it after reading never takes a hole for zeros.
@@ -32,7 +33,9 @@ struct header {
 	uint64_t first, first_record, dropped, gap_end;
 	int64_t started_ns;
 	int32_t main, supervisor;
+	int64_t started_clock_ns;
 };
+_Static_assert(sizeof(struct header) == HEADER_SIZE, "the records follow the header");
 
 struct record {
 	uint64_t offset_source;
@@ -59,8 +62,9 @@ static bool write_all(int fd, const void *bytes, size_t count, uint64_t offset, 
 	return true;
 }
 
-/* The header's block is there from the start, so that this needs no room on a full disk. */
-static bool write_header(const struct log *log)
+/* The header's block is there from the start, so that this needs no room on a full disk. A disk that fails otherwise has
+ * it written later: `stale` says so. */
+static bool write_header(struct log *log)
 {
 	struct header header = {
 		.first = log->first,
@@ -70,10 +74,12 @@ static bool write_header(const struct log *log)
 		.started_ns = log->started_ns,
 		.main = log->main,
 		.supervisor = log->supervisor,
+		.started_clock_ns = log->started_clock_ns,
 	};
 	size_t done;
 	memcpy(header.magic, "jobslog1", sizeof header.magic);
-	return write_all(log->index, &header, sizeof header, 0, &done);
+	log->stale = !write_all(log->index, &header, sizeof header, 0, &done);
+	return !log->stale;
 }
 
 /* Of two files that are new: has the header's block be there. False, with errno, when there is no room. */
@@ -84,15 +90,22 @@ bool log_prepare(struct log *log)
 
 /* Says in the header that the job runs. False, with errno, when nobody can read that: a daemon that knows nothing of
  * the job has removed its files. */
-bool log_start(struct log *log, pid_t main, int64_t started_ns)
+bool log_start(struct log *log, pid_t main, int64_t started_ns, int64_t started_clock_ns)
 {
 	struct stat index;
 	log->main = main;
 	log->started_ns = started_ns;
+	log->started_clock_ns = started_clock_ns;
 	if (!write_header(log) || fstat(log->index, &index) < 0)
 		return false;
 	errno = ENOENT;
 	return index.st_nlink > 0;
+}
+
+/* Of a log that is complete: has the header say so. False, with errno, when it could not be written. */
+bool log_finish(struct log *log)
+{
+	return !log->stale || write_header(log);
 }
 
 static uint64_t used(const struct log *log)
@@ -144,19 +157,29 @@ static void punch(int fd, uint64_t from, uint64_t to)
 		return;
 }
 
-/* Lets go of the oldest bytes until `count` more fit; a sixteenth of the limit more, so that it is seldom done. */
-static void make_room(struct log *log, size_t count)
+/*
+ * Lets go of the oldest bytes until `count` more fit; a sixteenth of the limit more, so that it is seldom done.
+ * False when the header cannot say so: then nothing goes, or its readers would take holes for zeros.
+ */
+static bool make_room(struct log *log, size_t count)
 {
-	uint64_t old_first = log->first, old_record = log->first_record, kept = log->size - log->first;
+	uint64_t old_first = log->first, old_record = log->first_record, old_dropped = log->dropped;
+	uint64_t kept = log->size - log->first;
 	uint64_t excess = used(log) + count + 2 * RECORD_SIZE - log->limit + log->limit / 16;
 	if (excess > kept)
 		excess = kept;
 	log->first += excess;
 	log->dropped += excess - skip_records(log, old_first); /* a gap was counted when it came */
-	write_header(log);
+	if (!write_header(log)) {
+		log->first = old_first;
+		log->first_record = old_record;
+		log->dropped = old_dropped;
+		return false;
+	}
 	punch(log->output, old_first, log->first);
 	uint64_t old_place = HEADER_SIZE + old_record * RECORD_SIZE;
 	punch(log->index, old_place < BLOCK ? BLOCK : old_place, HEADER_SIZE + log->first_record * RECORD_SIZE);
+	return true;
 }
 
 static void drop(struct log *log, size_t count)
@@ -202,7 +225,7 @@ void log_append(struct log *log, enum source source, const char *bytes, size_t c
 		if (log->keep_oldest)
 			fits = fill(log);
 		else
-			make_room(log, count);
+			fits = make_room(log, count) ? count : 0;
 	}
 	bool recorded = !log->in_gap && source == log->last_source && ms == log->last_ms;
 	if (fits && (recorded || add_record(log, source, ms)))
@@ -210,4 +233,6 @@ void log_append(struct log *log, enum source source, const char *bytes, size_t c
 	log->size += done;
 	if (done < count)
 		drop(log, count - done);
+	else if (log->stale)
+		write_header(log);
 }

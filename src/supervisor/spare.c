@@ -37,8 +37,8 @@ static enum stage make_files(struct spare *spare, const char *path)
 	spare->record = make_file(spare->directory, "exit.new");
 	if (spare->control < 0 || spare->log.output < 0 || spare->log.index < 0 || spare->record < 0)
 		return STAGE_DIRECTORY;
-	/* Where the file system cannot set room aside, a full disk may lose a record. */
-	if (fallocate(spare->record, 0, 0, RECORD_ROOM) < 0 && errno == ENOSPC)
+	/* Where the file system cannot set room aside, a record waits for a full disk to have some. */
+	if (fallocate(spare->record, 0, 0, RECORD_ROOM) < 0 && errno != EOPNOTSUPP)
 		return STAGE_DIRECTORY;
 	return log_prepare(&spare->log) ? 0 : STAGE_OUTPUT;
 }

@@ -124,13 +124,19 @@ static void take_adopt(uint64_t job, const char *directory, size_t size)
 	int length = size && memchr(directory, '\0', size) ? snprintf(path, sizeof path, "%s/control", directory) : -1;
 	/* Opening for writing alone fails unless somebody reads. While this one is held,
 	 * the reading end is opened with a writer there, and so hears of the hang-up. */
+	errno = ENOENT;
 	int writing = length > 0 && (size_t)length < sizeof path ? open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC) : -1;
 	int watching = writing < 0 ? -1 : open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
 	close_if_open(writing);
 	if (watching >= 0 && watch_supervisor(job, watching, false))
 		return;
+	int error = errno;
 	close_if_open(watching);
-	answer(job, REPLY_GONE, 0, 0);
+	/* Only where nobody reads, or there is nothing to read, is it gone: without a descriptor nobody knows. */
+	if (error == EMFILE || error == ENFILE || error == ENOMEM || error == ENOSPC || error == EIO)
+		answer(job, REPLY_FAILED, STAGE_REQUEST, error);
+	else
+		answer(job, REPLY_GONE, 0, 0);
 }
 
 /* New device rules for a job that runs. */

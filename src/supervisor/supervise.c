@@ -29,7 +29,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { EXIT_RECORD_SIZE = 4096, PUMP_SIZE = 64 << 10 };
+enum { EXIT_RECORD_SIZE = 4096, PUMP_SIZE = 64 << 10, FIRST_PAUSE_MS = 20, LONGEST_PAUSE_MS = 5000 };
 
 enum phase { RUNNING, STOPPING, KILLING };
 
@@ -120,7 +120,7 @@ static enum stage launch(struct supervisor *self, const struct request *request,
 
 static bool write_record(int fd, const char *text, int length)
 {
-	return fd >= 0 && length > 0 && pwrite(fd, text, (size_t)length, 0) == length && ftruncate(fd, length) == 0;
+	return length > 0 && pwrite(fd, text, (size_t)length, 0) == length && ftruncate(fd, length) == 0;
 }
 
 static int64_t micros(struct timeval time)
@@ -128,7 +128,22 @@ static int64_t micros(struct timeval time)
 	return (int64_t)time.tv_sec * 1000000 + time.tv_usec;
 }
 
-static void write_exit(const struct supervisor *self, int fd)
+/* True too when nobody can read it any more, since the job's directory was removed, and when the rename has happened
+ * although it failed: both are ENOENT. */
+static bool record_exit(struct supervisor *self, int fd, const char *text, int length)
+{
+	struct stat record;
+	if (fstat(fd, &record) == 0 && record.st_nlink == 0)
+		return true;
+	return log_finish(&self->log) && write_record(fd, text, length) &&
+	       (renameat(self->directory, "exit.new", self->directory, "exit") == 0 || errno == ENOENT);
+}
+
+/*
+ * A disk that does not take the record now (EIO, EROFS, EDQUOT) may later, and no kernel tells when: it is tried again,
+ * with a growing pause. Until then the supervisor lives, so that nobody takes the job for lost.
+ */
+static void write_exit(struct supervisor *self, int fd)
 {
 	char text[EXIT_RECORD_SIZE];
 	bool exited = WIFEXITED(self->status);
@@ -142,8 +157,8 @@ static void write_exit(const struct supervisor *self, int fd)
 		exited ? 0 : WTERMSIG(self->status), !exited && WCOREDUMP(self->status), self->started_ns, self->ended_ns,
 		self->ended_clock_ns - self->started_clock_ns, micros(self->usage.ru_utime), micros(self->usage.ru_stime),
 		self->usage.ru_maxrss * 1024, self->log.size, self->log.first, self->log.dropped);
-	if (write_record(fd, text, length))
-		renameat(self->directory, "exit.new", self->directory, "exit");
+	for (int pause = FIRST_PAUSE_MS; !record_exit(self, fd, text, length); pause = pause * 2 < LONGEST_PAUSE_MS ? pause * 2 : LONGEST_PAUSE_MS)
+		poll(NULL, 0, pause);
 }
 
 /* Returns how many bytes there were. */
@@ -308,7 +323,7 @@ bool supervise(uint64_t job, struct request *request, const struct spare *spare)
 	release(request);
 	self->started_ns = now_ns(CLOCK_REALTIME);
 	self->started_clock_ns = now_ns(CLOCK_MONOTONIC);
-	if (!failed && !log_start(&self->log, self->pid, self->started_ns)) {
+	if (!failed && !log_start(&self->log, self->pid, self->started_ns, self->started_clock_ns)) {
 		failed = STAGE_OUTPUT;
 		error = errno;
 		tree_kill(&self->tree);

@@ -199,12 +199,15 @@ struct log {
 	enum source last_source;
 	uint64_t last_ms;
 	int64_t started_ns;              /* since the epoch; 0 until exec has happened */
+	int64_t started_clock_ns;        /* monotonic */
+	bool stale;                      /* the header could not be written as it is to be */
 	pid_t main, supervisor;          /* as the host numbers them */
 };
 
 bool log_prepare(struct log *log);
-bool log_start(struct log *log, pid_t main, int64_t started_ns);
+bool log_start(struct log *log, pid_t main, int64_t started_ns, int64_t started_clock_ns);
 void log_append(struct log *log, enum source source, const char *bytes, size_t count);
+bool log_finish(struct log *log);
 
 /* spare.c: what a supervisor has before it has a job. */
 struct spare {

@@ -13,7 +13,8 @@ import {
   writeSync,
 } from "node:fs";
 import { join } from "node:path";
-import { JobError, codeOf } from "./errors.ts";
+import { codeOf } from "./errors.ts";
+import { notWritten } from "./failure.ts";
 import { CONTROLLERS, type Setting } from "./limits/setting.ts";
 
 /** A setting, of which only the supervisor's tests know no more than the file. */
@@ -23,6 +24,9 @@ type Written = Pick<Setting, "file" | "value"> & Partial<Setting>;
 export type Hierarchy =
   | { readonly kind: "cgroup2"; readonly path: string; readonly controllers: ReadonlySet<string> }
   | { readonly kind: "none"; readonly reason: string };
+
+/** How often a group is looked at that cannot be watched. */
+const UNWATCHED_MS = 100;
 
 /** The group that a daemon leaves its own for. */
 export const LEAF = "daemon";
@@ -167,19 +171,6 @@ export function limitGroup(path: string, settings: readonly Written[]): Map<stri
   );
 }
 
-/** Of a limit that the kernel did not take: names the field, and the file, value and errno. */
-export function notWritten(
-  { file, value, field }: Pick<Written, "file" | "value"> & { readonly field: string | undefined },
-  cause: unknown,
-): JobError {
-  const errno = codeOf(cause);
-  return new JobError("unsupported", `the kernel refused ${value} for ${file} (${errno})`, {
-    ...(field !== undefined && { field }),
-    facts: { stage: "cgroup", file, value, errno },
-    cause,
-  });
-}
-
 /** What the kernel has in `files`, as far as they are there. */
 export function readLimits(path: string, files: Iterable<string>): Map<string, string> {
   const limits = new Map<string, string>();
@@ -248,7 +239,8 @@ function emptied(path: string): Promise<void> {
       }
       check();
     } catch {
-      resolve();
+      // No watch is to be had (inotify(7): EMFILE, ENOSPC), and the kernel has no other event.
+      setTimeout(resolve, UNWATCHED_MS);
     }
   });
 }

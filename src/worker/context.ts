@@ -3,8 +3,9 @@ import { notFound } from "./errors.ts";
 import { isId } from "./id.ts";
 import type { Ids } from "./ids.ts";
 import type { Job } from "./job.ts";
-import type { Journal, Record as Kept } from "./journal.ts";
+import type { Record as Kept } from "./journal.ts";
 import type { CheckedOptions } from "./options.ts";
+import type { PatientJournal } from "./pending.ts";
 import { runningOf, type Running } from "./running.ts";
 import type { Spawner } from "./spawner.ts";
 
@@ -13,7 +14,7 @@ export interface Context {
   readonly options: CheckedOptions;
   /** Holds each job's directory. */
   readonly jobsDir: string;
-  readonly journal: Journal;
+  readonly journal: PatientJournal;
   readonly hierarchy: Hierarchy;
   readonly ids: Ids;
   readonly spawner: Spawner;

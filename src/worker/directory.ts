@@ -2,11 +2,20 @@ import { chmodSync, existsSync, mkdirSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { JobError } from "./errors.ts";
 
-/** Makes the state directory what it is to be. Returns the directory of the jobs' own. Throws JobError `unavailable`. */
-export function openDirectory(stateDir: string): string {
+/** What a state directory holds beside files. */
+export interface Directories {
+  /** Of the jobs' own. */
+  readonly jobsDir: string;
+  /** Of those that have no job yet: on the same file system, and found without reading all the others. */
+  readonly sparesDir: string;
+}
+
+/** Makes the state directory what it is to be. Throws JobError `unavailable`. */
+export function openDirectory(stateDir: string): Directories {
   const jobsDir = join(stateDir, "jobs");
+  const sparesDir = join(jobsDir, ".spares");
   try {
-    makeDirectory(jobsDir);
+    makeDirectory(sparesDir);
     chmodSync(stateDir, 0o700);
   } catch (error) {
     throw new JobError(
@@ -15,7 +24,7 @@ export function openDirectory(stateDir: string): string {
       { cause: error },
     );
   }
-  return jobsDir;
+  return { jobsDir, sparesDir };
 }
 
 /** Makes a directory and those above it. Node's own `recursive` never returns where the file system refuses with ENOENT, as /proc does. */

@@ -1,39 +1,48 @@
+import { setTimeout } from "node:timers/promises";
 import { killGroup, removeGroup } from "./cgroup.ts";
 import type { Context } from "./context.ts";
-import { endedOf, readExit } from "./exit.ts";
+import { endedOf, readExit, type Exit } from "./exit.ts";
+import type { Job } from "./job.ts";
+import { withReserve } from "./reserve.ts";
 import { extentOf, usageOf, type Running } from "./running.ts";
+
+const FIRST_PAUSE_MS = 100;
+const LONGEST_PAUSE_MS = 10_000;
 
 /** Its supervisor is gone: what is left of the job is put away, and its end recorded and told. */
 export function gone(context: Context, entry: Running): void {
   // A short job is gone before its start has been told.
   const told = entry.launched.promise.then(() => finish(context, entry));
   told.catch((error: unknown) =>
-    context.options.log("error", "a job's end could not be recorded", { job: entry.job.id, error }),
+    context.options.log("error", "a job's end could not be told", { job: entry.job.id, error }),
   );
 }
 
 async function finish(context: Context, entry: Running): Promise<void> {
   const { journal, options, running, spawner } = context;
   if (context.closed) return;
-  const exit = readExit(entry.directory);
-  if (!exit && entry.group !== undefined) killGroup(entry.group);
-  const usage = usageOf(entry, exit);
-  if (entry.group !== undefined) await removeGroup(entry.group);
+  const exit = await exitOf(context, entry);
   if (context.closed) return;
-  entry.job = {
-    ...entry.job,
-    state: "ended",
-    pid: Number(exit?.get("pid") ?? entry.job.pid),
-    ...(exit && { startedAt: new Date(Number(exit.get("started_ns")) / 1e6) }),
-    endedAt: exit ? new Date(Number(exit.get("ended_ns")) / 1e6) : new Date(),
-    ended: endedOf(exit, usage, entry),
-    usage,
-    output: exit
-      ? { size: Number(exit.get("size")), first: Number(exit.get("first")), dropped: Number(exit.get("dropped")) }
-      : extentOf(entry),
+  entry.job = withReserve(() => {
+    if (!exit && entry.group !== undefined) killGroup(entry.group);
+    return endedJob(entry, exit);
+  });
+  let recorded = false;
+  // Its group's figures are part of how it ended: the next daemon is to find them, where this one cannot record them.
+  const putAway = async (): Promise<void> => {
+    recorded = true;
+    const { group } = entry;
+    if (group !== undefined) await withReserve(() => removeGroup(group));
+    running.delete(entry.job.id);
   };
-  journal.update(entry.job);
-  running.delete(entry.job.id);
+  let away = Promise.resolve();
+  journal.update(entry.job, () => {
+    away = putAway().catch((error: unknown) =>
+      options.log("error", "a cgroup could not be removed", { group: entry.group, error }),
+    );
+  });
+  if (recorded) await away;
+  if (context.closed) return;
   entry.watcher?.close();
   entry.ended.resolve(entry.job);
   for (const wake of entry.followers) wake();
@@ -42,4 +51,32 @@ async function finish(context: Context, entry: Running): Promise<void> {
     if (!context.closed) spawner.refill();
     options.log("info", "job ended", { job: entry.job.id, how: entry.job.ended?.how });
   });
+}
+
+/** Undefined when there is none. That it cannot be read now does not mean that: it is tried again. */
+async function exitOf(context: Context, { directory, job }: Running): Promise<Exit | undefined> {
+  for (let pauseMs = FIRST_PAUSE_MS; ; pauseMs = Math.min(pauseMs * 2, LONGEST_PAUSE_MS)) {
+    try {
+      return withReserve(() => readExit(directory));
+    } catch (error) {
+      if (context.closed) return undefined;
+      context.options.log("error", "an exit record cannot be read; it is tried again", { job: job.id, error });
+    }
+    await setTimeout(pauseMs, undefined, { ref: false });
+  }
+}
+
+function endedJob(entry: Running, exit: Exit | undefined): Job {
+  const usage = usageOf(entry, exit);
+  const number = (key: string): number => Number(exit?.get(key));
+  return {
+    ...entry.job,
+    state: "ended",
+    pid: exit ? number("pid") : entry.job.pid,
+    ...(exit && { startedAt: new Date(number("started_ns") / 1e6) }),
+    endedAt: exit ? new Date(number("ended_ns") / 1e6) : new Date(),
+    ended: endedOf(exit, usage, entry),
+    usage,
+    output: exit ? { size: number("size"), first: number("first"), dropped: number("dropped") } : extentOf(entry),
+  };
 }

@@ -1,7 +1,8 @@
 /**
  * What went wrong, for a program: `invalid` the request is wrong (see `field`), `not-found` no such job,
  * `forbidden` this worker does not allow it, `unsupported` this host cannot do it, `exhausted` no room for it now,
- * `precondition` the job is not as the call needs it, `unavailable` the worker is closing, `internal` anything else.
+ * `precondition` the job is not as the call needs it, `unavailable` the worker is closing, `data-loss` its output cannot
+ * be read, `internal` anything else.
  */
 export type JobErrorCode =
   | "invalid"
@@ -11,6 +12,7 @@ export type JobErrorCode =
   | "exhausted"
   | "precondition"
   | "unavailable"
+  | "data-loss"
   | "internal";
 
 interface JobErrorOptions {

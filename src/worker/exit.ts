@@ -1,6 +1,7 @@
 import { readFileSync } from "node:fs";
 import { constants } from "node:os";
 import { join } from "node:path";
+import { codeOf } from "./errors.ts";
 import type { Ended, How, Job, Usage } from "./job.ts";
 
 const { SIGKILL } = constants.signals;
@@ -8,13 +9,14 @@ const { SIGKILL } = constants.signals;
 /** What a supervisor wrote down of its job's end, key by key; src/supervisor/supervise.c writes it. */
 export type Exit = ReadonlyMap<string, string>;
 
-/** The exit record in a job's directory: lines of `key value`; undefined when there is no such file. */
+/** The exit record in a job's directory: lines of `key value`; undefined when there is no such file. Throws when it cannot be read. */
 export function readExit(directory: string): Exit | undefined {
   try {
     const lines = readFileSync(join(directory, "exit"), "utf8").trim().split("\n");
     return new Map(lines.map((line) => [line.slice(0, line.indexOf(" ")), line.slice(line.indexOf(" ") + 1)]));
-  } catch {
-    return undefined;
+  } catch (error) {
+    if (codeOf(error) === "ENOENT") return undefined;
+    throw error;
   }
 }
 

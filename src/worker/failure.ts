@@ -3,6 +3,10 @@ import type { Launch } from "./frame.ts";
 
 /* Why a start failed, for whoever asked for it. */
 
+/** A disk that takes no writing, for now. */
+const FAILING = new Set(["EIO", "EROFS"]);
+/** The same of SQLite, sqlite.org/rescode.html: NOMEM, READONLY, IOERR, FULL, CANTOPEN. */
+const SQLITE_FAILING = new Set([7, 8, 10, 13, 14]);
 const EXHAUSTED = new Set(["EAGAIN", "ENOMEM", "EMFILE", "ENFILE", "ENOSPC", "EDQUOT"]);
 
 /** Of a supervisor that met `errno` at `stage`. */
@@ -24,14 +28,32 @@ export function failureAt(stage: string, errno: string, launch: Launch): JobErro
       `${JSON.stringify(launch.cwd)} is ${errno === "EACCES" ? `not open to ${launch.credentials.user}` : `no directory here (${errno})`}`,
       facts,
     );
+  const full = EXHAUSTED.has(errno) || ((stage === "directory" || stage === "output") && FAILING.has(errno));
+  if (full) return new JobError("exhausted", `no room for another job on this host (${stage}: ${errno})`, { facts });
   if (stage === "isolation")
     return new JobError("unsupported", `the job cannot be kept from the host as it should be (${errno})`, { facts });
   if (stage === "cgroup")
     return new JobError("unsupported", `the job cannot be put in its cgroup (${errno}): ${launch.cgroup}`, { facts });
   if (stage === "devices") return devicesFailure(stage, errno);
-  if (EXHAUSTED.has(errno))
-    return new JobError("exhausted", `no room for another job on this host (${stage}: ${errno})`, { facts });
   return new JobError("internal", `the job could not be started (${stage}: ${errno})`, { facts });
+}
+
+/** Of a limit that the kernel did not take: names the field, and the file, value and errno. */
+export function notWritten(
+  { file, value, field }: { readonly file: string; readonly value: string; readonly field: string | undefined },
+  cause: unknown,
+): JobError {
+  const errno = codeOf(cause);
+  if (errno === "EMFILE" || errno === "ENFILE")
+    return new JobError("exhausted", `no descriptor is left to write ${file} with (${errno})`, {
+      facts: { errno },
+      cause,
+    });
+  return new JobError("unsupported", `the kernel refused ${value} for ${file} (${errno})`, {
+    ...(field !== undefined && { field }),
+    facts: { stage: "cgroup", file, value, errno },
+    cause,
+  });
 }
 
 /** Of device rules that the kernel did not take. */
@@ -58,10 +80,25 @@ export function refusal(error: unknown): JobError {
   if (error instanceof JobError) return error;
   const code = codeOf(error);
   const message = error instanceof Error ? error.message : String(error);
-  return EXHAUSTED.has(code)
+  if (error instanceof Error && "errcode" in error && SQLITE_FAILING.has(Number(error.errcode) & 0xff))
+    return new JobError("exhausted", `the journal takes no record of another job: ${message}`, {
+      facts: { stage: "journal", errno: code },
+      cause: error,
+    });
+  return EXHAUSTED.has(code) || FAILING.has(code)
     ? new JobError("exhausted", `no room for another job on this host: ${message}`, {
         facts: { errno: code },
         cause: error,
       })
     : new JobError("internal", `the job could not be started: ${message}`, { facts: { errno: code }, cause: error });
+}
+
+/** Of output that could not be opened, watched or read; anything but a system call's failure stays what it is. */
+export function unreadable(id: string, error: unknown): unknown {
+  const errno = codeOf(error);
+  if (!(error instanceof Error) || !("syscall" in error)) return error;
+  const facts = { errno };
+  return EXHAUSTED.has(errno)
+    ? new JobError("exhausted", `no room for another reader on this host: ${error.message}`, { facts, cause: error })
+    : new JobError("data-loss", `the output of ${id} cannot be read: ${error.message}`, { facts, cause: error });
 }

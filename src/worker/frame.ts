@@ -32,10 +32,11 @@ export interface Launch {
   readonly devices?: Uint8Array;
 }
 
-const HEADER_BYTES = 16;
+/** Of a frame. */
+export const HEADER_BYTES = 16;
 const START_BYTES = 80;
 const RLIMIT_BYTES = 24;
-export const REPLY_BYTES = 24;
+const REPLY_BYTES = 24;
 const FRAME = { start: 1, adopt: 2, spare: 3, devices: 4 } as const;
 const REPLIES = [undefined, "started", "failed", "gone", "ready", "lacks", "done"] as const;
 /** Of a start, as the supervisor numbers them. */
@@ -155,7 +156,7 @@ export interface Reply {
 }
 
 /** From the first REPLY_BYTES of `bytes`. */
-export function readReply(bytes: Buffer): Reply {
+function readReply(bytes: Buffer): Reply {
   const errno = bytes.readInt32LE(20);
   return {
     supervisor: Number(bytes.readBigUInt64LE(0)),
@@ -163,5 +164,16 @@ export function readReply(bytes: Buffer): Reply {
     pid: bytes.readInt32LE(12),
     stage: STAGES[bytes.readInt32LE(16)] ?? "unknown",
     errno: ERRNO_NAMES.get(errno) ?? String(errno),
+  };
+}
+
+/** Takes what comes in pieces of any size, and calls `hear` with each reply. */
+export function eachReply(hear: (reply: Reply) => void): (bytes: Buffer) => void {
+  let held: Buffer = Buffer.alloc(0);
+  return (bytes) => {
+    held = held.length === 0 ? bytes : Buffer.concat([held, bytes]);
+    let at = 0;
+    for (; held.length - at >= REPLY_BYTES; at += REPLY_BYTES) hear(readReply(held.subarray(at)));
+    held = held.subarray(at);
   };
 }

@@ -2,12 +2,23 @@ import { randomBytes } from "node:crypto";
 
 const ID = /^[a-z0-9][a-z0-9.-]{0,99}$/;
 const CROCKFORD = "0123456789abcdefghjkmnpqrstvwxyz";
+const TIME_CHARS = 10;
+const ULID_TIME = /^[0-7][0-9a-hjkmnp-tv-z]{9}/;
 const RANDOM_CHARS = 16;
 
 /** Random bytes that are in no id yet: asked for many at a time, because asking takes longer than getting them. */
 let unused = Buffer.alloc(0);
 
 let lastMs = 0;
+
+/** Has ids from now on sort behind this one, also where the clock has gone back since it was made. */
+export function sortBehind(id: string): void {
+  const [time] = ULID_TIME.exec(id.slice(id.lastIndexOf(".") + 1)) ?? [];
+  if (time === undefined) return;
+  let ms = 0;
+  for (let i = 0; i < TIME_CHARS; i++) ms = ms * 32 + CROCKFORD.indexOf(time.charAt(i));
+  lastMs = Math.max(lastMs, ms);
+}
 
 /**
  * A ULID (github.com/ulid/spec) in lower case, behind the worker's name: 80 random bits, and a time that is this one, or
@@ -17,7 +28,7 @@ export function newId(name: string | undefined): string {
   lastMs = Math.max(Date.now(), lastMs + 1);
   let time = lastMs;
   let id = "";
-  for (let i = 0; i < 10; i++) {
+  for (let i = 0; i < TIME_CHARS; i++) {
     id = CROCKFORD.charAt(time % 32) + id;
     time = Math.floor(time / 32);
   }

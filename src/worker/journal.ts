@@ -102,7 +102,7 @@ function openDatabase(path: string): DatabaseSync {
     database = new DatabaseSync(path);
     // The lock keeps a second daemon out for as long as this process lives, and WAL then needs no shared memory.
     database.exec(
-      "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; BEGIN EXCLUSIVE; COMMIT;",
+      "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA journal_size_limit = 8388608; BEGIN EXCLUSIVE; COMMIT;",
     );
     const version = Number(database.prepare("PRAGMA user_version").get()?.["user_version"]);
     if (version > VERSION)
@@ -135,7 +135,8 @@ function journalIn(database: DatabaseSync, path: string): Journal {
   const setMeta = database.prepare("INSERT OR REPLACE INTO meta VALUES (?, ?)");
   const bootId = readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
   const lastBootId = getMeta.get("boot_id")?.["value"];
-  setMeta.run("boot_id", bootId);
+  // Nothing is written where nothing has changed, so that a full disk is no reason not to start.
+  if (bootId !== lastBootId) setMeta.run("boot_id", bootId);
   if (!getMeta.get("instance")) setMeta.run("instance", crypto.randomUUID().slice(0, 8));
 
   const insert = database.prepare("INSERT INTO jobs (id, owner, request_id, state, job) VALUES (?, ?, ?, ?, ?)");

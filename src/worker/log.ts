@@ -21,7 +21,13 @@ interface Header {
   readonly dropped: number;
   readonly gapEnd: number;
   /** Once exec has happened. */
-  readonly started?: { readonly pid: number; readonly supervisor: number; readonly at: Date };
+  readonly started?: {
+    readonly pid: number;
+    readonly supervisor: number;
+    readonly at: Date;
+    /** Of CLOCK_MONOTONIC; absent in logs of before there was this. */
+    readonly ms?: number;
+  };
 }
 
 /** Bytes of one source and time; `source` is absent for a gap. */
@@ -65,7 +71,9 @@ export function openLog(directory: string): Log {
       Number(scratch.readBigUInt64LE(i)),
     );
     const startedMs = Number(scratch.readBigInt64LE(40)) / 1e6;
-    const started = { pid: scratch.readInt32LE(48), supervisor: scratch.readInt32LE(52), at: new Date(startedMs) };
+    const ms = Number(scratch.readBigInt64LE(56)) / 1e6;
+    const pids = { pid: scratch.readInt32LE(48), supervisor: scratch.readInt32LE(52) };
+    const started = { ...pids, at: new Date(startedMs), ...(ms > 0 && { ms }) };
     return { first, firstRecord, dropped, gapEnd, ...(startedMs > 0 && { started }) };
   }
 

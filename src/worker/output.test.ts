@@ -117,6 +117,23 @@ describe("pieces", () => {
     expect(Math.max(...read.pieces.map(({ text }) => text.length))).toBe(CHUNK_BYTES);
   });
 
+  test("are smaller for all while many read at once, and large again for one alone", async () => {
+    await using worker = await testWorker();
+    const id = await job(worker, `head -c ${4 * MIB} /dev/zero`);
+    const nextLength = async (reader: ReturnType<typeof worker.stream>): Promise<number> => {
+      const { value } = await reader.next();
+      return "bytes" in value ? value.bytes.length : 0;
+    };
+    const readers = Array.from({ length: 256 }, () => worker.stream(id, {}));
+    for (let i = 0; i < 3; i++) await Promise.all(readers.map(nextLength)); // all have begun, and have been told
+    const lengths = await Promise.all(readers.map(nextLength));
+    expect(new Set(lengths)).toEqual(new Set([(32 * MIB) / 2 / readers.length]));
+    await Promise.all(readers.map((reader) => reader.return({ offset: 0, job: worker.query(id) })));
+    const alone = worker.stream(id, {});
+    expect(await nextLength(alone)).toBe(CHUNK_BYTES);
+    await alone.return({ offset: 0, job: worker.query(id) });
+  });
+
   test("of a job that said nothing are none", async () => {
     await using worker = await testWorker();
     const { id } = await finished(worker, run("true"));

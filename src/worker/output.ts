@@ -46,13 +46,30 @@ export interface Live {
 }
 
 const CHUNK_BYTES = 256 * 1024;
+/** A chunk of the most readers. */
+const LEAST_CHUNK_BYTES = 16 * 1024;
+/** What the buffers of all readers may take before their chunks become smaller. */
+const BUFFERS_BYTES = 32 * 2 ** 20;
 const SYNC_READ_BYTES = 16 * 1024; // below it, a copy from the page cache costs less than a trip to another thread
+
+/** Readers that have buffers. */
+let reading = 0;
+
+/** How much a reader reads at a time, by how many there are. */
+function share(): number {
+  let bytes = CHUNK_BYTES;
+  while (bytes > LEAST_CHUNK_BYTES && reading * 2 * bytes > BUFFERS_BYTES) bytes /= 2;
+  return bytes;
+}
 
 function readAt(fd: number, buffer: Buffer, offset: number): number | Promise<number> {
   if (buffer.length <= SYNC_READ_BYTES) return readSync(fd, buffer, 0, buffer.length, offset);
-  return new Promise((resolve, reject) => {
+  const count = new Promise<number>((resolve, reject) => {
     read(fd, buffer, 0, buffer.length, offset, (error, count) => (error ? reject(error) : resolve(count)));
   });
+  // It is awaited only once the reader has taken what came before: until then a failure is nobody's.
+  count.catch(() => {});
+  return count;
 }
 
 /** Where a stream of the log's last `count` bytes or lines of `source` begins. */
@@ -105,7 +122,8 @@ interface Ahead {
 
 /**
  * Reads a log from a position: chunks and gaps in order of offset, each byte once. Returns the offset to resume from.
- * Memory: two buffers of 256 KiB while there is something to read, none while waiting.
+ * Memory: two buffers of 256 KiB while there is something to read, smaller ones with more than 64 readers, none while
+ * waiting.
  */
 export async function* readOutput(log: Log, live: Live, options: StreamOptions): AsyncGenerator<Chunk | Gap, number> {
   const { follow = false, source, times = false, signal } = options;
@@ -122,13 +140,20 @@ export async function* readOutput(log: Log, live: Live, options: StreamOptions):
   let buffers: [Buffer, Buffer] | undefined;
   let ahead: Ahead | undefined;
 
+  function letGo(): void {
+    if (buffers) reading--;
+    buffers = undefined;
+  }
+
   /** Begins to read what follows `from`; undefined where that is a gap, unwanted, or not there. */
   function readAhead(from: number, size: number): Ahead | undefined {
     if (from >= size) return undefined;
     const { source: found, timeMs } = log.pieceAt(from);
     if (found === undefined || (source ?? found) !== found) return undefined;
-    const end = log.runEnd(from, Math.min(size, from + CHUNK_BYTES), times);
-    buffers ??= [Buffer.allocUnsafeSlow(CHUNK_BYTES), Buffer.allocUnsafeSlow(CHUNK_BYTES)];
+    if (!buffers) reading++;
+    const most = share();
+    const end = log.runEnd(from, Math.min(size, from + most), times);
+    if (buffers?.[0].length !== most) buffers = [Buffer.allocUnsafeSlow(most), Buffer.allocUnsafeSlow(most)];
     buffers.reverse();
     const bytes = buffers[0].subarray(0, end - from);
     return { offset: from, end, source: found, timeMs, bytes, count: readAt(log.output, bytes, from) };
@@ -163,7 +188,7 @@ export async function* readOutput(log: Log, live: Live, options: StreamOptions):
       }
       if (!follow || ended || signal?.aborted) break;
       if (woken) continue;
-      buffers = undefined;
+      letGo();
       await new Promise<void>((resolve) => {
         wake = resolve;
       });
@@ -171,6 +196,7 @@ export async function* readOutput(log: Log, live: Live, options: StreamOptions):
     return offset;
   } finally {
     signal?.removeEventListener("abort", notify);
+    letGo();
     await ahead?.count; // the log must not be closed under a read
   }
 }

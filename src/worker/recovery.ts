@@ -5,13 +5,11 @@ import { track, type Context } from "./context.ts";
 import { gone } from "./end.ts";
 import { readExit } from "./exit.ts";
 import type { Record as Kept } from "./journal.ts";
-import { startOf } from "./running.ts";
-import { SPARE } from "./spare.ts";
+import { startOf, type Running } from "./running.ts";
 
 /** Removes the spares of a daemon that was killed. They may be putting themselves away. */
-export function removeSpares(jobsDir: string): void {
-  for (const file of readdirSync(jobsDir))
-    if (file.startsWith(SPARE)) rmSync(join(jobsDir, file), { recursive: true, force: true });
+export function removeSpares(sparesDir: string): void {
+  for (const file of readdirSync(sparesDir)) rmSync(join(sparesDir, file), { recursive: true, force: true });
 }
 
 /** Takes up the jobs of the daemon before this one. */
@@ -28,8 +26,8 @@ function takeUp(context: Context, { job, stoppedBy }: Kept): void {
   const { journal, running, spawner } = context;
   const entry = track(context, job);
   entry.stoppedBy = stoppedBy;
-  const started = startOf(entry);
-  if (!started && !readExit(entry.directory)) {
+  const { started, happened } = traces(context, entry);
+  if (!happened) {
     // Its start was cut before exec: it did not happen. Whoever asked can find that out by its request id.
     running.delete(job.id);
     if (entry.group !== undefined) discardGroup(context, entry.group);
@@ -45,9 +43,24 @@ function takeUp(context: Context, { job, stoppedBy }: Kept): void {
       startedAt: started.at,
       limits: entry.group === undefined ? job.limits : readLimits(entry.group, job.limits.keys()),
     };
+  entry.startedMs = journal.rebooted ? undefined : started?.ms;
   entry.launched.resolve();
   if (journal.rebooted) gone(context, entry);
   else spawner.adopt(entry.directory, () => gone(context, entry));
+}
+
+/** What its files tell of a start. Where they cannot be read it may have happened: its supervisor is asked for. */
+function traces(
+  { options }: Context,
+  entry: Running,
+): { readonly started?: ReturnType<typeof startOf>; readonly happened: boolean } {
+  try {
+    const started = startOf(entry);
+    return { started, happened: started !== undefined || readExit(entry.directory) !== undefined };
+  } catch (error) {
+    options.log("error", "a job's files cannot be read", { job: entry.job.id, error });
+    return { happened: true };
+  }
 }
 
 /** Of a start that did not happen; nobody waits for it. */

@@ -1,7 +1,7 @@
 import { type FSWatcher, watch } from "node:fs";
 import { join } from "node:path";
 import type { Hierarchy } from "./cgroup.ts";
-import { JobError } from "./errors.ts";
+import { JobError, codeOf } from "./errors.ts";
 import type { Exit } from "./exit.ts";
 import type { Job, Usage } from "./job.ts";
 import { openLog, type Log } from "./log.ts";
@@ -15,6 +15,8 @@ export interface Running {
   readonly group: string | undefined;
   readonly controllers: ReadonlySet<string>;
   stoppedBy: string | undefined;
+  /** When it was exec'ed, in ms of CLOCK_MONOTONIC, which all processes share until the next boot: process.hrtime(). */
+  startedMs: number | undefined;
   /** Resolved once the command has been exec'ed, rejected when it could not be. */
   readonly launched: PromiseWithResolvers<void>;
   readonly ended: PromiseWithResolvers<Job>;
@@ -32,6 +34,7 @@ export function runningOf(job: Job, jobsDir: string, hierarchy: Hierarchy): Runn
     group: hierarchy.kind === "cgroup2" ? join(hierarchy.path, job.id) : undefined,
     controllers: hierarchy.kind === "cgroup2" ? hierarchy.controllers : new Set(),
     stoppedBy: undefined,
+    startedMs: undefined,
     launched: Promise.withResolvers(),
     ended: Promise.withResolvers(),
     followers: new Set(),
@@ -44,14 +47,14 @@ export function runningOf(job: Job, jobsDir: string, hierarchy: Hierarchy): Runn
 
 /** The job with its figures of now. */
 export function current(entry: Running): Job {
+  // An end that is not on the disk yet is known here alone.
+  if (entry.job.state === "ended") return entry.job;
   return { ...entry.job, usage: usageOf(entry), output: extentOf(entry) };
 }
 
 /** By the cgroup, which is to be there still; else by the exit record, once there is one. */
 export function usageOf(entry: Running, exit?: Exit): Usage {
-  const elapsedMs = exit
-    ? Number(exit.get("elapsed_ns")) / 1e6
-    : Date.now() - (entry.job.startedAt?.getTime() ?? Date.now());
+  const elapsedMs = exit ? Number(exit.get("elapsed_ns")) / 1e6 : sinceStartMs(entry);
   if (entry.group !== undefined) {
     try {
       return { elapsedMs, ...groupUsage(entry.group, entry.controllers) };
@@ -68,6 +71,17 @@ export function usageOf(entry: Running, exit?: Exit): Usage {
   };
 }
 
+/** By the wall clock only for a job whose log is of a release that did not keep the other, and for one that a reboot took. */
+function sinceStartMs({ startedMs, job: { startedAt } }: Running): number {
+  const elapsedMs = startedMs === undefined ? Date.now() - (startedAt?.getTime() ?? Date.now()) : nowMs() - startedMs;
+  return Math.max(0, elapsedMs);
+}
+
+/** Of CLOCK_MONOTONIC, which is the same in all processes of a boot. */
+export function nowMs(): number {
+  return Number(process.hrtime.bigint()) / 1e6;
+}
+
 export function extentOf(entry: Running): Job["output"] {
   try {
     using output = openLog(entry.directory);
@@ -77,19 +91,22 @@ export function extentOf(entry: Running): Job["output"] {
   }
 }
 
-/** The pids and the time of its exec; undefined when that has not happened. */
+/** The pids and the times of its exec; undefined when that has not happened. Throws when that cannot be read. */
 export function startOf(entry: Running): ReturnType<Log["header"]>["started"] {
   try {
     using output = openLog(entry.directory);
     return output.header().started;
-  } catch {
-    return undefined;
+  } catch (error) {
+    if (codeOf(error) === "ENOENT") return undefined;
+    throw error;
   }
 }
 
 /** Calls `wake` whenever there may be more output, or the end, until disposed. One watch serves all. */
 export function subscribe(entry: Running, wake: () => void): Disposable {
   entry.watcher ??= watch(join(entry.directory, "output"), () => {
+    for (const follower of entry.followers) follower();
+  }).on("error", () => {
     for (const follower of entry.followers) follower();
   });
   return awaitEnd(entry, wake);

@@ -1,8 +1,10 @@
-import { closeSync, renameSync, writeSync } from "node:fs";
+import { closeSync, constants, openSync, renameSync, writeSync } from "node:fs";
 import { Socket } from "node:net";
+import { join } from "node:path";
 import { codeOf } from "./errors.ts";
 import { failureAt } from "./failure.ts";
-import { startFrame, type Launch } from "./frame.ts";
+import { HEADER_BYTES, startFrame, type Launch } from "./frame.ts";
+import { withReserve } from "./reserve.ts";
 
 /* How a supervisor that waits gets its job; docs/decisions/0005-supervisors-wait-for-their-jobs.md says why so. */
 
@@ -48,6 +50,16 @@ export async function give(
   } finally {
     if (long) long.end(last);
     else end(control, last);
+  }
+}
+
+/** Has a spare end that is of no use: what it is told is no frame, so it puts its files away. */
+export function dismiss(directory: string): void {
+  try {
+    const flags = constants.O_WRONLY | constants.O_NONBLOCK;
+    withReserve(() => end(openSync(join(directory, "control"), flags), Buffer.alloc(HEADER_BYTES)));
+  } catch {
+    // It has died, or ends with the spawner.
   }
 }
 

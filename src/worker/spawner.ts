@@ -4,9 +4,9 @@ import { join } from "node:path";
 import { Duplex } from "node:stream";
 import { codeOf } from "./errors.ts";
 import { devicesFailure, died, failureAt } from "./failure.ts";
-import { REPLY_BYTES, adoptFrame, devicesFrame, readReply, spareFrame, type Launch } from "./frame.ts";
+import { adoptFrame, devicesFrame, eachReply, spareFrame, type Launch, type Reply } from "./frame.ts";
 import { holding, isolationArguments, partsOf, type Isolation, type Part } from "./isolation.ts";
-import { SPARE, give, type Spare } from "./spare.ts";
+import { SPARE, dismiss, give, type Spare } from "./spare.ts";
 
 /** The spawner process, which makes one supervisor for each job, ahead of it. */
 export interface Spawner extends Disposable {
@@ -38,6 +38,7 @@ export interface Spawner extends Disposable {
 
 /** Supervisors that wait for a job. Each takes 0.1 MB. */
 const SPARES = 4;
+const ADOPT_AGAIN_MS = 1000;
 
 interface Launching {
   readonly launch: Launch;
@@ -55,8 +56,8 @@ type Supervisor =
   | { readonly state: "running"; readonly directory: string; readonly gone: () => void };
 
 /**
- * Starts the spawner from the binary at `path`; it makes its spares in `parent`, which is where the directories of jobs
- * are. It is started again, and told of all jobs, should it die.
+ * Starts the spawner from the binary at `path`; it makes its spares in `parent`, on the file system of jobs' directories.
+ * It is started again, and told of all jobs, should it die.
  */
 export function openSpawner(
   path: string,
@@ -70,7 +71,8 @@ export function openSpawner(
   /** Numbers of those in this state, the oldest first. */
   const spares = new Set<number>();
   const asked = new Set<number>();
-  const waiting: Launching[] = [];
+  /** For a supervisor; one that was asked for with a number above `since` was asked for by it, or one behind it. */
+  const waiting: (Launching & { readonly since: number })[] = [];
   /** Device rules that the spawner has not answered yet, by their number. */
   const changes = new Map<number, PromiseWithResolvers<void>>();
   const first = Promise.withResolvers<void>();
@@ -91,7 +93,7 @@ export function openSpawner(
     const [number] = spares;
     const spare = number === undefined ? undefined : supervisors.get(number);
     if (number === undefined || spare?.state !== "spare") {
-      waiting.push(launching);
+      waiting.push({ ...launching, since: last });
       ask(0);
       return;
     }
@@ -121,9 +123,11 @@ export function openSpawner(
       spares.add(number);
     } catch (error) {
       supervisors.delete(number);
-      // ENXIO: it has died already, and there are others.
-      if (codeOf(error) === "ENXIO") ask(0);
-      else waiting.shift()?.reject(died(`a supervisor cannot be reached (${codeOf(error)})`));
+      const dead = codeOf(error) === "ENXIO"; // and there are others
+      if (dead) ask(0);
+      else dismiss(directory);
+      const failed = dead ? undefined : waiting.shift();
+      failed?.reject(failureAt("directory", codeOf(error), failed.launch));
     }
     const next = spares.has(number) ? waiting.shift() : undefined;
     if (next) begin(next);
@@ -135,11 +139,15 @@ export function openSpawner(
     supervisors.delete(number);
     spares.delete(number);
     if (known?.state === "spare") closeSync(known.control);
-    return known?.state === "launching" ? known : asked.delete(number) ? waiting.shift() : undefined;
+    if (known?.state === "launching") return known;
+    if (!asked.delete(number)) return undefined;
+    // Who came after it was asked for may find room where it found none.
+    if (number > (waiting[0]?.since ?? 0)) return waiting.shift();
+    ask(0);
+    return undefined;
   }
 
-  function hear(bytes: Buffer): void {
-    const { supervisor: number, kind, pid, stage, errno } = readReply(bytes);
+  function hear({ supervisor: number, kind, pid, stage, errno }: Reply): void {
     if (kind === "lacks") {
       for (const part of partsOf(pid)) lacking.set(part, errno);
       parts = undefined;
@@ -150,6 +158,9 @@ export function openSpawner(
     } else if (kind === "started" && known?.state === "launching") {
       supervisors.set(number, { state: "running", directory: known.launch.directory, gone: known.gone });
       known.resolve(pid);
+    } else if (kind === "failed" && known?.state === "running") {
+      // The spawner has no descriptor to watch it with: nothing says that it is gone.
+      setTimeout(() => supervisors.get(number) === known && adopt(number, known.directory), ADOPT_AGAIN_MS).unref();
     } else if (kind === "failed") {
       const failed = drop(number);
       failed?.reject(failureAt(stage, errno, failed.launch));
@@ -166,6 +177,10 @@ export function openSpawner(
     }
   }
 
+  function adopt(number: number, directory: string): void {
+    if (!closed) (socket ?? open()).write(adoptFrame(number, directory));
+  }
+
   /** What was being launched is not to be known any more; jobs that run have their supervisors still. */
   function lose(why: string): void {
     socket?.destroy(); // or spares would not hear of it
@@ -175,11 +190,10 @@ export function openSpawner(
     changes.clear();
     if (closed) return;
     log(why);
+    for (const each of waiting.splice(0)) each.reject(died(why));
     for (const number of supervisors.keys())
       if (supervisors.get(number)?.state !== "running") drop(number)?.reject(died(why));
-    for (const each of waiting.splice(0)) each.reject(died(why));
-    for (const [number, known] of supervisors)
-      if (known.state === "running") (socket ?? open()).write(adoptFrame(number, known.directory));
+    for (const [number, known] of supervisors) if (known.state === "running") adopt(number, known.directory);
   }
 
   function open(): Duplex {
@@ -192,13 +206,7 @@ export function openSpawner(
     });
     const pipe = child.stdio[3];
     if (!(pipe instanceof Duplex)) throw died("the spawner has no socket");
-    let held: Buffer = Buffer.alloc(0);
-    pipe.on("data", (bytes: Buffer) => {
-      held = held.length === 0 ? bytes : Buffer.concat([held, bytes]);
-      let at = 0;
-      for (; held.length - at >= REPLY_BYTES; at += REPLY_BYTES) hear(held.subarray(at, at + REPLY_BYTES));
-      held = held.subarray(at);
-    });
+    pipe.on("data", eachReply(hear));
     pipe.on("error", () => {}); // 'exit' follows
     child.on("error", (error) => lose(`the spawner cannot be run: ${error.message}`));
     ended = new Promise((resolve) => child.once("close", () => resolve()));
@@ -219,7 +227,7 @@ export function openSpawner(
       new Promise((resolve, reject) => begin({ launch, record, gone, resolve, reject })),
     adopt(directory, gone) {
       supervisors.set(++last, { state: "running", directory, gone });
-      (socket ?? open()).write(adoptFrame(last, directory));
+      adopt(last, directory);
     },
     devices(cgroup, program) {
       const change = Promise.withResolvers<void>();

@@ -13,7 +13,7 @@ import { DEFAULT_DEVICES, deviceProgram } from "./limits/devices.ts";
 import { thisHost } from "./limits/host.ts";
 import { settingsOf } from "./resources.ts";
 import { rlimitsOf } from "./rlimits.ts";
-import type { Running } from "./running.ts";
+import { nowMs, type Running } from "./running.ts";
 import { checkSpec, environmentOf } from "./spec.ts";
 import { chooseCredentials } from "./users.ts";
 
@@ -72,6 +72,7 @@ async function begin(context: Context, spec: JobSpec): Promise<Job> {
     const launch = launchOf(context, entry, spec, credentials, env);
     const pid = await spawner.launch(devices ? { ...launch, devices } : launch, record, () => gone(context, entry));
     entry.job = { ...entry.job, state: "running", pid, startedAt: new Date() };
+    entry.startedMs = nowMs();
     entry.launched.resolve();
   } catch (error) {
     await undo(context, entry);

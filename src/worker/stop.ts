@@ -3,6 +3,7 @@ import { find, isRunning, type Context } from "./context.ts";
 import { GRACE_MS, order } from "./control.ts";
 import { invalid, notFound } from "./errors.ts";
 import type { Job } from "./job.ts";
+import { withReserve } from "./reserve.ts";
 import { endOf } from "./running.ts";
 
 export interface StopOptions {
@@ -30,14 +31,14 @@ export async function stop(
   if (!(graceMs >= 0 && graceMs <= Number.MAX_SAFE_INTEGER))
     throw invalid("grace", `${graceMs} ms is none; 0 or more are`);
   const entry = find(context, id);
-  if (!isRunning(entry)) return { job: entry.job, killed: 0 };
+  if (!isRunning(entry) || entry.job.state === "ended") return { job: entry.job, killed: 0 };
   await entry.launched.promise.catch(() => {
     throw notFound(id);
   });
   context.journal.stopping(id, by);
   entry.stoppedBy ??= by;
   if (entry.job.state === "running") entry.job = { ...entry.job, state: "stopping" };
-  order(entry.directory, signal, graceMs);
+  withReserve(() => order(entry.directory, signal, graceMs));
   const job = await endOf(entry, waiting);
   return { job, killed: job.ended?.killed ?? 0 };
 }

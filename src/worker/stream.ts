@@ -2,6 +2,7 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { find, isRunning, type Context } from "./context.ts";
 import { JobError, invalid } from "./errors.ts";
+import { unreadable } from "./failure.ts";
 import type { Job } from "./job.ts";
 import type { Record as Kept } from "./journal.ts";
 import { openLog } from "./log.ts";
@@ -24,6 +25,14 @@ export function stream(context: Context, id: string, options: StreamOptions): St
 }
 
 async function* read(context: Context, entry: Running | Kept, options: StreamOptions): Stream {
+  try {
+    return yield* readLog(context, entry, options);
+  } catch (error) {
+    throw unreadable(entry.job.id, error);
+  }
+}
+
+async function* readLog(context: Context, entry: Running | Kept, options: StreamOptions): Stream {
   using output = openLog(join(context.jobsDir, entry.job.id)); // here, because a generator that nobody reads closes nothing
   const live = isRunning(entry)
     ? {

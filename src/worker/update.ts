@@ -1,9 +1,10 @@
 import { constants, existsSync, readFileSync } from "node:fs";
 import { open } from "node:fs/promises";
 import { join } from "node:path";
-import { notWritten, readLimits } from "./cgroup.ts";
+import { readLimits } from "./cgroup.ts";
 import { find, isRunning, type Context } from "./context.ts";
 import { codeOf, invalid, JobError, notFound } from "./errors.ts";
+import { notWritten } from "./failure.ts";
 import { checkDevices, checkSettings } from "./host.ts";
 import type { Job } from "./job.ts";
 import { changesOf, type Change } from "./limits/change.ts";
@@ -37,7 +38,7 @@ async function change(context: Context, entry: Running, asked: LinuxResources): 
   const devices = deviceProgram(asked.devices ?? [], host);
   checkSettings(settings, hierarchy);
   if (devices) checkDevices(hierarchy);
-  if (entry.job.state === "ended") throw ended(id);
+  if (hasEnded(entry)) throw ended(id);
   const { group } = entry;
   let { limits } = entry.job;
   if (group !== undefined) {
@@ -50,8 +51,8 @@ async function change(context: Context, entry: Running, asked: LinuxResources): 
     });
     limits = readLimits(group, new Set([...limits.keys(), ...changes.map(({ file }) => file)]));
   }
-  // Its end has been recorded, with the limits that it had.
-  if (!context.running.has(id)) throw ended(id);
+  // It was told with the limits that it had.
+  if (hasEnded(entry)) throw ended(id);
   entry.job = { ...entry.job, resources, limits };
   journal.update(entry.job);
   options.log("info", "job updated", { job: id, files: settings.map(({ file }) => file) });
@@ -80,6 +81,10 @@ function checkUse({ limit = -1n, swap = -1n }: LinuxMemory, entry: Running): voi
     if (most === -1n || most >= used) continue;
     throw new JobError("precondition", `${field}: ${most} is below the ${used} bytes that the job uses`, { field });
   }
+}
+
+function hasEnded({ job }: Running): boolean {
+  return job.state === "ended";
 }
 
 function ended(id: string): JobError {

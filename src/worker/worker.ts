@@ -9,13 +9,16 @@ import { JobError } from "./errors.ts";
 import { describeHost } from "./host.ts";
 import { isolationOf } from "./isolation.ts";
 import type { Job, JobSpec } from "./job.ts";
+import { sortBehind } from "./id.ts";
 import { openIds } from "./ids.ts";
 import { openJournal } from "./journal.ts";
 import { list, type ListFilter, type Listed } from "./list.ts";
 import { checkOptions, checkSupervisor, type WorkerOptions } from "./options.ts";
 import type { StreamOptions } from "./output.ts";
+import { patient } from "./pending.ts";
 import { recover, removeSpares } from "./recovery.ts";
 import type { LinuxResources } from "./resources.ts";
+import { fillReserve } from "./reserve.ts";
 import { current, endOf } from "./running.ts";
 import { openSpawner } from "./spawner.ts";
 import { start, type Started } from "./start.ts";
@@ -53,17 +56,19 @@ export interface Worker {
 export async function openWorker(given: WorkerOptions): Promise<Worker> {
   const options = checkOptions(given);
   const stateDir = resolve(options.stateDir);
-  const jobsDir = openDirectory(stateDir);
+  const { jobsDir, sparesDir } = openDirectory(stateDir);
   checkSupervisor(options.supervisor);
   using opened = new DisposableStack();
-  const journal = opened.use(openJournal(stateDir));
+  const journal = opened.use(patient(openJournal(stateDir), options.log));
+  const [newest] = journal.list(() => true, Number.MAX_SAFE_INTEGER, 1);
+  if (newest) sortBehind(newest.job.id);
   const hierarchy = openHierarchy(`jobs-${journal.instance}`, options.cgroup);
   opened.defer(() => leave(hierarchy));
   const ids = opened.use(openIds(options.name, hierarchy));
-  removeSpares(jobsDir);
+  removeSpares(sparesDir);
   const isolation = isolationOf({ ...options, hidden: [stateDir, ...(options.hidden ?? [])] }, hierarchy);
   const spawner = opened.use(
-    openSpawner(options.supervisor, jobsDir, isolation, (message) => options.log("error", message)),
+    openSpawner(options.supervisor, sparesDir, isolation, (message) => options.log("error", message)),
   );
   const context: Context = {
     options,
@@ -78,6 +83,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   };
   recover(context);
   ids.refill();
+  fillReserve();
   await spawner.ready;
   opened.move(); // close() lets go of them
   let examining: Promise<readonly Finding[]> | undefined;

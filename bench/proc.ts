@@ -1,0 +1,35 @@
+import { readdirSync, readFileSync } from "node:fs";
+
+/* What /proc says of a process. */
+
+/** A line of a file in KiB, "Pss:" of smaps_rollup or "VmRSS:" of status: proc_pid_smaps(5), proc_pid_status(5). */
+function kib(pid: number, file: string, key: string): number {
+  return Number(new RegExp(`^${key}:\\s+(\\d+) kB$`, "m").exec(readFileSync(`/proc/${pid}/${file}`, "utf8"))?.[1]);
+}
+
+/** Proportional set size in KiB: pages that are shared count for their share. */
+export function pssKib(pid: number): number {
+  return kib(pid, "smaps_rollup", "Pss");
+}
+
+/** Resident set size in KiB: every page that is mapped, the file's that it runs from too. */
+export function rssKib(pid: number): number {
+  return kib(pid, "status", "VmRSS");
+}
+
+/** The most that rssKib ever was. */
+export function peakRssKib(pid: number): number {
+  return kib(pid, "status", "VmHWM");
+}
+
+export function parentOf(pid: number): number {
+  return Number(/^PPid:\s+(\d+)$/m.exec(readFileSync(`/proc/${pid}/status`, "utf8"))?.[1]);
+}
+
+/** CPU time of all of a process's threads in ms (schedstat: Documentation/scheduler/sched-stats.rst). */
+export function cpuMs(pid: number): number {
+  const ns = readdirSync(`/proc/${pid}/task`).map((task) =>
+    parseInt(readFileSync(`/proc/${pid}/task/${task}/schedstat`, "utf8"), 10),
+  );
+  return ns.reduce((sum, each) => sum + each, 0) / 1e6;
+}

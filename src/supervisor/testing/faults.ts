@@ -1,0 +1,98 @@
+import { execFileSync, spawn, spawnSync } from "node:child_process";
+import { once } from "node:events";
+import { mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { soon, until } from "./processes.ts";
+
+const root = process.getuid?.() === 0;
+
+/** Why a test of this kind cannot be done here; undefined where it can. */
+export const noMounts = root ? undefined : "mounting a small disk takes root";
+export const noInjection =
+  spawnSync("strace", ["-V"]).status === 0 ? undefined : "strace, which has system calls fail, is not installed";
+
+/** What to add to the name of a test that is skipped. */
+export function reason(missing: string | undefined): string {
+  return missing === undefined ? "" : ` [skipped: ${missing}]`;
+}
+
+export interface Fault extends AsyncDisposable {
+  /** Resolves when so many calls have ended so. */
+  met(times?: number): Promise<void>;
+}
+
+/**
+ * Has these system calls of a process, and of its threads, end with an errno, from when this resolves until it is
+ * disposed. `calls` is strace's: "pwrite64,renameat". With a path, only those that concern that file.
+ */
+export async function failing(pid: number, calls: string, errno: string, path?: string): Promise<Fault> {
+  const rules = [
+    ...(path === undefined ? [] : ["-P", path]),
+    "-e",
+    `trace=${calls}`,
+    "-e",
+    `inject=${calls}:error=${errno}`,
+  ];
+  const strace = spawn("strace", ["-f", "-p", String(pid), ...rules], { stdio: ["ignore", "ignore", "pipe"] });
+  let said = "";
+  strace.stderr.on("data", (text: Buffer) => (said += text.toString()));
+  const ended = once(strace, "close");
+  await until(() => said.includes("attached") || strace.exitCode !== null, "strace is attached");
+  if (!said.includes("attached")) throw new Error(said);
+  return {
+    met: (times = 1) => until(() => said.split("(INJECTED)").length > times, `${times} ${calls} of ${pid} have failed`),
+    async [Symbol.asyncDispose]() {
+      strace.kill("SIGINT"); // it lets go of what it traces
+      await soon(ended, "strace has let go");
+    },
+  };
+}
+
+/** A disk of its own at `path`, which is made. */
+export interface Disk extends Disposable {
+  readonly path: string;
+  /** Leaves no block. */
+  fill(): void;
+  empty(): void;
+}
+
+/** A tmpfs of so many bytes. */
+export function smallDisk(path: string, bytes: number): Disk {
+  mkdirSync(path, { mode: 0o755 });
+  execFileSync("mount", ["-t", "tmpfs", "-o", `size=${bytes},mode=755`, "tmpfs", path]);
+  return diskAt(path, []);
+}
+
+/** An ext4 of so many bytes in a file beside it. */
+export function ext4Disk(path: string, bytes: number): Disk {
+  mkdirSync(path, { mode: 0o755 });
+  const image = `${path}.img`;
+  execFileSync("truncate", ["-s", String(bytes), image]);
+  execFileSync("mkfs.ext4", ["-q", "-m", "0", image]);
+  execFileSync("mount", ["-o", "loop", image, path]);
+  return diskAt(path, [image]);
+}
+
+function diskAt(path: string, images: readonly string[]): Disk {
+  const ballast = `${path}/ballast`;
+  return {
+    path,
+    fill() {
+      spawnSync("dd", ["if=/dev/zero", `of=${ballast}`, "bs=4k", "status=none"]);
+      // Blocks of metadata may still be had: what is asked for by the byte takes those.
+      for (let i = 0; i < 64; i++) {
+        try {
+          writeFileSync(`${ballast}-${i}`, Buffer.alloc(1));
+        } catch {
+          return;
+        }
+      }
+    },
+    empty() {
+      execFileSync("sh", ["-c", `rm -f ${ballast}*`]);
+    },
+    [Symbol.dispose]() {
+      execFileSync("umount", [path]);
+      for (const image of images) rmSync(image);
+    },
+  };
+}

@@ -1,0 +1,156 @@
+import { existsSync, readdirSync, statSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, test } from "vitest";
+import { ext4Disk, noMounts, reason, smallDisk } from "../supervisor/testing/faults.ts";
+import type { Job } from "./job.ts";
+import { openJournal } from "./journal.ts";
+import { patient } from "./pending.ts";
+import {
+  finished,
+  modes,
+  open,
+  readAll,
+  refused,
+  run,
+  sh,
+  startReady,
+  testDirectory,
+  testWorker,
+  until,
+  waits,
+} from "./testing.ts";
+
+const MiB = 1024 * 1024;
+const by = "tester";
+const disks = [
+  ["tmpfs", smallDisk, 4 * MiB],
+  ["ext4", ext4Disk, 16 * MiB],
+] as const;
+
+const JOB: Job = {
+  id: "a",
+  state: "starting",
+  command: "true",
+  args: [],
+  envNames: [],
+  cwd: "/",
+  user: "nobody",
+  group: "nobody",
+  labels: new Map(),
+  limits: new Map(),
+  owner: by,
+  pid: 0,
+  createdAt: new Date(0),
+  output: { size: 0, first: 0, dropped: 0 },
+  warnings: [],
+};
+
+describe.skipIf(noMounts)(`on a full disk${reason(noMounts)}`, () => {
+  describe.each(disks)("of %s", (_name, disk, bytes) => {
+    test.each(modes)(
+      "%s: no start, but every stop, end, query and stream; and all is recorded when there is room",
+      async (_mode, options) => {
+        using files = testDirectory();
+        using small = disk(join(files.path, "disk"), bytes);
+        const stateDir = join(small.path, "state");
+        const gate = join(files.path, "gate");
+        await using worker = await testWorker({ ...options, stateDir });
+        const earlier = await finished(worker, sh("echo earlier"));
+        const stopped = await startReady(worker, waits);
+        const ends = await startReady(worker, sh('echo ready; until [ -e "$0" ]; do sleep 0.01; done; exit 5', gate));
+        const goesOn = await startReady(worker, waits);
+        const traces = worker.traces().toSorted();
+        small.fill();
+
+        expect(await refused(() => worker.start(run("true")))).toMatchObject({
+          code: "exhausted",
+          message: /full|ENOSPC/,
+        });
+        expect(await refused(() => worker.start({ ...run("true"), requestId: "r" }))).toMatchObject({
+          code: "exhausted",
+        });
+        expect(worker.traces().toSorted()).toEqual(traces);
+        const { job } = await worker.stop(stopped.id, { by });
+        expect(job.ended).toMatchObject({ how: { kind: "stopped", by }, signal: 15 });
+        open(gate);
+        const ended = await worker.wait(ends.id);
+        expect(ended.ended).toMatchObject({ how: { kind: "exited", code: 5 } });
+        expect(worker.query(ends.id)).toEqual(ended);
+        expect(await worker.stop(ends.id, { by })).toEqual({ job: ended, killed: 0 });
+        expect(worker.list({ states: ["ended"], limit: 10 }).jobs.map(({ id }) => id)).toEqual([
+          ends.id,
+          stopped.id,
+          earlier.id,
+        ]);
+        expect(worker.list({ states: ["running"], limit: 10 }).jobs.map(({ id }) => id)).toEqual([goesOn.id]);
+        expect((await readAll(worker.stream(ends.id, { follow: true }))).text).toBe("ready\n");
+
+        await worker.close();
+        small.fill(); // with what the closing gave back
+        await using again = await testWorker({ ...options, stateDir });
+        expect((await again.wait(stopped.id)).ended).toMatchObject({ how: { kind: "stopped" }, signal: 15 });
+        expect(await again.wait(ends.id)).toMatchObject({
+          ended: ended.ended,
+          endedAt: ended.endedAt,
+          output: ended.output,
+        });
+        expect(again.query(goesOn.id)).toMatchObject({ state: "running", pid: goesOn.pid });
+
+        small.empty();
+        await finished(again, sh("echo later"));
+        await again.stop(goesOn.id, { by });
+        await until("all is recorded", () => !again.traces().some((trace) => trace.startsWith("cgroup:")));
+        await again.close();
+        using journal = openJournal(stateDir);
+        expect(journal.alive()).toEqual([]);
+        expect(journal.find(ends.id)?.job).toMatchObject({ ended: ended.ended, endedAt: ended.endedAt });
+        expect(readdirSync(join(stateDir, "jobs")).filter((name) => name.startsWith("."))).toEqual([]);
+      },
+    );
+  });
+
+  test("the journal's transactions fail one by one, and what was kept is written in time by itself", async () => {
+    using files = testDirectory();
+    using small = smallDisk(join(files.path, "disk"), MiB);
+    const logged: string[] = [];
+    using journal = patient(openJournal(small.path), (level, message) => logged.push(`${level}: ${message}`));
+    journal.insert(JOB, "request");
+    journal.insert({ ...JOB, id: "b" }, undefined);
+    small.fill();
+    const recorded: string[] = [];
+    for (let i = 0; i < 20; i++) expect(() => journal.insert({ ...JOB, id: `no-${i}` }, undefined)).toThrow(/full/);
+    for (let pid = 1; pid <= 20; pid++) journal.update({ ...JOB, id: "b", pid }, () => recorded.push(`b ${pid}`));
+    journal.stopping("b", by);
+    journal.remove("a");
+    expect(journal.find("a")).toBeUndefined();
+    expect(journal.findRequest(by, "request")).toBeUndefined();
+    expect(journal.list(() => true, 1000, 10).map(({ job }) => job.id)).toEqual(["b"]);
+    expect(recorded).toEqual([]);
+    expect(logged).toHaveLength(1);
+    small.empty();
+    await until("it is written", () => logged.length === 2);
+    expect(recorded).toEqual(["b 20"]);
+    expect(journal.find("b")).toMatchObject({ job: { pid: 20 }, stoppedBy: by });
+    journal.insert(JOB, "request");
+    expect(journal.findRequest(by, "request")?.job.id).toBe("a");
+  });
+
+  test("a state directory that nothing can be made in is told in one line, and left as it is", async () => {
+    using files = testDirectory();
+    using small = smallDisk(join(files.path, "disk"), MiB);
+    small.fill();
+    expect(await refused(() => testWorker({ stateDir: small.path }))).toMatchObject({
+      code: "unavailable",
+      message: /^[^\n]*full[^\n]*$/,
+    });
+    expect(existsSync(join(small.path, "jobs"))).toBe(true);
+  });
+});
+
+test("the journal's log of changes does not grow with their number", () => {
+  using files = testDirectory();
+  using journal = openJournal(files.path);
+  journal.insert(JOB, undefined);
+  for (let pid = 0; pid < 10_000; pid++) journal.update({ ...JOB, pid });
+  expect(statSync(join(files.path, "journal.db-wal")).size).toBeLessThan(9 * MiB);
+});

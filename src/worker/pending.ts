@@ -1,0 +1,101 @@
+import { refusal } from "./failure.ts";
+import type { Job } from "./job.ts";
+import type { Journal } from "./journal.ts";
+
+/** A journal that loses nothing where its disk is full or fails. */
+export interface PatientJournal extends Journal {
+  /** `recorded` is called once it is on the disk: before this returns, where that can be had. */
+  update(job: Job, recorded?: () => void): void;
+}
+
+const FIRST_PAUSE_MS = 100;
+const LONGEST_PAUSE_MS = 10_000;
+
+interface Write {
+  readonly id: string;
+  readonly run: () => void;
+  readonly recorded?: (() => void) | undefined;
+}
+
+/**
+ * Keeps what `journal` cannot take now, and tries again: with the next write, and after a pause that grows to 10 s, since
+ * no kernel tells when a disk has room. Only `insert` is refused: JobError `exhausted`. What is kept is the newest write
+ * of each kind and job, so it is bounded by the jobs that run; the files of those tell the next daemon the same.
+ */
+export function patient(
+  journal: Journal,
+  log: (level: "info" | "error", message: string, facts?: object) => void,
+): PatientJournal {
+  const pending = new Map<string, Write>();
+  /** Of starts that failed, and are in the journal yet. */
+  const removed = new Set<string>();
+  let timer: NodeJS.Timeout | undefined;
+  let pauseMs = FIRST_PAUSE_MS;
+
+  function write(kind: "stopping" | "update" | "remove", id: string, run: () => void, recorded?: () => void): void {
+    pending.set(`${kind} ${id}`, { id, run, recorded });
+    flush();
+  }
+
+  /** In the order that they came; true when none is left. */
+  function flush(): boolean {
+    const failedBefore = timer !== undefined;
+    for (const [key, { run, recorded }] of pending) {
+      try {
+        run();
+      } catch (error) {
+        if (!failedBefore)
+          log("error", "the journal cannot be written; it is kept in memory and tried again", { error });
+        if (!failedBefore) timer = setTimeout(again, pauseMs).unref();
+        return false;
+      }
+      pending.delete(key);
+      recorded?.();
+    }
+    if (failedBefore) log("info", "the journal is written again, with all that was kept");
+    clearTimeout(timer);
+    timer = undefined;
+    pauseMs = FIRST_PAUSE_MS;
+    return true;
+  }
+
+  function again(): void {
+    pauseMs = Math.min(pauseMs * 2, LONGEST_PAUSE_MS);
+    if (!flush()) timer = setTimeout(again, pauseMs).unref();
+  }
+
+  return {
+    ...journal,
+    insert(job, requestId) {
+      try {
+        if (pending.size > 0) flush();
+        return journal.insert(job, requestId);
+      } catch (error) {
+        throw refusal(error);
+      }
+    },
+    update: (job, recorded) => write("update", job.id, () => journal.update(job), recorded),
+    stopping: (id, by) => write("stopping", id, () => journal.stopping(id, by)),
+    remove(id) {
+      for (const [key, write] of pending) if (write.id === id) pending.delete(key);
+      removed.add(id);
+      write(
+        "remove",
+        id,
+        () => journal.remove(id),
+        () => removed.delete(id),
+      );
+    },
+    find: (id) => (removed.has(id) ? undefined : journal.find(id)),
+    findRequest(owner, requestId) {
+      const found = journal.findRequest(owner, requestId);
+      return found && removed.has(found.job.id) ? undefined : found;
+    },
+    list: (keep, ...rest) => journal.list((job) => !removed.has(job.id) && keep(job), ...rest),
+    [Symbol.dispose]() {
+      if (pending.size > 0) flush();
+      clearTimeout(timer);
+      journal[Symbol.dispose]();
+    },
+  };
+}
