@@ -112,8 +112,14 @@ async function compareTraces(session: Session, told: ReadonlyMap<string, Job>): 
   }
   const strays = [...processes.keys()].filter((key) => !jobs.some((job) => job.key === key));
   if (strays.length > 0) throw new Error(`processes of no job: ${strays.join(", ")}`);
-  const names = new Set(world.groups().map((path) => basename(path)));
-  for (const { key, id = "" } of ended) if (names.has(id)) throw new Error(`${key} has ended, and has a cgroup`);
+  // A group stays until its job's end is on the disk.
+  await until(() => {
+    const names = new Set(world.groups().map((path) => basename(path)));
+    return complaint(
+      "cgroups of ended jobs",
+      ended.filter(({ id = "" }) => names.has(id)).map(({ key }) => key),
+    );
+  });
   const ids = new Set(jobs.map(({ id }) => id));
   await until(() => {
     const others = world

@@ -166,7 +166,7 @@ async function judge(suite: string, tests: string, copy: string, { env }: Place)
 
 /** As `npm run test:faults` does it, with more kills, and no time spent on a shorter sequence. */
 async function judgeFaults(complaint: string, copy: string): Promise<Verdict> {
-  const env = { ...process.env, FAULTS_OPERATIONS: "4000", FAULTS_KILLS: "200", FAULTS_SHRINK_S: "1" };
+  const env = { ...process.env, FAULTS_OPERATIONS: "4000", FAULTS_KILLS: "200", FAULTS_SHRINK_S: "0" };
   try {
     await run(process.execPath, [join(copy, "faults/main.ts")], { signal, cwd: copy, env });
     return { noticed: false, by: "nothing was complained of" };

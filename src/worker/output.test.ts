@@ -294,6 +294,19 @@ describe("a tail", () => {
   });
 });
 
+test("a reader that follows nothing has all of a job that ends meanwhile, if it tells of the end", async () => {
+  await using worker = await testWorker();
+  using files = testDirectory();
+  const gate = join(files.path, "gate");
+  const { id } = await startReady(worker, sh(`echo ready; until [ -e "$0" ]; do sleep 0.01; done; echo more`, gate));
+  const stream = worker.stream(id, {});
+  expect((await stream.next()).value).toMatchObject({ offset: 0 });
+  open(gate);
+  await worker.wait(id);
+  const { text, job, offset } = await readAll(stream);
+  expect([text, job.state, offset]).toEqual(["more\n", "ended", 11]);
+});
+
 describe("a follower", () => {
   test("that joins before, during or after the run gets the same 8 MiB and one end, 20 of them at once", async () => {
     await using worker = await testWorker();

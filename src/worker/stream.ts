@@ -42,7 +42,10 @@ async function* readLog(context: Context, entry: Running | Kept, options: Stream
         subscribe: (wake: () => void) => subscribe(entry, wake),
       }
     : { ended: () => true, subscribe: () => ({ [Symbol.dispose]() {} }) };
-  const offset = yield* readOutput(output, live, options);
+  let offset = yield* readOutput(output, live, options);
+  // Where the last message tells the end there is nothing more: what was written until then has to come before it.
+  while (entry.job.state === "ended" && !options.signal?.aborted && offset < output.extent().size)
+    offset = yield* readOutput(output, live, { ...options, position: { kind: "offset", offset } });
   return { offset, job: isRunning(entry) ? current(entry) : entry.job };
 }
 
