@@ -1,6 +1,6 @@
 import { execFileSync } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, readdirSync, readFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, readlinkSync } from "node:fs";
 import { connect as connectTcp, type Socket } from "node:net";
 import { join } from "node:path";
 import { setTimeout } from "node:timers/promises";
@@ -42,6 +42,12 @@ function descriptors(pid: number): number {
   return readdirSync(`/proc/${pid}/fd`).length;
 }
 
+/** The descriptors that a daemon has set aside. */
+function reserve(pid: number): number[] {
+  const opened = readdirSync(`/proc/${pid}/fd`).map(Number);
+  return opened.filter((fd) => fd > 2 && readlinkSync(`/proc/${pid}/fd/${fd}`) === "/dev/null");
+}
+
 /** Seconds of processor time that a process has used. */
 function cpuS(pid: number): number {
   const stat = readFileSync(`/proc/${pid}/stat`, "latin1");
@@ -61,10 +67,32 @@ describe("a daemon that has few descriptors left", () => {
 
   /** Leaves it so many; disposing takes that back. */
   function leave(count: number): Disposable {
-    const limit = (soft: string): Buffer => execFileSync("prlimit", ["--pid", String(host.pid), `--nofile=${soft}:`]);
-    limit(String(descriptors(host.pid) + count));
-    return { [Symbol.dispose]: () => limit("4096") };
+    return limited(descriptors(host.pid) + count);
   }
+
+  /** Has it open none from this number on; disposing takes that back. */
+  function limited(end: number): Disposable {
+    const limit = (soft: number): Buffer => execFileSync("prlimit", ["--pid", String(host.pid), `--nofile=${soft}:`]);
+    limit(end);
+    return { [Symbol.dispose]: () => limit(4096) };
+  }
+
+  test("leaves nothing of starts that it refuses, and ends when it is told to", async () => {
+    // The connection, and what a daemon reads once, are there before.
+    await jobs.wait((await jobs.start({ command: "true" })).jobId);
+    const before = readdirSync(join(host.dir, "state/jobs"));
+    {
+      using _none = limited(Math.max(...reserve(host.pid)) + 1);
+      const starts = Array.from({ length: 12 }, () => codeOf(jobs.start({ command: "nowhere" })));
+      expect(await Promise.all(starts)).toContain("RESOURCE_EXHAUSTED");
+    }
+    expect(readdirSync(join(host.dir, "state/jobs"))).toEqual(before);
+    await (
+      await host.end("SIGTERM")
+    )();
+    using other = client(host);
+    expect(await codeOf(other.list())).toBe("OK");
+  });
 
   test("refuses streams as exhausted, and starts only so, lets what runs go on, can stop and tell it, and recovers", async () => {
     const command = { command: "sh", args: ["-c", "echo ready; exec sleep 1000"] };

@@ -15,6 +15,7 @@ import {
 import { join } from "node:path";
 import { codeOf } from "./errors.ts";
 import { notWritten } from "./failure.ts";
+import { withReserve } from "./reserve.ts";
 import { CONTROLLERS, type Setting } from "./limits/setting.ts";
 
 /** A setting, of which only the supervisor's tests know no more than the file. */
@@ -187,15 +188,15 @@ export function readLimits(path: string, files: Iterable<string>): Map<string, s
 /** Kills every process of the group, forks in flight too. */
 export function killGroup(path: string): void {
   try {
-    writeFileSync(join(path, "cgroup.kill"), "1");
+    withReserve(() => writeFileSync(join(path, "cgroup.kill"), "1"));
   } catch {
     // It is gone.
   }
 }
 
-function populated(path: string): boolean {
+export function populated(path: string): boolean {
   try {
-    return readFileSync(join(path, "cgroup.events"), "utf8").includes("populated 1");
+    return withReserve(() => readFileSync(join(path, "cgroup.events"), "utf8")).includes("populated 1");
   } catch {
     return false;
   }
@@ -215,7 +216,7 @@ function removeTree(path: string): void {
 export async function removeGroup(path: string): Promise<void> {
   for (;;) {
     try {
-      removeTree(path);
+      withReserve(() => removeTree(path));
       return;
     } catch (error) {
       const code = error instanceof Error && "code" in error ? error.code : undefined;

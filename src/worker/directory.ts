@@ -1,6 +1,7 @@
-import { chmodSync, existsSync, mkdirSync } from "node:fs";
+import { chmodSync, existsSync, mkdirSync, rmSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { JobError } from "./errors.ts";
+import { withReserve } from "./reserve.ts";
 
 /** What a state directory holds beside files. */
 export interface Directories {
@@ -25,6 +26,11 @@ export function openDirectory(stateDir: string): Directories {
     );
   }
   return { jobsDir, sparesDir };
+}
+
+/** Removes a directory that another may be removing too: where it finds a file gone, Node's own leaves the rest and is content. */
+export function removeDirectory(path: string): void {
+  while (existsSync(path)) withReserve(() => rmSync(path, { recursive: true, force: true }));
 }
 
 /** Makes a directory and those above it. Node's own `recursive` never returns where the file system refuses with ENOENT, as /proc does. */

@@ -66,7 +66,7 @@ async function finish(context: Context, entry: Running, lost: string | undefined
  */
 async function putAway({ options, running }: Context, { group, job }: Running): Promise<void> {
   try {
-    if (group !== undefined) await withReserve(() => removeGroup(group));
+    if (group !== undefined) await removeGroup(group);
     running.delete(job.id);
   } catch (error) {
     options.log("error", "a cgroup could not be removed", { group, error });

@@ -1,10 +1,11 @@
-import { existsSync, readFileSync, readdirSync, rmSync, unlinkSync } from "node:fs";
+import { existsSync, readdirSync, unlinkSync } from "node:fs";
 import { constants } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { killGroup, readLimits, removeGroup } from "./cgroup.ts";
+import { killGroup, populated, readLimits, removeGroup } from "./cgroup.ts";
 import { track, type Context } from "./context.ts";
 import { isSupervised, order } from "./control.ts";
+import { removeDirectory } from "./directory.ts";
 import { gone, killedBy } from "./end.ts";
 import { readExit } from "./exit.ts";
 import type { Job } from "./job.ts";
@@ -18,7 +19,7 @@ const MOST_STARTING_MS = 5000;
 
 /** Removes the spares of a daemon that was killed. They may be putting themselves away. */
 export function removeSpares(sparesDir: string): void {
-  for (const file of readdirSync(sparesDir)) rmSync(join(sparesDir, file), { recursive: true, force: true });
+  for (const file of readdirSync(sparesDir)) removeDirectory(join(sparesDir, file));
 }
 
 /** Takes up the jobs of the daemon before this one. */
@@ -97,14 +98,6 @@ function ranWithout({ directory, group, job }: Running): boolean {
   return !existsSync(directory) && (job.pid > 0 || (group !== undefined && populated(group)));
 }
 
-function populated(group: string): boolean {
-  try {
-    return readFileSync(join(group, "cgroup.events"), "utf8").includes("populated 1");
-  } catch {
-    return false;
-  }
-}
-
 /** Waits until a supervisor that lives has started its job, or is gone. Resolves to whether it lives. */
 async function decided(entry: Running): Promise<boolean> {
   for (const deadline = performance.now() + MOST_STARTING_MS; ; await delay(5)) {
@@ -122,7 +115,7 @@ function discardDirectory(directory: string): void {
     // It is not there.
   }
   order(directory, constants.signals.SIGKILL, 0);
-  rmSync(directory, { recursive: true, force: true });
+  removeDirectory(directory);
 }
 
 interface Traces {

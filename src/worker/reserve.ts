@@ -4,6 +4,7 @@ import { closeSync, openSync } from "node:fs";
 const RESERVE = 2;
 
 const held: number[] = [];
+let running = 0;
 
 /** Sets descriptors aside for what must not fail when this process has no more; as far as there are any. */
 export function fillReserve(): void {
@@ -14,12 +15,13 @@ export function fillReserve(): void {
   }
 }
 
-/** Runs what must not fail for want of a descriptor, and opens none to keep. */
+/** Runs what must not fail for want of a descriptor, and opens none to keep. May be called by what it runs. */
 export function withReserve<T>(run: () => T): T {
   for (const fd of held.splice(0)) closeSync(fd);
+  running++;
   try {
     return run();
   } finally {
-    fillReserve();
+    if (--running === 0) fillReserve();
   }
 }

@@ -1,9 +1,9 @@
-import { rmSync } from "node:fs";
 import { constants } from "node:os";
 import { killGroup, limitGroup, removeGroup } from "./cgroup.ts";
 import { track, type Context } from "./context.ts";
 import { GRACE_MS, order } from "./control.ts";
 import { gone, killedBy } from "./end.ts";
+import { removeDirectory } from "./directory.ts";
 import { JobError, notFound } from "./errors.ts";
 import { refusal } from "./failure.ts";
 import type { Launch } from "./frame.ts";
@@ -11,6 +11,7 @@ import { checkDevices, checkIsolation, checkSettings, warningsOf } from "./host.
 import type { Job, JobSpec } from "./job.ts";
 import { DEFAULT_DEVICES, deviceProgram } from "./limits/devices.ts";
 import { thisHost } from "./limits/host.ts";
+import { withReserve } from "./reserve.ts";
 import { settingsOf } from "./resources.ts";
 import { rlimitsOf } from "./rlimits.ts";
 import { nowMs, type Running } from "./running.ts";
@@ -45,6 +46,14 @@ export async function start(context: Context, spec: JobSpec): Promise<Started> {
 }
 
 async function begin(context: Context, spec: JobSpec): Promise<Job> {
+  try {
+    return await attempt(context, spec);
+  } catch (error) {
+    throw refusal(error);
+  }
+}
+
+async function attempt(context: Context, spec: JobSpec): Promise<Job> {
   const { files, hierarchy, ids, journal, options, running, spawner } = context;
   const credentials = chooseCredentials(spec, options);
   const host = thisHost(hierarchy.kind === "none" ? undefined : hierarchy.path);
@@ -79,10 +88,9 @@ async function begin(context: Context, spec: JobSpec): Promise<Job> {
     entry.launched.resolve();
   } catch (error) {
     await undo(context, entry);
-    const refused = refusal(error);
-    entry.launched.reject(refused);
+    entry.launched.reject(error);
     entry.ended.reject(notFound(job.id));
-    throw refused;
+    throw error;
   }
   // The journal is not told yet: what it has, and the log's header, are all that a restart needs.
   setImmediate(() => {
@@ -157,15 +165,19 @@ function surroundingsOf({
 }
 
 /** Leaves nothing of a start that failed. */
-async function undo({ ids, journal, running }: Context, { job, directory, group }: Running): Promise<void> {
-  // Where the spawner died under it, nobody knows whether it runs.
-  order(directory, constants.signals.SIGKILL, 0);
-  if (group !== undefined) {
-    killGroup(group);
-    await removeGroup(group);
-    ids.refill();
+async function undo({ ids, journal, options, running }: Context, { job, directory, group }: Running): Promise<void> {
+  try {
+    // Where the spawner died under it, nobody knows whether it runs.
+    withReserve(() => order(directory, constants.signals.SIGKILL, 0));
+    if (group !== undefined) {
+      killGroup(group);
+      await removeGroup(group);
+      ids.refill();
+    }
+    removeDirectory(directory);
+  } catch (error) {
+    options.log("error", "what is left of a start that failed could not be put away", { job: job.id, error });
   }
-  rmSync(directory, { recursive: true, force: true });
   journal.remove(job.id);
   running.delete(job.id);
 }
