@@ -1,6 +1,7 @@
 import { once } from "node:events";
 import { createSecureServer } from "node:http2";
 import { createServer } from "node:net";
+import { setTimeout as delay } from "node:timers/promises";
 import { Metadata, Server, ServerCredentials, type ServerWritableStream, status } from "@grpc/grpc-js";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { BadRequest, ErrorInfo, Status } from "../../proto/generated/google/rpc/details.ts";
@@ -316,6 +317,29 @@ describe("an outage", () => {
     const resumed = { $case: "offset", value: 20n };
     expect(asked).toEqual([{ $case: "tailBytes", value: 13n }, resumed, resumed, resumed]);
     expect(told).toEqual(["shutting down 1", "shutting down 2", "shutting down 3", "on at 20"]);
+  });
+
+  it("is told of once, though a call fails for want of a connection that has come meanwhile", async () => {
+    let other = await listen(["127.0.0.1"], "127.0.0.1:0");
+    using to = client("127.0.0.1", other.port);
+    const told: string[] = [];
+    let attempts = 0;
+    const call = async (): Promise<string> => {
+      attempts++;
+      if (attempts === 1) other.server.forceShutdown();
+      if (attempts === 2) other = await listen(["127.0.0.1"], `127.0.0.1:${other.port}`);
+      if (attempts === 2) while (!(await to.query("x").catch(() => undefined))) await delay(10);
+      if (attempts < 3) throw new ClientError("UNAVAILABLE", "refused");
+      return "answer";
+    };
+    try {
+      await to.query("x");
+      const onRetry = ({ message }: ClientError): unknown => told.push(message);
+      expect(await retrying(to, call, { limitMs: 20_000, onRetry, onResume: () => told.push("on") })).toBe("answer");
+      expect(told).toEqual(["refused", "on"]);
+    } finally {
+      other.server.forceShutdown();
+    }
   });
 
   it("ends in its error when it lasts too long, at once when it is no outage, and with the signal", async () => {

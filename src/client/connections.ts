@@ -4,6 +4,8 @@ import { type ChannelInterface, connectivityState } from "@grpc/grpc-js";
 export interface Connections {
   /** A connection counts once the worker has accepted it. */
   readonly count: number;
+  /** Whether there is one now. */
+  readonly up: boolean;
   /** Resolves at the next one; never when there is none. */
   next(): Promise<void>;
 }
@@ -25,6 +27,9 @@ export function watchConnections(channel: ChannelInterface): Connections {
   return {
     get count() {
       return count;
+    },
+    get up() {
+      return channel.getConnectivityState(false) === connectivityState.READY;
     },
     next: () => next.promise,
   };

@@ -135,13 +135,14 @@ function outages(
       if (signal?.aborted || !isPassing(failure)) throw failure;
       const now = performance.now();
       if (outage && lasted(outage.count)) outage = undefined;
+      // Refused for want of the connection that came before this was heard, and was told of: it is no other outage.
+      const late = outage?.told === 0 && connections.up && connections.count > outage.count;
       outage ??= { endMs: now + (connections.count === 0 ? firstLimitMs : limitMs), failures: 0, told: 0, count: 0 };
       outage.count = connections.count;
       const pauseMs = Math.min(FIRST_PAUSE_MS * 2 ** outage.failures++, LONGEST_PAUSE_MS);
       attempt = { beganMs: now };
       if (now + pauseMs > outage.endMs) throw failure;
-      outage.told++;
-      onRetry?.(failure, outage.told);
+      if (!late) onRetry?.(failure, ++outage.told);
       await delay(pauseMs, undefined, { signal }).catch(() => {
         throw failure;
       });

@@ -67,8 +67,8 @@ export function bootOf(born: string): Boot {
 
 /**
  * Kills what is left of a job that has no cgroup, nor a supervisor any more: the main process, which `born` has to fit, its
- * session, and all that descend from them. `fresh`: the supervisor has ended a moment ago, and the main process with it, so
- * that its number can be no other session's yet. A stranger that has the number by now lives.
+ * session, and all that descend from them. `fresh`: the supervisor has ended a moment ago, and the main process with it, or
+ * as good as that, so that its number can be no other's yet. A stranger that has the number by now lives.
  */
 export function killTree(pid: number, born: string | undefined, boot: Boot, fresh: boolean): void {
   const killed = new Set<string>();
@@ -89,7 +89,8 @@ export function killTree(pid: number, born: string | undefined, boot: Boot, fres
 
 function treeOf(pid: number, born: string | undefined, boot: Boot, fresh: boolean): Process[] {
   const main = pid > 0 ? look(pid) : undefined;
-  if (pid <= 0 || (main ? born !== birth(main, boot) : !fresh)) return [];
+  const itself = main && born !== undefined ? born === birth(main, boot) : fresh;
+  if (pid <= 0 || !itself) return [];
   const all = readdirSync("/proc").flatMap((name) => (/^\d+$/.test(name) ? (look(Number(name)) ?? []) : []));
   const tree = new Map<number, Process>();
   for (let before = -1; before < tree.size;) {

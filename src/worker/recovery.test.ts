@@ -1,4 +1,5 @@
 import { spawn } from "node:child_process";
+import { once } from "node:events";
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, readlinkSync, rmSync, writeSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -7,6 +8,7 @@ import { describe, expect, test } from "vitest";
 import { openHierarchy } from "./cgroup.ts";
 import { openJournal } from "./journal.ts";
 import { openLog } from "./log.ts";
+import { killTree, thisBoot } from "./process.ts";
 import {
   detaches,
   finished,
@@ -349,6 +351,16 @@ describe("of a job that has neither a cgroup nor a pid namespace", () => {
     process.kill(supervisorOf(worker.directory(id)), "SIGKILL");
     expect((await worker.wait(id)).ended?.how.kind).toBe("lost");
     await until("nothing of it runs", () => !runs(pid) && !runs(Number(line)));
+  });
+
+  test("its main process is no stranger where it was started a moment ago, and has not been looked at", async () => {
+    const main = spawn("sleep", ["1000"], { detached: true });
+    await once(main, "spawn");
+    const pid = main.pid ?? 0;
+    killTree(pid, undefined, thisBoot(), false);
+    expect(runs(pid)).toBe(true);
+    killTree(pid, undefined, thisBoot(), true);
+    await until("it is gone", () => !runs(pid));
   });
 
   test("a stranger that has its number by now lives", async () => {
