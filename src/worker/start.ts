@@ -92,13 +92,11 @@ async function attempt(context: Context, spec: JobSpec): Promise<Job> {
     entry.ended.reject(notFound(job.id));
     throw error;
   }
-  // The journal is not told yet: what it has, and the log's header, are all that a restart needs.
+  // The journal is told later: what it has, and the log's header, are all that a restart needs.
+  files.later(entry);
   setImmediate(() => {
     // The start has been answered.
-    if (!context.closed) {
-      ids.refill();
-      if (running.has(job.id)) files.later(entry);
-    }
+    if (!context.closed) ids.refill();
     options.log("info", "job started", { job: job.id, pid: entry.job.pid, owner: job.owner });
   });
   return entry.job;
