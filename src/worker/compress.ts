@@ -10,6 +10,7 @@ import {
   FRAME_BYTES,
   frameTableHeader,
   INDEX_FRAME_BYTES,
+  release,
   seekTableEnds,
   sizesOf,
   SKIPPABLE_BYTES,
@@ -83,10 +84,9 @@ async function writeOutput(log: Log, output: FileHandle, index: FileHandle, sign
     signal.throwIfAborted();
     const bytes = buffer.subarray(0, to - from);
     if ((await log.output.read(bytes, from)) < bytes.length) throw new Error("the output is cut short");
-    const frame = await compressFrame(bytes);
-    await writeAll(output, frame, position);
-    await enter(from, bytes.length, frame.length);
-    position += frame.length;
+    const compressed = await writeFrame(output, bytes, position);
+    await enter(from, bytes.length, compressed);
+    position += compressed;
     count++;
   }
   await enter(log.output.size(), 0, 0);
@@ -133,10 +133,9 @@ async function writeIndex(log: Log, index: FileHandle, start: number, signal: Ab
     if (at === 0) buffer.writeBigUInt64LE(0n, FIRST_RECORD_AT);
     const count = head + log.index.read(buffer.subarray(head), skipped + at + head);
     if (count === 0) break;
-    const frame = await compressFrame(buffer.subarray(0, count));
-    await writeAll(index, frame, position);
-    sizes.push(sizesOf(frame.length, count));
-    position += frame.length;
+    const compressed = await writeFrame(index, buffer.subarray(0, count), position);
+    sizes.push(sizesOf(compressed, count));
+    position += compressed;
   }
   await writeSeekTable(index, position, sizes.length, sizes);
 }
@@ -156,6 +155,18 @@ async function writeSeekTable(
   await put(header);
   for await (const each of sizes) await put(each);
   await put(footer);
+}
+
+/** Resolves to how much of the file it takes. */
+async function writeFrame(file: FileHandle, bytes: Buffer, position: number): Promise<number> {
+  let end = position;
+  const pieces = await compressFrame(bytes);
+  for (const piece of pieces) {
+    await writeAll(file, piece, end);
+    end += piece.length;
+  }
+  for (const piece of pieces) release(piece);
+  return end - position;
 }
 
 /** A disk that gets full takes a part. */

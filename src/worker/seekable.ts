@@ -1,6 +1,6 @@
 import { fstatSync, readSync } from "node:fs";
 import { promisify } from "node:util";
-import { constants, zstdCompress, zstdDecompress, zstdDecompressSync } from "node:zlib";
+import { constants, createZstdCompress, zstdDecompress, zstdDecompressSync } from "node:zlib";
 
 /*
  * Compressed logs: zstd's seekable format (facebook/zstd, contrib/seekable_format), which is frames that stand for
@@ -44,15 +44,29 @@ export interface LocalBytes extends Bytes {
   read(buffer: Buffer, offset: number): number;
 }
 
-const compressAsync = promisify(zstdCompress);
 const decompressAsync = promisify(zstdDecompress);
 
-/** With a checksum, so that what a disk has damaged is not taken for output. */
-export function compressFrame(bytes: Buffer): Promise<Buffer> {
-  return compressAsync(bytes, {
-    chunkSize: bytes.length + BOUND_BYTES,
-    params: { [constants.ZSTD_c_checksumFlag]: 1 },
+/** A window of one frame is all that a frame can use; a checksum, so that what a disk has damaged is not taken for output. */
+const PARAMETERS = { [constants.ZSTD_c_windowLog]: Math.log2(FRAME_BYTES), [constants.ZSTD_c_checksumFlag]: 1 };
+
+/** Pieces of one frame. They are of one buffer, which zlib's own promise would copy. */
+export function compressFrame(bytes: Buffer): Promise<Buffer[]> {
+  return new Promise((resolve, reject) => {
+    const pieces: Buffer[] = [];
+    const stream = createZstdCompress({ chunkSize: bytes.length + BOUND_BYTES, params: PARAMETERS });
+    stream.on("data", (piece: Buffer) => pieces.push(piece));
+    stream.on("end", () => resolve(pieces));
+    stream.on("error", reject);
+    stream.end(bytes);
   });
+}
+
+/**
+ * Gives memory back at once: of what lies outside its heap the collector leaves some 70 MiB. What is small may be of the
+ * pool that others' buffers are of.
+ */
+export function release({ buffer }: Buffer): void {
+  if (buffer instanceof ArrayBuffer && buffer.byteLength > 2 * Buffer.poolSize) buffer.transfer(0);
 }
 
 /** A skippable frame's first bytes. */
@@ -196,6 +210,7 @@ export function framedOutput(frames: Frames, file: Bytes): Bytes & Disposable {
     const bytes = Buffer.allocUnsafeSlow(compressed);
     if ((await file.read(bytes, position)) < compressed) throw new Error("the compressed output is cut short");
     const output = await decompressAsync(bytes, { chunkSize: length + LEAST_CHUNK, maxOutputLength: length });
+    release(bytes);
     if (output.length !== length) throw new Error("the compressed output is not what its index says");
     return output;
   }
@@ -209,6 +224,7 @@ export function framedOutput(frames: Frames, file: Bytes): Bytes & Disposable {
       other.held = undefined;
     }
     if (holder.held?.n !== n) {
+      holder.held?.bytes.then(release, () => {}); // one read at a time: nobody copies from it
       const bytes = load(frames.at(n));
       holder.held = { n, bytes };
       bytes.catch(() => (holder.held = undefined)); // the next one tries again
