@@ -98,7 +98,9 @@ export interface LogRecords {
 }
 
 export function logRecords(database: DatabaseSync): LogRecords {
-  const due = database.prepare("SELECT id FROM jobs WHERE log_due IS NOT NULL ORDER BY seq");
+  const due = database.prepare(
+    "SELECT id FROM jobs INDEXED BY jobs_log_due WHERE log_due IS NOT NULL ORDER BY log_due, seq",
+  );
   const settled = database.prepare("UPDATE jobs SET log_due = NULL WHERE id = ?");
   const left = database.prepare("UPDATE jobs SET log_bytes = 0 WHERE id = ? AND log = 'archived'");
   const steps = database.prepare("SELECT value FROM meta WHERE key = 'log_steps'");
@@ -125,7 +127,8 @@ export function logRecords(database: DatabaseSync): LogRecords {
      WHERE ${LOCAL} AND id <> ? AND (? OR log_due IS NULL) ORDER BY ended_at LIMIT ?`,
   );
   const expiring = database.prepare(
-    "SELECT id, ended_at, log_bytes, log_until FROM jobs WHERE log_until IS NOT NULL AND id <> ? ORDER BY log_until LIMIT ?",
+    `SELECT id, ended_at, log_bytes, log_until FROM jobs INDEXED BY jobs_log_until
+     WHERE log_until IS NOT NULL AND id <> ? ORDER BY log_until LIMIT ?`,
   );
   const find = (id: string): JobLog | undefined => logOf(of.get(id) ?? {});
   const localOf = (row: Row): Local => ({

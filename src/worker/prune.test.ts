@@ -12,10 +12,9 @@ import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { describe, expect, test } from "vitest";
 import { noMounts, reason, smallDisk } from "../supervisor/testing/faults.ts";
-import type { JobSpec } from "./job.ts";
+import type { Job, JobSpec } from "./job.ts";
 import type { PruneLimits } from "./prune.ts";
 import {
-  finished,
   jobDirectories,
   readAll,
   refused,
@@ -34,6 +33,11 @@ const HOUR_MS = 3_600_000;
 
 const pruned = (worker: TestWorker, id: string): Promise<true> =>
   until(`${id} is pruned`, () => worker.query(id).log?.kind === "pruned" && !existsSync(worker.directory(id)));
+/** Runs a job to its end, and does not read what it says: that may be pruned at once. */
+async function ended(worker: TestWorker, spec: JobSpec): Promise<Job> {
+  const { job } = await worker.start(spec);
+  return worker.wait(job.id);
+}
 /** Jobs of one MiB of output each, the first first. */
 async function some(
   worker: TestWorker,
@@ -41,7 +45,7 @@ async function some(
   spec: JobSpec = sh(`head -c ${MIB} /dev/zero`),
 ): Promise<string[]> {
   const ids = [];
-  for (let i = 0; i < count; i++) ids.push((await finished(worker, spec)).id);
+  for (let i = 0; i < count; i++) ids.push((await ended(worker, spec)).id);
   return ids;
 }
 
@@ -73,8 +77,8 @@ describe("logs are pruned, those that ended first first,", () => {
 
   test("by the job's own policy", async () => {
     await using worker = await testWorker({ logPrune: { ageMs: HOUR_MS } });
-    const { id: stays } = await finished(worker, run("echo", "stays"));
-    const { id } = await finished(worker, { ...run("echo", "goes"), log: { keepForMs: 200 } });
+    const { id: stays } = await ended(worker, run("echo", "stays"));
+    const { id } = await ended(worker, { ...run("echo", "goes"), log: { keepForMs: 200 } });
     await pruned(worker, id);
     expect(worker.query(id).log).toMatchObject({ kind: "pruned", why: "keep-for" });
     expect(worker.query(stays).log?.kind).toBe("kept");
@@ -169,8 +173,8 @@ test("with an archive, what is not archived yet is not pruned", async () => {
     logPrune: { count: 0, ageMs: 1 },
   });
   renameSync(path, away);
-  const { id } = await finished(worker, run("echo", "kept"));
-  const { id: own } = await finished(worker, { ...run("echo", "own"), log: { archive: false } });
+  const { id } = await ended(worker, run("echo", "kept"));
+  const { id: own } = await ended(worker, { ...run("echo", "own"), log: { archive: false } });
   await pruned(worker, own);
   await until("the archive was tried", () => worker.logged.some((line) => line.includes("logs cannot be archived")));
   expect((await readAll(worker.stream(id, {}))).text).toBe("kept\n");
@@ -197,7 +201,7 @@ describe("a start that asks for more than its worker keeps is refused:", () => {
 
   test("one that asks for less has it", async () => {
     await using worker = await testWorker({ logLimitBytes: 4 * MIB });
-    const { id, output } = await finished(worker, {
+    const { id, output } = await ended(worker, {
       ...sh(`head -c ${3 * MIB} /dev/zero`),
       log: { limitBytes: MIB, keep: "oldest" },
     });
