@@ -2,7 +2,8 @@ import { describe, expect, it } from "vitest";
 import { Job } from "../proto/generated/jobs/v1/worker.ts";
 import { ClientError } from "../src/client/errors.ts";
 import { ClosedPipe, exitCodeOfError, exitCodeOfJob } from "./exit.ts";
-import { describeEnd, formatBytes, formatCommand, formatDuration, formatTable } from "./format.ts";
+import { describeEnd, formatCommand, formatTable } from "./format.ts";
+import { formatBytes, formatDuration } from "./units.ts";
 import { UsageError } from "./parse.ts";
 
 type Ended = NonNullable<Parameters<typeof Job.fromPartial>[0]["ended"]>;

@@ -1,8 +1,9 @@
 import { constants } from "node:os";
 import { styleText } from "node:util";
-import type { Duration } from "../proto/generated/google/protobuf/duration.ts";
 import { type Isolation, type Job, Network, type Usage, stateToJSON } from "../proto/generated/jobs/v1/worker.ts";
+import { logFacts } from "./logs.ts";
 import { printable } from "./output.ts";
+import { formatBytes, formatDuration, toMs } from "./units.ts";
 
 const UMASK = 0o022;
 
@@ -62,7 +63,7 @@ export function killedForMemory(usage: Usage | undefined): bigint {
 
 /** A job for a person, a line a fact. */
 export function formatJob(job: Job): string {
-  const { usage, output } = job;
+  const { usage } = job;
   const cpu = usage && [`${formatDuration(usage.cpuUser)} user`, `${formatDuration(usage.cpuSystem)} system`];
   if (cpu && toMs(usage.cpuThrottled) > 0) {
     const periods = `${usage.cpuThrottledPeriods ?? "?"} of ${usage.cpuPeriods ?? "?"} periods`;
@@ -91,7 +92,7 @@ export function formatJob(job: Job): string {
     ["disk", usage && diskUse(usage)],
     ["waited", usage && stalls(usage)],
     ["usage of", usage && !usage.fromCgroup && "the main process and the children it waited for"],
-    ["output", output && outputExtent(output)],
+    ...logFacts(job),
     ["limits", formatLimits(job)],
     ["isolation", job.isolation && isolationWords(job.isolation)],
   ];
@@ -133,29 +134,6 @@ export function formatTable(jobs: readonly Job[]): string {
 /** The command line as a shell would take it. */
 export function formatCommand({ command, args }: Pick<Job, "command" | "args">): string {
   return [command, ...args].map(quoteWord).join(" ");
-}
-
-/** `1.5s`, `250ms`, `2m05s`, `3h04m`, `2d01h`. */
-export function formatDuration(duration: Duration | undefined): string {
-  if (!duration) return "-";
-  const ms = toMs(duration);
-  if (ms < 1000) return `${Math.round(ms)}ms`;
-  const s = ms / 1000;
-  if (s < 60) return `${s.toFixed(1).replace(/\.0$/, "")}s`;
-  if (s < 3600) return `${Math.trunc(s / 60)}m${two(s % 60)}s`;
-  if (s < 86_400) return `${Math.trunc(s / 3600)}h${two((s % 3600) / 60)}m`;
-  return `${Math.trunc(s / 86_400)}d${two((s % 86_400) / 3600)}h`;
-}
-
-function two(value: number): string {
-  return String(Math.trunc(value)).padStart(2, "0");
-}
-
-/** `512 B`, `1.5 MiB`. */
-export function formatBytes(bytes: bigint): string {
-  const power = Math.min(4, Math.max(0, Math.trunc((bytes.toString(2).length - 1) / 10)));
-  if (power === 0) return `${bytes} B`;
-  return `${(Number(bytes) / 1024 ** power).toFixed(1).replace(/\.0$/, "")} ${"KMGT"[power - 1]}iB`;
 }
 
 export function signalName(signal: number): string {
@@ -238,13 +216,4 @@ function isolationWords({ parts, network, privateTmp, rlimits, umask, oomScoreAd
   ]
     .filter(Boolean)
     .join(", ");
-}
-
-function outputExtent({ size, first, dropped }: NonNullable<Job["output"]>): string {
-  const kept = first > 0n ? `, kept from offset ${first} on` : "";
-  return `${size} bytes${kept}${dropped > 0n ? `, ${dropped} dropped` : ""}`;
-}
-
-export function toMs(duration: Duration | undefined): number {
-  return duration ? Number(duration.seconds) * 1000 + duration.nanos / 1e6 : 0;
 }

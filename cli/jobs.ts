@@ -16,6 +16,14 @@ const connectionFlags: readonly Flag[] = [
   { name: "context", value: "NAME", about: "of those in $XDG_CONFIG_HOME/jobs/config.json; or JOBS_CONTEXT" },
 ];
 
+const logFlags: readonly Flag[] = [
+  { name: "log-limit", value: "SIZE", about: "output kept, 1M at the least and the daemon's limit at most" },
+  { name: "log-keep", value: "newest|oldest", about: "what to keep at that limit" },
+  { name: "log-compress", value: "off|zstd", about: "of the log, when the job has ended" },
+  { name: "log-archive", value: "yes|no", about: "whether the log goes to the daemon's archive" },
+  { name: "log-keep-for", value: "DURATION", about: "prune the log so long after the job's end" },
+];
+
 const limitFlags: readonly Flag[] = [
   { name: "cpus", value: "N", about: "CPUs at most, as in 0.5" },
   { name: "cpu-shares", value: "N", about: "weight against other jobs, 2 to 262144; 1024 is usual" },
@@ -51,6 +59,7 @@ const startFlags: readonly Flag[] = [
   { name: "rlimit", value: "NAME=SOFT[:HARD]", about: "as in nofile=1024:4096, core=0, as=1G; repeatable" },
   { name: "umask", value: "MODE", about: "octal; 022 when not given" },
   { name: "oom-score-adj", value: "N", about: "0 to 1000: how much likelier a victim when the host is out of memory" },
+  ...logFlags,
   ...limitFlags,
   { name: "request-id", value: "ID", about: "a second start with the same one starts nothing" },
 ];

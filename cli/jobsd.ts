@@ -7,6 +7,7 @@ import { SWITCHES } from "../src/worker/isolation.ts";
 import type { WorkerOptions } from "../src/worker/options.ts";
 import { readKey, readPem } from "./connection.ts";
 import { EXIT } from "./exit.ts";
+import { logFlags, logOptions } from "./retention.ts";
 import { exit, printable } from "./output.ts";
 import {
   parseArchive,
@@ -28,8 +29,7 @@ const flags: readonly Flag[] = [
   { name: "name", value: "NAME", about: "in front of each job's id, to tell workers apart" },
   { name: "user", value: "USER", about: "whom jobs run as that name no user; nobody when the daemon is root" },
   { name: "allow-root", about: "a start may name the user root" },
-  { name: "log-limit", value: "SIZE", about: "output kept of each job, 256M when not given, 0 for all" },
-  { name: "log-keep", value: "newest|oldest", about: "what to keep at that limit; newest when not given" },
+  ...logFlags,
   { name: "archive", value: "DIR|s3://BUCKET/PREFIX", about: "where output of ended jobs is moved to" },
   { name: "archive-endpoint", value: "URL", about: "of an S3 server that is not AWS's" },
   { name: "archive-region", value: "REGION", about: "of the bucket" },
@@ -172,9 +172,6 @@ async function settings(given: Given): Promise<Settings> {
   const text = (name: string): string => given.text(name) ?? "";
   const stateDir = resolve(text("state"));
   const [name, user] = [given.text("name"), given.text("user")];
-  const logKeep = optional(given, "log-keep", (flag, word): "newest" | "oldest" =>
-    parseWord(flag, word, ["newest", "oldest"]),
-  );
   const maxJobs = optional(given, "max-jobs", (flag, count) => Number(parseCount(flag, count, 1)));
   const archive = parseArchive(given.text("archive"), {
     endpoint: given.text("archive-endpoint"),
@@ -187,7 +184,7 @@ async function settings(given: Given): Promise<Settings> {
     allowRoot: given.on("allow-root"),
     ...(name && { name }),
     ...(user && { user }),
-    ...(logKeep && { logKeep }),
+    ...logOptions(given),
     ...(maxJobs !== undefined && { maxJobs }),
     ...(archive && { archive }),
     // For jobs as root, who may do with files what the daemon may.

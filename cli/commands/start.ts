@@ -5,6 +5,7 @@ import { retrying } from "../../src/client/resume.ts";
 import { withClient } from "../connection.ts";
 import { EXIT } from "../exit.ts";
 import { riding } from "../outage.ts";
+import { logPolicy } from "../logs.ts";
 import { print, printJson } from "../output.ts";
 import {
   parseCount,
@@ -64,6 +65,7 @@ export function startRequest(given: Given, env: NodeJS.ProcessEnv): StartInput {
     privateTmp: given.on("private-tmp"),
     rlimits: given.list("rlimit").map((text) => parseRlimit("--rlimit", text)),
     umask: optional(given, "umask", parseUmask),
+    log: logPolicy(given),
     oomScoreAdj: optional(given, "oom-score-adj", (flag, text) => Number(parseCount(flag, text))) ?? 0,
   };
 }

@@ -2,8 +2,9 @@ import { StatsResponse, type Usage } from "../../proto/generated/jobs/v1/worker.
 import { reopening } from "../../src/client/resume.ts";
 import { withClient } from "../connection.ts";
 import { EXIT } from "../exit.ts";
-import { describeEnd, formatBytes, formatDuration, toMs } from "../format.ts";
+import { describeEnd } from "../format.ts";
 import { checkJob, riding } from "../outage.ts";
+import { formatBytes, formatDuration, toMs } from "../units.ts";
 import { print, say } from "../output.ts";
 import { parseDurationMs, toDuration, UsageError } from "../parse.ts";
 import { type Given, optional } from "../program.ts";

@@ -21,6 +21,7 @@ describe("an error of the worker is told as", () => {
   test.each<[JobErrorCode, status, string]>([
     ["invalid", status.INVALID_ARGUMENT, "INVALID"],
     ["not-found", status.NOT_FOUND, "NOT_FOUND"],
+    ["pruned", status.NOT_FOUND, "PRUNED"],
     ["forbidden", status.PERMISSION_DENIED, "FORBIDDEN"],
     ["unsupported", status.FAILED_PRECONDITION, "UNSUPPORTED"],
     ["exhausted", status.RESOURCE_EXHAUSTED, "EXHAUSTED"],

@@ -18,6 +18,7 @@ export interface Failure {
 const CODES: Readonly<Record<JobErrorCode, status>> = {
   invalid: status.INVALID_ARGUMENT,
   "not-found": status.NOT_FOUND,
+  pruned: status.NOT_FOUND,
   forbidden: status.PERMISSION_DENIED,
   unsupported: status.FAILED_PRECONDITION,
   precondition: status.FAILED_PRECONDITION,

@@ -3,6 +3,9 @@ import { LinuxResources as ProtoResources } from "../../proto/generated/jobs/v1/
 import {
   Job as ProtoJob,
   ListRequest,
+  LogCompression,
+  LogKeep,
+  LogPolicy,
   Network,
   Source,
   StartRequest,
@@ -11,9 +14,10 @@ import {
   StopRequest,
   StreamRequest,
 } from "../../proto/generated/jobs/v1/worker.ts";
-import type { How } from "../worker/job.ts";
+import type { How, JobLog } from "../worker/job.ts";
 import { JOB } from "./testing.ts";
 import { fromJob, toJobSpec, toListFilter, toStatsOptions, toStop, toStreamOptions } from "./translate.ts";
+import { toLogPolicy } from "./translate-log.ts";
 import { fromResources, toResources } from "./translate-resources.ts";
 
 const EVERYTHING = ProtoResources.fromPartial({
@@ -86,6 +90,39 @@ describe("a start", () => {
       rdma: { mlx5_1: { hcaHandles: 3 } },
       unified: { "memory.high": "max" },
     });
+  });
+
+  test("has the log policy that is asked for, zero apart from absent, and a job tells it back", () => {
+    const log = {
+      limit: 0n,
+      keep: LogKeep.LOG_KEEP_OLDEST,
+      compression: LogCompression.LOG_COMPRESSION_OFF,
+      archive: false,
+      keepFor: { seconds: 60n, nanos: 500_000_000 },
+    };
+    const policy = { limitBytes: 0, keep: "oldest", compress: "off", archive: false, keepForMs: 60_500 } as const;
+    expect(toJobSpec(StartRequest.fromPartial({ command: "ls", log }), "ada").log).toStrictEqual(policy);
+    expect(toJobSpec(StartRequest.fromPartial({ command: "ls", log: {} }), "ada").log).toStrictEqual({});
+    expect(fromJob({ ...JOB, logPolicy: policy }).logPolicy).toEqual(log);
+    // Fields 2 and 3, as a client of a later version may have them.
+    for (const [field, ...bytes] of [
+      ["log.keep", 0x10, 7],
+      ["log.compression", 0x18, 7],
+    ] as const) {
+      const wrong = LogPolicy.decode(Buffer.from(bytes));
+      expect(() => toLogPolicy(wrong)).toThrow(expect.objectContaining({ code: "invalid", field }));
+    }
+    expect(() => toLogPolicy({ ...log, keepFor: { seconds: -1n, nanos: 0 } })).toThrow(
+      expect.objectContaining({ code: "invalid", field: "log.keep_for" }),
+    );
+  });
+
+  test("tells where a job's log is", () => {
+    const at = new Date(1000);
+    const told = (log: JobLog) => fromJob({ ...JOB, log }).log;
+    expect(told({ kind: "kept", bytes: 5, due: true })).toEqual({ place: 1, bytes: 5n, since: undefined, why: "" });
+    expect(told({ kind: "archived", at, compressed: true })).toEqual({ place: 3, bytes: 0n, since: at, why: "" });
+    expect(told({ kind: "pruned", at, bytes: 5, why: "age" })).toEqual({ place: 4, bytes: 5n, since: at, why: "age" });
   });
 
   test("has the isolation that is asked for, and a job tells it back", () => {

@@ -1,4 +1,3 @@
-import type { Duration } from "../../proto/generated/google/protobuf/duration.ts";
 import {
   FindingState,
   Job as ProtoJob,
@@ -21,13 +20,13 @@ import type { Ended, Job, JobSpec, Pressure, Stall, State, Usage } from "../work
 import type { Position, StreamOptions } from "../worker/output.ts";
 import type { ListFilter } from "../worker/list.ts";
 import type { StatsOptions } from "../worker/stats.ts";
+import { fromMs, fromUs, toMs } from "./translate-duration.ts";
 import { fromIsolation, toIsolation } from "./translate-isolation.ts";
+import { fromLog, fromLogPolicy, toLogPolicy } from "./translate-log.ts";
 import { defined, fromCount, fromResources, toCount, toResources } from "./translate-resources.ts";
 
 const DEFAULT_PAGE = 100;
 const MAX_PAGE = 1000;
-/** Seconds: the range of google.protobuf.Duration, about 10,000 years. */
-const MAX_DURATION_S = 315_576_000_000n;
 
 const STATES: Readonly<Record<State, ProtoState>> = {
   starting: ProtoState.STATE_STARTING,
@@ -65,6 +64,7 @@ export function toJobSpec(request: StartRequest, owner: string): JobSpec {
       requestId: request.requestId || undefined,
       timeLimitMs: timeLimit && toMs("time_limit", timeLimit),
       resources: resources && toResources(resources),
+      log: request.log && toLogPolicy(request.log),
     }),
     ...toIsolation(request),
   };
@@ -125,13 +125,6 @@ function toPosition(position: StreamRequest["position"]): Position | undefined {
   return { kind: position.$case === "tailBytes" ? "tail-bytes" : "tail-lines", count };
 }
 
-/** Whole milliseconds, rounded up. */
-function toMs(field: string, { seconds, nanos }: Duration): number {
-  if (seconds < 0n || nanos < 0) throw invalid(field, "must not be negative");
-  if (seconds > MAX_DURATION_S || nanos > 999_999_999) throw invalid(field, "is no valid google.protobuf.Duration");
-  return Number(seconds) * 1000 + Math.ceil(nanos / 1e6);
-}
-
 /** A job as the API tells it. */
 export function fromJob(job: Job): ProtoJob {
   const { id, state, command, cwd, user, group, owner, pid, createdAt, startedAt, endedAt, output } = job;
@@ -158,6 +151,8 @@ export function fromJob(job: Job): ProtoJob {
     output: { size: BigInt(output.size), first: BigInt(output.first), dropped: BigInt(output.dropped) },
     warnings: [...job.warnings],
     isolation: fromIsolation(job),
+    logPolicy: job.logPolicy && fromLogPolicy(job.logPolicy),
+    log: job.log && fromLog(job.log),
   };
 }
 
@@ -235,14 +230,4 @@ function fromPressure({ some, full }: Pressure): ProtoPressure {
 
 function fromStall({ totalUs, ...averages }: Stall): ProtoStall {
   return { ...averages, total: fromUs(totalUs) };
-}
-
-function fromMs(ms: number | undefined): Duration | undefined {
-  return ms === undefined ? undefined : fromUs(ms * 1000);
-}
-
-function fromUs(us: number | undefined): Duration | undefined {
-  if (us === undefined) return undefined;
-  const whole = Math.round(us);
-  return { seconds: BigInt(Math.floor(whole / 1e6)), nanos: (whole % 1e6) * 1000 };
 }

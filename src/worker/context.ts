@@ -8,6 +8,7 @@ import type { JobFiles } from "./job-file.ts";
 import type { Record as Kept } from "./journal.ts";
 import type { CheckedOptions } from "./options.ts";
 import type { PatientJournal } from "./pending.ts";
+import type { Retirement } from "./retire.ts";
 import { runningOf, type Running } from "./running.ts";
 import type { Spawner } from "./spawner.ts";
 
@@ -22,6 +23,9 @@ export interface Context {
   readonly ids: Ids;
   readonly spawner: Spawner;
   readonly archive: Archive | undefined;
+  readonly retirement: Retirement;
+  /** What to call, of each job, when its log is pruned. */
+  readonly readers: Map<string, Set<() => void>>;
   /** By their ids, the jobs that have not ended. */
   readonly running: Map<string, Running>;
   /** By owner and request id, the starts that are under way. */

@@ -5,6 +5,7 @@ import { killGroup, removeGroup } from "./cgroup.ts";
 import type { Context } from "./context.ts";
 import { endedOf, readExit, type Exit } from "./exit.ts";
 import type { Job } from "./job.ts";
+import { logIn } from "./log.ts";
 import { killTree } from "./process.ts";
 import { withReserve } from "./reserve.ts";
 import { extentOf, usageOf, type Running } from "./running.ts";
@@ -31,18 +32,21 @@ export function killedBy(signal: number): string | undefined {
 }
 
 async function finish(context: Context, entry: Running, lost: string | undefined, fresh: boolean): Promise<void> {
-  const { archive, files, journal, options, spawner } = context;
+  const { files, journal, options, retirement, spawner } = context;
   if (context.closed) return;
   const exit = await exitOf(context, entry);
   if (context.closed) return;
   entry.job = withReserve(() => {
     if (!exit && entry.group !== undefined) killGroup(entry.group);
     else if (!exit) killTree(entry.job.pid, entry.job.birth, journal.boot, fresh);
-    return endedJob(entry, exit, existsSync(entry.directory) ? lost : "its directory is gone");
+    const job = endedJob(entry, exit, existsSync(entry.directory) ? lost : "its directory is gone");
+    return { ...job, log: logIn(entry.directory, retirement.wanted(job)) };
   });
+  const recorded = Promise.withResolvers<void>();
   let away = Promise.resolve();
   journal.update(entry.job, () => {
     away = putAway(context, entry);
+    recorded.resolve(away);
   });
   await away; // where the end is on the disk already
   if (context.closed) return;
@@ -52,10 +56,8 @@ async function finish(context: Context, entry: Running, lost: string | undefined
   setImmediate(() => {
     // Those who waited for the end have been answered.
     files.write(entry);
-    if (!context.closed) {
-      spawner.refill();
-      archive?.add(entry.job.id);
-    }
+    if (!context.closed) spawner.refill();
+    void recorded.promise.then(() => context.closed || retirement.ended(entry.job));
     options.log("info", "job ended", { job: entry.job.id, how: entry.job.ended?.how });
   });
 }

@@ -1,5 +1,6 @@
 /**
- * What went wrong, for a program: `invalid` the request is wrong (see `field`), `not-found` no such job,
+ * What went wrong, for a program: `invalid` the request is wrong (see `field`), `not-found` no such job, `pruned` its
+ * output was removed by a limit (facts: bytes, since, why),
  * `forbidden` this worker does not allow it, `unsupported` this host cannot do it, `exhausted` no room for it now,
  * `precondition` the job is not as the call needs it, `unavailable` the worker is closing, `data-loss` its output cannot
  * be read, `internal` anything else.
@@ -7,6 +8,7 @@
 export type JobErrorCode =
   | "invalid"
   | "not-found"
+  | "pruned"
   | "forbidden"
   | "unsupported"
   | "exhausted"
@@ -50,4 +52,12 @@ export function notFound(id: string): JobError {
 /** The name of the errno that a system call ended with, as in `ENOENT`; `unknown` for any other error. */
 export function codeOf(error: unknown): string {
   return error instanceof Error && "code" in error ? String(error.code) : "unknown";
+}
+
+/** What has gone wrong, in few words. */
+export function reasonOf(error: unknown): string {
+  if (!(error instanceof Error)) return String(error);
+  // A failed connection to a name with several addresses has no message of its own.
+  if (error instanceof AggregateError && error.message === "") return error.errors.map(reasonOf).join(", ");
+  return error.message || error.name;
 }

@@ -102,6 +102,7 @@ export interface JobSpec {
   readonly umask?: number;
   /** 0 to 1000; 0 when absent. */
   readonly oomScoreAdj?: number;
+  readonly log?: LogPolicy;
   /** A second start with the same one, of the same owner, answers the first one's job. */
   readonly requestId?: string;
   /** Who starts it. */
@@ -140,6 +141,10 @@ export interface Job {
   readonly ended?: Ended;
   readonly usage?: Usage;
   readonly output: OutputExtent;
+  /** As asked for, with the limit and what is kept at it. Absent in records of before there was any. */
+  readonly logPolicy?: LogPolicy;
+  /** Where its output log is; absent until it has ended. */
+  readonly log?: JobLog;
   readonly warnings: readonly string[];
 }
 
@@ -151,4 +156,29 @@ export interface OutputExtent {
   readonly first: number;
   /** Bytes not kept, because of the log's limit or a full disk. */
   readonly dropped: number;
+}
+
+/** Why a log was pruned: its age, the number or the size of all, the disk's free space, or its job's own policy. */
+export type PruneReason = "age" | "count" | "size" | "free" | "keep-for" | "missing";
+
+/**
+ * Where the output log of an ended job is. `bytes` are those that it takes, or took, on the worker's disk; `due`: it is to
+ * be compressed or archived yet.
+ */
+export type JobLog =
+  | { readonly kind: "kept" | "compressed"; readonly bytes: number; readonly due?: boolean }
+  | { readonly kind: "archived"; readonly at: Date; readonly compressed: boolean }
+  | { readonly kind: "pruned"; readonly bytes: number; readonly at: Date; readonly why: PruneReason };
+
+/** What becomes of a job's output log; the worker's own choice where a field is absent. */
+export interface LogPolicy {
+  /** Bytes kept, with the index; 0 for no limit. */
+  readonly limitBytes?: number;
+  /** What to keep at the limit. */
+  readonly keep?: "newest" | "oldest";
+  /** Of the job's end on. */
+  readonly compress?: "off" | "zstd";
+  readonly archive?: boolean;
+  /** From the job's end until the log is pruned. */
+  readonly keepForMs?: number;
 }

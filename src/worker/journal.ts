@@ -1,11 +1,13 @@
 import { DatabaseSync, type SQLOutputValue } from "node:sqlite";
-import { logRecords, type LogRecords } from "./archive/records.ts";
 import { APPLICATION_ID, databasePath, openDatabase, unusable } from "./database.ts";
 import { isFailing } from "./failure.ts";
 import type { Job } from "./job.ts";
+import { LOG_COLUMNS, LOG_SCHEMA, LOG_VALUES, logOf, logRecords, logValues, type LogRecords } from "./log-records.ts";
 import { interruption, thisBoot, type Boot } from "./process.ts";
 
-const SCHEMA = `
+/** What makes a database of each version from one of the version before. What has been released does not change. */
+export const MIGRATIONS: readonly string[] = [
+  `
   CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
   CREATE TABLE jobs (
     seq INTEGER PRIMARY KEY,
@@ -18,18 +20,9 @@ const SCHEMA = `
   );
   CREATE UNIQUE INDEX jobs_request ON jobs (owner, request_id) WHERE request_id IS NOT NULL;
   CREATE INDEX jobs_alive ON jobs (state) WHERE state <> 'ended';
-`;
-
-/** Where an ended job's log is, and what of it is on this disk. */
-const LOGS = `
-  ALTER TABLE jobs ADD COLUMN ended_at INTEGER;
-  ALTER TABLE jobs ADD COLUMN log TEXT;
-  ALTER TABLE jobs ADD COLUMN log_bytes INTEGER;
-  UPDATE jobs SET log = 'kept' WHERE state = 'ended';
-`;
-
-/** What makes each version of the one before it. */
-const MIGRATIONS = [SCHEMA, LOGS];
+`,
+  LOG_SCHEMA,
+];
 export const VERSION = MIGRATIONS.length;
 
 /** A job as it is kept: all of it but what only a running one has. */
@@ -67,7 +60,8 @@ export interface Journal extends Disposable {
   list(keep: (job: Job) => boolean, before: number, limit: number, alive?: boolean): Record[];
 }
 
-export function encode(job: Job): string {
+/** A job's JSON; where its log is changes later, and is in columns. */
+export function encode({ log: _inColumns, ...job }: Job): string {
   const { labels, limits, resources } = job;
   return JSON.stringify({
     ...job,
@@ -107,15 +101,16 @@ function decodeRow(text: string, seq: number): Job {
 export function record(row: Readonly<{ [column: string]: SQLOutputValue }> | undefined): Record | undefined {
   if (row === undefined) return undefined;
   const { seq, job, stopped_by: stoppedBy, request_id: requestId } = row;
+  const log = logOf(row);
   return {
     seq: Number(seq),
-    job: decodeRow(String(job), Number(seq)),
+    job: { ...decodeRow(String(job), Number(seq)), ...(log && { log }) },
     ...(typeof stoppedBy === "string" && { stoppedBy }),
     ...(typeof requestId === "string" && { requestId }),
   };
 }
 
-const COLUMNS = "SELECT seq, job, stopped_by, request_id FROM jobs";
+const COLUMNS = `SELECT seq, job, stopped_by, request_id, ${LOG_COLUMNS} FROM jobs`;
 const ALIVE = `${COLUMNS} WHERE state <> 'ended'`;
 
 /** Opens or makes `journal.db` in `stateDir`. Throws JobError `unavailable`, which says what is wrong; nothing has been changed then. */
@@ -124,7 +119,8 @@ export function openJournal(stateDir: string): Journal {
   // What a start reads first is read before anything is written.
   const { database, written } = openDatabase(path, VERSION, (seen) => {
     seen.prepare("SELECT * FROM meta").all();
-    seen.prepare(ALIVE).all().map(record);
+    // One of an earlier version lacks columns.
+    seen.prepare("SELECT * FROM jobs WHERE state <> 'ended'").all().map(record);
   });
   try {
     for (const [before, text] of MIGRATIONS.entries())
@@ -142,18 +138,13 @@ export function makeJournal(path: string, instance: string, jobs: Iterable<Omit<
   database.exec(`PRAGMA synchronous = FULL; BEGIN; ${MIGRATIONS.join("")} PRAGMA user_version = ${VERSION};`);
   database.prepare("INSERT INTO meta VALUES ('instance', ?)").run(instance);
   const insert = database.prepare(
-    "INSERT INTO jobs (id, owner, request_id, state, stopped_by, job, log) VALUES (?, ?, ?, ?, ?, ?, ?)",
+    "INSERT INTO jobs (id, owner, request_id, state, stopped_by, job) VALUES (?, ?, ?, ?, ?, ?)",
   );
-  for (const { job, requestId, stoppedBy } of jobs)
-    insert.run(
-      job.id,
-      job.owner,
-      requestId ?? null,
-      job.state,
-      stoppedBy ?? null,
-      encode(job),
-      job.state === "ended" ? "kept" : null,
-    );
+  const setLog = database.prepare(`UPDATE jobs SET ${LOG_VALUES} WHERE id = ?`);
+  for (const { job, requestId = null, stoppedBy = null } of jobs) {
+    insert.run(job.id, job.owner, requestId, job.state, stoppedBy, encode(job));
+    setLog.run(...logValues(job), job.id);
+  }
   database.exec("COMMIT");
 }
 
@@ -188,9 +179,7 @@ function journalIn(database: DatabaseSync, path: string): Journal {
   let marked = mark();
 
   const insert = database.prepare("INSERT INTO jobs (id, owner, request_id, state, job) VALUES (?, ?, ?, ?, ?)");
-  const update = database.prepare(
-    "UPDATE jobs SET state = ?1, job = ?2, log = CASE ?1 WHEN 'ended' THEN coalesce(log, 'kept') END WHERE id = ?3",
-  );
+  const update = database.prepare(`UPDATE jobs SET state = ?, job = ?, ${LOG_VALUES} WHERE id = ?`);
   const stopping = database.prepare("UPDATE jobs SET stopped_by = coalesce(stopped_by, ?) WHERE id = ?");
   const remove = database.prepare("DELETE FROM jobs WHERE id = ?");
   const ids = database.prepare("SELECT group_concat(id, ' ') AS ids FROM jobs");
@@ -219,7 +208,7 @@ function journalIn(database: DatabaseSync, path: string): Journal {
         marked ||= mark();
         return Number(insert.run(job.id, job.owner, requestId ?? null, job.state, encode(job)).lastInsertRowid);
       }),
-    update: (job) => void whole(() => update.run(job.state, encode(job), job.id)),
+    update: (job) => void whole(() => update.run(job.state, encode(job), ...logValues(job), job.id)),
     stopping: (id, by) => void whole(() => stopping.run(by, id)),
     remove: (id) => void whole(() => remove.run(id)),
     ids: () => new Set(whole(() => String(ids.get()?.["ids"] ?? "").split(" "))),

@@ -1,6 +1,8 @@
-import { closeSync, fstatSync, openSync, read, readSync } from "node:fs";
+import { closeSync, existsSync, fstatSync, openSync, read, readSync, statSync } from "node:fs";
 import { join } from "node:path";
-import type { OutputExtent } from "./job.ts";
+import { codeOf } from "./errors.ts";
+import type { JobLog, OutputExtent } from "./job.ts";
+import { framedOutput, openIndex, type Bytes, type LocalBytes } from "./seekable.ts";
 
 /*
  * The output log that a job's supervisor writes; src/supervisor/log.c has the format. Readers share nothing with the
@@ -9,8 +11,10 @@ import type { OutputExtent } from "./job.ts";
 
 export type Source = "stdout" | "stderr";
 
-const HEADER_BYTES = 64;
-const RECORD_BYTES = 16;
+export const HEADER_BYTES = 64;
+export const RECORD_BYTES = 16;
+/** In the header. */
+export const FIRST_RECORD_AT = 16;
 const BLOCK_RECORDS = 256;
 const MAGIC = "jobslog1";
 const SOURCES: readonly (Source | undefined)[] = [undefined, "stdout", "stderr"];
@@ -37,15 +41,9 @@ interface Piece {
   readonly end: number;
 }
 
-/** A log's output, wherever it is. */
-export interface Bytes {
-  size(): number;
-  /** Fills `buffer` from `offset` on, as far as there is something. */
-  read(buffer: Buffer, offset: number): number | Promise<number>;
-}
-
 /** An open output log. */
 export interface Log {
+  readonly index: LocalBytes;
   readonly output: Bytes;
   header(): Header;
   extent(): OutputExtent;
@@ -54,18 +52,36 @@ export interface Log {
   runEnd(offset: number, most: number, times: boolean): number;
 }
 
-/** Opens the log in a job's directory. Throws ENOENT when it is not there. */
+/** The files of a log: as it is written, and compressed. */
+export const LOG_FILES = ["output", "index", "output.zst", "index.zst"] as const;
+
+/** What the log in a job's directory takes on the disk. */
+export function bytesOnDisk(directory: string): number {
+  const blocks = LOG_FILES.map((file) => statSync(join(directory, file), { throwIfNoEntry: false })?.blocks ?? 0);
+  return blocks.reduce((sum, count) => sum + count * 512, 0); // st_blocks, stat(2)
+}
+
+/** Where the log of a job that has ended is, as its directory tells; `due` when something is to be done with it. */
+export function logIn(directory: string, due: boolean): JobLog {
+  const kind = existsSync(join(directory, "output")) ? "kept" : "compressed";
+  return { kind, bytes: bytesOnDisk(directory), ...(due && { due }) };
+}
+
+/** Opens the log in a job's directory, in either form. Throws ENOENT when it is not there. */
 export function openLog(directory: string): Log & Disposable {
-  const output = openSync(join(directory, "output"), "r");
-  let index: number;
   try {
-    index = openSync(join(directory, "index"), "r");
+    return openPlainLog(directory);
   } catch (error) {
-    closeSync(output);
-    throw error;
+    // The plain files go when both others are there.
+    if (codeOf(error) !== "ENOENT" || !existsSync(join(directory, "output.zst"))) throw error;
+    return openCompressedLog(directory);
   }
+}
+
+export function openPlainLog(directory: string): Log & Disposable {
+  const [output, index] = openBoth(directory, "output", "index");
   return {
-    ...logOf(index, {
+    ...logOf(fileBytes(index), {
       size: () => fstatSync(output).size,
       read: (buffer, offset) => readAt(output, buffer, offset),
     }),
@@ -73,6 +89,42 @@ export function openLog(directory: string): Log & Disposable {
       closeSync(output);
       closeSync(index);
     },
+  };
+}
+
+function openCompressedLog(directory: string): Log & Disposable {
+  const [output, index] = openBoth(directory, "output.zst", "index.zst");
+  try {
+    return compressedLogOf(
+      index,
+      { size: () => fstatSync(output).size, read: (...where) => readAt(output, ...where) },
+      () => {
+        closeSync(output);
+        closeSync(index);
+      },
+    );
+  } catch (error) {
+    closeSync(output);
+    closeSync(index);
+    throw error;
+  }
+}
+
+function openBoth(directory: string, ...[first, second]: readonly [string, string]): [number, number] {
+  const output = openSync(join(directory, first), "r");
+  try {
+    return [output, openSync(join(directory, second), "r")];
+  } catch (error) {
+    closeSync(output);
+    throw error;
+  }
+}
+
+/** An open file, whole. */
+export function fileBytes(fd: number): LocalBytes {
+  return {
+    size: () => fstatSync(fd).size,
+    read: (buffer, offset) => readSync(fd, buffer, 0, buffer.length, offset),
   };
 }
 
@@ -85,8 +137,21 @@ function readAt(fd: number, buffer: Buffer, offset: number): number | Promise<nu
   });
 }
 
-/** A log of an index, an open file, and what it tells of. */
-export function logOf(index: number, output: Bytes): Log {
+/** A log of index.zst, an open file, and output.zst; `close` is called when it is disposed of. */
+export function compressedLogOf(fd: number, file: Bytes, close: () => void): Log & Disposable {
+  const { index, frames } = openIndex(fd);
+  const output = framedOutput(frames, file);
+  return {
+    ...logOf(index, output),
+    [Symbol.dispose]() {
+      output[Symbol.dispose]();
+      close();
+    },
+  };
+}
+
+/** A log of an index, and what it tells of. */
+export function logOf(index: LocalBytes, output: Bytes): Log {
   const scratch = Buffer.alloc(HEADER_BYTES);
   const block = Buffer.alloc(BLOCK_RECORDS * RECORD_BYTES);
   let blockFirst = 0;
@@ -94,7 +159,7 @@ export function logOf(index: number, output: Bytes): Log {
   let at = -1;
 
   function header(): Header {
-    readSync(index, scratch, 0, HEADER_BYTES, 0);
+    index.read(scratch, 0);
     if (scratch.toString("latin1", 0, 8) !== MAGIC) throw new Error("this is no index of an output log");
     const [first = 0, firstRecord = 0, dropped = 0, gapEnd = 0] = [8, 16, 24, 32].map((i) =>
       Number(scratch.readBigUInt64LE(i)),
@@ -115,7 +180,7 @@ export function logOf(index: number, output: Bytes): Log {
   function record(n: number): number {
     if (n < blockFirst || n >= blockFirst + blockCount) {
       blockFirst = n;
-      blockCount = Math.floor(readSync(index, block, 0, block.length, HEADER_BYTES + n * RECORD_BYTES) / RECORD_BYTES);
+      blockCount = Math.floor(index.read(block, HEADER_BYTES + n * RECORD_BYTES) / RECORD_BYTES);
       if (blockCount === 0) return -1;
     }
     return (n - blockFirst) * RECORD_BYTES;
@@ -129,7 +194,7 @@ export function logOf(index: number, output: Bytes): Log {
   /** The last record at or before `offset`. */
   function search(offset: number): number {
     let low = header().firstRecord;
-    let high = Math.floor((fstatSync(index).size - HEADER_BYTES) / RECORD_BYTES);
+    let high = Math.floor((index.size() - HEADER_BYTES) / RECORD_BYTES);
     while (high - low > 1) {
       const middle = (low + high) >>> 1;
       if (offsetOf(middle) <= offset) low = middle;
@@ -151,6 +216,7 @@ export function logOf(index: number, output: Bytes): Log {
   }
 
   return {
+    index,
     output,
     header,
     extent,

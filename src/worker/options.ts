@@ -1,9 +1,10 @@
 import { accessSync, constants } from "node:fs";
 import { fileURLToPath } from "node:url";
-import type { Pauses } from "./archive/archive.ts";
 import type { Place } from "./archive/store.ts";
 import { JobError, invalid } from "./errors.ts";
 import type { Part } from "./isolation.ts";
+import type { Pauses } from "./line.ts";
+import type { PruneLimits } from "./prune.ts";
 
 export interface WorkerOptions {
   /** Holds the journal and the jobs' directories; made 0700 when it is not there. */
@@ -18,6 +19,12 @@ export interface WorkerOptions {
   readonly logLimitBytes?: number;
   /** What to keep when a log reaches its limit. */
   readonly logKeep?: "newest" | "oldest";
+  /** Of ended jobs' logs; off when absent. */
+  readonly logCompress?: "off" | "zstd";
+  /** When ended jobs' logs are removed; never when absent. */
+  readonly logPrune?: PruneLimits;
+  /** Between tries while compressing fails, as on a full disk: as for the archive when absent. */
+  readonly compressPauses?: Pauses;
   /** Where logs of ended jobs are moved to; they stay when absent. */
   readonly archive?: Place;
   /** Between tries while the archive fails: 1 s at first, 5 min at most when absent. */
@@ -39,10 +46,10 @@ export interface WorkerOptions {
 
 /** With the defaults for what was left out. */
 export type CheckedOptions = WorkerOptions &
-  Required<Pick<WorkerOptions, "log" | "logKeep" | "logLimitBytes" | "maxJobs" | "supervisor">>;
+  Required<Pick<WorkerOptions, "log" | "logCompress" | "logKeep" | "logLimitBytes" | "maxJobs" | "supervisor">>;
 
 export const LOG_LIMIT_BYTES = 256 * 1024 * 1024;
-const LEAST_LOG_LIMIT_BYTES = 1024 * 1024;
+export const LEAST_LOG_LIMIT_BYTES = 1024 * 1024;
 const MAX_JOBS = 10_000;
 
 /** Throws `invalid` with the option's name. */
@@ -50,6 +57,7 @@ export function checkOptions(options: WorkerOptions): CheckedOptions {
   const {
     name,
     log = () => {},
+    logCompress = "off",
     logKeep = "newest",
     logLimitBytes = LOG_LIMIT_BYTES,
     maxJobs = MAX_JOBS,
@@ -59,7 +67,7 @@ export function checkOptions(options: WorkerOptions): CheckedOptions {
     throw invalid("name", "up to 32 of a-z 0-9 - are a worker's name");
   if (logLimitBytes !== 0 && !(logLimitBytes >= LEAST_LOG_LIMIT_BYTES))
     throw invalid("log limit", `${logLimitBytes} bytes is too small; ${LEAST_LOG_LIMIT_BYTES} is the least, 0 is none`);
-  return { ...options, log, logKeep, logLimitBytes, maxJobs, supervisor };
+  return { ...options, log, logCompress, logKeep, logLimitBytes, maxJobs, supervisor };
 }
 
 /** Throws JobError `unavailable` when there is no such program. */

@@ -22,6 +22,7 @@ import type { Job } from "./job.ts";
 import { readJob } from "./job-file.ts";
 import { makeJournal, type Record as Kept } from "./journal.ts";
 import { lockDirectory } from "./lock.ts";
+import { logIn } from "./log.ts";
 import { salvage } from "./salvage.ts";
 
 /** What a recovery has made. */
@@ -152,6 +153,10 @@ function merge(
     if (told.instance === undefined) nameless.push(id);
     entries.set(id, { ...row, ...told });
   }
+  for (const [id, entry] of entries)
+    // The next daemon looks at what is to be done with it.
+    if (entry.job.state === "ended" && !entry.job.log)
+      entries.set(id, { ...entry, job: { ...entry.job, log: logIn(join(jobsDir, id), true) } });
   const sorted = [...entries.values()].toSorted((a, b) => (startedIn(a.job.id) < startedIn(b.job.id) ? -1 : 1));
   for (const { job } of sorted) {
     const directory = join(jobsDir, job.id);

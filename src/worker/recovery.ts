@@ -11,6 +11,7 @@ import { readExit } from "./exit.ts";
 import type { Job } from "./job.ts";
 import { readJob } from "./job-file.ts";
 import type { Record as Kept } from "./journal.ts";
+import { logIn } from "./log.ts";
 import { bootOf, interruption } from "./process.ts";
 import { startOf, type Running } from "./running.ts";
 
@@ -43,7 +44,7 @@ export async function recover(context: Context): Promise<void> {
 }
 
 /** Of a directory that the journal does not know: a crash of the host, or damage, can take what was recorded last. */
-function takeIn({ jobsDir, journal }: Context, id: string): boolean {
+function takeIn({ jobsDir, journal, retirement }: Context, id: string): boolean {
   const told = readJob(join(jobsDir, id));
   if (!told) {
     discardDirectory(join(jobsDir, id));
@@ -52,6 +53,10 @@ function takeIn({ jobsDir, journal }: Context, id: string): boolean {
   const { job, requestId, stoppedBy } = told;
   const taken = requestId !== undefined && journal.findRequest(job.owner, requestId) !== undefined;
   journal.insert(job, taken ? undefined : requestId);
+  if (job.state === "ended") {
+    const ended = { ...job, log: logIn(join(jobsDir, id), retirement.wanted(job)) };
+    journal.update(ended, () => retirement.ended(ended));
+  }
   if (stoppedBy !== undefined) journal.stopping(id, stoppedBy);
   return true;
 }

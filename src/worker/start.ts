@@ -12,6 +12,7 @@ import type { Job, JobSpec } from "./job.ts";
 import { DEFAULT_DEVICES, deviceProgram } from "./limits/devices.ts";
 import { thisHost } from "./limits/host.ts";
 import { withReserve } from "./reserve.ts";
+import { policyOf } from "./log-policy.ts";
 import { settingsOf } from "./resources.ts";
 import { rlimitsOf } from "./rlimits.ts";
 import { nowMs, type Running } from "./running.ts";
@@ -56,6 +57,7 @@ async function begin(context: Context, spec: JobSpec): Promise<Job> {
 async function attempt(context: Context, spec: JobSpec): Promise<Job> {
   const { files, hierarchy, ids, journal, options, running, spawner } = context;
   const credentials = chooseCredentials(spec, options);
+  const logPolicy = policyOf(spec.log, options);
   const host = thisHost(hierarchy.kind === "none" ? undefined : hierarchy.path);
   const settings = settingsOf(spec.resources ?? {}, host);
   // Root's files are its own, and the disk is one of them.
@@ -71,7 +73,7 @@ async function attempt(context: Context, spec: JobSpec): Promise<Job> {
       `${options.maxJobs} jobs run already, which is this worker's most (jobsd --max-jobs)`,
     );
   const env = environmentOf(spec, credentials);
-  const job = jobOf(context, spec, credentials, env);
+  const job = { ...jobOf(context, spec, credentials, env), logPolicy };
   const entry = track(context, job);
   entry.requestId = spec.requestId;
   try {
@@ -144,8 +146,8 @@ function launchOf(
     credentials,
     timeLimitMs: job.timeLimitMs ?? 0,
     graceMs: GRACE_MS,
-    logLimitBytes: options.logLimitBytes,
-    logKeep: options.logKeep,
+    logLimitBytes: job.logPolicy?.limitBytes ?? options.logLimitBytes,
+    logKeep: job.logPolicy?.keep ?? options.logKeep,
     ...surroundings,
     rlimits: rlimitsOf(surroundings.rlimits),
   };

@@ -2,10 +2,11 @@ import { existsSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { openArchivedLog } from "./archive/log.ts";
 import { keyOf } from "./archive/move.ts";
+import { isCompressed } from "./compress.ts";
 import { find, isRunning, type Context } from "./context.ts";
 import { JobError, codeOf, invalid } from "./errors.ts";
 import { unreadable } from "./failure.ts";
-import type { Job } from "./job.ts";
+import type { Job, JobLog, PruneReason } from "./job.ts";
 import type { Record as Kept } from "./journal.ts";
 import { openLog, type Log } from "./log.ts";
 import { readOutput, type Chunk, type Gap, type StreamOptions } from "./output.ts";
@@ -14,70 +15,117 @@ import { current, subscribe, type Running } from "./running.ts";
 /** A job's output. Returns where to resume, and the job as it is then. */
 export type Stream = AsyncGenerator<Chunk | Gap, { readonly offset: number; readonly job: Job }>;
 
-/** Throws at once, not at the first chunk: `invalid` for the position, `not-found`. */
+/** Throws at once, not at the first chunk: `invalid` for the position, `not-found`, `pruned`. */
 export function stream(context: Context, id: string, options: StreamOptions): Stream {
   const { position } = options;
   const place = position?.kind === "offset" ? position.offset : (position?.count ?? 0);
   if (!Number.isSafeInteger(place) || place < 0)
     throw invalid("position", `${place} is not a whole number of 0 or more`);
   const entry = find(context, id);
-  if (!isHere(context, id) && !(isArchived(context, id) && context.archive)) throw notThere(context, id);
+  const { log } = entry.job;
+  if (!isHere(context, id) && !(log?.kind === "archived" && context.archive)) throw notThere(id, log);
   return read(context, entry, options);
 }
 
+/** One that is under way when its log is pruned ends with `pruned`, so that the disk has the room. */
 async function* read(context: Context, entry: Running | Kept, options: StreamOptions): Stream {
-  try {
-    return yield* readLog(context, entry, options);
-  } catch (error) {
-    throw unreadable(entry.job.id, error);
-  }
-}
-
-async function* readLog(context: Context, entry: Running | Kept, options: StreamOptions): Stream {
+  const { id } = entry.job;
   await using opened = new AsyncDisposableStack(); // here, because a generator that nobody reads closes nothing
-  const output = await open(context, entry.job.id, opened, options.signal);
+  const reader = opened.use(enter(context, id, options.signal));
   const live = isRunning(entry)
     ? {
         ended: () => context.closed || entry.job.state === "ended",
         subscribe: (wake: () => void) => subscribe(entry, wake),
       }
     : { ended: () => true, subscribe: () => ({ [Symbol.dispose]() {} }) };
-  let offset = yield* readOutput(output, live, options);
-  // Where the last message tells the end there is nothing more: what was written until then has to come before it.
-  while (entry.job.state === "ended" && !options.signal?.aborted && offset < output.extent().size)
-    offset = yield* readOutput(output, live, { ...options, position: { kind: "offset", offset } });
-  return { offset, job: isRunning(entry) ? current(entry) : entry.job };
+  try {
+    const output = await open(context, id, opened, reader.signal);
+    const { signal } = reader;
+    let offset = yield* readOutput(output, live, { ...options, signal });
+    // Where the last message tells the end there is nothing more: what was written until then has to come before it.
+    while (entry.job.state === "ended" && !signal.aborted && offset < output.extent().size)
+      offset = yield* readOutput(output, live, { ...options, signal, position: { kind: "offset", offset } });
+    if (reader.pruned) throw reader.pruned;
+    return { offset, job: isRunning(entry) ? current(entry) : entry.job };
+  } catch (error) {
+    // What it was about to read went.
+    throw reader.pruned ?? unreadable(id, error);
+  }
+}
+
+/** Among the readers of a job's log. */
+function enter(
+  { journal, readers }: Context,
+  id: string,
+  signal: AbortSignal | undefined,
+): Disposable & { readonly signal: AbortSignal; readonly pruned: JobError | undefined } {
+  const ending = new AbortController();
+  let pruned: JobError | undefined;
+  const abort = (): void => ending.abort();
+  const leave = (): void => {
+    pruned = notThere(id, journal.logs.of(id));
+    abort();
+  };
+  const others = readers.get(id) ?? new Set();
+  readers.set(id, others.add(leave));
+  signal?.addEventListener("abort", abort, { once: true });
+  if (signal?.aborted) abort();
+  return {
+    signal: ending.signal,
+    get pruned() {
+      return pruned;
+    },
+    [Symbol.dispose]() {
+      signal?.removeEventListener("abort", abort);
+      others.delete(leave);
+      if (others.size === 0 && readers.get(id) === others) readers.delete(id);
+    },
+  };
 }
 
 /** A log that leaves this disk does so once it is in the archive: whoever does not find it here finds it there. */
-async function open(context: Context, id: string, opened: AsyncDisposableStack, signal = NEVER): Promise<Log> {
+async function open(context: Context, id: string, opened: AsyncDisposableStack, signal: AbortSignal): Promise<Log> {
   try {
     return opened.use(openLog(join(context.jobsDir, id)));
   } catch (error) {
     if (codeOf(error) !== "ENOENT") throw error;
   }
-  if (!isArchived(context, id) || !context.archive) throw notThere(context, id);
   const { journal, options, archive } = context;
+  const log = journal.logs.of(id);
+  if (log?.kind !== "archived" || !archive) throw notThere(id, log);
   const places = {
     keyOf: (file: string) => keyOf(journal.instance, id, file),
+    compressed: log.compressed,
     directory: resolve(options.stateDir),
     signal,
   };
   return opened.use(await openArchivedLog(archive.store, places)).log;
 }
 
-const NEVER = new AbortController().signal;
-
 function isHere({ jobsDir }: Context, id: string): boolean {
-  return existsSync(join(jobsDir, id, "output")) && existsSync(join(jobsDir, id, "index"));
+  const directory = join(jobsDir, id);
+  return ["output", "index"].every((file) => existsSync(join(directory, file))) || isCompressed(directory);
 }
 
-function isArchived({ journal }: Context, id: string): boolean {
-  return journal.logs.isArchived(id);
-}
+const WHY: Readonly<Record<PruneReason, string>> = {
+  age: "it was older than this worker keeps logs (jobsd --log-prune-age)",
+  count: "there were more logs than this worker keeps (jobsd --log-prune-count)",
+  size: "all logs took more than this worker keeps (jobsd --log-prune-size)",
+  free: "the disk had too little free space (jobsd --log-prune-free)",
+  "keep-for": "its start asked for it to be kept no longer",
+  missing: "its files were not there any more",
+};
 
-function notThere(context: Context, id: string): JobError {
-  return isArchived(context, id)
+function notThere(id: string, log: JobLog | undefined): JobError {
+  if (log?.kind === "pruned") {
+    const [since, bytes] = [log.at.toISOString(), String(log.bytes)];
+    return new JobError(
+      "pruned",
+      `the output of ${id}, ${bytes} bytes of this worker's disk, was pruned at ${since}: ${WHY[log.why]}`,
+      { facts: { bytes, since, why: log.why } },
+    );
+  }
+  return log?.kind === "archived"
     ? new JobError("unavailable", `the output of ${id} is in an archive, which this daemon is not told of (--archive)`)
     : new JobError("not-found", `the output of ${id} is not there`);
 }

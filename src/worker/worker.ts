@@ -23,6 +23,7 @@ import { patient } from "./pending.ts";
 import { recover, removeSpares } from "./recovery.ts";
 import type { LinuxResources } from "./resources.ts";
 import { fillReserve } from "./reserve.ts";
+import { openRetirement } from "./retire.ts";
 import { current, endOf } from "./running.ts";
 import { openSpawner } from "./spawner.ts";
 import { start, type Started } from "./start.ts";
@@ -78,8 +79,14 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   );
   const files = opened.use(openJobFiles(journal, (message, facts) => options.log("error", message, facts)));
   const archive = options.archive && opened.use(await openArchive(options.archive, movesOf(options, jobsDir, journal)));
+  const readers: Context["readers"] = new Map();
+  const retirement = opened.use(
+    openRetirement({ options, jobsDir, journal, archive, leave: (id) => readers.get(id)?.forEach((leave) => leave()) }),
+  );
   const context: Context = {
     archive,
+    retirement,
+    readers,
     options,
     jobsDir,
     journal,
@@ -92,7 +99,6 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
     closed: false,
   };
   await recover(context);
-  if (archive) for (const id of journal.logs.here()) archive.add(id);
   ids.refill();
   fillReserve();
   await spawner.ready;
@@ -125,6 +131,7 @@ async function close(context: Context): Promise<void> {
   context.closed = true;
   await Promise.allSettled([...running.values()].flatMap(({ launched, updates }) => [launched.promise, updates]));
   await spawner.close();
+  await context.retirement[Symbol.asyncDispose]();
   await archive?.[Symbol.asyncDispose]();
   for (const entry of running.values()) {
     entry.watcher?.close();

@@ -3,7 +3,8 @@ import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, test } from "vitest";
 import { testDirectory, until } from "../testing.ts";
-import { openArchive, pauseMs, type Pauses } from "./archive.ts";
+import { pauseMs, type Pauses } from "../line.ts";
+import { openArchive } from "./archive.ts";
 
 /** An archive in a directory that can be taken away, for files of one name each. */
 async function setup(pauses: Pauses = { firstMs: 1, lastMs: 20 }) {

@@ -1,7 +1,7 @@
 import { constants } from "node:fs";
 import { open, unlink, type FileHandle } from "node:fs/promises";
 import { join } from "node:path";
-import { logOf, type Log } from "../log.ts";
+import { compressedLogOf, fileBytes, logOf, type Log } from "../log.ts";
 import { BLOCK_BYTES, inBlocks } from "./blocks.ts";
 import type { Store } from "./store.ts";
 
@@ -17,19 +17,25 @@ export async function openArchivedLog(
   store: Store,
   {
     keyOf,
+    compressed,
     directory,
     signal,
-  }: { readonly keyOf: (file: string) => string; readonly directory: string; readonly signal: AbortSignal },
+  }: {
+    readonly keyOf: (file: string) => string;
+    readonly compressed: boolean;
+    readonly directory: string;
+    readonly signal: AbortSignal;
+  },
 ): Promise<Archived> {
   await using opened = new AsyncDisposableStack();
   const closing = new AbortController();
   const either = AbortSignal.any([signal, closing.signal]);
-  const output = opened.use(await store.open(keyOf("output"), either));
+  const output = opened.use(await store.open(keyOf(compressed ? "output.zst" : "output"), either));
   const index = opened.use(await nameless(directory));
-  await fetchTo(index, store, keyOf("index"), either);
+  await fetchTo(index, store, keyOf(compressed ? "index.zst" : "index"), either);
   const blocks = opened.use(inBlocks(output));
   opened.defer(() => closing.abort());
-  const log = logOf(index.fd, blocks);
+  const log = compressed ? opened.use(compressedLogOf(index.fd, blocks, () => {})) : logOf(fileBytes(index.fd), blocks);
   const kept = opened.move();
   return { log, [Symbol.asyncDispose]: () => kept.disposeAsync() };
 }

@@ -2,10 +2,13 @@ import { existsSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import type { Context } from "../context.ts";
+import { isCompressed } from "../compress.ts";
+import { LOG_FILES } from "../log.ts";
 import type { Store } from "./store.ts";
 
-/** What leaves this disk with a log, the index first: the output is what takes long. */
-const LOG_FILES = ["index", "output"];
+/** What is stored of a log, the index first: the output is what takes long. */
+const PLAIN = ["index", "output"];
+const COMPRESSED = ["index.zst", "output.zst"];
 /** The job's record goes along, and stays here, too. */
 const RECORD = "job";
 
@@ -26,11 +29,12 @@ export async function moveLog(
   { id, signal }: { readonly id: string; readonly signal: AbortSignal },
 ): Promise<void> {
   const directory = join(jobsDir, id);
-  if (journal.logs.isHere(id) && LOG_FILES.every((file) => existsSync(join(directory, file)))) {
-    for (const file of [...LOG_FILES, RECORD])
+  const files = isCompressed(directory) ? COMPRESSED : PLAIN;
+  if (journal.logs.isHere(id) && files.every((file) => existsSync(join(directory, file)))) {
+    for (const file of [...files, RECORD])
       if (existsSync(join(directory, file)))
         await store.put(keyOf(journal.instance, id, file), join(directory, file), signal);
-    journal.logs.archived(id);
+    journal.logs.archived(id, files === COMPRESSED);
   } else if (!journal.logs.isHere(id) && !journal.logs.isArchived(id)) {
     throw new Error("that the job has ended is not on the disk yet"); // until then its files are all that tells
   }

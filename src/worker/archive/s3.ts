@@ -14,9 +14,9 @@ import {
   UploadPartCommand,
   type CompletedPart,
 } from "@aws-sdk/client-s3";
-import { invalid } from "../errors.ts";
+import { invalid, reasonOf } from "../errors.ts";
 import { readFully } from "./directory.ts";
-import { reasonOf, unavailable, type Place, type Store } from "./store.ts";
+import { unavailable, type Place, type Store } from "./store.ts";
 
 /** A file is sent in parts of this size, one at a time, so that this is what an upload takes of memory. 5 MiB is the least that S3 takes. */
 export const PART_BYTES = 8 * 1024 * 1024;

@@ -1,4 +1,4 @@
-import { JobError } from "../errors.ts";
+import { JobError, reasonOf } from "../errors.ts";
 
 /* Where the logs of ended jobs go when they leave this disk. */
 
@@ -37,14 +37,6 @@ export interface Store extends Disposable {
   put(key: string, path: string, signal: AbortSignal): Promise<void>;
   /** Throws JobError `unavailable`; so do its reads, which `signal` ends. */
   open(key: string, signal: AbortSignal): Promise<Stored>;
-}
-
-/** What has gone wrong, in few words. */
-export function reasonOf(error: unknown): string {
-  if (!(error instanceof Error)) return String(error);
-  // A failed connection to a name with several addresses has no message of its own.
-  if (error instanceof AggregateError && error.message === "") return error.errors.map(reasonOf).join(", ");
-  return error.message || error.name;
 }
 
 /** Of an archive that does not give a file out. */

@@ -1,0 +1,34 @@
+import { JobError, invalid } from "./errors.ts";
+import type { LogPolicy } from "./job.ts";
+import { LEAST_LOG_LIMIT_BYTES, type CheckedOptions } from "./options.ts";
+
+/**
+ * What a start asks for its log, with the limit and what is kept at it. What the worker's options say is the most. Throws
+ * JobError `invalid`, with the greatest value as the fact `maximum`, and `unsupported` where there is no archive.
+ */
+export function policyOf(asked: LogPolicy | undefined, options: CheckedOptions): LogPolicy {
+  const { limitBytes = options.logLimitBytes, keep = options.logKeep, archive, keepForMs } = asked ?? {};
+  const most = options.logLimitBytes;
+  const above = most > 0 && (limitBytes === 0 || limitBytes > most);
+  if (above)
+    throw invalid(
+      "log.limit",
+      `${limitBytes || "no limit"} is above this worker's (jobsd --log-limit): ${most} is the most`,
+      {
+        maximum: String(most),
+      },
+    );
+  if (limitBytes !== 0 && limitBytes < LEAST_LOG_LIMIT_BYTES)
+    throw invalid("log.limit", `${limitBytes} bytes is too small; ${LEAST_LOG_LIMIT_BYTES} is the least`);
+  const { ageMs } = options.logPrune ?? {};
+  if (keepForMs !== undefined && !(keepForMs > 0)) throw invalid("log.keep_for", "must be more than 0");
+  if (keepForMs !== undefined && ageMs !== undefined && keepForMs > ageMs)
+    throw invalid("log.keep_for", `is above this worker's (jobsd --log-prune-age): ${ageMs / 1000} s is the most`, {
+      maximum: `${ageMs / 1000}s`,
+    });
+  if (archive && !options.archive)
+    throw new JobError("unsupported", "log.archive: this worker has no archive (jobsd --archive)", {
+      field: "log.archive",
+    });
+  return { ...asked, limitBytes, keep };
+}

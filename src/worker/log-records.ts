@@ -1,0 +1,166 @@
+import type { DatabaseSync, SQLOutputValue } from "node:sqlite";
+import type { Job, JobLog, PruneReason } from "./job.ts";
+
+/* Where ended jobs' logs are, in the journal: all of it is selected by SQL, because there may be a hundred thousand. */
+
+/**
+ * Of the table jobs, version 2. Times are ms since the epoch. log_bytes: on the local disk; log_at: since when `log` is
+ * archived or pruned; log_until: it is pruned then, by the job's own policy; log_due: it is yet to be compressed, archived
+ * or removed.
+ */
+export const LOG_SCHEMA = `
+  ALTER TABLE jobs ADD COLUMN ended_at INTEGER;
+  ALTER TABLE jobs ADD COLUMN log TEXT;
+  ALTER TABLE jobs ADD COLUMN log_bytes INTEGER;
+  ALTER TABLE jobs ADD COLUMN log_zstd INTEGER;
+  ALTER TABLE jobs ADD COLUMN log_at INTEGER;
+  ALTER TABLE jobs ADD COLUMN log_why TEXT;
+  ALTER TABLE jobs ADD COLUMN log_until INTEGER;
+  ALTER TABLE jobs ADD COLUMN log_due INTEGER;
+  UPDATE jobs SET
+    ended_at = round(unixepoch(coalesce(job ->> '$.endedAt', job ->> '$.createdAt'), 'subsec') * 1000),
+    log = 'kept',
+    log_bytes = (job ->> '$.output.size') - (job ->> '$.output.dropped')
+    WHERE state = 'ended';
+  CREATE INDEX jobs_log ON jobs (ended_at, log_bytes, log_due) WHERE log IN ('kept', 'compressed');
+  CREATE INDEX jobs_log_until ON jobs (log_until) WHERE log_until IS NOT NULL;
+  CREATE INDEX jobs_log_due ON jobs (log_due) WHERE log_due IS NOT NULL;
+`;
+const LOCAL = "log IN ('kept', 'compressed')";
+
+/** What `record` needs, and what `logValues` gives. */
+export const LOG_COLUMNS = "log, log_bytes, log_zstd, log_at, log_why, log_due";
+export const LOG_VALUES = "ended_at = ?, log = ?, log_bytes = ?, log_at = ?, log_why = ?, log_until = ?, log_due = ?";
+
+type Row = Readonly<{ [column: string]: SQLOutputValue }>;
+
+export function logOf(row: Row): JobLog | undefined {
+  const [bytes, at, due] = [Number(row["log_bytes"]), new Date(Number(row["log_at"])), row["log_due"] === 1];
+  switch (row["log"]) {
+    case "kept":
+    case "compressed":
+      return { kind: row["log"], bytes, ...(due && { due }) };
+    case "archived":
+      return { kind: "archived", at, compressed: row["log_zstd"] === 1 };
+    case "pruned":
+      // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- pruned() wrote it
+      return { kind: "pruned", bytes, at, why: row["log_why"] as PruneReason };
+    default:
+      return undefined;
+  }
+}
+
+export function logValues({ endedAt, log, logPolicy }: Job): (number | string | null)[] {
+  const local = log?.kind === "kept" || log?.kind === "compressed";
+  const until = local && endedAt && logPolicy?.keepForMs !== undefined ? endedAt.getTime() + logPolicy.keepForMs : null;
+  return [
+    endedAt?.getTime() ?? null,
+    log?.kind ?? null,
+    log && "bytes" in log ? log.bytes : null,
+    log && "at" in log ? log.at.getTime() : null,
+    log?.kind === "pruned" ? log.why : null,
+    until,
+    local && log.due ? 1 : null,
+  ];
+}
+
+/** A log on this disk. */
+export interface Local {
+  readonly id: string;
+  readonly endedMs: number;
+  readonly bytes: number;
+  /** It is pruned then, by its job's own policy. */
+  readonly untilMs: number;
+}
+
+export interface LogRecords {
+  /** Of those that something is yet to be done with. */
+  due(): string[];
+  /** Nothing is to be done with it any more. */
+  settled(id: string): void;
+  /** What is done with ended jobs' logs: where that is more than before, it is yet to be done with all on this disk. */
+  steps(steps: readonly string[]): void;
+  of(id: string): JobLog | undefined;
+  compressed(id: string, bytes: number): void;
+  /** On this disk, in either form; or in the archive. */
+  isHere(id: string): boolean;
+  isArchived(id: string): boolean;
+  archived(id: string, compressed: boolean): void;
+  /** Nothing of one that was archived or pruned is on this disk. Of any other it is told that its files were gone. */
+  removed(id: string): void;
+  pruned(id: string, why: PruneReason, at: Date): void;
+  /** All that are on this disk. */
+  local(): { readonly count: number; readonly bytes: number };
+  /** Those on this disk that ended first, but `busy`; `settled` for only those that nothing is to be done with. */
+  oldest(limit: number, busy: string | undefined, settled: boolean): Local[];
+  /** Those that are pruned by their jobs' own policies, the earliest first. */
+  expiring(limit: number, busy: string | undefined): Local[];
+}
+
+export function logRecords(database: DatabaseSync): LogRecords {
+  const due = database.prepare(
+    "SELECT id FROM jobs INDEXED BY jobs_log_due WHERE log_due IS NOT NULL ORDER BY log_due, seq",
+  );
+  const settled = database.prepare("UPDATE jobs SET log_due = NULL WHERE id = ?");
+  const left = database.prepare("UPDATE jobs SET log_bytes = 0 WHERE id = ? AND log = 'archived'");
+  const steps = database.prepare("SELECT value FROM meta WHERE key = 'log_steps'");
+  const setSteps = database.prepare("INSERT OR REPLACE INTO meta VALUES ('log_steps', ?)");
+  const allDue = database.prepare(`UPDATE jobs SET log_due = 1 WHERE ${LOCAL}`);
+  const of = database.prepare(`SELECT ${LOG_COLUMNS} FROM jobs WHERE id = ?`);
+  const compressed = database.prepare(
+    "UPDATE jobs SET log = 'compressed', log_bytes = ? WHERE id = ? AND log = 'kept'",
+  );
+  const archived = database.prepare(
+    "UPDATE jobs SET log = 'archived', log_zstd = ?, log_at = ?, log_until = NULL WHERE id = ?",
+  );
+  const gone = database.prepare(
+    `UPDATE jobs SET log = 'pruned', log_why = 'missing', log_at = ?, log_until = NULL WHERE id = ? AND ${LOCAL}`,
+  );
+  const pruned = database.prepare(
+    `UPDATE jobs SET log = 'pruned', log_why = ?, log_at = ?, log_until = NULL, log_due = 1 WHERE id = ? AND ${LOCAL}`,
+  );
+  const local = database.prepare(
+    `SELECT count(*) AS count, total(log_bytes) AS bytes FROM jobs INDEXED BY jobs_log WHERE ${LOCAL}`,
+  );
+  const oldest = database.prepare(
+    `SELECT id, ended_at, log_bytes FROM jobs INDEXED BY jobs_log
+     WHERE ${LOCAL} AND id <> ? AND (? OR log_due IS NULL) ORDER BY ended_at LIMIT ?`,
+  );
+  const expiring = database.prepare(
+    `SELECT id, ended_at, log_bytes, log_until FROM jobs INDEXED BY jobs_log_until
+     WHERE log_until IS NOT NULL AND id <> ? ORDER BY log_until LIMIT ?`,
+  );
+  const find = (id: string): JobLog | undefined => logOf(of.get(id) ?? {});
+  const localOf = (row: Row): Local => ({
+    id: String(row["id"]),
+    endedMs: Number(row["ended_at"]),
+    bytes: Number(row["log_bytes"]),
+    untilMs: Number(row["log_until"] ?? Infinity),
+  });
+  return {
+    due: () => due.all().map(({ id }) => String(id)),
+    settled: (id) => void settled.run(id),
+    steps(names) {
+      const before = String(steps.get()?.["value"] ?? "").split(" ");
+      if (names.some((name) => !before.includes(name))) allDue.run();
+      if (before.join(" ") !== names.join(" ")) setSteps.run(names.join(" "));
+    },
+    of: find,
+    compressed: (id, bytes) => void compressed.run(bytes, id),
+    isHere: (id) => /^(kept|compressed)$/.test(find(id)?.kind ?? ""),
+    isArchived: (id) => find(id)?.kind === "archived",
+    archived: (id, zstd) => void archived.run(zstd ? 1 : 0, Date.now(), id),
+    removed(id) {
+      gone.run(Date.now(), id);
+      left.run(id);
+      settled.run(id);
+    },
+    pruned: (id, why, at) => void pruned.run(why, at.getTime(), id),
+    local() {
+      const row = local.get();
+      return { count: Number(row?.["count"]), bytes: Number(row?.["bytes"]) };
+    },
+    oldest: (limit, busy = "", settledOnly) => oldest.all(busy, settledOnly ? 0 : 1, limit).map(localOf),
+    expiring: (limit, busy = "") => expiring.all(busy, limit).map(localOf),
+  };
+}

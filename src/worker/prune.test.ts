@@ -1,0 +1,225 @@
+import {
+  existsSync,
+  fstatSync,
+  mkdirSync,
+  readdirSync,
+  readlinkSync,
+  renameSync,
+  statfsSync,
+  writeFileSync,
+} from "node:fs";
+import { join } from "node:path";
+import { DatabaseSync } from "node:sqlite";
+import { describe, expect, test } from "vitest";
+import { noMounts, reason, smallDisk } from "../supervisor/testing/faults.ts";
+import type { Job, JobSpec } from "./job.ts";
+import type { PruneLimits } from "./prune.ts";
+import {
+  jobDirectories,
+  readAll,
+  refused,
+  run,
+  sh,
+  startReady,
+  testDirectory,
+  testWorker,
+  until,
+  waits,
+  type TestWorker,
+} from "./testing.ts";
+
+const MIB = 2 ** 20;
+const HOUR_MS = 3_600_000;
+
+const pruned = (worker: TestWorker, id: string): Promise<true> =>
+  until(`${id} is pruned`, () => worker.query(id).log?.kind === "pruned" && !existsSync(worker.directory(id)));
+/** Runs a job to its end, and does not read what it says: that may be pruned at once. */
+async function ended(worker: TestWorker, spec: JobSpec): Promise<Job> {
+  const { job } = await worker.start(spec);
+  return worker.wait(job.id);
+}
+/** Jobs of one MiB of output each, the first first. */
+async function some(
+  worker: TestWorker,
+  count: number,
+  spec: JobSpec = sh(`head -c ${MIB} /dev/zero`),
+): Promise<string[]> {
+  const ids = [];
+  for (let i = 0; i < count; i++) ids.push((await ended(worker, spec)).id);
+  return ids;
+}
+
+describe("logs are pruned, those that ended first first,", () => {
+  test.each<[string, string, PruneLimits, number]>([
+    ["by number", "count", { count: 2 }, 2],
+    ["by what they take together", "size", { bytes: 3.5 * MIB }, 3],
+    ["by both, whichever is less", "count", { count: 1, bytes: 100 * MIB }, 1],
+  ])("%s", async (_what, why, logPrune, stay) => {
+    await using worker = await testWorker({ logPrune });
+    const ids = await some(worker, 5);
+    const [gone, kept] = [ids.slice(0, 5 - stay), ids.slice(5 - stay)];
+    for (const id of gone) await pruned(worker, id);
+    expect(jobDirectories(worker.stateDir)).toEqual(kept.toSorted());
+    for (const id of gone) expect(worker.query(id).log).toMatchObject({ kind: "pruned", why });
+    for (const id of kept) expect((await readAll(worker.stream(id, {}))).bytes.length).toBe(MIB);
+    expect(worker.list({ limit: 10 }).jobs).toHaveLength(5);
+  });
+
+  test("by age, with nobody asking, and no running job's", async () => {
+    await using worker = await testWorker({ logPrune: { ageMs: 300 } });
+    const { id: running } = await startReady(worker, waits);
+    const [id = ""] = await some(worker, 1, run("echo", "old"));
+    expect(worker.query(id).log?.kind).toBe("kept");
+    await pruned(worker, id);
+    expect(worker.query(id).log).toMatchObject({ kind: "pruned", why: "age" });
+    expect((await readAll(worker.stream(running, {}))).text).toBe("ready\n");
+  });
+
+  test("by the job's own policy", async () => {
+    await using worker = await testWorker({ logPrune: { ageMs: HOUR_MS } });
+    const { id: stays } = await ended(worker, run("echo", "stays"));
+    const { id } = await ended(worker, { ...run("echo", "goes"), log: { keepForMs: 200 } });
+    await pruned(worker, id);
+    expect(worker.query(id).log).toMatchObject({ kind: "pruned", why: "keep-for" });
+    expect(worker.query(stays).log?.kind).toBe("kept");
+  });
+
+  test.skipIf(noMounts)(`by free space, which other files take, too${reason(noMounts)}`, async () => {
+    using files = testDirectory();
+    using disk = smallDisk(join(files.path, "disk"), 16 * MIB);
+    const free = (): number => {
+      const { bavail, bsize } = statfsSync(disk.path);
+      return bavail * bsize;
+    };
+    const logPrune = { free: { kind: "percent", amount: 25 }, freeEveryMs: 20 } as const;
+    await using worker = await testWorker({ stateDir: join(disk.path, "state"), logPrune });
+    const ids = await some(worker, 4);
+    writeFileSync(join(disk.path, "others"), Buffer.alloc(free() - 2.5 * MIB));
+    await pruned(worker, ids[0] ?? "");
+    await pruned(worker, ids[1] ?? "");
+    expect(free()).toBeGreaterThanOrEqual(4 * MIB);
+    expect(worker.query(ids[0] ?? "").log).toMatchObject({ kind: "pruned", why: "free" });
+    expect(worker.query(ids[3] ?? "").log?.kind).toBe("kept");
+  });
+
+  test("by a daemon that is started with less than there is", async () => {
+    await using worker = await testWorker();
+    const ids = await some(worker, 3, run("echo", "said"));
+    await worker.close();
+    await using next = await testWorker({ stateDir: worker.stateDir, logPrune: { count: 1 } });
+    for (const id of ids.slice(0, 2)) await pruned(next, id);
+    expect(jobDirectories(next.stateDir)).toEqual(ids.slice(2));
+  });
+});
+
+describe("a log that was pruned", () => {
+  test("is told of by its job, and to who wants to read it: what, since when and why", async () => {
+    await using worker = await testWorker({ logPrune: { count: 0 } });
+    const before = Date.now();
+    const [id = ""] = await some(worker, 1);
+    await pruned(worker, id);
+    const { log, output } = worker.query(id);
+    if (log?.kind !== "pruned") throw new Error("it is pruned");
+    expect(log.at.getTime()).toBeGreaterThanOrEqual(before);
+    expect(log.bytes).toBeGreaterThanOrEqual(MIB);
+    expect(output.size).toBe(MIB);
+    for (const options of [{}, { follow: true, position: { kind: "offset", offset: 10 } }] as const)
+      expect(await refused(() => worker.stream(id, options))).toMatchObject({
+        code: "pruned",
+        facts: { bytes: String(log.bytes), since: log.at.toISOString(), why: "count" },
+        message: expect.stringContaining(`was pruned at ${log.at.toISOString()}`),
+      });
+    await worker.close();
+    await using next = await testWorker({ stateDir: worker.stateDir });
+    expect(next.query(id).log).toEqual(log);
+    expect(await refused(() => next.stream(id, {}))).toMatchObject({ code: "pruned" });
+  });
+
+  test("while it was read ends its readers, even one that does not read on, and the disk has the room", async () => {
+    await using worker = await testWorker({ logPrune: { count: 1 } });
+    const [id = ""] = await some(worker, 1, sh(`head -c ${4 * MIB} /dev/zero`));
+    const slow = worker.stream(id, {});
+    const first = await slow.next();
+    expect(first.done).toBe(false);
+    const held = heldOpen(join(worker.directory(id), "output"));
+    expect(fstatSync(held).blocks * 512).toBeGreaterThanOrEqual(4 * MIB);
+    await some(worker, 1, run("true"));
+    await pruned(worker, id);
+    expect(fstatSync(held).blocks).toBe(0);
+    expect(await refused(() => readAll(slow))).toMatchObject({ code: "pruned", facts: { why: "count" } });
+  });
+
+  test("by a daemon that died before its files were gone is removed by the next one", async () => {
+    await using worker = await testWorker();
+    const [id = ""] = await some(worker, 1, run("echo", "said"));
+    await worker.close();
+    const journal = new DatabaseSync(join(worker.stateDir, "journal.db"));
+    journal.exec("UPDATE jobs SET log = 'pruned', log_why = 'age', log_at = 1000, log_due = 1");
+    journal.close();
+    await using next = await testWorker({ stateDir: worker.stateDir });
+    await pruned(next, id);
+    expect(jobDirectories(next.stateDir)).toEqual([]);
+    expect(next.query(id).log).toMatchObject({ kind: "pruned", at: new Date(1000), why: "age" });
+  });
+});
+
+test("with an archive, what is not archived yet is not pruned", async () => {
+  using files = testDirectory();
+  const [path, away] = [join(files.path, "archive"), join(files.path, "away")];
+  mkdirSync(path);
+  await using worker = await testWorker({
+    archive: { kind: "directory", path },
+    archivePauses: { firstMs: 5, lastMs: 20 },
+    logPrune: { count: 0, ageMs: 1 },
+  });
+  renameSync(path, away);
+  const { id } = await ended(worker, run("echo", "kept"));
+  const { id: own } = await ended(worker, { ...run("echo", "own"), log: { archive: false } });
+  await pruned(worker, own);
+  await until("the archive was tried", () => worker.logged.some((line) => line.includes("logs cannot be archived")));
+  expect((await readAll(worker.stream(id, {}))).text).toBe("kept\n");
+  renameSync(away, path);
+  await until("it is archived", () => worker.query(id).log?.kind === "archived");
+  expect((await readAll(worker.stream(id, {}))).text).toBe("kept\n");
+});
+
+describe("a start that asks for more than its worker keeps is refused:", () => {
+  test.each<[string, JobSpec["log"], string, string | undefined]>([
+    ["a higher limit", { limitBytes: 3 * MIB }, "log.limit", String(2 * MIB)],
+    ["no limit", { limitBytes: 0 }, "log.limit", String(2 * MIB)],
+    ["too low a limit", { limitBytes: 10 }, "log.limit", undefined],
+    ["a longer life", { keepForMs: 2 * HOUR_MS }, "log.keep_for", "3600s"],
+    ["no life", { keepForMs: 0 }, "log.keep_for", undefined],
+    ["an archive", { archive: true }, "log.archive", undefined],
+  ])("%s", async (_what, log, field, maximum) => {
+    await using worker = await testWorker({ logLimitBytes: 2 * MIB, logPrune: { ageMs: HOUR_MS } });
+    const error = await refused(() => worker.start({ ...run("true"), ...(log && { log }) }));
+    expect(error.field).toBe(field);
+    expect(error.facts["maximum"]).toBe(maximum);
+    expect(worker.traces()).toEqual([]);
+  });
+
+  test("one that asks for less has it", async () => {
+    await using worker = await testWorker({ logLimitBytes: 4 * MIB });
+    const { id, output } = await ended(worker, {
+      ...sh(`head -c ${3 * MIB} /dev/zero`),
+      log: { limitBytes: MIB, keep: "oldest" },
+    });
+    expect(output.first).toBe(0);
+    expect(output.size - output.dropped).toBeLessThanOrEqual(MIB);
+    expect(worker.query(id).logPolicy).toEqual({ limitBytes: MIB, keep: "oldest" });
+  });
+});
+
+/** This process's descriptor of a file. */
+function heldOpen(path: string): number {
+  const found = readdirSync("/proc/self/fd").find((fd) => {
+    try {
+      return readlinkSync(`/proc/self/fd/${fd}`) === path;
+    } catch {
+      return false; // the one that readdir had
+    }
+  });
+  if (found === undefined) throw new Error(`${path} is not open`);
+  return Number(found);
+}

@@ -1,0 +1,143 @@
+import { statfsSync } from "node:fs";
+import { setImmediate as nextTurn } from "node:timers/promises";
+import { reasonOf } from "./errors.ts";
+import type { PruneReason } from "./job.ts";
+import type { Local, LogRecords } from "./log-records.ts";
+
+/** What ended jobs' logs may be and take together on the disk; those that ended first go first. */
+export interface PruneLimits {
+  /** Since their jobs' ends. */
+  readonly ageMs?: number;
+  readonly count?: number;
+  readonly bytes?: number;
+  /** Of the disk, that is to be free. */
+  readonly free?: { readonly kind: "bytes" | "percent"; readonly amount: number };
+  /** How often the disk is looked at; 30 s when absent. */
+  readonly freeEveryMs?: number;
+}
+
+export type Prune = (id: string, why: PruneReason) => Promise<void>;
+
+interface Parts {
+  readonly limits: PruneLimits;
+  readonly jobsDir: string;
+  readonly logs: LogRecords;
+  /** Only logs that nothing is to be done with: those that are to be archived are not lost before. */
+  readonly settledOnly: boolean;
+  /** The log that is being compressed. */
+  readonly busy: () => string | undefined;
+  readonly prune: Prune;
+  readonly log: (level: "info" | "error", message: string, facts: object) => void;
+}
+
+export interface Pruner extends AsyncDisposable {
+  /** There may be something to prune. */
+  run(): void;
+}
+
+/** Logs in one go; between them others have their turn. */
+const BATCH = 64;
+const FREE_EVERY_MS = 30_000;
+const DAY_MS = 86_400_000;
+/** Looking costs more with many logs: it takes this part of the time at most. */
+const IDLE_SHARE = 20;
+
+export function openPruner({ limits, jobsDir, logs, settledOnly, busy, prune, log }: Parts): Pruner {
+  const { ageMs, count, bytes, free, freeEveryMs = FREE_EVERY_MS } = limits;
+  let closed = false;
+  let again = false;
+  let running: Promise<void> | undefined;
+  let expiry: NodeJS.Timeout | undefined;
+  let pause: NodeJS.Timeout | undefined;
+  // The kernel tells nobody that a disk fills.
+  const looking = free && setInterval(run, freeEveryMs).unref();
+
+  const oldest = (limit: number): Local[] => logs.oldest(Math.min(limit, BATCH), busy(), settledOnly);
+
+  /** The oldest that take so much together. */
+  function worth(excess: number): Local[] {
+    const found: Local[] = [];
+    let left = excess;
+    if (left > 0)
+      for (const each of oldest(BATCH)) {
+        if (left <= 0) break;
+        found.push(each);
+        left -= each.bytes;
+      }
+    return found;
+  }
+
+  /** Looks once: some file systems have the room only a while after the files went. */
+  function lacking(): () => Local[] {
+    if (!free) return () => [];
+    const { bavail, blocks, bsize } = statfsSync(jobsDir);
+    const wanted = free.kind === "bytes" ? free.amount : (blocks * bsize * free.amount) / 100;
+    let left = wanted - bavail * bsize;
+    return () => {
+      const found = worth(left);
+      left -= found.reduce((sum, each) => sum + each.bytes, 0);
+      return found;
+    };
+  }
+
+  /** What each limit wants pruned; asked again until it is nothing. */
+  const wants = (): readonly (readonly [PruneReason, () => readonly { readonly id: string }[]])[] => [
+    ["keep-for", () => logs.expiring(BATCH, busy()).filter(({ untilMs }) => untilMs <= Date.now())],
+    ["age", () => (ageMs === undefined ? [] : oldest(BATCH).filter(({ endedMs }) => endedMs + ageMs <= Date.now()))],
+    ["count", () => (count === undefined ? [] : oldest(Math.max(0, logs.local().count - count)))],
+    ["size", () => (bytes === undefined ? [] : worth(logs.local().bytes - bytes))],
+    ["free", lacking()],
+  ];
+
+  async function pruneAll(): Promise<void> {
+    for (const [why, find] of wants()) {
+      for (let found = find(); found.length > 0 && !closed; found = find()) {
+        for (const { id } of found) {
+          await prune(id, why);
+          log("info", "a log was pruned", { job: id, why });
+        }
+        await nextTurn();
+      }
+    }
+  }
+
+  /** At the earliest end of what is kept by time. */
+  function wait(): void {
+    clearTimeout(expiry);
+    const ends = logs.expiring(1, busy()).map(({ untilMs }) => untilMs);
+    if (ageMs !== undefined) ends.push(...oldest(1).map(({ endedMs }) => endedMs + ageMs));
+
+  }
+
+  function run(): void {
+    again = true;
+    if (closed || running || pause) return;
+    again = false;
+    const before = performance.now();
+    running = pruneAll()
+      .then(wait)
+      .catch((error: unknown) => log("error", `logs cannot be pruned: ${reasonOf(error)}`, {}))
+      .finally(() => {
+        running = undefined;
+        if (closed) return;
+        pause = setTimeout(
+          () => {
+            pause = undefined;
+            if (again) run();
+          },
+          (performance.now() - before) * IDLE_SHARE,
+        ).unref();
+      });
+  }
+
+  return {
+    run,
+    async [Symbol.asyncDispose]() {
+      closed = true;
+      clearInterval(looking);
+      clearTimeout(expiry);
+      clearTimeout(pause);
+      await running;
+    },
+  };
+}

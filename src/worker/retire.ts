@@ -1,0 +1,120 @@
+import { existsSync } from "node:fs";
+import { rm, truncate } from "node:fs/promises";
+import { join } from "node:path";
+import type { Archive } from "./archive/archive.ts";
+import { compressLog, isCompressed } from "./compress.ts";
+import { reasonOf } from "./errors.ts";
+import type { Job } from "./job.ts";
+import type { Journal } from "./journal.ts";
+import { openLine } from "./line.ts";
+import { bytesOnDisk, LOG_FILES } from "./log.ts";
+import type { CheckedOptions } from "./options.ts";
+import { openPruner, type Prune } from "./prune.ts";
+
+/* What becomes of the logs of ended jobs: they are compressed, then archived, in the end pruned, each of it when wanted. */
+
+/** Disposing ends what is under way; the next daemon goes on. */
+export interface Retirement extends AsyncDisposable {
+  /** Whether something is to be done with the log when the job has ended, before it is pruned. */
+  wanted(job: Job): boolean;
+  /** The job has ended, and that is recorded. */
+  ended(job: Job): void;
+}
+
+interface Parts {
+  readonly options: CheckedOptions;
+  readonly jobsDir: string;
+  readonly journal: Journal;
+  readonly archive: Archive | undefined;
+  /** Readers of a job's log are told that it goes. */
+  readonly leave: (id: string) => void;
+}
+
+/** Goes on with what the daemon before has left. */
+export function openRetirement({ options, jobsDir, journal, archive, leave }: Parts): Retirement {
+  const { logs } = journal;
+  const line = openLine({
+    work: retire,
+    told: { failed: "logs cannot be compressed", again: "logs can be compressed again" },
+    log: options.log,
+    pauses: options.compressPauses,
+  });
+  const pruner = openPruner({
+    limits: options.logPrune ?? {},
+    jobsDir,
+    logs,
+    settledOnly: archive !== undefined,
+    busy: () => line.busy(),
+    prune,
+    log: options.log,
+  });
+
+  function compresses({ logPolicy }: Job): boolean {
+    return (logPolicy?.compress ?? options.logCompress) === "zstd";
+  }
+
+  function archives({ logPolicy }: Job): boolean {
+    return archive !== undefined && (logPolicy?.archive ?? true);
+  }
+
+  /** Takes up wherever the last try, or the last daemon, has left off. */
+  async function retire(id: string, signal: AbortSignal): Promise<void> {
+    const directory = join(jobsDir, id);
+    const job = journal.find(id)?.job;
+    if (job?.log?.kind === "pruned") return remove(id);
+    if (job?.log?.kind === "archived") return removeFiles(id);
+    if (job?.log === undefined) return;
+    if (!existsSync(join(directory, "output")) && !isCompressed(directory)) return logs.removed(id);
+    await compress(job, directory, signal);
+    if (archives(job)) archive?.add(id);
+    else logs.settled(id);
+    pruner.run();
+  }
+
+  async function compress(job: Job, directory: string, signal: AbortSignal): Promise<void> {
+    // One that was cut when it had compressed all goes on, whatever is wanted now.
+    if (!compresses(job) && !isCompressed(directory)) return;
+    try {
+      if (await compressLog(directory, signal)) logs.compressed(job.id, bytesOnDisk(directory));
+    } catch (error) {
+      // It may leave a full disk as it is, which makes room.
+      if (signal.aborted || !archives(job)) throw error;
+      options.log("warn", `a log is archived as it is: ${reasonOf(error)}`, { job: job.id });
+    }
+  }
+
+  /** The journal tells of it before the files go: whoever is cut in between leaves nothing that would be found again. */
+  async function prune(id: string, why: Parameters<Prune>[1]): Promise<void> {
+    logs.pruned(id, why, new Date());
+    leave(id);
+    await remove(id);
+  }
+
+  async function remove(id: string): Promise<void> {
+    // A reader whose client is slow has them open yet.
+    for (const file of LOG_FILES) await truncate(join(jobsDir, id, file)).catch(() => {});
+    await rm(join(jobsDir, id), { recursive: true, force: true });
+    logs.removed(id);
+  }
+
+  async function removeFiles(id: string): Promise<void> {
+    for (const file of LOG_FILES) await rm(join(jobsDir, id, file), { force: true });
+    logs.removed(id);
+  }
+
+  const steps = [...(options.logCompress === "zstd" ? ["compress"] : []), ...(archive ? ["archive"] : [])];
+  logs.steps(steps);
+  for (const id of logs.due()) line.add(id);
+  pruner.run();
+  return {
+    wanted: (job) => compresses(job) || archives(job),
+    ended(job) {
+      if (job.log && "due" in job.log && job.log.due) line.add(job.id);
+      else pruner.run();
+    },
+    async [Symbol.asyncDispose]() {
+      await pruner[Symbol.asyncDispose]();
+      await line[Symbol.asyncDispose]();
+    },
+  };
+}
