@@ -106,7 +106,8 @@ export function openPruner({ limits, jobsDir, logs, settledOnly, busy, prune, lo
     clearTimeout(expiry);
     const ends = logs.expiring(1, busy()).map(({ untilMs }) => untilMs);
     if (ageMs !== undefined) ends.push(...oldest(1).map(({ endedMs }) => endedMs + ageMs));
-
+    if (ends.length > 0 && !closed)
+      expiry = setTimeout(run, Math.min(Math.max(0, Math.min(...ends) - Date.now()), DAY_MS)).unref();
   }
 
   function run(): void {
