@@ -16,8 +16,6 @@ export interface Modelled {
   supervisorKilled: boolean;
   /** Its log was full, or the disk. */
   mayHaveGaps: boolean;
-  /** Before it was told as ended: who stopped it may not have been recorded when the daemon was killed. */
-  diskWasFull: boolean;
   /** It has been told as ended; that does not change any more. */
   ended: Job | undefined;
 }
@@ -38,14 +36,8 @@ export function check(modelled: Modelled, job: Job): void {
   }
   const wrong = wrongEnd(modelled, job);
   if (wrong !== undefined) fail(wrong);
-  if (before !== undefined && !isDeepStrictEqual(endOf(modelled, before), endOf(modelled, job)))
-    fail("had ended otherwise");
+  if (before !== undefined && !isDeepStrictEqual(before.ended, job.ended)) fail("had ended otherwise");
   modelled.ended = job;
-}
-
-function endOf({ diskWasFull }: Modelled, { ended }: Job): Job["ended"] {
-  if (!diskWasFull || ended?.how?.$case !== "stopped") return ended;
-  return { ...ended, how: { $case: "stopped", value: { ...ended.how.value, by: "" } } };
 }
 
 /** Whether nothing but itself can have ended it. */
@@ -67,7 +59,7 @@ function wrongEnd(modelled: Modelled, { ended, output }: Job): string | undefine
       break;
     case "stopped":
       if (stops === 0) return "nobody stopped it";
-      if (how.value.by !== "writer" && !(modelled.diskWasFull && how.value.by === "")) return "another one stopped it";
+      if (how.value.by !== "writer") return "another one stopped it";
       if (!natural && (exitCode !== -1 || signal === 0)) return "was stopped, and exited";
       return undefined;
     case "timedOut":

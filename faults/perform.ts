@@ -74,11 +74,7 @@ function act(session: Session, operation: Operation): Promise<void> | undefined 
       figures.fills++;
       session.fills++;
       session.full = operation.operations;
-      for (const job of session.jobs) {
-        if (job.ended !== undefined) continue;
-        job.mayHaveGaps = true;
-        job.diskWasFull = true;
-      }
+      for (const job of session.jobs) job.mayHaveGaps ||= job.ended === undefined;
       world.fill();
       return delay(0);
     default: {

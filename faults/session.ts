@@ -97,7 +97,6 @@ export function add(session: Session, shape: Shape): Modelled {
     stops: 0,
     supervisorKilled: false,
     mayHaveGaps: session.full !== undefined || (sequence.logLimit > 0 && size > sequence.logLimit),
-    diskWasFull: session.full !== undefined,
     ended: undefined,
   };
   jobs.push(job);

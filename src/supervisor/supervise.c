@@ -29,7 +29,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { EXIT_RECORD_SIZE = 4096, PUMP_SIZE = 64 << 10, FIRST_PAUSE_MS = 20, LONGEST_PAUSE_MS = 5000 };
+enum { EXIT_RECORD_SIZE = 4096, BY_SIZE = 1024, PUMP_SIZE = 64 << 10, FIRST_PAUSE_MS = 20, LONGEST_PAUSE_MS = 5000 };
 
 enum phase { RUNNING, STOPPING, KILLING };
 
@@ -40,6 +40,8 @@ struct supervisor {
 	struct log log;
 	enum phase phase;
 	const char *cause; /* of the end: none, stop or timeout */
+	unsigned orders;
+	char by[BY_SIZE]; /* who gave the first one */
 	bool escalated, main_ended;
 	unsigned killed;
 	pid_t pid; /* of the main process, as the host numbers it */
@@ -149,11 +151,11 @@ static void write_exit(struct supervisor *self, int fd)
 	bool exited = WIFEXITED(self->status);
 	int length = snprintf(
 		text, sizeof text,
-		"version 1\npid %d\ncause %s\nescalated %d\nkilled %u\ncode %d\nsignal %d\ncore %d\n"
+		"version 1\npid %d\ncause %s\nby %s\nescalated %d\nkilled %u\ncode %d\nsignal %d\ncore %d\n"
 		"started_ns %" PRId64 "\nended_ns %" PRId64 "\nelapsed_ns %" PRId64 "\n"
 		"user_us %" PRId64 "\nsystem_us %" PRId64 "\nmax_rss_bytes %ld\n"
 		"size %" PRIu64 "\nfirst %" PRIu64 "\ndropped %" PRIu64 "\n",
-		self->pid, self->cause, self->escalated, self->killed, exited ? WEXITSTATUS(self->status) : -1,
+		self->pid, self->cause, self->by, self->escalated, self->killed, exited ? WEXITSTATUS(self->status) : -1,
 		exited ? 0 : WTERMSIG(self->status), !exited && WCOREDUMP(self->status), self->started_ns, self->ended_ns,
 		self->ended_clock_ns - self->started_clock_ns, micros(self->usage.ru_utime), micros(self->usage.ru_stime),
 		self->usage.ru_maxrss * 1024, self->log.size, self->log.first, self->log.dropped);
@@ -221,12 +223,25 @@ static void stop(struct supervisor *self, const char *cause, int signal, int64_t
 	tree_signal(&self->tree, SIGCONT);
 }
 
+static void note_by(struct supervisor *self, const char *by, size_t size)
+{
+	size_t length = strlen(self->by);
+	for (size_t i = 0; i < size && by[i] > ' ' && by[i] < 127 && length + 1 < sizeof self->by; i++)
+		self->by[length++] = by[i];
+}
+
 static void take_order(struct supervisor *self)
 {
 	struct order order;
-	while (read(self->control, &order, sizeof order) == sizeof order)
-		if (!self->main_ended || self->phase != RUNNING)
+	while (read(self->control, &order, sizeof order) == sizeof order) {
+		if (order.signal == ORDER_BY) {
+			if (self->orders == 1)
+				note_by(self, order.by, sizeof order.by);
+		} else if (!self->main_ended || self->phase != RUNNING) {
+			self->orders++;
 			stop(self, "stop", order.signal, order.grace_ms);
+		}
+	}
 }
 
 static void reach_deadline(struct supervisor *self)

@@ -127,12 +127,20 @@ struct reply {
 	int32_t error; /* errno */
 };
 
-/* What the daemon writes to `control`: end the job. */
+/*
+ * What the daemon writes to `control`: end the job. Behind it, in the same write, is who asks for that: orders with the
+ * signal ORDER_BY, which is none, each with the next bytes of the name, percent-encoded and padded with spaces. A
+ * supervisor of a release that knew none of those takes them for an order with an endless grace, and sends nothing.
+ */
 struct order {
 	int32_t signal;
 	int32_t reserved;
-	int64_t grace_ms;
+	union {
+		int64_t grace_ms;
+		char by[8];
+	};
 };
+enum { ORDER_BY = -1 };
 
 /* spawner.c: false when there is no daemon any more. */
 bool tell(uint64_t job, enum reply_kind kind, pid_t pid, enum stage stage, int error);

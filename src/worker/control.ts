@@ -2,19 +2,25 @@ import { closeSync, constants, openSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { JobError, codeOf } from "./errors.ts";
 
+/* src/supervisor/supervisor.h has what is written: struct order. */
 const ORDER_BYTES = 16;
+const ORDER_BY = -1;
+const BY_BYTES = 8;
+/** An order is written whole or not at all; PIPE_BUF, pipe(7). */
+const MOST_BY_BYTES = 1000;
 
 /** From the signal to SIGKILL, where nobody says: at a job's time limit, and for a stop that names no grace. */
 export const GRACE_MS = 10_000;
 
 /**
  * Tells the supervisor of the job in `directory` to end it. That it is gone already is no error: its end is on its way.
- * Throws JobError `exhausted` when it cannot be told.
+ * `by` is who asks for that, which the exit record tells. Throws JobError `exhausted` when it cannot be told.
  */
-export function order(directory: string, signal: number, graceMs: number): void {
-  const bytes = Buffer.alloc(ORDER_BYTES);
-  bytes.writeInt32LE(signal, 0);
-  bytes.writeBigInt64LE(BigInt(Math.ceil(graceMs)), 8);
+export function order(directory: string, signal: number, graceMs: number, by = ""): void {
+  const end = Buffer.alloc(ORDER_BYTES);
+  end.writeInt32LE(signal, 0);
+  end.writeBigInt64LE(BigInt(Math.ceil(graceMs)), 8);
+  const bytes = Buffer.concat([end, ...namesOf(by)]);
   try {
     const fd = openSync(join(directory, "control"), constants.O_WRONLY | constants.O_NONBLOCK);
     try {
@@ -27,6 +33,17 @@ export function order(directory: string, signal: number, graceMs: number): void 
     if (code !== "ENXIO" && code !== "EPIPE" && code !== "ENOENT")
       throw new JobError("exhausted", `the job's supervisor cannot be reached (${code})`, { cause: error });
   }
+}
+
+function namesOf(by: string): Buffer[] {
+  const name = encodeURIComponent(by.toWellFormed());
+  const pieces = name.length > MOST_BY_BYTES ? [] : (name.match(/.{1,8}/g) ?? []);
+  return pieces.map((piece) => {
+    const bytes = Buffer.alloc(ORDER_BYTES);
+    bytes.writeInt32LE(ORDER_BY, 0);
+    bytes.write(piece.padEnd(BY_BYTES), 8, "latin1");
+    return bytes;
+  });
 }
 
 /** The supervisor of the job in `directory` lives, for somebody reads its FIFO: opening one for writing alone fails otherwise (fifo(7)). */

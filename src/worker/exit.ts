@@ -40,7 +40,11 @@ export function endedOf(
   let how: How =
     signal === 0 ? { kind: "exited", code: exitCode } : { kind: "signalled", signal, coreDumped: number("core") === 1 };
   if (exit.get("cause") === "stop")
-    how = { kind: "stopped", by: stoppedBy ?? "", escalated: number("escalated") === 1 };
+    how = {
+      kind: "stopped",
+      by: stoppedBy ?? decodeURIComponent(exit.get("by") ?? ""),
+      escalated: number("escalated") === 1,
+    };
   else if (exit.get("cause") === "timeout") how = { kind: "timed-out", limitMs: job.timeLimitMs ?? 0 };
   else if (signal === SIGKILL && (usage.oomKills ?? 0) > 0) how = outOfMemory(usage);
   return { how, exitCode, signal, killed: number("killed") };

@@ -1,11 +1,12 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, readlinkSync, rmSync, writeSync } from "node:fs";
-import { tmpdir } from "node:os";
+import { constants, tmpdir } from "node:os";
 import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { describe, expect, test } from "vitest";
 import { openHierarchy } from "./cgroup.ts";
+import { order } from "./control.ts";
 import { openJournal } from "./journal.ts";
 import { openLog } from "./log.ts";
 import { killTree, thisBoot } from "./process.ts";
@@ -13,6 +14,7 @@ import {
   detaches,
   finished,
   firstLine,
+  ignoresTerm,
   modes,
   open,
   outerPid,
@@ -340,6 +342,19 @@ describe.each(modes)("after a reboot %s", (_mode, options) => {
     expect(usage).toMatchObject({ fromCgroup: false, memoryPeakBytes: expect.any(Number) });
     expect((usage?.cpuUserUs ?? 0) + (usage?.cpuSystemUs ?? 0)).toBeGreaterThan(5_000);
   });
+});
+
+test("who stopped a job is known of its supervisor, where no daemon could record it", async () => {
+  await using worker = await testWorker();
+  const [one, other] = [await startReady(worker, ignoresTerm), await startReady(worker, ignoresTerm)];
+  await worker.close();
+  const name = "Zoë of CI, 100 % ".repeat(5);
+  order(worker.directory(one.id), constants.signals.SIGTERM, 60_000, name);
+  order(worker.directory(one.id), constants.signals.SIGKILL, 0, "another");
+  order(worker.directory(other.id), constants.signals.SIGKILL, 0, "n".repeat(5000));
+  await using again = await testWorker({ stateDir: worker.stateDir });
+  expect((await again.wait(one.id)).ended?.how).toEqual({ kind: "stopped", by: name, escalated: true });
+  expect((await again.wait(other.id)).ended?.how).toMatchObject({ kind: "stopped", by: "" });
 });
 
 describe("of a job that has neither a cgroup nor a pid namespace", () => {

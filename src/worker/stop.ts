@@ -39,7 +39,7 @@ export async function stop(
   entry.stoppedBy ??= by;
   if (entry.job.state === "running") entry.job = { ...entry.job, state: "stopping" };
   context.files.later(entry);
-  withReserve(() => order(entry.directory, signal, graceMs));
+  withReserve(() => order(entry.directory, signal, graceMs, by));
   const job = await endOf(entry, waiting);
   return { job, killed: job.ended?.killed ?? 0 };
 }
