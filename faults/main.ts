@@ -26,6 +26,8 @@ const figures: Figures = {
   compared: 0,
   gaps: 0,
   gapBytes: 0,
+  compressed: 0,
+  archived: 0,
 };
 
 let worlds = 0;
@@ -88,8 +90,7 @@ function shortening(attempt: (sequence: Sequence) => Promise<void>): (sequence: 
 
 /** Rejects when something was not as it is to be. */
 async function tried(place: Place, sequence: Sequence): Promise<void> {
-  const flags = ["--log-limit", String(sequence.logLimit), "--log-keep", sequence.logKeep];
-  await using world = await openWorld(place, `world-${++worlds}`, flags);
+  await using world = await openWorld(place, `world-${++worlds}`, sequence);
   const over = new AbortController();
   const session: Session = {
     world,
@@ -117,12 +118,14 @@ async function tried(place: Place, sequence: Sequence): Promise<void> {
 
 function tell(sequences: number, began: number): void {
   const seconds = (performance.now() - began) / 1000;
-  const { operations, starts, kills, upgrades, supervisorKills, fills, resumed, compared, gaps, gapBytes } = figures;
+  const { operations, starts, kills, upgrades, supervisorKills, fills } = figures;
+  const { resumed, compared, gaps, gapBytes, compressed, archived } = figures;
   print(`${operations} operations in ${sequences} sequences, ${starts} of them starts, in ${seconds.toFixed(0)} s`);
   print(
     `${kills} kills of the daemon, ${upgrades} upgrades, ${supervisorKills} kills of supervisors, ${fills} times a full disk`,
   );
   print(`${compared} bytes compared, ${gapBytes} bytes told as ${gaps} gaps, ${resumed} streams resumed`);
+  print(`${archived} logs archived, ${compressed} compressed, and read from there`);
 }
 
 function number(name: string, otherwise: number): number {

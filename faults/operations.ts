@@ -1,5 +1,5 @@
 import fc from "fast-check";
-import { type Shape, shape } from "./shape.ts";
+import { LEAST_LOG_LIMIT_BYTES, type Shape, shape } from "./shape.ts";
 
 /** One step of a sequence. `job` counts into the jobs that there are by then, from any number. */
 export type Operation =
@@ -35,6 +35,9 @@ export interface Sequence {
   /** Of each job, in bytes; 0 for none. */
   readonly logLimit: number;
   readonly logKeep: "newest" | "oldest";
+  /** What becomes of ended jobs' logs. */
+  readonly compress: boolean;
+  readonly archive: boolean;
   readonly operations: readonly Operation[];
 }
 
@@ -49,8 +52,10 @@ const shapes = fc.array(shape, { minLength: 2, maxLength: 12, size: "max" });
 /** @param kills of a thousand operations */
 export function sequences(kills: number, mounts: boolean): fc.Arbitrary<Sequence> {
   return fc.record({
-    logLimit: fc.constantFrom(0, 1024 * 1024),
+    logLimit: fc.constantFrom(0, LEAST_LOG_LIMIT_BYTES),
     logKeep: fc.constantFrom("newest", "oldest"),
+    compress: fc.boolean(),
+    archive: fc.boolean(),
     operations: fc.array(operation(kills, mounts), { minLength: 1, maxLength: LONGEST, size: "max" }),
   });
 }

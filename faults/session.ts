@@ -1,4 +1,4 @@
-import type { Job } from "../proto/generated/jobs/v1/worker.ts";
+import { type Job, LogCompression } from "../proto/generated/jobs/v1/worker.ts";
 import { type Client, ClientError, resuming, retrying, type StartInput } from "../src/client/index.ts";
 import { check, type Modelled } from "./model.ts";
 import type { Sequence } from "./operations.ts";
@@ -21,6 +21,8 @@ export interface Figures {
   compared: number;
   gaps: number;
   gapBytes: number;
+  compressed: number;
+  archived: number;
 }
 
 /** A daemon and what has been asked of it. */
@@ -89,6 +91,7 @@ export function add(session: Session, shape: Shape): Modelled {
   const pool = world.place.pool.bytes;
   const written = { stdout: bytesOf(shape, "stdout", pool), stderr: bytesOf(shape, "stderr", pool) };
   const size = written.stdout.length + written.stderr.length;
+  const limit = shape.log.limit ?? sequence.logLimit;
   const job: Modelled = {
     key: `job-${jobs.length}`,
     shape,
@@ -96,16 +99,16 @@ export function add(session: Session, shape: Shape): Modelled {
     id: undefined,
     stops: 0,
     supervisorKilled: false,
-    mayHaveGaps: session.full !== undefined || (sequence.logLimit > 0 && size > sequence.logLimit),
+    mayHaveGaps: session.full !== undefined || (limit > 0 && size > limit),
     ended: undefined,
   };
   jobs.push(job);
   return job;
 }
 
-export function request({ world }: Session, { key, shape }: Pick<Modelled, "key" | "shape">): StartInput {
+export function request({ world, sequence }: Session, { key, shape }: Pick<Modelled, "key" | "shape">): StartInput {
   const { place, marks } = world;
-  const { timeLimitMs } = shape;
+  const { timeLimitMs, log } = shape;
   return {
     command: place.program,
     args: [key, marks, place.pool.path, ...wordsOf(shape)],
@@ -115,8 +118,18 @@ export function request({ world }: Session, { key, shape }: Pick<Modelled, "key"
     ]),
     labels: new Map([["key", key]]),
     requestId: key,
+    log: {
+      limit: log.limit === undefined ? undefined : BigInt(log.limit),
+      compression: compressionOf(log.compress),
+      archive: sequence.archive && log.stays ? false : undefined,
+    },
     ...(timeLimitMs !== undefined && { timeLimit: { seconds: 0n, nanos: timeLimitMs * 1e6 } }),
   };
+}
+
+function compressionOf(compress: boolean | undefined): LogCompression {
+  if (compress === undefined) return LogCompression.LOG_COMPRESSION_UNSPECIFIED;
+  return compress ? LogCompression.LOG_COMPRESSION_ZSTD : LogCompression.LOG_COMPRESSION_OFF;
 }
 
 /** What becomes of a start that was not answered is found out when all has settled. */

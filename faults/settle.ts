@@ -1,12 +1,14 @@
 import { basename } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import type { Job } from "../proto/generated/jobs/v1/worker.ts";
+import { type Job, LogPlace, logPlaceToJSON } from "../proto/generated/jobs/v1/worker.ts";
 import { check, type Modelled, undisturbed } from "./model.ts";
 import { processesOf } from "./sandbox.ts";
 import { free, identify, processesOfJobs, read, request, type Session } from "./session.ts";
 import { marksOf, until } from "./world.ts";
 
 const DEADLINE_MS = 45_000;
+/** A block for each of its files. */
+const SMALL_BYTES = 8192;
 /** Made ahead of jobs: groups, and directories. */
 const AHEAD = 8;
 
@@ -38,6 +40,7 @@ export async function finish(session: Session): Promise<void> {
   for (const job of jobs) {
     const { job: ended } = await world.client.wait(job.id ?? "", { timeoutMs: DEADLINE_MS });
     if (ended) check(job, ended);
+    await putAway(session, job);
     await read(session, job, 0, false);
   }
   await answered(session, session.lasting);
@@ -55,6 +58,23 @@ export async function finish(session: Session): Promise<void> {
       world.directories().filter((name) => !ids.has(name)),
     ),
   );
+}
+
+/** Waits until the job's log is where it is to be: in the archive, or compressed unless that is of no use. */
+async function putAway({ world, sequence, figures }: Session, { id = "", key, shape }: Modelled): Promise<void> {
+  const rest = (shape.log.compress ?? sequence.compress) ? LogPlace.LOG_PLACE_COMPRESSED : LogPlace.LOG_PLACE_KEPT;
+  const wanted = sequence.archive && !shape.log.stays ? LogPlace.LOG_PLACE_ARCHIVED : rest;
+  let place: LogPlace | undefined;
+  for (const end = performance.now() + DEADLINE_MS; performance.now() < end; await delay(20)) {
+    const { job } = await world.client.query(id, { timeoutMs: DEADLINE_MS });
+    place = job?.log?.place;
+    const small = place === LogPlace.LOG_PLACE_KEPT && Number(job?.log?.bytes) <= SMALL_BYTES;
+    if (place !== wanted && !(small && wanted === LogPlace.LOG_PLACE_COMPRESSED)) continue;
+    if (place === LogPlace.LOG_PLACE_ARCHIVED) figures.archived++;
+    if (place === LogPlace.LOG_PLACE_COMPRESSED) figures.compressed++;
+    return;
+  }
+  throw new Error(`the log of ${key} is at ${place === undefined ? "no place" : logPlaceToJSON(place)}`);
 }
 
 async function answered({ failures }: Session, calls: Session["flying"]): Promise<void> {

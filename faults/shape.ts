@@ -2,6 +2,8 @@ import fc from "fast-check";
 
 /** Random bytes that jobs write pieces of. What a job writes at most is half of it. */
 export const POOL_BYTES = 16 * 1024 * 1024;
+/** The least limit of a log, and one that some jobs' output passes. */
+export const LEAST_LOG_LIMIT_BYTES = 1024 * 1024;
 
 export type Step =
   | { readonly kind: "stdout" | "stderr"; readonly at: number; readonly size: number }
@@ -19,6 +21,8 @@ export interface Shape {
   readonly steps: readonly Step[];
   readonly ending: Ending;
   readonly timeLimitMs: number | undefined;
+  /** Otherwise than its daemon has it. */
+  readonly log: { readonly limit: number | undefined; readonly compress: boolean | undefined; readonly stays: boolean };
 }
 
 export type Source = "stdout" | "stderr";
@@ -91,14 +95,26 @@ const ending = fc.oneof(
   { weight: 3, arbitrary: fc.constant<Ending>({ kind: "never" }) },
 );
 
+const log = fc.record({
+  limit: fc.option(fc.constant(LEAST_LOG_LIMIT_BYTES), { freq: 5, nil: undefined }),
+  compress: fc.option(fc.boolean(), { freq: 5, nil: undefined }),
+  stays: fc.nat(4).map((number) => number === 0),
+});
+
 export const shape: fc.Arbitrary<Shape> = fc
   .record({
     steps: fc.array(step, { maxLength: 8, size: "max" }),
     ending,
     timeLimitMs: fc.option(fc.integer({ min: 20, max: 500 }), { freq: 6, nil: undefined }),
     begin: fc.nat(POOL_BYTES),
+    log,
   })
-  .map(({ steps, begin, ending: end, timeLimitMs }) => ({ steps: placed(steps, begin), ending: end, timeLimitMs }));
+  .map(({ steps, begin, ending: end, timeLimitMs, log: policy }) => ({
+    steps: placed(steps, begin),
+    ending: end,
+    timeLimitMs,
+    log: policy,
+  }));
 
 /** No piece overlaps another, so that what is read tells where in the job's output it is. */
 function placed(steps: readonly Step[], begin: number): Step[] {

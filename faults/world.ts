@@ -16,6 +16,7 @@ import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { issueAll } from "../certs/issue.ts";
 import { type Client, connect } from "../src/client/index.ts";
+import type { Sequence } from "./operations.ts";
 import { endAll, groupsIn, type Sandbox } from "./sandbox.ts";
 import { POOL_BYTES } from "./shape.ts";
 
@@ -71,13 +72,21 @@ export interface World extends AsyncDisposable {
   log(): string;
 }
 
-export async function openWorld(place: Place, name: string, flags: readonly string[]): Promise<World> {
+export async function openWorld(
+  place: Place,
+  name: string,
+  { logLimit, logKeep, compress, archive }: Sequence,
+): Promise<World> {
   const { sandbox, certs } = place;
   await using opening = new AsyncDisposableStack();
   const home = join(sandbox.directory, name);
   mkdirSync(home);
   const state = join(home, "state");
   mkdirSync(state);
+  const store = join(home, "archive");
+  mkdirSync(store);
+  const flags = ["--log-limit", String(logLimit), "--log-keep", logKeep, "--log-compress", compress ? "zstd" : "off"];
+  if (archive) flags.push("--archive", store);
   opening.defer(() => rmSync(home, { recursive: true, force: true, maxRetries: 10 }));
   if (sandbox.mounts) {
     execFileSync("mount", ["-t", "tmpfs", "-o", `size=${DISK_BYTES}`, "faults", state]);
