@@ -13,6 +13,7 @@ import { dirname, join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { pathToFileURL } from "node:url";
 import { codeOf, JobError } from "./errors.ts";
+import { isFailing } from "./failure.ts";
 import { lockedBy } from "./lock.ts";
 
 /* What the journal is kept in: docs/decisions/0010-a-journal-is-looked-at-before-it-is-opened.md. */
@@ -128,6 +129,17 @@ export function look(path: string, see: (database: DatabaseSync) => void): void 
   }
 }
 
+/** False where there is no room to look: that takes a -shm beside a -wal, and a full disk is no reason not to start. */
+function lookedAt(path: string, see: (database: DatabaseSync) => void): boolean {
+  try {
+    look(path, see);
+    return true;
+  } catch (error) {
+    if (isFailing(error)) return false;
+    throw error;
+  }
+}
+
 function number(database: DatabaseSync, pragma: string): number {
   return Number(database.prepare(`PRAGMA ${pragma}`).get()?.[pragma]);
 }
@@ -174,13 +186,14 @@ export function openDatabase(
 ): { readonly database: DatabaseSync; readonly written: number } {
   let database: DatabaseSync | undefined;
   try {
-    if (checkFile(path, hasJobs(join(dirname(path), "jobs"))) === "there")
-      look(path, (seen) => checkContent(path, seen, version, see));
+    const there = checkFile(path, hasJobs(join(dirname(path), "jobs"))) === "there";
+    const looked = there && lookedAt(path, (seen) => checkContent(path, seen, version, see));
     database = new DatabaseSync(path);
     // WAL needs no shared memory while one process has it alone.
     database.exec(
       "PRAGMA locking_mode = EXCLUSIVE; PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA journal_size_limit = 8388608; BEGIN EXCLUSIVE; COMMIT;",
     );
+    if (there && !looked) checkContent(path, database, version, see);
     return { database, written: number(database, "user_version") };
   } catch (error) {
     database?.close();

@@ -14,6 +14,7 @@ import {
   run,
   sh,
   startReady,
+  testDaemon,
   testDirectory,
   testWorker,
   until,
@@ -107,6 +108,22 @@ describe.skipIf(noMounts)(`on a full disk${reason(noMounts)}`, () => {
         expect(readdirSync(join(stateDir, "jobs", ".spares"))).toEqual([]);
       },
     );
+  });
+
+  test.each(disks)("of %s a daemon starts that comes after one that was killed", async (_name, disk, bytes) => {
+    using files = testDirectory();
+    using small = disk(join(files.path, "disk"), bytes);
+    const stateDir = join(small.path, "state");
+    await using daemon = await testDaemon({ stateDir });
+    const { id, pid } = await daemon.start(waits);
+    await daemon.kill();
+    small.fill();
+    await using worker = await testWorker({ stateDir });
+    await until("it runs", () => worker.query(id).state === "running");
+    expect(worker.query(id).pid).toBe(pid);
+    expect((await worker.stop(id, { by })).job.ended).toMatchObject({ how: { kind: "stopped", by } });
+    small.empty();
+    await until("it is recorded", () => !worker.traces().some((trace) => trace.startsWith("cgroup:")));
   });
 
   test("the journal's transactions fail one by one, and what was kept is written in time by itself", async () => {
