@@ -56,15 +56,20 @@ export function ask<Answer>(
 /** A call that is answered soon. While the disk is full it may fail. */
 export function call(session: Session, what: string, work: () => Promise<void>): Promise<void> {
   session.figures.operations++;
-  const { full, fills } = session;
+  const wasFull = sinceNow(session);
   return track(session.flying, session, what, async () => {
     try {
       await work();
     } catch (error) {
-      const disk = full !== undefined || session.full !== undefined || session.fills !== fills;
-      if (!(disk && error instanceof ClientError)) throw error;
+      if (!(wasFull() && error instanceof ClientError)) throw error;
     }
   });
+}
+
+/** Whether the disk has been full since. */
+function sinceNow(session: Session): () => boolean {
+  const { full, fills } = session;
+  return () => full !== undefined || session.full !== undefined || session.fills !== fills;
 }
 
 export function last(session: Session, what: string, work: () => Promise<void>): void {
@@ -170,7 +175,8 @@ export function follow(session: Session, job: Modelled, from: number): void {
 
 /** Reads a job's output and compares it. */
 export async function read(session: Session, job: Modelled, from: number, following: boolean): Promise<void> {
-  const { world, figures, signal } = session;
+  const { world, figures, sequence, signal } = session;
+  const wasFull = sinceNow(session);
   const place = reader(job.written, from);
   let end: Job | undefined;
   const messages = resuming(
@@ -185,6 +191,9 @@ export async function read(session: Session, job: Modelled, from: number, follow
     }
   } catch (error) {
     if (signal.aborted) return;
+    // The index of a log in the archive is copied to the disk.
+    const exhausted = error instanceof ClientError && error.code === "RESOURCE_EXHAUSTED";
+    if (sequence.archive && exhausted && wasFull()) return;
     throw new Error(`${following ? "following" : "reading"} from ${from}: ${String(error)}`, { cause: error });
   }
   figures.compared += place.compared;

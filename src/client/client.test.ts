@@ -337,6 +337,9 @@ describe("an outage", () => {
       const onRetry = ({ message }: ClientError): unknown => told.push(message);
       expect(await retrying(to, call, { limitMs: 20_000, onRetry, onResume: () => told.push("on") })).toBe("answer");
       expect(told).toEqual(["refused", "on"]);
+      attempts = 0;
+      expect(await retrying(to, call, { limitMs: 20_000, onResume: () => told.push("on") })).toBe("answer");
+      expect(told).toEqual(["refused", "on", "on"]);
     } finally {
       other.server.forceShutdown();
     }

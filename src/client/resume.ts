@@ -142,7 +142,10 @@ function outages(
       const pauseMs = Math.min(FIRST_PAUSE_MS * 2 ** outage.failures++, LONGEST_PAUSE_MS);
       attempt = { beganMs: now };
       if (now + pauseMs > outage.endMs) throw failure;
-      if (!late) onRetry?.(failure, ++outage.told);
+      if (!late) {
+        outage.told++;
+        onRetry?.(failure, outage.told);
+      }
       await delay(pauseMs, undefined, { signal }).catch(() => {
         throw failure;
       });

@@ -170,7 +170,7 @@ async function writeFrame(file: FileHandle, bytes: Buffer, position: number): Pr
 }
 
 /** A disk that gets full takes a part. */
-async function writeAll(file: FileHandle, bytes: Buffer, position: number): Promise<void> {
+export async function writeAll(file: FileHandle, bytes: Buffer, position: number): Promise<void> {
   for (let done = 0; done < bytes.length;)
     done += (await file.write(bytes, done, bytes.length - done, position + done)).bytesWritten;
 }

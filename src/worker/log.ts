@@ -96,7 +96,7 @@ function openCompressedLog(directory: string): Log & Disposable {
   const [output, index] = openBoth(directory, "output.zst", "index.zst");
   try {
     return compressedLogOf(
-      index,
+      fileBytes(index),
       { size: () => fstatSync(output).size, read: (...where) => readAt(output, ...where) },
       () => {
         closeSync(output);
@@ -137,9 +137,9 @@ function readAt(fd: number, buffer: Buffer, offset: number): number | Promise<nu
   });
 }
 
-/** A log of index.zst, an open file, and output.zst; `close` is called when it is disposed of. */
-export function compressedLogOf(fd: number, file: Bytes, close: () => void): Log & Disposable {
-  const { index, frames } = openIndex(fd);
+/** A log of index.zst and output.zst; `close` is called when it is disposed of. */
+export function compressedLogOf(indexFile: LocalBytes, file: Bytes, close: () => void): Log & Disposable {
+  const { index, frames } = openIndex(indexFile);
   const output = framedOutput(frames, file);
   return {
     ...logOf(index, output),

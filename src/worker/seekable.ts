@@ -1,4 +1,3 @@
-import { fstatSync, readSync } from "node:fs";
 import { promisify } from "node:util";
 import { constants, createZstdCompress, zstdDecompress, zstdDecompressSync } from "node:zlib";
 
@@ -130,14 +129,14 @@ export interface Frames {
   at(n: number): Frame;
 }
 
-/** Reads index.zst, an open file. Throws when it is none. */
-export function openIndex(fd: number): { readonly index: LocalBytes; readonly frames: Frames } {
+/** Reads index.zst. Throws when it is none. */
+export function openIndex(file: LocalBytes): { readonly index: LocalBytes; readonly frames: Frames } {
   const bytesAt = (length: number, position: number): Buffer => {
     const bytes = Buffer.alloc(length);
-    if (position < 0 || readSync(fd, bytes, 0, length, position) < length) throw notSeekable();
+    if (position < 0 || file.read(bytes, position) < length) throw notSeekable();
     return bytes;
   };
-  const { size } = fstatSync(fd);
+  const size = file.size();
   const footer = bytesAt(FOOTER_BYTES, size - FOOTER_BYTES);
   if (footer.readUInt32LE(5) !== SEEKABLE) throw notSeekable();
   const count = footer.readUInt32LE(0);

@@ -1,17 +1,22 @@
 import { constants } from "node:fs";
 import { open, unlink, type FileHandle } from "node:fs/promises";
 import { join } from "node:path";
+import { writeAll } from "../compress.ts";
 import { compressedLogOf, fileBytes, logOf, type Log } from "../log.ts";
+import type { LocalBytes } from "../seekable.ts";
 import { BLOCK_BYTES, inBlocks } from "./blocks.ts";
-import type { Store } from "./store.ts";
+import type { Store, Stored } from "./store.ts";
+
+/** Of an index: thousands of readers may hold one each. */
+const MOST_IN_MEMORY_BYTES = 16 * 1024;
 
 interface Archived extends AsyncDisposable {
   readonly log: Log;
 }
 
 /**
- * Opens a job's log in the archive: its index is copied to a file in `directory` that has no name and ends with the log,
- * its output is read as it is asked for. `keyOf` makes a file's key; `signal` ends all that is under way.
+ * Opens a job's log in the archive: its index is copied to memory, or, a larger one, to a file in `directory` that has no
+ * name and ends with the log; its output is read as it is asked for. `keyOf` makes a file's key; `signal` ends all that is under way.
  */
 export async function openArchivedLog(
   store: Store,
@@ -31,11 +36,11 @@ export async function openArchivedLog(
   const closing = new AbortController();
   const either = AbortSignal.any([signal, closing.signal]);
   const output = opened.use(await store.open(keyOf(compressed ? "output.zst" : "output"), either));
-  const index = opened.use(await nameless(directory));
-  await fetchTo(index, store, keyOf(compressed ? "index.zst" : "index"), either);
+  const stored = await store.open(keyOf(compressed ? "index.zst" : "index"), either);
+  const index = await fetched(stored, directory, opened);
   const blocks = opened.use(inBlocks(output));
   opened.defer(() => closing.abort());
-  const log = compressed ? opened.use(compressedLogOf(index.fd, blocks, () => {})) : logOf(fileBytes(index.fd), blocks);
+  const log = compressed ? opened.use(compressedLogOf(index, blocks, () => {})) : logOf(index, blocks);
   const kept = opened.move();
   return { log, [Symbol.asyncDispose]: () => kept.disposeAsync() };
 }
@@ -48,11 +53,20 @@ async function nameless(directory: string): Promise<FileHandle> {
   return file;
 }
 
-async function fetchTo(file: FileHandle, store: Store, key: string, signal: AbortSignal): Promise<void> {
-  await using stored = await store.open(key, signal);
-  const buffer = Buffer.allocUnsafeSlow(Math.min(BLOCK_BYTES, stored.size));
-  for (let offset = 0; offset < stored.size; offset += BLOCK_BYTES) {
-    const count = await stored.read(buffer, offset);
-    await file.write(buffer, 0, count, offset);
+/** All of `stored`, which is closed. A full disk has room for no file: most indexes need none. */
+async function fetched(stored: Stored, directory: string, opened: AsyncDisposableStack): Promise<LocalBytes> {
+  await using source = stored;
+  const { size } = source;
+  if (size <= MOST_IN_MEMORY_BYTES) {
+    const bytes = Buffer.alloc(size);
+    await source.read(bytes, 0);
+    return { size: () => size, read: (buffer, offset) => bytes.copy(buffer, 0, offset) };
   }
+  const file = opened.use(await nameless(directory));
+  const buffer = Buffer.allocUnsafeSlow(BLOCK_BYTES);
+  for (let offset = 0; offset < size; offset += BLOCK_BYTES) {
+    const count = await source.read(buffer, offset);
+    await writeAll(file, buffer.subarray(0, count), offset);
+  }
+  return fileBytes(file.fd);
 }
