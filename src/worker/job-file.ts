@@ -39,7 +39,7 @@ export function openJobFiles(journal: Journal, log: (message: string, facts: obj
   function write(entry: Running): void {
     waiting.delete(entry);
     try {
-      writeJobFile(journal.instance, entry);
+      writeJobFile(journal.instance, entry.directory, entry);
     } catch (error) {
       // Without its directory a job is lost, which is told elsewhere.
       if (codeOf(error) !== "ENOENT")
@@ -86,8 +86,14 @@ export function openJobFiles(journal: Journal, log: (message: string, facts: obj
 }
 
 /** By rename: it is there whole or not at all. */
-function writeJobFile(instance: string, { directory, job, requestId, stoppedBy }: Running): void {
-  const head = JSON.stringify({ version: 1, instance, requestId, stoppedBy });
+export function writeJobFile(
+  instance: string,
+  directory: string,
+  { job, requestId, stoppedBy }: Pick<Running, "job" | "requestId" | "stoppedBy">,
+): void {
+  // What else becomes of a log shows in the directory.
+  const log = job.log?.kind === "archived" ? job.log : undefined;
+  const head = JSON.stringify({ version: 1, instance, requestId, stoppedBy, log });
   const file = openSync(join(directory, "job.new"), "w", 0o600);
   try {
     writeSync(file, `${head.slice(0, -1)},"job":${encode(job)}}\n`);
@@ -133,8 +139,9 @@ function unknownJob(directory: string, started: ReturnType<typeof startOf>): Job
 function readJobFile(directory: string): Told | undefined {
   try {
     // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- writeJobFile() wrote it
-    const told = decode(readFileSync(join(directory, "job"), "utf8")) as Told;
-    return told.job.id === basename(directory) ? told : undefined;
+    const { log, ...told } = decode(readFileSync(join(directory, "job"), "utf8")) as Told & Pick<Job, "log">;
+    if (told.job.id !== basename(directory)) return undefined;
+    return log ? { ...told, job: { ...told.job, log } } : told;
   } catch {
     return undefined;
   }

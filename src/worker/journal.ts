@@ -77,7 +77,7 @@ function bigints(_key: string, value: unknown): unknown {
 }
 
 function isDate(key: string): boolean {
-  return key === "createdAt" || key === "startedAt" || key === "endedAt";
+  return key === "createdAt" || key === "startedAt" || key === "endedAt" || key === "at";
 }
 
 export function decode(text: string): unknown {

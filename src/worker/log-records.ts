@@ -30,7 +30,8 @@ const LOCAL = "log IN ('kept', 'compressed')";
 
 /** What `record` needs, and what `logValues` gives. */
 export const LOG_COLUMNS = "log, log_bytes, log_zstd, log_at, log_why, log_due";
-export const LOG_VALUES = "ended_at = ?, log = ?, log_bytes = ?, log_at = ?, log_why = ?, log_until = ?, log_due = ?";
+export const LOG_VALUES =
+  "ended_at = ?, log = ?, log_bytes = ?, log_zstd = ?, log_at = ?, log_why = ?, log_until = ?, log_due = ?";
 
 type Row = Readonly<{ [column: string]: SQLOutputValue }>;
 
@@ -57,6 +58,7 @@ export function logValues({ endedAt, log, logPolicy }: Job): (number | string | 
     endedAt?.getTime() ?? null,
     log?.kind ?? null,
     log && "bytes" in log ? log.bytes : null,
+    log?.kind === "archived" ? Number(log.compressed) : null,
     log && "at" in log ? log.at.getTime() : null,
     log?.kind === "pruned" ? log.why : null,
     until,

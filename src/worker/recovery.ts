@@ -54,7 +54,7 @@ function takeIn({ jobsDir, journal, retirement }: Context, id: string): boolean 
   const taken = requestId !== undefined && journal.findRequest(job.owner, requestId) !== undefined;
   journal.insert(job, taken ? undefined : requestId);
   if (job.state === "ended") {
-    const ended = { ...job, log: logIn(join(jobsDir, id), retirement.wanted(job)) };
+    const ended = { ...job, log: job.log ?? logIn(join(jobsDir, id), retirement.wanted(job)) };
     journal.update(ended, () => retirement.ended(ended));
   }
   if (stoppedBy !== undefined) journal.stopping(id, stoppedBy);

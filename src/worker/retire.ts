@@ -2,6 +2,7 @@ import { existsSync } from "node:fs";
 import { rm, truncate } from "node:fs/promises";
 import { join } from "node:path";
 import type { Archive } from "./archive/archive.ts";
+import { letGo } from "./archive/move.ts";
 import { compressLog, isCompressed } from "./compress.ts";
 import { reasonOf } from "./errors.ts";
 import type { Job } from "./job.ts";
@@ -62,7 +63,7 @@ export function openRetirement({ options, jobsDir, journal, archive, leave }: Pa
     const directory = join(jobsDir, id);
     const job = journal.find(id)?.job;
     if (job?.log?.kind === "pruned") return remove(id);
-    if (job?.log?.kind === "archived") return removeFiles(id);
+    if (job?.log?.kind === "archived") return letGo({ jobsDir, journal }, id);
     if (job?.log === undefined) return;
     if (!existsSync(join(directory, "output")) && !isCompressed(directory)) return logs.removed(id);
     await compress(job, directory, signal);
@@ -94,11 +95,6 @@ export function openRetirement({ options, jobsDir, journal, archive, leave }: Pa
     // A reader whose client is slow has them open yet.
     for (const file of LOG_FILES) await truncate(join(jobsDir, id, file)).catch(() => {});
     await rm(join(jobsDir, id), { recursive: true, force: true });
-    logs.removed(id);
-  }
-
-  async function removeFiles(id: string): Promise<void> {
-    for (const file of LOG_FILES) await rm(join(jobsDir, id, file), { force: true });
     logs.removed(id);
   }
 

@@ -3,6 +3,7 @@ import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import type { Context } from "../context.ts";
 import { isCompressed } from "../compress.ts";
+import { writeJobFile } from "../job-file.ts";
 import { LOG_FILES } from "../log.ts";
 import type { Store } from "./store.ts";
 
@@ -37,6 +38,18 @@ export async function moveLog(
     journal.logs.archived(id, files === COMPRESSED);
   } else if (!journal.logs.isHere(id) && !journal.logs.isArchived(id)) {
     throw new Error("that the job has ended is not on the disk yet"); // until then its files are all that tells
+  }
+  await letGo({ jobsDir, journal }, id);
+}
+
+/** Of a log that is in the archive: the job's record here tells so, should the journal be lost, and the files go. */
+export async function letGo({ jobsDir, journal }: Pick<Context, "jobsDir" | "journal">, id: string): Promise<void> {
+  const directory = join(jobsDir, id);
+  try {
+    const kept = journal.find(id);
+    if (kept) writeJobFile(journal.instance, directory, { requestId: undefined, stoppedBy: undefined, ...kept });
+  } catch {
+    // A full disk has room when the files are gone; the journal has it.
   }
   for (const file of LOG_FILES) await rm(join(directory, file), { force: true });
   journal.logs.removed(id);

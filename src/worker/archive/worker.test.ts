@@ -16,6 +16,7 @@ import { DatabaseSync } from "node:sqlite";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import type { WorkerOptions } from "../options.ts";
 import type { StreamOptions } from "../output.ts";
+import { recoverJournal } from "../recover.ts";
 import {
   finished,
   readAll,
@@ -69,6 +70,24 @@ async function reads(worker: TestWorker, id: string, size: number): Promise<unkn
   }
   return all;
 }
+
+test.each(["off", "zstd"] as const)(
+  "a log in the archive is known to be there when the journal was lost, compression %s",
+  async (logCompress) => {
+    using files = testDirectory();
+    const options = { archive: { kind: "directory", path: files.path }, logCompress } as const;
+    await using before = await testWorker(options);
+    const { id, text } = await finished(before, sh("seq 1 20000"));
+    await moved(before, id);
+    const { log } = before.query(id);
+    await before.close();
+    for (const end of ["", "-wal"]) rmSync(join(before.stateDir, `journal.db${end}`), { force: true });
+    recoverJournal(before.stateDir);
+    await using after = await testWorker({ ...options, stateDir: before.stateDir });
+    expect(after.query(id).log).toEqual(log);
+    expect((await readAll(after.stream(id, {}))).text).toBe(text);
+  },
+);
 
 describe("an archive in a directory", () => {
   test("has what a job said, which streams as before, and is on this disk no more", async () => {
