@@ -200,7 +200,7 @@ describe("a restart of the container on the same volume", () => {
     });
     await vi.waitFor(async () => expect((await second.query(ids.running)).job.state).toBe("STATE_ENDED"), DEADLINE);
     const { job } = await second.query(ids.running);
-    expect(job.ended).toMatchObject({ lost: { reason: "its supervisor ended without a record" }, exitCode: -1 });
+    expect(job.ended).toMatchObject({ lost: { reason: "the container was restarted" }, exitCode: -1 });
     expect(await second.jobs("reader", "stream", "--follow", ids.running)).toEqual({
       code: 0,
       stdout: "half\n",

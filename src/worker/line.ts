@@ -1,4 +1,4 @@
-import { setTimeout as delay } from "node:timers/promises";
+import { setImmediate as nextTurn, setTimeout as delay } from "node:timers/promises";
 import { reasonOf } from "./errors.ts";
 
 /** Between two tries while they fail: the first pause, and the longest. */
@@ -42,9 +42,11 @@ export function openLine({ work, told, log, pauses = PAUSES }: Work): Line {
       busy = id;
       try {
         await work(id, signal);
+        busy = undefined;
         waiting.delete(id);
         tries = 0;
         if (failed.delete(id)) tell(undefined);
+        await nextTurn(); // a log that is left as it is waits for nothing else
       } catch (error) {
         if (signal.aborted) break;
         // To the end of the line: what is wrong with one log keeps no other from its turn.

@@ -87,6 +87,7 @@ export interface LogRecords {
   /** On this disk, in either form; or in the archive. */
   isHere(id: string): boolean;
   isArchived(id: string): boolean;
+  /** On the disk when this returns. */
   archived(id: string, compressed: boolean): void;
   /** Nothing of one that was archived or pruned is on this disk. Of any other it is told that its files were gone. */
   removed(id: string): void;
@@ -96,7 +97,7 @@ export interface LogRecords {
   /** Those on this disk that ended first, but `busy`; `settled` for only those that nothing is to be done with. */
   oldest(limit: number, busy: string | undefined, settled: boolean): Local[];
   /** Those that are pruned by their jobs' own policies, the earliest first. */
-  expiring(limit: number, busy: string | undefined): Local[];
+  expiring(limit: number, busy: string | undefined, settled: boolean): Local[];
 }
 
 export function logRecords(database: DatabaseSync): LogRecords {
@@ -113,7 +114,7 @@ export function logRecords(database: DatabaseSync): LogRecords {
     "UPDATE jobs SET log = 'compressed', log_bytes = ? WHERE id = ? AND log = 'kept'",
   );
   const archived = database.prepare(
-    "UPDATE jobs SET log = 'archived', log_zstd = ?, log_at = ?, log_until = NULL WHERE id = ?",
+    `UPDATE jobs SET log = 'archived', log_zstd = ?, log_at = ?, log_until = NULL WHERE id = ? AND ${LOCAL}`,
   );
   const gone = database.prepare(
     `UPDATE jobs SET log = 'pruned', log_why = 'missing', log_at = ?, log_until = NULL WHERE id = ? AND ${LOCAL}`,
@@ -130,7 +131,7 @@ export function logRecords(database: DatabaseSync): LogRecords {
   );
   const expiring = database.prepare(
     `SELECT id, ended_at, log_bytes, log_until FROM jobs INDEXED BY jobs_log_until
-     WHERE log_until IS NOT NULL AND id <> ? ORDER BY log_until LIMIT ?`,
+     WHERE log_until IS NOT NULL AND id <> ? AND (? OR log_due IS NULL) ORDER BY log_until LIMIT ?`,
   );
   const find = (id: string): JobLog | undefined => logOf(of.get(id) ?? {});
   const localOf = (row: Row): Local => ({
@@ -151,7 +152,15 @@ export function logRecords(database: DatabaseSync): LogRecords {
     compressed: (id, bytes) => void compressed.run(bytes, id),
     isHere: (id) => /^(kept|compressed)$/.test(find(id)?.kind ?? ""),
     isArchived: (id) => find(id)?.kind === "archived",
-    archived: (id, zstd) => void archived.run(zstd ? 1 : 0, Date.now(), id),
+    archived(id, zstd) {
+      // On the disk, not on its way there: the files go next.
+      database.exec("PRAGMA synchronous = FULL");
+      try {
+        archived.run(zstd ? 1 : 0, Date.now(), id);
+      } finally {
+        database.exec("PRAGMA synchronous = NORMAL");
+      }
+    },
     removed(id) {
       gone.run(Date.now(), id);
       left.run(id);
@@ -163,6 +172,6 @@ export function logRecords(database: DatabaseSync): LogRecords {
       return { count: Number(row?.["count"]), bytes: Number(row?.["bytes"]) };
     },
     oldest: (limit, busy = "", settledOnly) => oldest.all(busy, settledOnly ? 0 : 1, limit).map(localOf),
-    expiring: (limit, busy = "") => expiring.all(busy, limit).map(localOf),
+    expiring: (limit, busy = "", settledOnly) => expiring.all(busy, settledOnly ? 0 : 1, limit).map(localOf),
   };
 }

@@ -61,9 +61,19 @@ export function bytesOnDisk(directory: string): number {
   return blocks.reduce((sum, count) => sum + count * 512, 0); // st_blocks, stat(2)
 }
 
+/** What there is of a log in a job's directory. Throws what keeps it from being known. */
+export function logFilesIn(directory: string): "whole" | "part" | "none" {
+  const [output, index, outputZst, indexZst] = ["output", "index", "output.zst", "index.zst"].map(
+    (file) => statSync(join(directory, file), { throwIfNoEntry: false }) !== undefined,
+  );
+  if ((output && index) || (outputZst && indexZst)) return "whole";
+  return output || index || outputZst || indexZst ? "part" : "none";
+}
+
 /** Where the log of a job that has ended is, as its directory tells; `due` when something is to be done with it. */
 export function logIn(directory: string, due: boolean): JobLog {
-  const kind = existsSync(join(directory, "output")) ? "kept" : "compressed";
+  const compressed = existsSync(join(directory, "output.zst")) && !existsSync(join(directory, "output"));
+  const kind = compressed ? "compressed" : "kept";
   return { kind, bytes: bytesOnDisk(directory), ...(due && { due }) };
 }
 

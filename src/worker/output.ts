@@ -71,12 +71,12 @@ async function tailOffset(
   let left = position.count;
   let last = true;
   if (left <= 0) return size;
-  for (let high = size; high > first;) {
+  for (let high = Math.min(size, log.output.size()); high > first;) {
     const low = Math.max(first, high - CHUNK_BYTES);
     const runs: { from: number; to: number }[] = [];
     for (let from = low; from < high;) {
-      const to = log.runEnd(from, high, false);
       const piece = log.pieceAt(from);
+      const to = log.runEnd(from, high, false);
       if (piece.source !== undefined && (source ?? piece.source) === piece.source) runs.push({ from, to });
       from = to;
     }
@@ -172,8 +172,9 @@ export async function* readOutput(log: Log, live: Live, options: StreamOptions):
           ahead = readAhead(offset, size);
           yield { kind: "chunk", source: taken.source, timeMs: taken.timeMs, offset: taken.offset, bytes: taken.bytes };
         } else {
+          const gap = log.pieceAt(offset).source === undefined;
           const end = log.runEnd(offset, size, false);
-          if (log.pieceAt(offset).source === undefined) yield { kind: "gap", offset, length: end - offset };
+          if (gap) yield { kind: "gap", offset, length: end - offset };
           offset = end;
         }
       }

@@ -1,3 +1,4 @@
+import { execFileSync } from "node:child_process";
 import {
   existsSync,
   fstatSync,
@@ -5,7 +6,9 @@ import {
   readdirSync,
   readlinkSync,
   renameSync,
+  rmSync,
   statfsSync,
+  truncateSync,
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
@@ -102,6 +105,75 @@ describe("logs are pruned, those that ended first first,", () => {
     expect(worker.query(ids[3] ?? "").log?.kind).toBe("kept");
   });
 
+  test.skipIf(noMounts)(`where the disk is full to the last byte${reason(noMounts)}`, async () => {
+    using files = testDirectory();
+    using disk = smallDisk(join(files.path, "disk"), 16 * MIB);
+    const options = {
+      stateDir: join(disk.path, "state"),
+      logPrune: { free: { kind: "percent", amount: 25 }, freeEveryMs: 20 },
+    } as const;
+    await using before = await testWorker({ stateDir: options.stateDir });
+    const ids = await some(before, 6);
+    await before.close();
+    disk.fill();
+    await using worker = await testWorker(options);
+    await pruned(worker, ids[0] ?? "");
+    await until("there is room", () => statfsSync(disk.path).bavail * 4 >= statfsSync(disk.path).blocks);
+    expect(worker.query(ids[5] ?? "").log?.kind).toBe("kept");
+  });
+
+  test.skipIf(noMounts)(
+    `by free space no more than is wanted, after what other limits took${reason(noMounts)}`,
+    async () => {
+      using files = testDirectory();
+      using disk = smallDisk(join(files.path, "disk"), 16 * MIB);
+      const stateDir = join(disk.path, "state");
+      await using before = await testWorker({ stateDir });
+      const ids = await some(before, 10);
+      await before.close();
+      const { bavail, bsize } = statfsSync(disk.path);
+      const free = { kind: "bytes", amount: bavail * bsize + 3 * MIB } as const;
+      await using worker = await testWorker({ stateDir, logPrune: { free, count: 5 } });
+      for (const id of ids.slice(0, 5)) await pruned(worker, id);
+      const { id } = await ended(worker, run("true"));
+      await pruned(worker, ids[5] ?? "");
+      expect([...ids.slice(6), id].map((each) => worker.query(each).log?.kind)).toEqual(Array(5).fill("kept"));
+      expect(worker.query(ids[4] ?? "").log).toMatchObject({ why: "count" });
+    },
+  );
+
+  test.each([{ log: { keepForMs: 300 } }, {}])(
+    "by time, of one that is compressed before, as by %o",
+    async (policy) => {
+      await using worker = await testWorker({ logCompress: "zstd", ...(!policy.log && { logPrune: { ageMs: 300 } }) });
+      const { id } = await ended(worker, { ...sh("seq 100000"), ...policy });
+      await pruned(worker, id);
+    },
+  );
+
+  test("though one of them cannot be removed", async () => {
+    await using worker = await testWorker();
+    const ids = await some(worker, 3, run("echo", "said"));
+    await worker.close();
+    const stuck = join(worker.directory(ids[0] ?? ""), "stuck");
+    mkdirSync(stuck);
+    writeFileSync(join(stuck, "file"), "");
+    execFileSync("chattr", ["+i", join(stuck, "file")]);
+    try {
+      await using next = await testWorker({
+        stateDir: worker.stateDir,
+        logPrune: { count: 0 },
+        compressPauses: { firstMs: 5, lastMs: 20 },
+      });
+      for (const id of ids.slice(1)) await pruned(next, id);
+      expect(next.query(ids[0] ?? "").log?.kind).toBe("pruned");
+      execFileSync("chattr", ["-i", join(stuck, "file")]);
+      await pruned(next, ids[0] ?? "");
+    } finally {
+      if (existsSync(stuck)) execFileSync("chattr", ["-i", join(stuck, "file")]);
+    }
+  });
+
   test("by a daemon that is started with less than there is", async () => {
     await using worker = await testWorker();
     const ids = await some(worker, 3, run("echo", "said"));
@@ -149,6 +221,19 @@ describe("a log that was pruned", () => {
     expect(await refused(() => readAll(slow))).toMatchObject({ code: "pruned", facts: { why: "count" } });
   });
 
+  test("is not read as an empty one while its files go", async () => {
+    await using worker = await testWorker();
+    const [id = ""] = await some(worker, 1);
+    await worker.close();
+    const journal = new DatabaseSync(join(worker.stateDir, "journal.db"));
+    journal.exec("UPDATE jobs SET log = 'pruned', log_why = 'age', log_at = 1000, log_due = NULL");
+    journal.close();
+    truncateSync(join(worker.directory(id), "output"));
+    await using next = await testWorker({ stateDir: worker.stateDir });
+    expect(await refused(() => readAll(next.stream(id, {})))).toMatchObject({ code: "pruned" });
+    rmSync(next.directory(id), { recursive: true });
+  });
+
   test("by a daemon that died before its files were gone is removed by the next one", async () => {
     await using worker = await testWorker();
     const [id = ""] = await some(worker, 1, run("echo", "said"));
@@ -175,11 +260,13 @@ test("with an archive, what is not archived yet is not pruned", async () => {
   renameSync(path, away);
   const { id } = await ended(worker, run("echo", "kept"));
   const { id: own } = await ended(worker, { ...run("echo", "own"), log: { archive: false } });
+  const { id: short } = await ended(worker, { ...run("echo", "short"), log: { keepForMs: 1 } });
   await pruned(worker, own);
   await until("the archive was tried", () => worker.logged.some((line) => line.includes("logs cannot be archived")));
   expect((await readAll(worker.stream(id, {}))).text).toBe("kept\n");
+  expect((await readAll(worker.stream(short, {}))).text).toBe("short\n");
   renameSync(away, path);
-  await until("it is archived", () => worker.query(id).log?.kind === "archived");
+  for (const each of [id, short]) await until("it is archived", () => worker.query(each).log?.kind === "archived");
   expect((await readAll(worker.stream(id, {}))).text).toBe("kept\n");
 });
 

@@ -67,33 +67,30 @@ export function openPruner({ limits, jobsDir, logs, settledOnly, busy, prune, lo
     return found;
   }
 
-  /** Looks once: some file systems have the room only a while after the files went. */
-  function lacking(): () => Local[] {
+  /** Looks once: some file systems have the room only a while after the files went. `gone`: the bytes of those. */
+  function lacking(gone: () => number): () => Local[] {
     if (!free) return () => [];
     const { bavail, blocks, bsize } = statfsSync(jobsDir);
     const wanted = free.kind === "bytes" ? free.amount : (blocks * bsize * free.amount) / 100;
-    let left = wanted - bavail * bsize;
-    return () => {
-      const found = worth(left);
-      left -= found.reduce((sum, each) => sum + each.bytes, 0);
-      return found;
-    };
+    return () => worth(wanted - bavail * bsize - gone());
   }
 
   /** What each limit wants pruned; asked again until it is nothing. */
-  const wants = (): readonly (readonly [PruneReason, () => readonly { readonly id: string }[]])[] => [
-    ["keep-for", () => logs.expiring(BATCH, busy()).filter(({ untilMs }) => untilMs <= Date.now())],
+  const wants = (gone: () => number): readonly (readonly [PruneReason, () => readonly Local[]])[] => [
+    ["keep-for", () => logs.expiring(BATCH, busy(), settledOnly).filter(({ untilMs }) => untilMs <= Date.now())],
     ["age", () => (ageMs === undefined ? [] : oldest(BATCH).filter(({ endedMs }) => endedMs + ageMs <= Date.now()))],
     ["count", () => (count === undefined ? [] : oldest(Math.max(0, logs.local().count - count)))],
     ["size", () => (bytes === undefined ? [] : worth(logs.local().bytes - bytes))],
-    ["free", lacking()],
+    ["free", lacking(gone)],
   ];
 
   async function pruneAll(): Promise<void> {
-    for (const [why, find] of wants()) {
+    let gone = 0;
+    for (const [why, find] of wants(() => gone)) {
       for (let found = find(); found.length > 0 && !closed; found = find()) {
-        for (const { id } of found) {
+        for (const { id, bytes: freed } of found) {
           await prune(id, why);
+          gone += freed;
           log("info", "a log was pruned", { job: id, why });
         }
         await nextTurn();
@@ -104,7 +101,7 @@ export function openPruner({ limits, jobsDir, logs, settledOnly, busy, prune, lo
   /** At the earliest end of what is kept by time. */
   function wait(): void {
     clearTimeout(expiry);
-    const ends = logs.expiring(1, busy()).map(({ untilMs }) => untilMs);
+    const ends = logs.expiring(1, busy(), settledOnly).map(({ untilMs }) => untilMs);
     if (ageMs !== undefined) ends.push(...oldest(1).map(({ endedMs }) => endedMs + ageMs));
     if (ends.length > 0 && !closed)
       expiry = setTimeout(run, Math.min(Math.max(0, Math.min(...ends) - Date.now()), DAY_MS)).unref();
@@ -117,7 +114,11 @@ export function openPruner({ limits, jobsDir, logs, settledOnly, busy, prune, lo
     const before = performance.now();
     running = pruneAll()
       .then(wait)
-      .catch((error: unknown) => log("error", `logs cannot be pruned: ${reasonOf(error)}`, {}))
+      .catch((error: unknown) => {
+        log("error", `logs cannot be pruned: ${reasonOf(error)}`, {});
+        clearTimeout(expiry);
+        if (!closed) expiry = setTimeout(run, FREE_EVERY_MS).unref();
+      })
       .finally(() => {
         running = undefined;
         if (closed) return;
@@ -126,7 +127,7 @@ export function openPruner({ limits, jobsDir, logs, settledOnly, busy, prune, lo
             pause = undefined;
             if (again) run();
           },
-          (performance.now() - before) * IDLE_SHARE,
+          Math.min((performance.now() - before) * IDLE_SHARE, freeEveryMs),
         ).unref();
       });
   }

@@ -25,6 +25,7 @@ import {
   finished,
   open,
   readAll,
+  refused,
   run,
   sh,
   startReady,
@@ -171,7 +172,24 @@ describe("a finished log", () => {
     const bytes = readFileSync(path);
     bytes.writeUInt8(bytes.readUInt8(5000) ^ 1, 5000);
     writeFileSync(path, bytes);
-    await expect(readAll(worker.stream(id, {}))).rejects.toThrow(/.+/);
+    expect(await refused(() => readAll(worker.stream(id, {})))).toMatchObject({ code: "data-loss" });
+    rmSync(path.replace("output", "index"));
+    writeFileSync(path.replace("output", "index"), bytes.subarray(0, 5000));
+    expect(await refused(() => readAll(worker.stream(id, {})))).toMatchObject({ code: "data-loss" });
+  });
+
+  test("of which files are missing is left as it is, and keeps no other waiting", async () => {
+    using files = testDirectory();
+    await using worker = await testWorker();
+    const [one, other] = [await finished(worker, sh(TALKS)), await finished(worker, sh(TALKS))];
+    await worker.close();
+    rmSync(join(worker.directory(one.id), "index"));
+    const archive = { kind: "directory", path: files.path } as const;
+    await using next = await testWorker({ stateDir: worker.stateDir, logCompress: "zstd", archive });
+    await until("the other is archived", () => next.query(other.id).log?.kind === "archived");
+    expect(logFiles(next.directory(one.id))).toEqual(["output"]);
+    expect(next.query(one.id).log?.kind).toBe("kept");
+    expect(next.logged.filter((line) => line.includes("files of a log are missing"))).toHaveLength(1);
   });
 });
 

@@ -1,14 +1,15 @@
-import { existsSync } from "node:fs";
+import { existsSync, rmSync, truncateSync } from "node:fs";
 import { rm, truncate } from "node:fs/promises";
 import { join } from "node:path";
 import type { Archive } from "./archive/archive.ts";
 import { letGo } from "./archive/move.ts";
 import { compressLog, isCompressed } from "./compress.ts";
 import { reasonOf } from "./errors.ts";
+import { isFailing } from "./failure.ts";
 import type { Job } from "./job.ts";
 import type { Journal } from "./journal.ts";
 import { openLine } from "./line.ts";
-import { bytesOnDisk, LOG_FILES } from "./log.ts";
+import { bytesOnDisk, LOG_FILES, logFilesIn } from "./log.ts";
 import type { CheckedOptions } from "./options.ts";
 import { openPruner, type Prune } from "./prune.ts";
 
@@ -65,11 +66,18 @@ export function openRetirement({ options, jobsDir, journal, archive, leave }: Pa
     if (job?.log?.kind === "pruned") return remove(id);
     if (job?.log?.kind === "archived") return letGo({ jobsDir, journal }, id);
     if (job?.log === undefined) return;
-    if (!existsSync(join(directory, "output")) && !isCompressed(directory)) return logs.removed(id);
-    await compress(job, directory, signal);
-    if (archives(job)) archive?.add(id);
-    else logs.settled(id);
-    pruner.run();
+    const found = logFilesIn(directory);
+    if (found === "part")
+      options.log("warn", "files of a log are missing: the others are left as they are", { job: id });
+    try {
+      if (found === "whole") await compress(job, directory, signal);
+      // It may be in the archive already, without the journal's knowing.
+      if (archives(job) && found !== "part") archive?.add(id);
+      else if (found === "none") logs.removed(id);
+      else logs.settled(id);
+    } finally {
+      setImmediate(() => pruner.run()); // when it is not its turn any more
+    }
   }
 
   async function compress(job: Job, directory: string, signal: AbortSignal): Promise<void> {
@@ -86,9 +94,24 @@ export function openRetirement({ options, jobsDir, journal, archive, leave }: Pa
 
   /** The journal tells of it before the files go: whoever is cut in between leaves nothing that would be found again. */
   async function prune(id: string, why: Parameters<Prune>[1]): Promise<void> {
-    logs.pruned(id, why, new Date());
+    try {
+      logs.pruned(id, why, new Date());
+    } catch (error) {
+      if (!isFailing(error)) throw error;
+      // The journal has no room to say so: the log makes it. Without its index nobody takes it for an empty one.
+      for (const file of LOG_FILES.toReversed()) {
+        const path = join(jobsDir, id, file);
+        if (existsSync(path)) truncateSync(path);
+        rmSync(path, { force: true });
+      }
+      leave(id);
+      logs.pruned(id, why, new Date());
+    }
     leave(id);
-    await remove(id);
+    await remove(id).catch((error: unknown) => {
+      options.log("error", `a pruned log cannot be removed: ${reasonOf(error)}`, { job: id });
+      line.add(id); // it is due, and tried again
+    });
   }
 
   async function remove(id: string): Promise<void> {

@@ -1,6 +1,8 @@
 import { promisify } from "node:util";
 import { constants, createZstdCompress, zstdDecompress, zstdDecompressSync } from "node:zlib";
 
+import { JobError, reasonOf } from "./errors.ts";
+
 /*
  * Compressed logs: zstd's seekable format (facebook/zstd, contrib/seekable_format), which is frames that stand for
  * themselves and, in a skippable frame at the end, how long each is. `zstd -d` reads it as any other file.
@@ -149,7 +151,7 @@ export function openIndex(file: LocalBytes): { readonly index: LocalBytes; reado
 
   let held: { readonly n: number; readonly bytes: Buffer } | undefined;
   function frame(n: number): Buffer {
-    if (held?.n !== n) held = { n, bytes: zstdDecompressSync(bytesAt(compressed[n] ?? 0, starts[n] ?? -1)) };
+    if (held?.n !== n) held = { n, bytes: decompressed(bytesAt(compressed[n] ?? 0, starts[n] ?? -1)) };
     return held.bytes;
   }
   // Readers ask for the header again and again.
@@ -174,8 +176,20 @@ export function openIndex(file: LocalBytes): { readonly index: LocalBytes; reado
   };
 }
 
-function notSeekable(): Error {
-  return new Error("this is no index of a compressed log");
+function notSeekable(): JobError {
+  return damaged("this is no index of a compressed log");
+}
+
+function damaged(message: string, cause?: unknown): JobError {
+  return new JobError("data-loss", message, { cause });
+}
+
+function decompressed(frame: Buffer): Buffer {
+  try {
+    return zstdDecompressSync(frame);
+  } catch (error) {
+    throw damaged(`the compressed index is damaged: ${reasonOf(error)}`, error);
+  }
 }
 
 interface Holder {
@@ -207,10 +221,13 @@ export function framedOutput(frames: Frames, file: Bytes): Bytes & Disposable {
 
   async function load({ position, length, compressed }: Frame): Promise<Buffer> {
     const bytes = Buffer.allocUnsafeSlow(compressed);
-    if ((await file.read(bytes, position)) < compressed) throw new Error("the compressed output is cut short");
-    const output = await decompressAsync(bytes, { chunkSize: length + LEAST_CHUNK, maxOutputLength: length });
+    if ((await file.read(bytes, position)) < compressed) throw damaged("the compressed output is cut short");
+    const options = { chunkSize: length + LEAST_CHUNK, maxOutputLength: length };
+    const output = await decompressAsync(bytes, options).catch((error: unknown) => {
+      throw damaged(`the compressed output is damaged: ${reasonOf(error)}`, error);
+    });
     release(bytes);
-    if (output.length !== length) throw new Error("the compressed output is not what its index says");
+    if (output.length !== length) throw damaged("the compressed output is not what its index says");
     return output;
   }
 

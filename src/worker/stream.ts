@@ -23,7 +23,8 @@ export function stream(context: Context, id: string, options: StreamOptions): St
     throw invalid("position", `${place} is not a whole number of 0 or more`);
   const entry = find(context, id);
   const { log } = entry.job;
-  if (!isHere(context, id) && !(log?.kind === "archived" && context.archive)) throw notThere(id, log);
+  const elsewhere = log?.kind === "archived" && context.archive !== undefined;
+  if (log?.kind === "pruned" || !(elsewhere || isHere(context, id))) throw notThere(id, log);
   return read(context, entry, options);
 }
 
@@ -85,12 +86,15 @@ function enter(
 
 /** A log that leaves this disk does so once it is in the archive: whoever does not find it here finds it there. */
 async function open(context: Context, id: string, opened: AsyncDisposableStack, signal: AbortSignal): Promise<Log> {
+  const { journal, options, archive } = context;
+  // Its files may be going: what is left of them would read as an empty log.
+  const before = journal.logs.of(id);
+  if (before?.kind === "pruned") throw notThere(id, before);
   try {
     return opened.use(openLog(join(context.jobsDir, id)));
   } catch (error) {
     if (codeOf(error) !== "ENOENT") throw error;
   }
-  const { journal, options, archive } = context;
   const log = journal.logs.of(id);
   if (log?.kind !== "archived" || !archive) throw notThere(id, log);
   const places = {

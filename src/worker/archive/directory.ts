@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { mkdir, open, rename, type FileHandle } from "node:fs/promises";
+import { mkdir, open, rename, stat, type FileHandle } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { codeOf } from "../errors.ts";
 import { unavailable, type Store } from "./store.ts";
@@ -21,6 +21,16 @@ export function directoryStore(root: string): Store {
       await syncDirectory(directory);
       await using stored = await open(target);
       if ((await digest(stored, signal)) !== wanted) throw new Error(`${target} does not read as it was written`);
+    },
+    async has(key) {
+      await stat(root);
+      try {
+        await stat(join(root, key));
+        return true;
+      } catch (error) {
+        if (codeOf(error) === "ENOENT") return false;
+        throw error;
+      }
     },
     async open(key) {
       try {

@@ -1,10 +1,12 @@
-import { existsSync } from "node:fs";
+import { existsSync, rmSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import type { Context } from "../context.ts";
 import { isCompressed } from "../compress.ts";
+import { isFailing } from "../failure.ts";
 import { writeJobFile } from "../job-file.ts";
-import { LOG_FILES } from "../log.ts";
+import type { Journal } from "../journal.ts";
+import { LOG_FILES, logFilesIn } from "../log.ts";
 import type { Store } from "./store.ts";
 
 /** What is stored of a log, the index first: the output is what takes long. */
@@ -29,17 +31,41 @@ export async function moveLog(
   store: Store,
   { id, signal }: { readonly id: string; readonly signal: AbortSignal },
 ): Promise<void> {
+  const { logs } = journal;
   const directory = join(jobsDir, id);
-  const files = isCompressed(directory) ? COMPRESSED : PLAIN;
-  if (journal.logs.isHere(id) && files.every((file) => existsSync(join(directory, file)))) {
-    for (const file of [...files, RECORD])
-      if (existsSync(join(directory, file)))
-        await store.put(keyOf(journal.instance, id, file), join(directory, file), signal);
-    journal.logs.archived(id, files === COMPRESSED);
-  } else if (!journal.logs.isHere(id) && !journal.logs.isArchived(id)) {
-    throw new Error("that the job has ended is not on the disk yet"); // until then its files are all that tells
+  const key = (file: string): string => keyOf(journal.instance, id, file);
+  const place = logs.of(id)?.kind;
+  // Until then its files are all that tells.
+  if (place === undefined) throw new Error("that the job has ended is not on the disk yet");
+  if (place === "pruned") return;
+  if (place === "archived") return letGo({ jobsDir, journal }, id);
+  const compressed = isCompressed(directory);
+  switch (logFilesIn(directory)) {
+    case "whole":
+      for (const file of [...(compressed ? COMPRESSED : PLAIN), RECORD])
+        if (existsSync(join(directory, file))) await store.put(key(file), join(directory, file), signal);
+      archived(journal, id, directory, compressed);
+      return letGo({ jobsDir, journal }, id);
+    case "part":
+      throw new Error("a part of its files is missing");
+    default: {
+      // A daemon that died in the midst of this, or whose last words a power cut took.
+      const zstd = await store.has(key("output.zst"), signal);
+      if (zstd || (await store.has(key("output"), signal))) archived(journal, id, directory, zstd);
+      logs.removed(id);
+    }
   }
-  await letGo({ jobsDir, journal }, id);
+}
+
+/** Where the journal has no room to say so, the log makes it: whoever finds none here asks the archive. */
+function archived({ logs }: Pick<Journal, "logs">, id: string, directory: string, compressed: boolean): void {
+  try {
+    logs.archived(id, compressed);
+  } catch (error) {
+    if (!isFailing(error)) throw error;
+    for (const file of LOG_FILES) rmSync(join(directory, file), { force: true });
+    logs.archived(id, compressed);
+  }
 }
 
 /** Of a log that is in the archive: the job's record here tells so, should the journal be lost, and the files go. */

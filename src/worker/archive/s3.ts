@@ -71,6 +71,17 @@ export async function openS3(place: Place & { readonly kind: "s3" }): Promise<St
         throw new Error(saidBy(error), { cause: error });
       }
     },
+    async has(key, signal) {
+      try {
+        await client.send(new HeadObjectCommand(targetOf(key)), { abortSignal: signal });
+        return true;
+      } catch (error) {
+        const status = error instanceof S3ServiceException ? error.$metadata.httpStatusCode : undefined;
+        // Who may not list a bucket is told 403 of what is not there.
+        if (status === 404 || status === 403) return false;
+        throw new Error(saidBy(error), { cause: error });
+      }
+    },
     async open(key, signal) {
       const target = targetOf(key);
       const failed = (error: unknown): never => {

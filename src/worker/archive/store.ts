@@ -35,6 +35,8 @@ export interface Store extends Disposable {
    * that was cut has left is put away or written over. Throws whatever kept it from that.
    */
   put(key: string, path: string, signal: AbortSignal): Promise<void>;
+  /** Whether there is such a file. Throws whatever keeps it from being known. */
+  has(key: string, signal: AbortSignal): Promise<boolean>;
   /** Throws JobError `unavailable`; so do its reads, which `signal` ends. */
   open(key: string, signal: AbortSignal): Promise<Stored>;
 }
