@@ -33,6 +33,13 @@ export interface Record {
   readonly requestId?: string;
 }
 
+/** What SQLite looks for, so that other rows are not decoded. */
+export interface Only {
+  /** Those that have not ended. */
+  readonly alive?: boolean;
+  readonly label?: readonly [string, string] | undefined;
+}
+
 /**
  * The record of all jobs, in SQLite. Held by one process at a time. Every method throws JobError `unavailable` when what it
  * needs is damaged.
@@ -56,8 +63,8 @@ export interface Journal extends Disposable {
   ids(): Set<string>;
   /** Those that have not ended, as far as is known. */
   alive(): Record[];
-  /** Those that `keep` wants, newest first, below `before`; `alive` for only those that have not ended. */
-  list(keep: (job: Job) => boolean, before: number, limit: number, alive?: boolean): Record[];
+  /** Those that `keep` wants, newest first, below `before`. */
+  list(keep: (job: Job) => boolean, before: number, limit: number, only?: Only): Record[];
 }
 
 /** A job's JSON; where its log is changes later, and is in columns. */
@@ -186,8 +193,9 @@ function journalIn(database: DatabaseSync, path: string): Journal {
   const find = database.prepare(`${COLUMNS} WHERE id = ?`);
   const findRequest = database.prepare(`${COLUMNS} WHERE owner = ? AND request_id = ?`);
   const alive = database.prepare(ALIVE);
-  const aliveBefore = database.prepare(`${ALIVE} AND seq < ? ORDER BY seq DESC`);
-  const before = database.prepare(`${COLUMNS} WHERE seq < ? ORDER BY seq DESC`);
+  // instr() finds an empty text everywhere.
+  const aliveBefore = database.prepare(`${ALIVE} AND seq < ? AND instr(job, ?) > 0 ORDER BY seq DESC`);
+  const before = database.prepare(`${COLUMNS} WHERE seq < ? AND instr(job, ?) > 0 ORDER BY seq DESC`);
   const whole = <T>(call: () => T): T => {
     try {
       return call();
@@ -215,10 +223,10 @@ function journalIn(database: DatabaseSync, path: string): Journal {
     find: (id) => whole(() => record(find.get(id))),
     findRequest: (owner, requestId) => whole(() => record(findRequest.get(owner, requestId))),
     alive: () => whole(() => alive.all().flatMap((row) => record(row) ?? [])),
-    list: (keep, seq, limit, aliveOnly = false) =>
+    list: (keep, seq, limit, { alive: aliveOnly = false, label } = {}) =>
       whole(() => {
         const found: Record[] = [];
-        for (const row of (aliveOnly ? aliveBefore : before).iterate(seq)) {
+        for (const row of (aliveOnly ? aliveBefore : before).iterate(seq, label ? JSON.stringify(label) : "")) {
           const kept = record(row);
           if (kept && keep(kept.job)) found.push(kept);
           if (found.length === limit) break;

@@ -29,7 +29,8 @@ export function list(
   const wanted = (job: Job): boolean =>
     (states === undefined || states.includes(now(job).state)) &&
     [...labels].every(([key, value]) => job.labels.get(key) === value);
-  const found = journal.list(wanted, before, limit + 1, states?.includes("ended") === false);
+  const [label] = labels;
+  const found = journal.list(wanted, before, limit + 1, { alive: states?.includes("ended") === false, label });
   const page = found.slice(0, limit);
   const last = page.at(-1);
   return {
