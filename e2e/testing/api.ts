@@ -24,6 +24,7 @@ export interface Job {
   readonly ended?: Ended;
   readonly usage: Usage;
   readonly output: { readonly size: string; readonly first: string; readonly dropped: string };
+  readonly log?: { readonly place: string };
 }
 
 export interface Ended {
