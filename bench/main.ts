@@ -6,6 +6,7 @@ import { copies } from "./copies.ts";
 import { flood } from "./flood.ts";
 import { idle, latency } from "./follow.ts";
 import { type Bench, openBench, unbuilt } from "./harness.ts";
+import { logs } from "./logs.ts";
 import { memory } from "./memory.ts";
 import { table, type Row } from "./report.ts";
 import { restart } from "./restart.ts";
@@ -28,6 +29,7 @@ const BENCHMARKS: Readonly<Record<string, (bench: Bench) => Promise<Row[]>>> = {
   restart,
   flood,
   soak,
+  logs,
 };
 
 const INTERRUPTED = Symbol("interrupted");
