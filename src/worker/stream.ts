@@ -1,7 +1,7 @@
 import { existsSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { openArchivedLog } from "./archive/log.ts";
-import { keyOf } from "./archive/move.ts";
+import { formIn, keyOf } from "./archive/move.ts";
 import { isCompressed } from "./compress.ts";
 import { find, isRunning, type Context } from "./context.ts";
 import { JobError, codeOf, invalid } from "./errors.ts";
@@ -23,7 +23,8 @@ export function stream(context: Context, id: string, options: StreamOptions): St
     throw invalid("position", `${place} is not a whole number of 0 or more`);
   const entry = find(context, id);
   const { log } = entry.job;
-  const elsewhere = log?.kind === "archived" && context.archive !== undefined;
+  // Whether a log that is not here is there, a journal without room may not have said yet.
+  const elsewhere = log !== undefined && context.archive !== undefined;
   if (log?.kind === "pruned" || !(elsewhere || isHere(context, id))) throw notThere(id, log);
   return read(context, entry, options);
 }
@@ -96,13 +97,12 @@ async function open(context: Context, id: string, opened: AsyncDisposableStack, 
     if (codeOf(error) !== "ENOENT") throw error;
   }
   const log = journal.logs.of(id);
-  if (log?.kind !== "archived" || !archive) throw notThere(id, log);
-  const places = {
-    keyOf: (file: string) => keyOf(journal.instance, id, file),
-    compressed: log.compressed,
-    directory: resolve(options.stateDir),
-    signal,
-  };
+  if (!log || log.kind === "pruned" || !archive) throw notThere(id, log);
+  const key = (file: string): string => keyOf(journal.instance, id, file);
+  const known = log.kind === "archived" ? (log.compressed ? "compressed" : "plain") : undefined;
+  const form = known ?? (await formIn(archive.store, key, signal));
+  if (form === undefined) throw notThere(id, log);
+  const places = { keyOf: key, compressed: form === "compressed", directory: resolve(options.stateDir), signal };
   return opened.use(await openArchivedLog(archive.store, places)).log;
 }
 

@@ -7,7 +7,7 @@ import { isFailing } from "../failure.ts";
 import { writeJobFile } from "../job-file.ts";
 import type { Journal } from "../journal.ts";
 import { LOG_FILES, logFilesIn } from "../log.ts";
-import type { Store } from "./store.ts";
+import { unavailable, type Store } from "./store.ts";
 
 /** What is stored of a log, the index first: the output is what takes long. */
 const PLAIN = ["index", "output"];
@@ -50,10 +50,24 @@ export async function moveLog(
       throw new Error("a part of its files is missing");
     default: {
       // A daemon that died in the midst of this, or whose last words a power cut took.
-      const zstd = await store.has(key("output.zst"), signal);
-      if (zstd || (await store.has(key("output"), signal))) archived(journal, id, directory, zstd);
+      const found = await formIn(store, key, signal);
+      if (found !== undefined) archived(journal, id, directory, found === "compressed");
       logs.removed(id);
     }
+  }
+}
+
+/** In which form a log is in the archive; undefined when it is not. Throws JobError `unavailable`. */
+export async function formIn(
+  store: Store,
+  key: (file: string) => string,
+  signal: AbortSignal,
+): Promise<"plain" | "compressed" | undefined> {
+  try {
+    if (await store.has(key("output.zst"), signal)) return "compressed";
+    return (await store.has(key("output"), signal)) ? "plain" : undefined;
+  } catch (error) {
+    throw unavailable(key("output"), error);
   }
 }
 

@@ -72,6 +72,24 @@ async function reads(worker: TestWorker, id: string, size: number): Promise<unkn
 }
 
 test.each(["off", "zstd"] as const)(
+  "a log in the archive of which the journal had no room to say so is read, compression %s",
+  async (logCompress) => {
+    using files = testDirectory();
+    const options = { archive: { kind: "directory", path: files.path }, logCompress } as const;
+    await using before = await testWorker(options);
+    const { id, text } = await finished(before, sh("seq 1 20000"));
+    await moved(before, id);
+    await before.close();
+    const journal = new DatabaseSync(join(before.stateDir, "journal.db"));
+    journal.exec("UPDATE jobs SET log = 'kept', log_bytes = 1, log_due = NULL");
+    journal.close();
+    await using after = await testWorker({ ...options, stateDir: before.stateDir });
+    expect(after.query(id).log?.kind).toBe("kept");
+    expect((await readAll(after.stream(id, {}))).text).toBe(text);
+  },
+);
+
+test.each(["off", "zstd"] as const)(
   "a log in the archive is known to be there when the journal was lost, compression %s",
   async (logCompress) => {
     using files = testDirectory();
