@@ -19,7 +19,8 @@ import {
 /** A file that takes no more of the disk would take no less when compressed. */
 const LEAST_BYTES = 4096;
 const SUFFIX = ".new";
-const COMPRESSED = ["index.zst", "output.zst"];
+/** Of a compressed log, the index first. */
+export const COMPRESSED = ["index.zst", "output.zst"];
 const PLAIN = ["output", "index"];
 
 /**

@@ -84,9 +84,6 @@ export interface LogRecords {
   steps(steps: readonly string[]): void;
   of(id: string): JobLog | undefined;
   compressed(id: string, bytes: number): void;
-  /** On this disk, in either form; or in the archive. */
-  isHere(id: string): boolean;
-  isArchived(id: string): boolean;
   /** On the disk when this returns. */
   archived(id: string, compressed: boolean): void;
   /** Nothing of one that was archived or pruned is on this disk. Of any other it is told that its files were gone. */
@@ -150,8 +147,6 @@ export function logRecords(database: DatabaseSync): LogRecords {
     },
     of: find,
     compressed: (id, bytes) => void compressed.run(bytes, id),
-    isHere: (id) => /^(kept|compressed)$/.test(find(id)?.kind ?? ""),
-    isArchived: (id) => find(id)?.kind === "archived",
     archived(id, zstd) {
       // On the disk, not on its way there: the files go next.
       database.exec("PRAGMA synchronous = FULL");

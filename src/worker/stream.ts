@@ -1,7 +1,7 @@
 import { existsSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { openArchivedLog } from "./archive/log.ts";
-import { formIn, keyOf } from "./archive/move.ts";
+import { isCompressedIn, keyOf } from "./archive/move.ts";
 import { isCompressed } from "./compress.ts";
 import { find, isRunning, type Context } from "./context.ts";
 import { JobError, codeOf, invalid } from "./errors.ts";
@@ -99,10 +99,9 @@ async function open(context: Context, id: string, opened: AsyncDisposableStack, 
   const log = journal.logs.of(id);
   if (!log || log.kind === "pruned" || !archive) throw notThere(id, log);
   const key = (file: string): string => keyOf(journal.instance, id, file);
-  const known = log.kind === "archived" ? (log.compressed ? "compressed" : "plain") : undefined;
-  const form = known ?? (await formIn(archive.store, key, signal));
-  if (form === undefined) throw notThere(id, log);
-  const places = { keyOf: key, compressed: form === "compressed", directory: resolve(options.stateDir), signal };
+  const compressed = log.kind === "archived" ? log.compressed : await isCompressedIn(archive.store, key, signal);
+  if (compressed === undefined) throw notThere(id, log);
+  const places = { keyOf: key, compressed, directory: resolve(options.stateDir), signal };
   return opened.use(await openArchivedLog(archive.store, places)).log;
 }
 

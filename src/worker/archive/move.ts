@@ -2,7 +2,7 @@ import { existsSync, rmSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import type { Context } from "../context.ts";
-import { isCompressed } from "../compress.ts";
+import { COMPRESSED, isCompressed } from "../compress.ts";
 import { isFailing } from "../failure.ts";
 import { writeJobFile } from "../job-file.ts";
 import type { Journal } from "../journal.ts";
@@ -11,7 +11,6 @@ import { unavailable, type Store } from "./store.ts";
 
 /** What is stored of a log, the index first: the output is what takes long. */
 const PLAIN = ["index", "output"];
-const COMPRESSED = ["index.zst", "output.zst"];
 /** The job's record goes along, and stays here, too. */
 const RECORD = "job";
 
@@ -50,22 +49,22 @@ export async function moveLog(
       throw new Error("a part of its files is missing");
     default: {
       // A daemon that died in the midst of this, or whose last words a power cut took.
-      const found = await formIn(store, key, signal);
-      if (found !== undefined) archived(journal, id, directory, found === "compressed");
+      const compressedThere = await isCompressedIn(store, key, signal);
+      if (compressedThere !== undefined) archived(journal, id, directory, compressedThere);
       logs.removed(id);
     }
   }
 }
 
-/** In which form a log is in the archive; undefined when it is not. Throws JobError `unavailable`. */
-export async function formIn(
+/** Whether the log that is in the archive is compressed; undefined when none is. Throws JobError `unavailable`. */
+export async function isCompressedIn(
   store: Store,
   key: (file: string) => string,
   signal: AbortSignal,
-): Promise<"plain" | "compressed" | undefined> {
+): Promise<boolean | undefined> {
   try {
-    if (await store.has(key("output.zst"), signal)) return "compressed";
-    return (await store.has(key("output"), signal)) ? "plain" : undefined;
+    if (await store.has(key("output.zst"), signal)) return true;
+    return (await store.has(key("output"), signal)) ? false : undefined;
   } catch (error) {
     throw unavailable(key("output"), error);
   }

@@ -14,6 +14,7 @@ import {
 import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import type { Job } from "../job.ts";
 import type { WorkerOptions } from "../options.ts";
 import type { StreamOptions } from "../output.ts";
 import { recoverJournal } from "../recover.ts";
@@ -71,41 +72,47 @@ async function reads(worker: TestWorker, id: string, size: number): Promise<unkn
   return all;
 }
 
-test.each(["off", "zstd"] as const)(
-  "a log in the archive of which the journal had no room to say so is read, compression %s",
-  async (logCompress) => {
-    using files = testDirectory();
-    const options = { archive: { kind: "directory", path: files.path }, logCompress } as const;
-    await using before = await testWorker(options);
-    const { id, text } = await finished(before, sh("seq 1 20000"));
-    await moved(before, id);
-    await before.close();
-    const journal = new DatabaseSync(join(before.stateDir, "journal.db"));
-    journal.exec("UPDATE jobs SET log = 'kept', log_bytes = 1, log_due = NULL");
-    journal.close();
-    await using after = await testWorker({ ...options, stateDir: before.stateDir });
-    expect(after.query(id).log?.kind).toBe("kept");
-    expect((await readAll(after.stream(id, {}))).text).toBe(text);
-  },
-);
-
-test.each(["off", "zstd"] as const)(
-  "a log in the archive is known to be there when the journal was lost, compression %s",
-  async (logCompress) => {
-    using files = testDirectory();
-    const options = { archive: { kind: "directory", path: files.path }, logCompress } as const;
-    await using before = await testWorker(options);
+describe.each(["off", "zstd"] as const)("a log in the archive, compression %s,", (logCompress) => {
+  /** Of a daemon that has ended. */
+  async function archived(path: string): Promise<{
+    readonly before: TestWorker;
+    readonly options: Pick<WorkerOptions, "archive" | "logCompress" | "stateDir">;
+    readonly id: string;
+    readonly text: string;
+    readonly log: Job["log"];
+  }> {
+    const options = { archive: { kind: "directory", path }, logCompress } as const;
+    const before = await testWorker(options);
     const { id, text } = await finished(before, sh("seq 1 20000"));
     await moved(before, id);
     const { log } = before.query(id);
     await before.close();
+    return { before, options: { ...options, stateDir: before.stateDir }, id, text, log };
+  }
+
+  test("of which the journal had no room to say so is read", async () => {
+    using files = testDirectory();
+    const { before, options, id, text } = await archived(files.path);
+    await using _before = before;
+    const journal = new DatabaseSync(join(before.stateDir, "journal.db"));
+    journal.exec("UPDATE jobs SET log = 'kept', log_bytes = 1, log_due = NULL");
+    journal.close();
+    await using after = await testWorker(options);
+    expect(after.query(id).log?.kind).toBe("kept");
+    expect((await readAll(after.stream(id, {}))).text).toBe(text);
+  });
+
+  test("is known to be there when the journal was lost", async () => {
+    using files = testDirectory();
+    const { before, options, id, text, log } = await archived(files.path);
+    await using _before = before;
     for (const end of ["", "-wal"]) rmSync(join(before.stateDir, `journal.db${end}`), { force: true });
     recoverJournal(before.stateDir);
-    await using after = await testWorker({ ...options, stateDir: before.stateDir });
+    await using after = await testWorker(options);
     expect(after.query(id).log).toEqual(log);
     expect((await readAll(after.stream(id, {}))).text).toBe(text);
-  },
-);
+  });
+});
 
 describe("an archive in a directory", () => {
   test("has what a job said, which streams as before, and is on this disk no more", async () => {
