@@ -16,7 +16,7 @@ export async function recover(given: Given): Promise<number> {
 }
 
 function describe(recovered: Recovered): string {
-  const { aside, jobs, ended, running, lost, salvaged, nameless, unstarted, unread } = recovered;
+  const { aside, jobs, ended, running, lost, salvaged, nameless, unstarted, unreadable, unread } = recovered;
   const lines = [
     `the journal has been made anew: ${count(jobs, "job")}`,
     `  ended    ${ended}`,
@@ -25,6 +25,7 @@ function describe(recovered: Recovered): string {
     `  from the old journal ${salvaged}, from directories ${jobs - salvaged}`,
     ...(unread > 0 ? [`${count(unread, "row")} of the old journal could not be read`] : []),
     ...named(nameless, "of which command, owner and request id are not known"),
+    ...named(unreadable, "whose directories cannot be read; they are left as they are"),
     ...named(unstarted, "whose directories tell of no start; the next jobsd removes them"),
     aside === undefined ? "there was no journal before" : `the old journal is kept: ${aside}`,
   ];

@@ -6,7 +6,18 @@ import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { killGroup, limitGroup, openHierarchy, removeGroup, type Hierarchy } from "./cgroup.ts";
 import { CONTROLLERS } from "./limits/setting.ts";
-import { refused, rmGroup, runs, testDirectory, until } from "./testing.ts";
+import {
+  detaches,
+  outerPid,
+  refused,
+  rmGroup,
+  run,
+  runs,
+  startReady,
+  testDirectory,
+  testWorker,
+  until,
+} from "./testing.ts";
 import { groupUsage } from "./usage.ts";
 
 /** A hierarchy of its own, gone in the end with all that runs in it. */
@@ -128,6 +139,25 @@ function withCgroups({ path: own, controllers }: Hierarchy & { readonly kind: "c
         await once(child, "exit");
       }
     });
+  });
+
+  test("a job whose daemon is started again in another group is measured, stopped and put away where it runs", async () => {
+    await using first = testHierarchy();
+    await using second = testHierarchy();
+    await using worker = await testWorker({ cgroup: first.path });
+    const { id, line } = await startReady(worker, detaches);
+    const group = join(worker.cgroup ?? "", id);
+    const stays = outerPid(worker.query(id).pid, Number(line));
+    await worker.close();
+    await using again = await testWorker({ cgroup: second.path, stateDir: worker.stateDir });
+    expect(again.query(id).usage).toMatchObject({ fromCgroup: true });
+    const { job } = await again.start(run("sleep", "1000"));
+    expect(processes(join(again.cgroup ?? "", job.id))).toContain(String(job.pid));
+    expect(existsSync(group)).toBe(true);
+    expect((await again.stop(id, { by: "tester" })).job.usage).toMatchObject({ fromCgroup: true });
+    expect([runs(stays), existsSync(group)]).toEqual([false, false]);
+    await again.close();
+    expect([worker, again].map(({ cgroup }) => existsSync(cgroup ?? ""))).toEqual([false, true]);
   });
 
   describe("a group", () => {

@@ -12,7 +12,7 @@ import {
   writeFileSync,
   writeSync,
 } from "node:fs";
-import { join } from "node:path";
+import { basename, dirname, join } from "node:path";
 import { codeOf } from "./errors.ts";
 import { notWritten } from "./failure.ts";
 import { withReserve } from "./reserve.ts";
@@ -26,8 +26,9 @@ export type Hierarchy =
   | { readonly kind: "cgroup2"; readonly path: string; readonly controllers: ReadonlySet<string> }
   | { readonly kind: "none"; readonly reason: string };
 
-/** How often a group is looked at that cannot be watched. */
+/** How often a group is looked at that cannot be watched, and one of which the kernel may have dropped the event. */
 const UNWATCHED_MS = 100;
+const WATCHED_MS = 1000;
 
 /** The group that a daemon leaves its own for. */
 export const LEAF = "daemon";
@@ -79,6 +80,11 @@ export function strangers(path: string): string[] {
   });
 }
 
+/** Beside a daemon, as by `docker exec`, a process is put where the daemon went. */
+export function withoutLeaf(own: string | undefined): string | undefined {
+  return own !== undefined && basename(own) === LEAF && strangers(own).length > 0 ? dirname(own) : own;
+}
+
 /**
  * Controllers can be turned on for children only where no process sits (the no-internal-process rule,
  * cgroup-v2.rst): this process and its children move to a leaf. Strangers are moved only where the group is the
@@ -123,7 +129,7 @@ function enable(path: string): Set<string> {
  */
 export function openHierarchy(name: string, parent?: string): Hierarchy {
   try {
-    const base = parent ?? ownGroup();
+    const base = parent ?? withoutLeaf(ownGroup());
     if (base === undefined || !existsSync(join(base, "cgroup.procs")))
       return { kind: "none", reason: `cgroup v2 is not mounted${parent === undefined ? "" : ` at ${parent}`}` };
     if (parent === undefined) vacate(base);
@@ -141,6 +147,11 @@ export function openHierarchy(name: string, parent?: string): Hierarchy {
       reason: `cgroup v2 cannot be used: ${error instanceof Error ? error.message : String(error)}`,
     };
   }
+}
+
+/** One that a daemon has made before. */
+export function hierarchyAt(path: string): Hierarchy {
+  return { kind: "cgroup2", path, controllers: new Set(words(join(path, "cgroup.subtree_control"))) };
 }
 
 /** Without O_CREAT: a file that is not there is told as such, and not as one that may not be made. */
@@ -232,9 +243,11 @@ function emptied(path: string): Promise<void> {
   return new Promise((resolve) => {
     try {
       const watcher = watch(join(path, "cgroup.events"), check);
+      const timer = setInterval(check, WATCHED_MS);
       function check(): void {
         if (populated(path)) return;
         watcher.close();
+        clearInterval(timer);
         // EBUSY may outlast "populated 0" by the moment in which the last task is put away.
         setImmediate(resolve);
       }

@@ -20,6 +20,8 @@ export interface Context {
   readonly journal: PatientJournal;
   readonly files: JobFiles;
   readonly hierarchy: Hierarchy;
+  /** Where daemons before this one made groups, as far as it is there: a daemon may be started again in another group. */
+  readonly formerGroups: readonly string[];
   readonly ids: Ids;
   readonly spawner: Spawner;
   readonly archive: Archive | undefined;
@@ -35,7 +37,7 @@ export interface Context {
 }
 
 /** Counts a job among those that run. */
-export function track({ jobsDir, hierarchy, running }: Context, job: Job): Running {
+export function track({ jobsDir, running }: Context, job: Job, hierarchy: Hierarchy): Running {
   const entry = runningOf(job, jobsDir, hierarchy);
   running.set(job.id, entry);
   return entry;

@@ -7,6 +7,7 @@ import {
   copyFileSync,
   cpSync,
   existsSync,
+  linkSync,
   mkdirSync,
   openSync,
   readFileSync,
@@ -21,7 +22,9 @@ import {
 import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { noInjection, reason } from "../supervisor/testing/faults.ts";
 import { openJournal, VERSION } from "./journal.ts";
+import { recoverJournal } from "./recover.ts";
 import { finished, refused, root, run, testDaemon, testDirectory, testWorker, until, waits } from "./testing.ts";
 
 /* Journals that cannot be used. Each is what a real worker left, and was then damaged. */
@@ -226,6 +229,56 @@ describe("a journal that cannot be used is told in one line, with what helps, an
   });
 });
 
+test.skipIf(noInjection)(`a journal that its disk does not give back is left as it is${reason(noInjection)}`, () => {
+  using copy = copyOf(killed);
+  const before = listing(copy.path);
+  const inject = ["-e", "trace=pread64", "-e", "inject=pread64:error=EIO:when=2+", "-P", copy.journal];
+  const open = [process.execPath, "--input-type=module", "-e", OPEN, copy.path];
+  const { stdout, status } = spawnSync(
+    "sh",
+    ["-c", 'exec "$@" 2>&1', "sh", "strace", "-f", "-qq", "-o", "/dev/null", ...inject, ...open],
+    {
+      encoding: "utf8",
+    },
+  );
+  expect(stdout).toMatch(/journal\.db cannot be read from its disk; it was left as it is: jobsd --recover/);
+  expect(status).toBe(1);
+  expect(listing(copy.path)).toEqual(before);
+});
+
+describe("a recovery that was killed, of a journal whose -wal alone tells of jobs,", () => {
+  /** As the recovery leaves it; of the jobs' directories nothing is left. */
+  function cut(): ReturnType<typeof copyOf> & { readonly aside: string } {
+    const copy = copyOf(killed);
+    rmSync(join(copy.path, "jobs"), { recursive: true });
+    mkdirSync(join(copy.path, "jobs"));
+    const aside = `${copy.journal}.damaged-20261128T000000Z`;
+    linkSync(copy.journal, aside);
+    return { ...copy, aside };
+  }
+
+  test("before the -wal was put aside, has them when it is run again", () => {
+    using copy = cut();
+    expect(recoverJournal(copy.path)).toMatchObject({ salvaged: JOBS });
+  });
+
+  test("after it was, has them too", () => {
+    using copy = cut();
+    renameSync(`${copy.journal}-wal`, `${copy.aside}-wal`);
+    expect(recoverJournal(copy.path)).toMatchObject({ salvaged: JOBS });
+  });
+
+  test("after it was, and with a daemon since, has what that one recorded", async () => {
+    using copy = cut();
+    renameSync(`${copy.journal}-wal`, `${copy.aside}-wal`);
+    const worker = await testWorker({ stateDir: copy.path });
+    const { id } = await finished(worker, run("true"));
+    await worker.close();
+    rmSync(worker.directory(id), { recursive: true });
+    expect(recoverJournal(copy.path)).toMatchObject({ salvaged: 1, unread: 0 });
+  });
+});
+
 const OPEN = `
   import { openWorker } from ${JSON.stringify(new URL("worker.ts", import.meta.url).href)};
   try { const worker = await openWorker({ stateDir: process.argv[1] }); await worker.close(); }
@@ -264,18 +317,19 @@ describe("a journal that lost what was recorded last is made good from the jobs'
 });
 
 describe("what is found damaged later", () => {
-  test("is an error of that call, which says what helps; all else goes on", async () => {
+  test.each([7, JOBS])("is an error of that call, which says what helps; all else goes on: row %i", async (row) => {
     using copy = copyOf(closed);
-    sql(copy.journal, "UPDATE jobs SET job = '{' || job WHERE seq = 7");
+    // Of the newest that has ended the id is needed.
+    sql(copy.journal, `DELETE FROM jobs WHERE seq > ${JOBS}; UPDATE jobs SET job = '{' || job WHERE seq = ${row}`);
     let id = "";
     {
       using database = new DatabaseSync(copy.journal);
-      id = String(database.prepare("SELECT id FROM jobs WHERE seq = 7").get()?.["id"]);
+      id = String(database.prepare("SELECT id FROM jobs WHERE seq = ?").get(row)?.["id"]);
     }
     await using worker = await testWorker({ stateDir: copy.path });
     const error = await refused(() => worker.query(id));
     expect(error).toMatchObject({ code: "unavailable", facts: { reason: "damaged" } });
-    expect(error.message).toMatch(/row 7.*jobsd --recover/);
+    expect(error.message).toMatch(new RegExp(`row ${row}.*jobsd --recover`));
     expect((await finished(worker, run("echo", "fine"))).text).toBe("fine\n");
   });
 

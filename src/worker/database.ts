@@ -129,12 +129,17 @@ export function look(path: string, see: (database: DatabaseSync) => void): void 
   }
 }
 
+/** SQLITE_IOERR_READ and _CORRUPTFS, as which it tells EIO; sqlite.org/rescode.html. */
+const UNREAD = new Set<unknown>([266, 8458]);
+
 /** False where there is no room to look: that takes a -shm beside a -wal, and a full disk is no reason not to start. */
 function lookedAt(path: string, see: (database: DatabaseSync) => void): boolean {
   try {
     look(path, see);
     return true;
   } catch (error) {
+    if (error instanceof Error && "errcode" in error && UNREAD.has(error.errcode))
+      throw damaged(path, "cannot be read from its disk", error);
     if (isFailing(error)) return false;
     throw error;
   }

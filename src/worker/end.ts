@@ -8,7 +8,7 @@ import type { Job } from "./job.ts";
 import { logIn } from "./log.ts";
 import { killTree } from "./process.ts";
 import { withReserve } from "./reserve.ts";
-import { extentOf, usageOf, type Running } from "./running.ts";
+import { extentOf, unwatch, usageOf, type Running } from "./running.ts";
 
 const FIRST_PAUSE_MS = 100;
 const LONGEST_PAUSE_MS = 10_000;
@@ -38,7 +38,7 @@ async function finish(context: Context, entry: Running, lost: string | undefined
   if (context.closed) return;
   entry.job = withReserve(() => {
     if (!exit && entry.group !== undefined) killGroup(entry.group);
-    else if (!exit) killTree(entry.job.pid, entry.job.birth, journal.boot, fresh);
+    else if (!exit) killTree(entry.job.pid, entry.job.birth, journal.boot, fresh ? entry.startedMs : undefined);
     const job = endedJob(entry, exit, existsSync(entry.directory) ? lost : "its directory is gone");
     return { ...job, log: logIn(entry.directory, retirement.wanted(job)) };
   });
@@ -50,7 +50,7 @@ async function finish(context: Context, entry: Running, lost: string | undefined
   });
   await away; // where the end is on the disk already
   if (context.closed) return;
-  entry.watcher?.close();
+  unwatch(entry);
   entry.ended.resolve(entry.job);
   for (const wake of entry.followers) wake();
   setImmediate(() => {

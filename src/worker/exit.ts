@@ -9,10 +9,18 @@ const { SIGKILL } = constants.signals;
 /** What a supervisor wrote down of its job's end, key by key; src/supervisor/supervise.c writes it. */
 export type Exit = ReadonlyMap<string, string>;
 
-/** The exit record in a job's directory: lines of `key value`; undefined when there is no such file. Throws when it cannot be read. */
+/** From its first line to its last. It is written without a sync, so that a power cut can leave zeros, or nothing. */
+const WHOLE = /^version 1\n[^\0]*\ndropped \d+\n$/;
+
+/**
+ * The exit record in a job's directory: lines of `key value`; undefined when there is no such file, or it is not whole.
+ * Throws when it cannot be read.
+ */
 export function readExit(directory: string): Exit | undefined {
   try {
-    const lines = readFileSync(join(directory, "exit"), "utf8").trim().split("\n");
+    const text = readFileSync(join(directory, "exit"), "utf8");
+    if (!WHOLE.test(text)) return undefined;
+    const lines = text.trim().split("\n");
     return new Map(lines.map((line) => [line.slice(0, line.indexOf(" ")), line.slice(line.indexOf(" ") + 1)]));
   } catch (error) {
     if (codeOf(error) === "ENOENT") return undefined;

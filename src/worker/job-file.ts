@@ -1,4 +1,4 @@
-import { closeSync, openSync, readFileSync, renameSync, statSync, writeSync } from "node:fs";
+import { readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import { codeOf } from "./errors.ts";
 import type { Job } from "./job.ts";
@@ -52,7 +52,8 @@ export function openJobFiles(journal: Journal, log: (message: string, facts: obj
       const supervisor = startOf(entry)?.supervisor ?? 0;
       const birth = entry.job.birth ?? birthOf(entry.job.pid, supervisor, journal.boot);
       if (birth !== undefined) entry.job = { ...entry.job, birth };
-      journal.update(entry.job);
+      // What becomes of an ended job's log is recorded by others.
+      if (entry.job.state !== "ended") journal.update(entry.job);
     } catch (error) {
       log("a job's record could not be written", { job: entry.job.id, error });
     }
@@ -94,23 +95,26 @@ export function writeJobFile(
   // What else becomes of a log shows in the directory.
   const log = job.log?.kind === "archived" ? job.log : undefined;
   const head = JSON.stringify({ version: 1, instance, requestId, stoppedBy, log });
-  const file = openSync(join(directory, "job.new"), "w", 0o600);
+  const made = join(directory, "job.new");
   try {
-    writeSync(file, `${head.slice(0, -1)},"job":${encode(job)}}\n`);
-  } finally {
-    closeSync(file);
+    writeFileSync(made, `${head.slice(0, -1)},"job":${encode(job)}}\n`, { mode: 0o600 });
+    renameSync(made, join(directory, "job"));
+  } catch (error) {
+    rmSync(made, { force: true });
+    throw error;
   }
-  renameSync(join(directory, "job.new"), join(directory, "job"));
 }
 
-/** What is known of the job in `directory`; undefined when it never ran. A `job` that is damaged counts as none. */
+/**
+ * What is known of the job in `directory`; undefined when it never ran. A `job` that is damaged counts as none. Throws
+ * when there is none, and what else would tell cannot be read.
+ */
 export function readJob(directory: string): Told | undefined {
+  // There is a `job` only of what has been exec'ed.
   const told = readJobFile(directory);
-  if (told?.job.state === "ended") return told;
-  const exit = readExit(directory);
+  if (told) return told;
   const started = startOf({ directory });
-  if (!exit && !started) return undefined;
-  return told ?? { job: unknownJob(directory, started) };
+  return started || readExit(directory) ? { job: unknownJob(directory, started) } : undefined;
 }
 
 /** Of which only the directory is known. */

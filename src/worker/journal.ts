@@ -1,8 +1,18 @@
+import { existsSync } from "node:fs";
 import { DatabaseSync, type SQLOutputValue } from "node:sqlite";
 import { APPLICATION_ID, databasePath, openDatabase, unusable } from "./database.ts";
 import { isFailing } from "./failure.ts";
 import type { Job } from "./job.ts";
-import { LOG_COLUMNS, LOG_SCHEMA, LOG_VALUES, logOf, logRecords, logValues, type LogRecords } from "./log-records.ts";
+import {
+  LOG_COLUMNS,
+  LOG_NAMES,
+  LOG_SCHEMA,
+  LOG_VALUES,
+  logOf,
+  logRecords,
+  logValues,
+  type LogRecords,
+} from "./log-records.ts";
 import { interruption, thisBoot, type Boot } from "./process.ts";
 
 /** What makes a database of each version from one of the version before. What has been released does not change. */
@@ -53,12 +63,16 @@ export interface Journal extends Disposable {
   /** It was last closed by whoever had it; else what was recorded last may be missing. */
   readonly clean: boolean;
   readonly logs: LogRecords;
+  /** Notes that jobs' groups are made in `path` from now on; returns where else they were, and may be. */
+  groupsIn(path: string | undefined): readonly string[];
   insert(job: Job, requestId: string | undefined): number;
   update(job: Job): void;
   stopping(id: string, by: string): void;
   remove(id: string): void;
   find(id: string): Record | undefined;
   findRequest(owner: string, requestId: string): Record | undefined;
+  /** The id of the job that was started last; its record may be damaged. */
+  newest(): string | undefined;
   /** Of all jobs. */
   ids(): Set<string>;
   /** Those that have not ended, as far as is known. */
@@ -118,6 +132,8 @@ export function record(row: Readonly<{ [column: string]: SQLOutputValue }> | und
 }
 
 const COLUMNS = `SELECT seq, job, stopped_by, request_id, ${LOG_COLUMNS} FROM jobs`;
+const INSERT = `INSERT INTO jobs (id, owner, request_id, state, stopped_by, job, ${LOG_NAMES})
+  VALUES (?, ?, ?, ?, ?, ?${", ?".repeat(LOG_NAMES.split(",").length)})`;
 const ALIVE = `${COLUMNS} WHERE state <> 'ended'`;
 
 /** Opens or makes `journal.db` in `stateDir`. Throws JobError `unavailable`, which says what is wrong; nothing has been changed then. */
@@ -143,15 +159,11 @@ export function openJournal(stateDir: string): Journal {
 export function makeJournal(path: string, instance: string, jobs: Iterable<Omit<Record, "seq">>): void {
   using database = new DatabaseSync(path);
   database.exec(`PRAGMA synchronous = FULL; BEGIN; ${MIGRATIONS.join("")} PRAGMA user_version = ${VERSION};`);
-  database.prepare("INSERT INTO meta VALUES ('instance', ?)").run(instance);
-  const insert = database.prepare(
-    "INSERT INTO jobs (id, owner, request_id, state, stopped_by, job) VALUES (?, ?, ?, ?, ?, ?)",
-  );
-  const setLog = database.prepare(`UPDATE jobs SET ${LOG_VALUES} WHERE id = ?`);
-  for (const { job, requestId = null, stoppedBy = null } of jobs) {
-    insert.run(job.id, job.owner, requestId, job.state, stoppedBy, encode(job));
-    setLog.run(...logValues(job), job.id);
-  }
+  // Open as it were: the next daemon looks at all directories.
+  database.prepare("INSERT INTO meta VALUES ('instance', ?), ('open', '1')").run(instance);
+  const insert = database.prepare(INSERT);
+  for (const { job, requestId = null, stoppedBy = null } of jobs)
+    insert.run(job.id, job.owner, requestId, job.state, stoppedBy, encode(job), ...logValues(job));
   database.exec("COMMIT");
 }
 
@@ -185,10 +197,11 @@ function journalIn(database: DatabaseSync, path: string): Journal {
 
   let marked = mark();
 
-  const insert = database.prepare("INSERT INTO jobs (id, owner, request_id, state, job) VALUES (?, ?, ?, ?, ?)");
+  const insert = database.prepare(INSERT);
   const update = database.prepare(`UPDATE jobs SET state = ?, job = ?, ${LOG_VALUES} WHERE id = ?`);
   const stopping = database.prepare("UPDATE jobs SET stopped_by = coalesce(stopped_by, ?) WHERE id = ?");
   const remove = database.prepare("DELETE FROM jobs WHERE id = ?");
+  const newest = database.prepare("SELECT id FROM jobs ORDER BY seq DESC LIMIT 1");
   const ids = database.prepare("SELECT group_concat(id, ' ') AS ids FROM jobs");
   const find = database.prepare(`${COLUMNS} WHERE id = ?`);
   const findRequest = database.prepare(`${COLUMNS} WHERE owner = ? AND request_id = ?`);
@@ -211,14 +224,28 @@ function journalIn(database: DatabaseSync, path: string): Journal {
     interrupted,
     clean,
     logs: logRecords(database),
+    groupsIn(path) {
+      const text = meta("groups") ?? "[]";
+      // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- written below
+      const former = (JSON.parse(text) as string[]).filter((each) => each !== path && existsSync(each));
+      const now = JSON.stringify(path === undefined ? former : [...former, path]);
+      try {
+        if (now !== text) setMeta.run("groups", now);
+      } catch (error) {
+        if (!isFailing(error)) throw error;
+      }
+      return former;
+    },
     insert: (job, requestId) =>
       whole(() => {
         marked ||= mark();
-        return Number(insert.run(job.id, job.owner, requestId ?? null, job.state, encode(job)).lastInsertRowid);
+        const values = [job.id, job.owner, requestId ?? null, job.state, null, encode(job), ...logValues(job)];
+        return Number(insert.run(...values).lastInsertRowid);
       }),
     update: (job) => void whole(() => update.run(job.state, encode(job), ...logValues(job), job.id)),
     stopping: (id, by) => void whole(() => stopping.run(by, id)),
     remove: (id) => void whole(() => remove.run(id)),
+    newest: () => whole(() => newest.get()?.["id"]?.toString()),
     ids: () => new Set(whole(() => String(ids.get()?.["ids"] ?? "").split(" "))),
     find: (id) => whole(() => record(find.get(id))),
     findRequest: (owner, requestId) => whole(() => record(findRequest.get(owner, requestId))),

@@ -33,6 +33,8 @@ export const LOG_COLUMNS = "log, log_bytes, log_zstd, log_at, log_why, log_due";
 export const LOG_VALUES =
   "ended_at = ?, log = ?, log_bytes = ?, log_zstd = ?, log_at = ?, log_why = ?, log_until = ?, log_due = ?";
 
+export const LOG_NAMES = LOG_VALUES.replaceAll(" = ?", "");
+
 type Row = Readonly<{ [column: string]: SQLOutputValue }>;
 
 export function logOf(row: Row): JobLog | undefined {

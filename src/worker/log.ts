@@ -1,6 +1,6 @@
 import { closeSync, existsSync, fstatSync, openSync, read, readSync, statSync } from "node:fs";
 import { join } from "node:path";
-import { codeOf } from "./errors.ts";
+import { codeOf, JobError } from "./errors.ts";
 import type { JobLog, OutputExtent } from "./job.ts";
 import { framedOutput, openIndex, type Bytes, type LocalBytes } from "./seekable.ts";
 
@@ -38,6 +38,7 @@ interface Header {
 interface Piece {
   readonly source: Source | undefined;
   readonly timeMs: number;
+  readonly start: number;
   readonly end: number;
 }
 
@@ -170,7 +171,8 @@ export function logOf(index: LocalBytes, output: Bytes): Log {
 
   function header(): Header {
     index.read(scratch, 0);
-    if (scratch.toString("latin1", 0, 8) !== MAGIC) throw new Error("this is no index of an output log");
+    if (scratch.toString("latin1", 0, 8) !== MAGIC)
+      throw new JobError("data-loss", "the index of the output is damaged");
     const [first = 0, firstRecord = 0, dropped = 0, gapEnd = 0] = [8, 16, 24, 32].map((i) =>
       Number(scratch.readBigUInt64LE(i)),
     );
@@ -219,10 +221,11 @@ export function logOf(index: LocalBytes, output: Bytes): Log {
     let end = offsetOf(at + 1);
     // Bytes that are being dropped now are in no record yet: they lie between the file's end and the log's.
     if (end === Infinity) end = output.size();
-    if (offset >= end) return { source: undefined, timeMs: 0, end: Infinity };
+    if (offset >= end) return { source: undefined, timeMs: 0, start: offset, end: Infinity };
     const position = record(at);
-    if (position < 0) return { source: undefined, timeMs: 0, end };
-    return { source: SOURCES[block.readUInt16LE(position + 6)], timeMs: block.readUIntLE(position + 8, 6), end };
+    if (position < 0) return { source: undefined, timeMs: 0, start: offset, end };
+    const start = block.readUIntLE(position, 6);
+    return { source: SOURCES[block.readUInt16LE(position + 6)], timeMs: block.readUIntLE(position + 8, 6), start, end };
   }
 
   return {

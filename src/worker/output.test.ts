@@ -1,10 +1,20 @@
 import { createHash, randomBytes } from "node:crypto";
-import { readFileSync, readdirSync, readlinkSync, rmSync, statSync, writeFileSync } from "node:fs";
+import {
+  closeSync,
+  openSync,
+  readFileSync,
+  readdirSync,
+  readlinkSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+  writeSync,
+} from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { compressLog } from "./compress.ts";
-import type { Source } from "./log.ts";
-import type { Position } from "./output.ts";
+import { HEADER_BYTES, logOf, RECORD_BYTES, type Source } from "./log.ts";
+import { readOutput, type Live, type Position } from "./output.ts";
 import { SPARE } from "./spare.ts";
 import {
   finished,
@@ -379,6 +389,33 @@ describe("a follower", () => {
     expect(next).toBe(5);
   });
 
+  test("is woken though the kernel has dropped what told of it, because others wrote so much", async () => {
+    await using worker = await testWorker();
+    using files = testDirectory();
+    const gate = join(files.path, "gate");
+    const quiet = await startReady(
+      worker,
+      sh('echo ready; until [ -e "$0" ]; do sleep 0.01; done; echo more; exec sleep 1000', gate),
+    );
+    const loud = [await startReady(worker, waits), await startReady(worker, waits)];
+    const abort = new AbortController();
+    const stream = worker.stream(quiet.id, { follow: true, signal: abort.signal });
+    expect((await stream.next()).value).toMatchObject({ kind: "chunk", offset: 0 });
+    const more = stream.next();
+    const others = loud.map(({ id }) => readAll(worker.stream(id, { follow: true, signal: abort.signal })));
+    await until("all three are followed", () => held(worker).watches === 3);
+    // Nothing is taken from the queue while this goes on without a pause. An event like the last one takes no place.
+    const outputs = loud.map(({ id }) => openSync(join(worker.directory(id), "output"), "r+"));
+    const places = Number(readFileSync("/proc/sys/fs/inotify/max_queued_events", "utf8"));
+    for (let i = 0; i <= places; i++) for (const output of outputs.slice(i % 2, (i % 2) + 1)) writeSync(output, "r", 0);
+    for (const output of outputs) closeSync(output);
+    open(gate);
+    while (statSync(join(worker.directory(quiet.id), "output")).size < "ready\nmore\n".length);
+    expect((await more).value).toMatchObject({ kind: "chunk", offset: 6 });
+    abort.abort();
+    await Promise.all([...others, stream.return(undefined as never)]);
+  });
+
   test("that is abandoned frees its descriptors and its watch, at whatever point", async () => {
     await using worker = await testWorker();
     const { id } = await startReady(worker, waits);
@@ -439,6 +476,51 @@ describe("a follower", () => {
     abort.abort();
     expect((await Promise.all(followers)).every(({ text }) => text === "ready\n")).toBe(true);
     await released(worker);
+  });
+});
+
+describe("a tail that has a gap of 64 TiB before it", () => {
+  /** stdout at 0 and after the gap, ten bytes each. */
+  const starts = [0, 10, 2 ** 46];
+  const size = 2 ** 46 + 10;
+  const index = Buffer.alloc(HEADER_BYTES + starts.length * RECORD_BYTES);
+  index.write("jobslog1", 0, "latin1");
+  for (const [i, start] of starts.entries()) {
+    index.writeUIntLE(start, HEADER_BYTES + i * RECORD_BYTES, 6);
+    index.writeUInt16LE(i % 2 === 0 ? 1 : 0, HEADER_BYTES + i * RECORD_BYTES + 6);
+  }
+  const log = logOf(
+    {
+      size: () => index.length,
+      read: (buffer, offset) => (offset > index.length ? 0 : index.copy(buffer, 0, offset)),
+    },
+    {
+      size: () => size,
+      read(buffer) {
+        buffer.fill("x");
+        return buffer.length;
+      },
+    },
+  );
+
+  test.each(["tail-bytes", "tail-lines"] as const)("is found at once: %s", async (kind) => {
+    const live: Live = { ended: () => true, subscribe: () => ({ [Symbol.dispose]() {} }) };
+    const read = [];
+    for await (const { kind: what, offset } of readOutput(log, live, { position: { kind, count: 15 } }))
+      read.push([what, offset]);
+    expect(read).toEqual(
+      kind === "tail-bytes"
+        ? [
+            ["chunk", 5],
+            ["gap", 10],
+            ["chunk", 2 ** 46],
+          ]
+        : [
+            ["chunk", 0],
+            ["gap", 10],
+            ["chunk", 2 ** 46],
+          ],
+    );
   });
 });
 

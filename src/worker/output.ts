@@ -1,3 +1,4 @@
+import { setImmediate as nextTurn } from "node:timers/promises";
 import type { OutputExtent } from "./job.ts";
 import type { Log, Source } from "./log.ts";
 
@@ -72,6 +73,12 @@ async function tailOffset(
   let last = true;
   if (left <= 0) return size;
   for (let high = Math.min(size, log.output.size()); high > first;) {
+    // A gap may be as long as all that was not kept.
+    const above = log.pieceAt(high - 1);
+    if (above.source === undefined) {
+      high = Math.min(high - 1, above.start);
+      continue;
+    }
     const low = Math.max(first, high - CHUNK_BYTES);
     const runs: { from: number; to: number }[] = [];
     for (let from = low; from < high;) {
@@ -80,8 +87,9 @@ async function tailOffset(
       if (piece.source !== undefined && (source ?? piece.source) === piece.source) runs.push({ from, to });
       from = to;
     }
-    const bytes = Buffer.allocUnsafeSlow(high - low);
+    const bytes = position.kind === "tail-lines" ? Buffer.allocUnsafeSlow(high - low) : Buffer.alloc(0);
     if (position.kind === "tail-lines") await log.output.read(bytes, low);
+    else await nextTurn();
     for (const { from, to } of runs.toReversed()) {
       if (position.kind === "tail-bytes") {
         if (left <= to - from) return to - left;

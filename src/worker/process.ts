@@ -2,6 +2,9 @@ import { readFileSync, readdirSync, readlinkSync } from "node:fs";
 
 /* What tells a process from those that had its number before, or will have it: proc_pid_stat(5). */
 
+/** USER_HZ; the uptime has no more digits either. */
+const TICK_MS = 10;
+
 interface Process {
   readonly pid: number;
   readonly parent: number;
@@ -29,6 +32,11 @@ export interface Boot {
   readonly host: string;
   /** Of the init of this pid namespace, which in a container is another each time that one is started. */
   readonly init: string;
+}
+
+/** Of CLOCK_MONOTONIC, which is the same in all processes of a boot. */
+export function nowMs(): number {
+  return Number(process.hrtime.bigint()) / 1e6;
 }
 
 export function thisBoot(): Boot {
@@ -67,14 +75,14 @@ export function bootOf(born: string): Boot {
 
 /**
  * Kills what is left of a job that has no cgroup, nor a supervisor any more: the main process, which `born` has to fit, its
- * session, and all that descend from them. `fresh`: the supervisor has ended a moment ago, and the main process with it, or
- * as good as that, so that its number can be no other's yet. A stranger that has the number by now lives.
+ * session, and all that descend from them. A stranger that has the number by now lives. `startedMs`, for one whose supervisor
+ * has ended a moment ago: when its exec was told, as nowMs() has it.
  */
-export function killTree(pid: number, born: string | undefined, boot: Boot, fresh: boolean): void {
+export function killTree(pid: number, born: string | undefined, boot: Boot, startedMs: number | undefined): void {
   const killed = new Set<string>();
   for (let before = -1; before < killed.size;) {
     before = killed.size;
-    for (const each of treeOf(pid, born, boot, fresh)) {
+    for (const each of treeOf(pid, born, boot, startedMs)) {
       // Looked at again, because reading all of /proc takes a while.
       if (look(each.pid)?.ticks !== each.ticks) continue;
       try {
@@ -87,10 +95,19 @@ export function killTree(pid: number, born: string | undefined, boot: Boot, fres
   }
 }
 
-function treeOf(pid: number, born: string | undefined, boot: Boot, fresh: boolean): Process[] {
+/** It had its number before its exec was told, at `startedMs`: whoever has it after is younger. */
+function isOf({ ticks }: Process, startedMs: number): boolean {
+  const uptimeMs = Number(readFileSync("/proc/uptime", "latin1").split(" ")[0]) * 1000;
+  const ageMs = uptimeMs - Number(ticks) * TICK_MS;
+  return nowMs() - ageMs <= startedMs + 2 * TICK_MS;
+}
+
+function treeOf(pid: number, born: string | undefined, boot: Boot, startedMs: number | undefined): Process[] {
   const main = pid > 0 ? look(pid) : undefined;
-  const itself = main && born !== undefined ? born === birth(main, boot) : fresh;
-  if (pid <= 0 || !itself) return [];
+  const fresh = startedMs !== undefined;
+  const itself = main && (born === undefined ? fresh && isOf(main, startedMs) : born === birth(main, boot));
+  // Without it, its session is no other's: nobody can have had the number, and left it, in that moment.
+  if (pid <= 0 || !(itself ?? fresh)) return [];
   const all = readdirSync("/proc").flatMap((name) => (/^\d+$/.test(name) ? (look(Number(name)) ?? []) : []));
   const tree = new Map<number, Process>();
   for (let before = -1; before < tree.size;) {

@@ -43,6 +43,8 @@ export interface Recovered {
   readonly nameless: readonly string[];
   /** Directories that tell of no start: the next daemon removes them. */
   readonly unstarted: readonly string[];
+  /** Directories that cannot be read, of jobs that the journal that there was did not tell of; they are left. */
+  readonly unreadable: readonly string[];
   /** Rows of the journal that there was that could not be read; their jobs may be told by directories. */
   readonly unread: number;
 }
@@ -70,7 +72,7 @@ export function recoverJournal(stateDirectory: string, now = new Date()): Recove
   mkdirSync(work, { mode: 0o700 });
   try {
     const twin = twinOf(stateDir, path);
-    const old = salvage(copyOf(twin ?? path, work));
+    const old = salvage(copyOf(path, walOf(path, twin), work));
     const { entries, ...figures } = merge(jobsDir, old.kept);
     const instance = old.instance ?? figures.instance ?? crypto.randomUUID().slice(0, 8);
     const fresh = join(work, "journal.db");
@@ -104,12 +106,26 @@ function twinOf(stateDir: string, path: string): string | undefined {
     .find((name) => statSync(name).ino === inode);
 }
 
+/**
+ * The journal's own, which a recovery that was killed may have put aside with its twin; but one that a daemon has begun
+ * anew since is in the journal already, and its pages are older.
+ */
+function walOf(path: string, twin: string | undefined): string {
+  const own = `${path}-wal`;
+  const aside = `${twin}-wal`;
+  if (twin === undefined || existsSync(own) || !existsSync(aside)) return own;
+  return statSync(aside).mtimeMs < statSync(path).mtimeMs ? own : aside;
+}
+
 /** Reading a database may write to it, or to its -wal. */
-function copyOf(path: string, work: string): string {
+function copyOf(path: string, wal: string, work: string): string {
   const copy = join(work, "old.db");
-  for (const suffix of ["", "-wal"]) {
+  for (const [from, to] of [
+    [path, copy],
+    [wal, `${copy}-wal`],
+  ] as const) {
     try {
-      copyFileSync(`${path}${suffix}`, `${copy}${suffix}`, constants.COPYFILE_FICLONE);
+      copyFileSync(from, to, constants.COPYFILE_FICLONE);
     } catch (error) {
       // Of what the disk does not give back, or what is no file, nothing can be salvaged.
       if (codeOf(error) === "EACCES") throw inaccessible(path, error);
@@ -138,12 +154,16 @@ function merge(
 } {
   const rows = new Map(kept.map((row) => [row.job.id, row]));
   const entries = new Map<string, Entry>(rows);
-  const [nameless, unstarted]: [string[], string[]] = [[], []];
+  const [nameless, unstarted, unreadable]: [string[], string[], string[]] = [[], [], []];
   let [ended, running, salvaged] = [0, 0, rows.size];
   let instance: string | undefined;
   for (const id of readdirSync(jobsDir).filter((name) => !name.startsWith("."))) {
-    const told = readJob(join(jobsDir, id));
     const row = rows.get(id);
+    const told = orError(() => readJob(join(jobsDir, id)));
+    if (told instanceof Error) {
+      if (!row) unreadable.push(id);
+      continue;
+    }
     instance ??= told?.instance ?? (told && instanceOfGroup(told.job));
     if (!told && !row) unstarted.push(id);
     // What has ended is as it is for good; else a `job` is never older than its row.
@@ -160,7 +180,8 @@ function merge(
   const sorted = [...entries.values()].toSorted((a, b) => (startedIn(a.job.id) < startedIn(b.job.id) ? -1 : 1));
   for (const { job } of sorted) {
     const directory = join(jobsDir, job.id);
-    if (job.state === "ended" || readExit(directory)) ended++;
+    const exit = orError(() => readExit(directory));
+    if (job.state === "ended" || (exit && !(exit instanceof Error))) ended++;
     else if (isSupervised(directory)) running++;
   }
   return {
@@ -173,7 +194,17 @@ function merge(
     salvaged,
     nameless,
     unstarted,
+    unreadable,
   };
+}
+
+/** Of a directory that is damaged no more than that is known; the others are told all the same. */
+function orError<T>(read: () => T): T | Error {
+  try {
+    return read();
+  } catch (error) {
+    return error instanceof Error ? error : new Error(String(error));
+  }
 }
 
 /** A worker's name may have changed since; the time is in the rest of an id. */

@@ -2,14 +2,14 @@ import { existsSync, readdirSync, unlinkSync } from "node:fs";
 import { constants } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
-import { killGroup, populated, readLimits, removeGroup } from "./cgroup.ts";
+import { hierarchyAt, killGroup, populated, readLimits, removeGroup, type Hierarchy } from "./cgroup.ts";
 import { track, type Context } from "./context.ts";
 import { isSupervised, order } from "./control.ts";
 import { removeDirectory } from "./directory.ts";
 import { gone, killedBy } from "./end.ts";
 import { readExit } from "./exit.ts";
 import type { Job } from "./job.ts";
-import { readJob } from "./job-file.ts";
+import { readJob, type Told } from "./job-file.ts";
 import type { Record as Kept } from "./journal.ts";
 import { logIn } from "./log.ts";
 import { bootOf, interruption } from "./process.ts";
@@ -25,7 +25,7 @@ export function removeSpares(sparesDir: string): void {
 
 /** Takes up the jobs of the daemon before this one. */
 export async function recover(context: Context): Promise<void> {
-  const { hierarchy, jobsDir, journal, options, running } = context;
+  const { formerGroups, hierarchy, jobsDir, journal, options, running } = context;
   for (const kept of journal.alive()) await takeUp(context, kept);
   if (!journal.clean) {
     const known = journal.ids();
@@ -37,33 +37,54 @@ export async function recover(context: Context): Promise<void> {
       if (kept && kept.job.state !== "ended") await takeUp(context, kept);
     }
   }
-  if (hierarchy.kind === "none") return;
   // What was made for jobs to come, and what a start has left that was cut before it was recorded.
-  for (const each of readdirSync(hierarchy.path, { withFileTypes: true }))
-    if (each.isDirectory() && !running.has(each.name)) discardGroup(context, join(hierarchy.path, each.name));
+  for (const path of hierarchy.kind === "none" ? formerGroups : [hierarchy.path, ...formerGroups])
+    for (const each of readdirSync(path, { withFileTypes: true }))
+      if (each.isDirectory() && !running.has(each.name)) discardGroup(context, join(path, each.name));
+}
+
+/** Where the job's group was made. */
+function hierarchyOf({ hierarchy, formerGroups }: Context, id: string): Hierarchy {
+  const former = formerGroups.find((path) => existsSync(join(path, id)));
+  return former === undefined ? hierarchy : hierarchyAt(former);
 }
 
 /** Of a directory that the journal does not know: a crash of the host, or damage, can take what was recorded last. */
-function takeIn({ jobsDir, journal, retirement }: Context, id: string): boolean {
-  const told = readJob(join(jobsDir, id));
+function takeIn(context: Context, id: string): boolean {
+  const { jobsDir, journal, retirement } = context;
+  const directory = join(jobsDir, id);
+  const told = readTold(context, directory);
+  if (told === "unreadable") return false;
   if (!told) {
-    discardDirectory(join(jobsDir, id));
+    discardDirectory(directory);
     return false;
   }
   const { job, requestId, stoppedBy } = told;
   const taken = requestId !== undefined && journal.findRequest(job.owner, requestId) !== undefined;
-  journal.insert(job, taken ? undefined : requestId);
-  if (job.state === "ended") {
-    const ended = { ...job, log: job.log ?? logIn(join(jobsDir, id), retirement.wanted(job)) };
-    journal.update(ended, () => retirement.ended(ended));
-  }
+  const ended = job.state === "ended";
+  const kept = ended ? { ...job, log: job.log ?? logIn(directory, retirement.wanted(job)) } : job;
+  journal.insert(kept, taken ? undefined : requestId);
+  if (ended) retirement.ended(kept);
   if (stoppedBy !== undefined) journal.stopping(id, stoppedBy);
   return true;
 }
 
+/** One directory that is damaged keeps no other job from being found. */
+function readTold({ options }: Context, directory: string): Told | "unreadable" | undefined {
+  try {
+    return readJob(directory);
+  } catch (error) {
+    options.log("error", "a directory that the journal does not know cannot be read, and is left", {
+      directory,
+      error,
+    });
+    return "unreadable";
+  }
+}
+
 async function takeUp(context: Context, { job, stoppedBy, requestId }: Kept): Promise<void> {
   const { files, journal, running, spawner } = context;
-  const entry = track(context, job);
+  const entry = track(context, job, hierarchyOf(context, job.id));
   entry.stoppedBy = stoppedBy;
   entry.requestId = requestId;
   const { directory, group } = entry;
@@ -82,7 +103,8 @@ async function takeUp(context: Context, { job, stoppedBy, requestId }: Kept): Pr
       state: stoppedBy === undefined ? "running" : "stopping",
       pid: started.pid,
       startedAt: started.at,
-      limits: group === undefined ? job.limits : readLimits(group, job.limits.keys()),
+      // After a reboot there is no group to read them from.
+      limits: group === undefined ? job.limits : new Map([...job.limits, ...readLimits(group, job.limits.keys())]),
     };
   entry.startedMs = journal.interrupted === undefined ? started?.ms : undefined;
   entry.launched.resolve();

@@ -5,6 +5,7 @@ import { JobError, codeOf } from "./errors.ts";
 import type { Exit } from "./exit.ts";
 import type { Job, Usage } from "./job.ts";
 import { openLog, type Log } from "./log.ts";
+import { nowMs } from "./process.ts";
 import { groupUsage } from "./usage.ts";
 
 /** A job that has not ended, as this process knows it. */
@@ -21,6 +22,8 @@ export interface Running {
   /** Resolved once the command has been exec'ed, rejected when it could not be. */
   readonly launched: PromiseWithResolvers<void>;
   readonly ended: PromiseWithResolvers<Job>;
+  /** Who waits for `ended`; undefined once that is settled. */
+  waiting: Set<PromiseWithResolvers<Job>> | undefined;
   /** What to call when there may be more output, or the end. */
   readonly followers: Set<() => void>;
   /** Settled when the last update that was asked for is done. */
@@ -39,11 +42,19 @@ export function runningOf(job: Job, jobsDir: string, hierarchy: Hierarchy): Runn
     requestId: undefined,
     launched: Promise.withResolvers(),
     ended: Promise.withResolvers(),
+    waiting: new Set(),
     followers: new Set(),
     updates: Promise.resolve(),
   };
   entry.launched.promise.catch(() => {});
-  entry.ended.promise.catch(() => {});
+  const settle = (how: (each: PromiseWithResolvers<Job>) => void): void => {
+    entry.waiting?.forEach(how);
+    entry.waiting = undefined;
+  };
+  entry.ended.promise.then(
+    (ended) => settle(({ resolve }) => resolve(ended)),
+    (error: unknown) => settle(({ reject }) => reject(error)),
+  );
   return entry;
 }
 
@@ -78,11 +89,6 @@ function sinceStartMs({ startedMs, job: { startedAt } }: Running): number {
   return Math.max(0, elapsedMs);
 }
 
-/** Of CLOCK_MONOTONIC, which is the same in all processes of a boot. */
-export function nowMs(): number {
-  return Number(process.hrtime.bigint()) / 1e6;
-}
-
 export function extentOf(entry: Running): Job["output"] {
   try {
     using output = openLog(entry.directory);
@@ -103,14 +109,29 @@ export function startOf(entry: Pick<Running, "directory">): ReturnType<Log["head
   }
 }
 
+/** Those that are watched, and how often the kernel has told of any in this turn. */
+const watched = new Set<Running>();
+let told = 0;
+/** By default the kernel keeps 16,384 events, and drops more; that it did, Node does not tell (inotify(7), IN_Q_OVERFLOW). */
+const MANY_EVENTS = 4096;
+
+/** Where many are told at once, others may have been dropped: all that are watched are woken. */
+function hear(entry: Running): void {
+  if (++told === 1) setImmediate(() => (told = 0));
+  for (const each of told % MANY_EVENTS === 0 ? watched : [entry]) for (const wake of each.followers) wake();
+}
+
 /** Calls `wake` whenever there may be more output, or the end, until disposed. One watch serves all. */
 export function subscribe(entry: Running, wake: () => void): Disposable {
-  entry.watcher ??= watch(join(entry.directory, "output"), () => {
-    for (const follower of entry.followers) follower();
-  }).on("error", () => {
-    for (const follower of entry.followers) follower();
-  });
+  entry.watcher ??= watch(join(entry.directory, "output"), () => hear(entry)).on("error", () => hear(entry));
+  watched.add(entry);
   return awaitEnd(entry, wake);
+}
+
+export function unwatch(entry: Running): void {
+  entry.watcher?.close();
+  delete entry.watcher;
+  watched.delete(entry);
 }
 
 /** Calls `wake` at the end, and perhaps before, until disposed. */
@@ -120,21 +141,24 @@ export function awaitEnd(entry: Running, wake: () => void): Disposable {
     [Symbol.dispose]() {
       entry.followers.delete(wake);
       if (entry.followers.size > 0) return;
-      entry.watcher?.close();
-      delete entry.watcher;
+      unwatch(entry);
     },
   };
 }
 
-/** Resolves when the job has ended; `signal` ends the waiting, which throws `unavailable`. */
-export function endOf(entry: Running, signal: AbortSignal | undefined): Promise<Job> {
-  return Promise.race([entry.ended.promise, aborted(signal)]);
-}
-
-function aborted(signal: AbortSignal | undefined): Promise<never> {
-  return new Promise((_resolve, reject) => {
-    const stop = (): void => reject(new JobError("unavailable", "the waiting was given up"));
-    if (signal?.aborted) stop();
-    else signal?.addEventListener("abort", stop, { once: true });
-  });
+/** Resolves when the job has ended; `signal` ends the waiting, which throws `unavailable`. Nothing of it is left then. */
+export async function endOf(entry: Running, signal: AbortSignal | undefined): Promise<Job> {
+  const { waiting } = entry;
+  if (!waiting) return entry.ended.promise;
+  const waiter = Promise.withResolvers<Job>();
+  const stop = (): void => waiter.reject(new JobError("unavailable", "the waiting was given up"));
+  if (signal?.aborted) stop();
+  signal?.addEventListener("abort", stop);
+  waiting.add(waiter);
+  try {
+    return await waiter.promise;
+  } finally {
+    waiting.delete(waiter);
+    signal?.removeEventListener("abort", stop);
+  }
 }

@@ -15,7 +15,8 @@ import { withReserve } from "./reserve.ts";
 import { policyOf } from "./log-policy.ts";
 import { settingsOf } from "./resources.ts";
 import { rlimitsOf } from "./rlimits.ts";
-import { nowMs, type Running } from "./running.ts";
+import { nowMs } from "./process.ts";
+import type { Running } from "./running.ts";
 import { checkSpec, environmentOf } from "./spec.ts";
 import { chooseCredentials } from "./users.ts";
 
@@ -74,7 +75,7 @@ async function attempt(context: Context, spec: JobSpec): Promise<Job> {
     );
   const env = environmentOf(spec, credentials);
   const job = { ...jobOf(context, spec, credentials, env), logPolicy };
-  const entry = track(context, job);
+  const entry = track(context, job, hierarchy);
   entry.requestId = spec.requestId;
   try {
     const record = (): void => {

@@ -24,7 +24,7 @@ import { recover, removeSpares } from "./recovery.ts";
 import type { LinuxResources } from "./resources.ts";
 import { fillReserve } from "./reserve.ts";
 import { openRetirement } from "./retire.ts";
-import { current, endOf } from "./running.ts";
+import { current, endOf, unwatch } from "./running.ts";
 import { openSpawner } from "./spawner.ts";
 import { start, type Started } from "./start.ts";
 import { stats, type Stats, type StatsOptions } from "./stats.ts";
@@ -66,10 +66,11 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   await using opened = new AsyncDisposableStack();
   const lock = opened.use(lockDirectory(stateDir));
   const journal = opened.use(patient(openJournal(stateDir), options.log));
-  const [newest] = journal.list(() => true, Number.MAX_SAFE_INTEGER, 1);
-  if (newest) sortBehind(newest.job.id);
+  const newest = journal.newest();
+  if (newest !== undefined) sortBehind(newest);
   const hierarchy = openHierarchy(`jobs-${journal.instance}`, options.cgroup);
-  opened.defer(() => leave(hierarchy));
+  const formerGroups = journal.groupsIn(hierarchy.kind === "none" ? undefined : hierarchy.path);
+  opened.defer(() => leave(hierarchy, formerGroups));
   const ids = opened.use(openIds(options.name, hierarchy));
   removeSpares(sparesDir);
   const hidden = [stateDir, ...(options.archive?.kind === "directory" ? [resolve(options.archive.path)] : [])];
@@ -92,6 +93,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
     journal,
     files,
     hierarchy,
+    formerGroups,
     ids,
     spawner,
     running: new Map(),
@@ -134,14 +136,14 @@ async function close(context: Context): Promise<void> {
   await context.retirement[Symbol.asyncDispose]();
   await archive?.[Symbol.asyncDispose]();
   for (const entry of running.values()) {
-    entry.watcher?.close();
+    unwatch(entry);
     entry.ended.reject(new JobError("unavailable", "the worker is closing"));
     for (const wake of entry.followers) wake();
   }
   files[Symbol.dispose]();
   journal[Symbol.dispose]();
   ids[Symbol.dispose]();
-  leave(hierarchy);
+  leave(hierarchy, context.formerGroups);
 }
 
 /** How logs are moved into the archive. */
@@ -153,10 +155,11 @@ function movesOf({ archivePauses, log }: CheckedOptions, jobsDir: string, journa
   };
 }
 
-function leave(hierarchy: Hierarchy): void {
-  try {
-    if (hierarchy.kind === "cgroup2") rmdirSync(hierarchy.path);
-  } catch {
-    // Jobs run in it.
-  }
+function leave(hierarchy: Hierarchy, former: readonly string[]): void {
+  for (const path of hierarchy.kind === "none" ? former : [hierarchy.path, ...former])
+    try {
+      rmdirSync(path);
+    } catch {
+      // Jobs run in it.
+    }
 }

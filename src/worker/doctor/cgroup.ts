@@ -1,6 +1,6 @@
 import { accessSync, constants, existsSync, readdirSync } from "node:fs";
-import { basename, dirname, join, resolve } from "node:path";
-import { LEAF, isRootGroup, ownGroup, strangers, type Hierarchy } from "../cgroup.ts";
+import { dirname, join, resolve } from "node:path";
+import { isRootGroup, ownGroup, withoutLeaf, type Hierarchy } from "../cgroup.ts";
 import { codeOf } from "../errors.ts";
 import type { Place } from "./controllers.ts";
 import { CONTAINER, found, textOf, type Cause, type Finding } from "./finding.ts";
@@ -16,11 +16,6 @@ export function placeOf(parent: string | undefined, hierarchy: Hierarchy | undef
   return base !== undefined && existsSync(join(base, "cgroup.procs"))
     ? { base: resolve(base), named, hierarchy }
     : undefined;
-}
-
-/** Beside a daemon, as by `docker exec`, a process is put where the daemon went. */
-function withoutLeaf(own: string | undefined): string | undefined {
-  return own !== undefined && basename(own) === LEAF && strangers(own).length > 0 ? dirname(own) : own;
 }
 
 /** Why no group can be made for jobs, nor jobs put in one. */
