@@ -6,17 +6,17 @@ import { join } from "node:path";
 import { setTimeout } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { ClientError, connect, type Client } from "../src/client/index.ts";
-import { failing, noInjection, noMounts, reason } from "../src/supervisor/testing/faults.ts";
+import { failing, noInjection, noMounts, reason, smallDisk } from "../src/supervisor/testing/faults.ts";
 import { until } from "../src/supervisor/testing/processes.ts";
-import { modes } from "../src/worker/testing.ts";
-import { startHost, type Host } from "./testing.ts";
+import { modes, testDirectory } from "../src/worker/testing.ts";
+import { launch, startHost, type Host } from "./testing.ts";
 
 const noGroups = modes.length > 1 ? undefined : "this host has no usable cgroup v2";
 const HOUR_MS = 3_600_000;
 const DAY_MS = 24 * HOUR_MS;
 const TICKS_PER_S = 100; // USER_HZ, proc_pid_stat(5)
 
-function client(host: Host): Client {
+function client(host: Pick<Host, "file" | "server">): Client {
   const pem = (name: string): Buffer => readFileSync(host.file(name));
   return connect({ server: host.server, ca: pem("ca.crt"), cert: pem("writer.crt"), key: pem("writer.key") });
 }
@@ -239,6 +239,58 @@ describe.skipIf(noInjection ?? noMounts)(`a daemon whose disk fails${reason(noIn
       expect(await codeOf(jobs.start({ command: "true" }))).toBe("OK");
     },
   );
+});
+
+describe("a daemon that cannot write its log", () => {
+  test.skipIf(noMounts)(
+    `for want of room runs on, and once there is some tells how many lines are missing${reason(noMounts)}`,
+    async () => {
+      using directory = testDirectory();
+      using disk = smallDisk(join(directory.path, "disk"), 256 * 1024);
+      const log = join(disk.path, "jobsd.log");
+      await using host = await startHost([], { stderr: log });
+      using jobs = client(host);
+      const told = (): { msg: string; lines?: number; reason?: string }[] =>
+        readFileSync(log, "utf8")
+          .split("\n")
+          .filter(Boolean)
+          .map((line) => JSON.parse(line) as { msg: string });
+      const count = (msg: string): number => told().filter((line) => line.msg === msg).length;
+      disk.fill();
+      // What the last block still takes is 4 KiB.
+      for (let i = 0; i < 20; i++) await jobs.wait((await jobs.start({ command: "true" })).jobId);
+      disk.empty();
+      const { jobId } = await jobs.start({ command: "true" });
+      await until(() => told().some(({ lines }) => lines !== undefined), "the loss is told");
+      await jobs.wait(jobId);
+      const { lines = 0, reason: why, msg } = told().find((line) => line.lines !== undefined) ?? {};
+      expect(msg).toBe(`${lines} lines of this log could not be written`);
+      expect(why).toContain("ENOSPC");
+      await until(
+        () => count("job started") + count("job ended") + lines === 2 * 21,
+        "every line is there, or counted",
+      );
+    },
+  );
+
+  test("for want of a reader, nor where it listens for want of room, runs on and ends as it is told to", async () => {
+    await using host = await startHost();
+    const env = {
+      JOBSD_LISTEN: "127.0.0.1:0",
+      JOBSD_STATE: join(host.dir, "deaf"),
+      JOBSD_CA: host.file("ca.crt"),
+      JOBSD_CERT: host.file("worker.crt"),
+      JOBSD_KEY: host.file("worker.key"),
+    };
+    const daemon = launch("jobsd", [], env, { stdout: "/dev/full" });
+    await daemon.shows('"msg":"listening"', "stderr");
+    const server = /"address":"([^"]+)"/.exec(daemon.output.stderr)?.[1] ?? "";
+    daemon.child.stderr?.destroy();
+    using jobs = client({ file: (name) => host.file(name), server });
+    for (let i = 0; i < 3; i++) await jobs.wait((await jobs.start({ command: "true" })).jobId);
+    daemon.child.kill("SIGTERM");
+    expect(await daemon.ended).toMatchObject({ code: 0 });
+  });
 });
 
 /** What Node takes for the time moves an hour on at SIGUSR2, and an hour back at SIGHUP. */

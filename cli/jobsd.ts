@@ -7,6 +7,7 @@ import { SWITCHES } from "../src/worker/isolation.ts";
 import type { WorkerOptions } from "../src/worker/options.ts";
 import { readKey, readPem } from "./connection.ts";
 import { EXIT } from "./exit.ts";
+import { linesTo } from "./lines.ts";
 import { logFlags, logOptions } from "./retention.ts";
 import { exit, printable } from "./output.ts";
 import {
@@ -104,7 +105,7 @@ async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Promise<nu
 async function daemon(given: Given): Promise<number> {
   const stopping = signalled("SIGTERM", "SIGINT");
   const { listen, tls, worker: workerOptions, healthSocket, audit, level, shutdownMs } = await settings(given);
-  const [{ pino, destination }, { parseTarget, formatTarget }, { openWorker }, { serve }] = await Promise.all([
+  const [{ pino }, { parseTarget, formatTarget }, { openWorker }, { serve }] = await Promise.all([
     import("pino"),
     import("../src/client/target.ts"),
     import("../src/worker/worker.ts"),
@@ -112,14 +113,14 @@ async function daemon(given: Given): Promise<number> {
   ]);
   const { host, port: wanted } = parseTarget(listen, "--listen");
   // Written at once: the last words of a daemon that dies are those that matter.
-  const log = pino(
+  const log: Logger = pino(
     {
       level,
       base: null,
       formatters: { level: (label) => ({ level: label }) },
       timestamp: pino.stdTimeFunctions.isoTime,
     },
-    destination({ dest: 2, sync: true }),
+    linesTo(2, (lines, reason) => log.error({ lines, reason }, `${lines} lines of this log could not be written`)),
   );
   const worker = await openWorker({ ...workerOptions, log: (at, message, facts) => log[at](facts ?? {}, message) });
   try {

@@ -1,5 +1,6 @@
 import { type ChildProcess, spawn } from "node:child_process";
 import { once } from "node:events";
+import { closeSync, openSync } from "node:fs";
 import { chmod, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -28,16 +29,24 @@ export interface Running {
 /** A test that fails leaves its programs to the host's end. */
 const launched = new Set<ChildProcess>();
 
-/** Runs one of the programs of cli/ from its source. */
-export function launch(program: "jobs" | "jobsd", args: readonly string[], env: NodeJS.ProcessEnv = {}): Running {
+/** Runs one of the programs of cli/ from its source; `files` are opened to append what it writes. */
+export function launch(
+  program: "jobs" | "jobsd",
+  args: readonly string[],
+  env: NodeJS.ProcessEnv = {},
+  files: { readonly stdout?: string | undefined; readonly stderr?: string | undefined } = {},
+): Running {
   const file = fileURLToPath(new URL(`${program}.ts`, import.meta.url));
+  const opened = [files.stdout, files.stderr].map((path) => (path === undefined ? "pipe" : openSync(path, "a")));
   const child = spawn(process.execPath, [file, ...args], {
     env: { PATH: process.env["PATH"], HOME: "/nonexistent", NODE_COMPILE_CACHE: CACHE, ...env },
+    stdio: ["pipe", ...opened],
   });
+  for (const each of opened) if (typeof each === "number") closeSync(each);
   const output = { stdout: "", stderr: "" };
   const changed = new EventTarget();
   for (const name of ["stdout", "stderr"] as const) {
-    child[name].setEncoding("latin1").on("data", (text: string) => {
+    child[name]?.setEncoding("latin1").on("data", (text: string) => {
       output[name] += text;
       changed.dispatchEvent(new Event("change"));
     });
@@ -82,10 +91,13 @@ export interface Host extends AsyncDisposable {
   crash(meanwhile?: () => unknown): Promise<void>;
 }
 
-/** Resolves once the daemon is ready: one with `env`, and certificates that are valid from `now` on. Disposing stops its jobs, ends it and removes all that it made. */
+/**
+ * Resolves once the daemon is ready: one with `env`, with its stderr in a file if one is named, and certificates that are
+ * valid from `now` on. Disposing stops its jobs, ends it and removes all that it made.
+ */
 export async function startHost(
   flags: readonly string[] = [],
-  { env = {}, now }: { readonly env?: NodeJS.ProcessEnv; readonly now?: Date } = {},
+  { env = {}, now, stderr }: { readonly env?: NodeJS.ProcessEnv; readonly now?: Date; readonly stderr?: string } = {},
 ): Promise<Host> {
   const dir = await mkdtemp(join(tmpdir(), "jobs-cli-"));
   // Jobs, which run as nobody, see the files that a test puts there.
@@ -94,7 +106,9 @@ export async function startHost(
   const file = (name: string): string => join(dir, "certs", name);
   const tls = ["--ca", file("ca.crt"), "--cert", file("worker.crt"), "--key", file("worker.key")];
   const boot = async (listen: string): Promise<{ daemon: Running; server: string }> => {
-    const daemon = launch("jobsd", ["--listen", listen, "--state", join(dir, "state"), ...tls, ...flags], env);
+    const daemon = launch("jobsd", ["--listen", listen, "--state", join(dir, "state"), ...tls, ...flags], env, {
+      stderr,
+    });
     await daemon.shows("\n");
     return { daemon, server: daemon.output.stdout.trim().replace("listening on ", "") };
   };
