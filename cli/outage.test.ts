@@ -1,9 +1,11 @@
 import { once } from "node:events";
-import { writeFile } from "node:fs/promises";
+import { mkdir, rename, writeFile } from "node:fs/promises";
 import { connect as connectTo, createServer, type Socket } from "node:net";
 import { join } from "node:path";
+import { DatabaseSync } from "node:sqlite";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type Host, startHost } from "./testing.ts";
+import { testDirectory } from "../src/worker/testing.ts";
+import { type Host, launch, startHost } from "./testing.ts";
 
 let host: Host;
 beforeAll(async () => {
@@ -165,4 +167,69 @@ it.each([
   const { code, stderr } = await host.jobs(args, { JOBS_SERVER: "127.0.0.1:1" });
   expect([1, 125]).toContain(code);
   expect(stderr).toMatch(/^jobs: no connection: /);
+});
+
+describe("what is no outage is told at once, in the worker's words:", () => {
+  const files = testDirectory();
+  const [archive, away] = [join(files.path, "archive"), join(files.path, "away")];
+  let own: Host;
+  let archived: string;
+  beforeAll(async () => {
+    await mkdir(archive);
+    own = await startHost(["--archive", archive]);
+    archived = await own.start("echo", "kept");
+    await own.jobs(["wait", archived]);
+    while (!/^log: +archived/m.test((await own.jobs(["query", archived])).stdout));
+  });
+  afterAll(async () => {
+    await own[Symbol.asyncDispose]();
+    files[Symbol.dispose]();
+  });
+
+  it("an archive that is away", async () => {
+    await rename(archive, away);
+    const streamed = await own.jobs(["stream", "--follow", archived]);
+    await rename(away, archive);
+    expect(streamed).toMatchObject({ code: 1, stdout: "" });
+    expect(streamed.stderr).toMatch(/^jobs: the archive does not give .*\n$/);
+    expect(await own.jobs(["stream", archived])).toMatchObject({ code: 0, stdout: "kept\n" });
+  });
+
+  it("an archive that the daemon is not told of", async () => {
+    const boot = await own.end("SIGTERM");
+    const without = launch("jobsd", [], {
+      JOBSD_LISTEN: own.server,
+      JOBSD_STATE: join(own.dir, "state"),
+      JOBSD_CA: own.file("ca.crt"),
+      JOBSD_CERT: own.file("worker.crt"),
+      JOBSD_KEY: own.file("worker.key"),
+    });
+    await without.shows("listening on");
+    const streamed = await own.jobs(["stream", "--follow", archived]);
+    without.child.kill("SIGTERM");
+    await without.ended;
+    await boot();
+    expect(streamed).toMatchObject({ code: 1, stdout: "" });
+    expect(streamed.stderr).toMatch(/^jobs: .* is in an archive, which this daemon is not told of \(--archive\)\n$/);
+  });
+
+  it("a job's record that is damaged", async () => {
+    // Of the newest job a daemon reads at its start.
+    await own.start("true");
+    const boot = await own.end("SIGTERM");
+    {
+      using database = new DatabaseSync(join(own.dir, "state", "journal.db"));
+      database.prepare("UPDATE jobs SET job = '{' || job WHERE id = ?").run(archived);
+    }
+    await boot();
+    for (const [command, code] of [
+      ["stream", 1],
+      ["stop", 1],
+      ["wait", 125],
+    ] as const) {
+      const ran = await own.jobs([command, archived]);
+      expect(ran).toMatchObject({ code, stdout: "" });
+      expect(ran.stderr).toMatch(/^jobs: the journal .* is damaged .*jobsd --recover.*\n$/);
+    }
+  });
 });

@@ -19,7 +19,7 @@ const FIRST_PAUSE_MS = 100;
 const LONGEST_PAUSE_MS = 3_000;
 
 /**
- * Calls again while the answer is UNAVAILABLE, with growing pauses. Only for calls that may be repeated: Query, List,
+ * Calls again while there is no worker to answer, with growing pauses. Only for calls that may be repeated: Query, List,
  * Wait, Stop, and Start with a request_id.
  */
 export async function retrying<Answer>(
@@ -154,10 +154,11 @@ function outages(
 }
 
 /**
- * A call that nobody here gave up was cut off with its connection, as when that has reached its greatest age. That the
- * worker cannot write its audit log is its own word, and a person's to mend.
+ * A call that nobody here gave up was cut off with its connection, as when that has reached its greatest age. What has a
+ * reason of its own, as AUDIT_UNAVAILABLE, is no matter of the connection, and mostly a person's to mend.
  */
 function isPassing(failure: unknown): failure is ClientError {
-  if (!(failure instanceof ClientError) || failure.reason === "AUDIT_UNAVAILABLE") return false;
-  return failure.code === "UNAVAILABLE" || failure.code === "CANCELLED";
+  if (!(failure instanceof ClientError) || (failure.code !== "UNAVAILABLE" && failure.code !== "CANCELLED"))
+    return false;
+  return failure.reason === "" || failure.reason === "UNAVAILABLE";
 }

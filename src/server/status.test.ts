@@ -37,6 +37,12 @@ describe("an error of the worker is told as", () => {
     expect(retry && RetryInfo.decode(retry)).toEqual(retriable ? { retryDelay: { seconds: 1n, nanos: 0 } } : undefined);
   });
 
+  test("unavailable, with what it is that is away", () => {
+    const { detail, all } = received(new JobError("unavailable", "why", { reason: "archive-unavailable" }));
+    expect(all.code).toBe(status.UNAVAILABLE);
+    expect(ErrorInfo.decode(detail("ErrorInfo") ?? Buffer.alloc(0)).reason).toBe("ARCHIVE_UNAVAILABLE");
+  });
+
   test("the field that is wrong", () => {
     const { detail, message } = received(invalid("resources.memory.limit", "must be positive"));
     expect(message).toBe("resources.memory.limit: must be positive");

@@ -43,7 +43,7 @@ export function failureOf(error: unknown): Failure | undefined {
   if (!(error instanceof JobError) || error.code === "internal") return undefined;
   return {
     code: CODES[error.code],
-    reason: error.code.toUpperCase().replaceAll("-", "_"),
+    reason: (error.reason ?? error.code).toUpperCase().replaceAll("-", "_"),
     message: error.message,
     field: error.field,
     facts: error.facts,

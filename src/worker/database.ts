@@ -46,7 +46,7 @@ function damaged(path: string, what: string, cause?: unknown): JobError {
   return new JobError(
     "unavailable",
     `the journal ${path} ${what}; it was left as it is: jobsd --recover --state ${dirname(path)} rebuilds it from the jobs' directories`,
-    { facts: { reason: "damaged" }, ...(cause !== undefined && { cause }) },
+    { reason: "journal-unavailable", facts: { reason: "damaged" }, ...(cause !== undefined && { cause }) },
   );
 }
 
@@ -76,7 +76,10 @@ export function unusable(path: string, error: unknown): JobError {
   if (/locked|busy/.test(message)) return lockedBy(path, error);
   if (error instanceof SyntaxError || /malformed|not a database|corrupt|no such (table|column)/i.test(message))
     return damaged(path, `is damaged (${message})`, error);
-  return new JobError("unavailable", `the journal cannot be used: ${path}: ${message}`, { cause: error });
+  return new JobError("unavailable", `the journal cannot be used: ${path}: ${message}`, {
+    reason: "journal-unavailable",
+    cause: error,
+  });
 }
 
 /** Throws JobError when the file is none that SQLite could open; reads the first bytes alone. */

@@ -18,6 +18,8 @@ export type JobErrorCode =
   | "internal";
 
 interface JobErrorOptions {
+  /** Finer than the code, in its form: what is not available, when waiting for it is of no use. */
+  readonly reason?: "archive-unavailable" | "journal-unavailable";
   /** The field of the request that is wrong, as in `resources.memory.limit`. */
   readonly field?: string;
   /** Machine-readable facts, as in `{ stage: "exec", errno: "ENOENT" }`. */
@@ -29,12 +31,14 @@ interface JobErrorOptions {
 export class JobError extends Error {
   override readonly name = "JobError";
   readonly code: JobErrorCode;
+  readonly reason: JobErrorOptions["reason"];
   readonly field: string | undefined;
   readonly facts: Readonly<Record<string, string>>;
 
   constructor(code: JobErrorCode, message: string, options: JobErrorOptions = {}) {
     super(message, { cause: options.cause });
     this.code = code;
+    this.reason = options.reason;
     this.field = options.field;
     this.facts = options.facts ?? {};
   }

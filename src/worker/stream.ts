@@ -129,6 +129,12 @@ function notThere(id: string, log: JobLog | undefined): JobError {
     );
   }
   return log?.kind === "archived"
-    ? new JobError("unavailable", `the output of ${id} is in an archive, which this daemon is not told of (--archive)`)
+    ? new JobError(
+        "unavailable",
+        `the output of ${id} is in an archive, which this daemon is not told of (--archive)`,
+        {
+          reason: "archive-unavailable",
+        },
+      )
     : new JobError("not-found", `the output of ${id} is not there`);
 }

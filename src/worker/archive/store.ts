@@ -43,5 +43,8 @@ export interface Store extends Disposable {
 
 /** Of an archive that does not give a file out. */
 export function unavailable(key: string, error: unknown): JobError {
-  return new JobError("unavailable", `the archive does not give ${key}: ${reasonOf(error)}`, { cause: error });
+  return new JobError("unavailable", `the archive does not give ${key}: ${reasonOf(error)}`, {
+    reason: "archive-unavailable",
+    cause: error,
+  });
 }
