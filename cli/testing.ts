@@ -29,15 +29,23 @@ export interface Running {
 /** A test that fails leaves its programs to the host's end. */
 const launched = new Set<ChildProcess>();
 
-/** Runs one of the programs of cli/ from its source; `files` are opened to append what it writes. */
+interface LaunchOptions {
+  /** What npm run build has made of it, and not its source. */
+  readonly built?: boolean | undefined;
+  /** Files that it writes to, at their end. */
+  readonly stdout?: string | undefined;
+  readonly stderr?: string | undefined;
+}
+
+/** Runs one of the programs of cli/, from its source unless otherwise said. */
 export function launch(
   program: "jobs" | "jobsd",
   args: readonly string[],
   env: NodeJS.ProcessEnv = {},
-  files: { readonly stdout?: string | undefined; readonly stderr?: string | undefined } = {},
+  { built = false, stdout, stderr }: LaunchOptions = {},
 ): Running {
-  const file = fileURLToPath(new URL(`${program}.ts`, import.meta.url));
-  const opened = [files.stdout, files.stderr].map((path) => (path === undefined ? "pipe" : openSync(path, "a")));
+  const file = fileURLToPath(new URL(built ? `../dist/${program}.js` : `${program}.ts`, import.meta.url));
+  const opened = [stdout, stderr].map((path) => (path === undefined ? "pipe" : openSync(path, "a")));
   const child = spawn(process.execPath, [file, ...args], {
     env: { PATH: process.env["PATH"], HOME: "/nonexistent", NODE_COMPILE_CACHE: CACHE, ...env },
     stdio: ["pipe", ...opened],
@@ -92,12 +100,12 @@ export interface Host extends AsyncDisposable {
 }
 
 /**
- * Resolves once the daemon is ready: one with `env`, with its stderr in a file if one is named, and certificates that are
- * valid from `now` on. Disposing stops its jobs, ends it and removes all that it made.
+ * Resolves once the daemon is ready: one with `env`, launched with these options, and certificates that are valid from
+ * `now` on. Disposing stops its jobs, ends it and removes all that it made.
  */
 export async function startHost(
   flags: readonly string[] = [],
-  { env = {}, now, stderr }: { readonly env?: NodeJS.ProcessEnv; readonly now?: Date; readonly stderr?: string } = {},
+  { env = {}, now, ...options }: { readonly env?: NodeJS.ProcessEnv; readonly now?: Date } & LaunchOptions = {},
 ): Promise<Host> {
   const dir = await mkdtemp(join(tmpdir(), "jobs-cli-"));
   // Jobs, which run as nobody, see the files that a test puts there.
@@ -106,9 +114,7 @@ export async function startHost(
   const file = (name: string): string => join(dir, "certs", name);
   const tls = ["--ca", file("ca.crt"), "--cert", file("worker.crt"), "--key", file("worker.key")];
   const boot = async (listen: string): Promise<{ daemon: Running; server: string }> => {
-    const daemon = launch("jobsd", ["--listen", listen, "--state", join(dir, "state"), ...tls, ...flags], env, {
-      stderr,
-    });
+    const daemon = launch("jobsd", ["--listen", listen, "--state", join(dir, "state"), ...tls, ...flags], env, options);
     await daemon.shows("\n");
     return { daemon, server: daemon.output.stdout.trim().replace("listening on ", "") };
   };
