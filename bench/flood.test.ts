@@ -1,5 +1,5 @@
 import { expect, test } from "vitest";
-import { BLOCKS_BYTES, LOG_BYTES, flooded } from "./flood.ts";
+import { BLOCKS_BYTES, LOG_BYTES, MOST_GROWN_KIB, flooded } from "./flood.ts";
 import { openBench } from "./harness.ts";
 
 const FOLLOWERS = 100;
@@ -14,4 +14,13 @@ test("a flood stays within its log's limit and the daemon's memory, and each of 
   expect(size).toBeGreaterThan(LOG_BYTES);
   expect(diskBytes).toBeLessThanOrEqual(LOG_BYTES + BLOCKS_BYTES);
   expect(memoryKib.most - memoryKib.before).toBeLessThan(FOLLOWERS * MOST_KIB_EACH);
+});
+
+test("what a job writes that nobody follows does not come to the daemon", async () => {
+  await using bench = await openBench({ fromSource: true });
+  const program = await bench.compile("flood");
+  await using daemon = await bench.startDaemon({ flags: ["--log-limit", String(LOG_BYTES)] });
+  const { size, memoryKib } = await flooded(bench, daemon, { program, ms: 500 });
+  expect(size / 1024).toBeGreaterThan(2 * MOST_GROWN_KIB);
+  expect(memoryKib.most - memoryKib.before).toBeLessThan(MOST_GROWN_KIB);
 });

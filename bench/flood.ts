@@ -16,8 +16,11 @@ const PROCESSES = 4;
 /** Of each process. */
 const CONNECTIONS = 5;
 const SAMPLE_MS = 20;
-const LEAST_MB_PER_S = 1000;
+/** Half of what two processors give that have nothing else to do. */
+const LEAST_MB_PER_S = 500;
 const MOST_KIB = 512;
+/** Of the daemon, however much a job writes that nobody follows: what compiled code and garbage may take. */
+export const MOST_GROWN_KIB = 16 * 1024;
 
 export const LOG_BYTES = 2 * 2 ** 20;
 /** What a log takes on disk beyond its limit, at most: of each of its files the last block, and one of its extents. */
@@ -195,6 +198,16 @@ export async function flood(bench: Bench): Promise<Row[]> {
       "that pipe's reader",
       readerNs / 1e6 / (floorBytes / 1e9),
     ]),
+    row(
+      "… the daemon's memory meanwhile (RSS), at most",
+      alone.memoryKib.most / 1024,
+      "MiB",
+      ["before", alone.memoryKib.before / 1024],
+      {
+        text: `at most ${MOST_GROWN_KIB / 1024} MiB more`,
+        met: alone.memoryKib.most - alone.memoryKib.before <= MOST_GROWN_KIB,
+      },
+    ),
     row(`… with ${followers}`, many.mbPerS, "MB/s", ["without", alone.mbPerS]),
     row("… its log on disk, at most", diskKib, "KiB", ["limit", limitKib], {
       text: `within its limit, and blocks of ${format(BLOCKS_BYTES / 1024)} KiB`,

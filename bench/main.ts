@@ -41,12 +41,13 @@ Measures the built programs on this machine, each figure beside what it is compa
   --only NAME  one of ${Object.keys(BENCHMARKS).join(", ")}; may be repeated
   --json FILE  also write the rows there: name, value, unit, comparedWith, ratio, target
 
+Exits with 1 when one of them failed, or a target was not met.
 TMPDIR says where the daemons' state is for that time, JOBS_BENCH_SOAK how many jobs a soak has: 5000 when not given.
 `;
 
 process.exit(await main(process.argv.slice(2)));
 
-/** Resolves to the exit code: 0, 1 when a benchmark failed, 2 when the command line is wrong, 130 after Ctrl-C. */
+/** Resolves to the exit code: 0, 1 when a benchmark failed or a target was not met, 2 when the command line is wrong, 130 after Ctrl-C. */
 async function main(args: string[]): Promise<number> {
   const options = {
     only: { type: "string", multiple: true },
@@ -74,7 +75,7 @@ async function main(args: string[]): Promise<number> {
   const { rows, exitCode } = await measure(given.only ?? Object.keys(BENCHMARKS), stopSignal());
   if (rows.length > 0) process.stdout.write(`\n${table(rows)}`);
   if (given.json !== undefined) writeFileSync(given.json, `${JSON.stringify(rows, undefined, 2)}\n`);
-  return exitCode;
+  return exitCode || (rows.some(({ target }) => target?.met === false) ? 1 : 0);
 }
 
 /** Aborted, once, by Ctrl-C, SIGTERM or an error that nobody caught: there is something to remove after each. */

@@ -26,7 +26,7 @@ const JOBS_PER_ROUND = 640;
 const MOST_ABOVE_MS = 1;
 const MOST_WORSE = 1.1;
 const MOST_ISOLATION_MS = 0.4;
-const MOST_NETWORK_MS = 1;
+const MOST_NETWORK_MS = 1.5;
 const TRUE = StartRequest.fromPartial({ command: "/bin/true" });
 const ALONE = StartRequest.fromPartial({ command: "/bin/true", network: Network.NETWORK_NONE });
 
