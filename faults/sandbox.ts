@@ -5,7 +5,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 
-/** Where everything happens: what is below `directory` and `cgroup` goes in the end, and every process with `run` in its environment. */
+/** Where everything happens: what is below `directory` and `cgroup` goes in the end, and every process of it (processesOf). */
 export interface Sandbox {
   /** In the environment of every process, as FAULTS_RUN. */
   readonly run: string;
@@ -90,8 +90,9 @@ async function leaveNothing(sandbox: Sandbox): Promise<void> {
 }
 
 /** Ends all that runs in a sandbox but the suite itself, and removes the cgroups that it has made. */
-export async function endAll({ run, cgroup }: Sandbox): Promise<void> {
-  for (let left = processesOf(run); left.size > 0; left = processesOf(run)) {
+export async function endAll(sandbox: Sandbox): Promise<void> {
+  const { cgroup } = sandbox;
+  for (let left = processesOf(sandbox); left.size > 0; left = processesOf(sandbox)) {
     for (const pid of left.keys()) {
       try {
         process.kill(pid, "SIGKILL");
@@ -114,14 +115,19 @@ async function removeGroup(path: string): Promise<void> {
   }
 }
 
-/** Every process that was begun with FAULTS_RUN=run, but for the suite itself, with its environment. Zombies have none. */
-export function processesOf(run: string): Map<number, string> {
+/**
+ * Every process that was begun with FAULTS_RUN=run, but for the suite itself, with its environment; also spawners, spares
+ * and supervisors, which have none, but are called with a directory of the sandbox. Zombies have neither.
+ */
+export function processesOf({ run, directory }: Pick<Sandbox, "run" | "directory">): Map<number, string> {
   const found = new Map<number, string>();
   for (const pid of readdirSync("/proc").map(Number)) {
     if (!(pid > 0)) continue;
     try {
       const environment = readFileSync(`/proc/${pid}/environ`, "latin1");
-      if (environment.includes(`FAULTS_RUN=${run}\0`) && !environment.includes(`${ENVIRONMENT}=`))
+      const [, first] = readFileSync(`/proc/${pid}/cmdline`, "latin1").split("\0");
+      if (environment.includes(`${ENVIRONMENT}=`)) continue;
+      if (environment.includes(`FAULTS_RUN=${run}\0`) || first?.startsWith(`${directory}/`))
         found.set(pid, environment);
     } catch {
       // It has ended, or is another user's.

@@ -53,7 +53,7 @@ export function ask<Answer>(
   return retrying(world.client, () => call(world.client), { limitMs: RETRY_LIMIT_MS, signal });
 }
 
-/** A call that is answered soon. While the disk is full it may fail. */
+/** A call that is answered soon. While the disk is full it may be refused. */
 export function call(session: Session, what: string, work: () => Promise<void>): Promise<void> {
   session.figures.operations++;
   const wasFull = sinceNow(session);
@@ -61,7 +61,7 @@ export function call(session: Session, what: string, work: () => Promise<void>):
     try {
       await work();
     } catch (error) {
-      if (!(wasFull() && error instanceof ClientError)) throw error;
+      if (!(wasFull() && error instanceof ClientError && error.code !== "INTERNAL")) throw error;
     }
   });
 }
@@ -215,7 +215,7 @@ function checkRead(job: Modelled, place: Reader, end: Job | undefined, following
 /** The processes of each job, by its key. */
 export function processesOfJobs({ world }: Session): Map<string, number[]> {
   const found = new Map<string, number[]>();
-  for (const [pid, environment] of processesOf(world.place.sandbox.run)) {
+  for (const [pid, environment] of processesOf(world.place.sandbox)) {
     const key = /(?:^|\0)FAULTS_JOB=([^\0]+)\0/.exec(environment)?.[1];
     if (key !== undefined) found.set(key, [...(found.get(key) ?? []), pid]);
   }

@@ -47,7 +47,7 @@ export async function finish(session: Session): Promise<void> {
   await compareTraces(session, await compareJobs(session));
   await world.end("SIGTERM");
   await until(() => {
-    const left = processesOf(world.place.sandbox.run).size;
+    const left = processesOf(world.place.sandbox).size;
     return left > 0 ? `${left} processes outlived the daemon and all jobs` : undefined;
   });
   await until(() => complaint("cgroups without a job", world.groups()));
