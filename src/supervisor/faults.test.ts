@@ -1,9 +1,9 @@
-import { existsSync } from "node:fs";
+import { existsSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { rig, variants, type Variant } from "./testing.ts";
 import { failing, noInjection, reason } from "./testing/faults.ts";
-import { runs, soon } from "./testing/processes.ts";
+import { childrenOf, runs, soon, until } from "./testing/processes.ts";
 import { bytesOf, readLog } from "./testing/records.ts";
 
 const CUE = 'read x < "$CUE"';
@@ -89,10 +89,11 @@ describe.each(variants)("$mode, $build", (variant) => {
   });
 });
 
+const plain: Variant = { mode: "descent", build: "hardened" };
+
 test("jobs that a spawner has no descriptors to watch are not gone, and it hears of their ends once it has", async () => {
-  const variant: Variant = { mode: "descent", build: "hardened" };
-  await using it = await rig(variant);
-  await using next = await rig(variant, { prelude: "ulimit -n 12" });
+  await using it = await rig(plain);
+  await using next = await rig(plain, { prelude: "ulimit -n 12" });
   const jobs = await Promise.all(Array.from({ length: 12 }, () => it.start({ script: 'read x < "$CUE"; exit 3' })));
   const told: string[] = [];
   const ends = jobs.map(
@@ -104,9 +105,69 @@ test("jobs that a spawner has no descriptors to watch are not gone, and it hears
         }),
       ),
   );
-  await next.run({ script: "" }).catch(() => {}); // what comes after the adoptions is answered after them
+  // What comes after the adoptions is answered after them.
+  await expect(next.run({ script: "" })).rejects.toMatchObject({ code: "exhausted" });
   expect(told).toEqual([]);
   for (const job of jobs) job.stop("SIGKILL", 0);
   await Promise.all(jobs.map((job) => job.ended()));
   await soon(Promise.all(ends), "all have been told gone");
 });
+
+test("a spawner that ends at once is started again after pauses that grow, told once, and hears of what runs when it stays", async () => {
+  await using it = await rig(plain, { prelude: '[ ! -e "$0.broken" ] || { echo >> "$0.broken"; exit 1; }' });
+  const job = await it.start({ script: `${CUE}; exit 3` });
+  const broken = join(it.directory, "spawner.broken");
+  writeFileSync(broken, "");
+  const before = performance.now();
+  process.kill(it.pid(), "SIGKILL");
+  await until(() => readFileSync(broken).length >= 4, "it has been tried four times");
+  expect(performance.now() - before).toBeGreaterThan(1400); // 100 + 200 + 400 + 800
+  await expect(it.run({ script: "" })).rejects.toThrow("the spawner ended (1)");
+  expect(it.logged).toEqual(["the spawner ended (SIGKILL)"]);
+  rmSync(broken);
+  it.cue();
+  expect(await job.ended()).toMatchObject({ code: 3 });
+});
+
+test("a spawner whose binary is away for a while is had once it is back", async () => {
+  await using it = await rig(plain);
+  const job = await it.start({ script: `${CUE}; exit 3` });
+  const path = join(it.directory, "spawner");
+  renameSync(path, `${path}.away`);
+  process.kill(it.pid(), "SIGKILL");
+  await until(() => it.logged.length > 0, "it is told");
+  await expect(it.run({ script: "" })).rejects.toMatchObject({ code: "internal", message: /cannot be run.*ENOENT/ });
+  renameSync(`${path}.away`, path);
+  it.cue();
+  expect(await job.ended()).toMatchObject({ code: 3 });
+  expect(it.logged).toEqual(["the spawner ended (SIGKILL)"]);
+});
+
+test.skipIf(noInjection).each([
+  ["socketpair", "EMFILE"],
+  ["clone", "EAGAIN"],
+  ["clone", "ENOMEM"],
+])(
+  `without a spawner, whose %s meets %s, starts are refused as exhausted for good, and jobs are told of once there is one${reason(noInjection)}`,
+  async (call, errno) => {
+    await using it = await rig(plain);
+    const job = await it.start({ script: `${CUE}; exit 3` });
+    const recorded: string[] = [];
+    const start = (what: string): Promise<number> =>
+      it.spawner.launch(
+        it.launchOf({ script: "" }),
+        () => void recorded.push(what),
+        () => {},
+      );
+    {
+      await using fault = await failing(process.pid, call, errno);
+      process.kill(it.pid(), "SIGKILL");
+      await fault.met(2); // the second by itself
+      await expect(start("refused")).rejects.toMatchObject({ code: "exhausted", message: new RegExp(errno) });
+    }
+    await start("later");
+    expect(recorded).toEqual(["later"]);
+    it.cue();
+    expect(await job.ended()).toMatchObject({ code: 3 });
+  },
+);

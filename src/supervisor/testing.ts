@@ -88,6 +88,8 @@ export interface Rig extends AsyncDisposable {
   /** Where jobs have their directories. */
   readonly jobs: string;
   readonly spawner: Spawner;
+  /** What the spawner's owner has been told. */
+  readonly logged: readonly string[];
   /** What programs/daemon.ts is given after a supervisor: a launch and an isolation. */
   readonly daemon: (launch: Launch) => string[];
   /** Of the spawner's process; known once something has been started. */
@@ -151,7 +153,13 @@ export async function rig(
   const group = mode !== "descent" && probed.kind === "cgroup2" ? join(dirname(probed.path), basename(directory)) : "";
   if (group) mkdirSync(group);
   const isolation = { ...(mode === "isolated" ? FULL : LEAST), ...own.isolation };
-  const spawner = openSpawner(wrap(directory, build, own.prelude ?? ""), own.jobs ?? directory, isolation, () => {});
+  const logged: string[] = [];
+  const spawner = openSpawner(
+    wrap(directory, build, own.prelude ?? ""),
+    own.jobs ?? directory,
+    isolation,
+    (message) => void logged.push(message),
+  );
   const started = new Set<Job>();
   let count = 0;
   const pidPath = join(directory, `child-of-${process.pid}`);
@@ -212,6 +220,7 @@ export async function rig(
     directory,
     jobs: own.jobs ?? directory,
     spawner,
+    logged,
     pid: spawnerPid,
     launchOf,
     daemon: (launch) => [

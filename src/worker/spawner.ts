@@ -2,8 +2,8 @@ import { spawn } from "node:child_process";
 import { closeSync, constants, openSync } from "node:fs";
 import { join } from "node:path";
 import { Duplex } from "node:stream";
-import { codeOf } from "./errors.ts";
-import { devicesFailure, died, failureAt } from "./failure.ts";
+import { codeOf, JobError, reasonOf } from "./errors.ts";
+import { devicesFailure, died, failureAt, refusal } from "./failure.ts";
 import { adoptFrame, devicesFrame, eachReply, spareFrame, type Launch, type Reply } from "./frame.ts";
 import { holding, isolationArguments, partsOf, type Isolation, type Part } from "./isolation.ts";
 import { SPARE, dismiss, give, type Spare } from "./spare.ts";
@@ -42,6 +42,11 @@ type Gone = (signal: number) => void;
 /** Supervisors that wait for a job. Each takes 0.1 MB. */
 const SPARES = 4;
 const ADOPT_AGAIN_MS = 1000;
+/** Before a spawner that cannot be had, or does not stay, is started again for the jobs that run. */
+const FIRST_PAUSE_MS = 100;
+const LONGEST_PAUSE_MS = 10_000;
+/** One that has run for so long has stayed. */
+const STAYED_MS = 1000;
 
 interface Launching {
   readonly launch: Launch;
@@ -60,7 +65,8 @@ type Supervisor =
 
 /**
  * Starts the spawner from the binary at `path`; it makes its spares in `parent`, on the file system of jobs' directories.
- * It is started again, and told of all jobs, should it die.
+ * Should it die, or not be to be had, it is started again, and told of all jobs: with the next start, and while jobs run by
+ * itself, after a pause that grows to 10 s. `log` is told so once.
  */
 export function openSpawner(
   path: string,
@@ -83,12 +89,18 @@ export function openSpawner(
   let closed = false;
   let socket: Duplex | undefined;
   let ended: Promise<void> | undefined;
+  let openedMs = 0;
+  let told = false;
+  let again: NodeJS.Timeout | undefined;
+  let pauseMs = FIRST_PAUSE_MS;
 
   function ask(least: number): void {
-    for (let missing = least + waiting.length - spares.size - asked.size; missing > 0; missing--) {
+    let missing = least + waiting.length - spares.size - asked.size;
+    if (missing > 0 && !socket) open();
+    for (; missing > 0; missing--) {
       asked.add(++last);
       supervisors.set(last, { state: "asked" });
-      (socket ?? open()).write(spareFrame(last));
+      socket?.write(spareFrame(last));
     }
   }
 
@@ -181,45 +193,74 @@ export function openSpawner(
   }
 
   function adopt(number: number, directory: string): void {
-    if (!closed) (socket ?? open()).write(adoptFrame(number, directory));
+    if (closed) return;
+    if (socket) socket.write(adoptFrame(number, directory));
+    else openAgain();
   }
 
   /** What was being launched is not to be known any more; jobs that run have their supervisors still. */
-  function lose(why: string): void {
+  function lose(lost: Duplex | undefined, why: JobError): void {
+    if (socket !== lost) return; // another has been started since
     socket?.destroy(); // or spares would not hear of it
     socket = undefined;
     first.resolve();
-    for (const change of changes.values()) change.reject(died(why));
+    for (const change of changes.values()) change.reject(why);
     changes.clear();
     if (closed) return;
-    log(why);
-    for (const each of waiting.splice(0)) each.reject(died(why));
+    if (performance.now() - openedMs > STAYED_MS) {
+      told = false;
+      pauseMs = FIRST_PAUSE_MS;
+    }
+    if (!told) log(why.message);
+    told = true;
+    for (const each of waiting.splice(0)) each.reject(why);
     for (const number of supervisors.keys())
-      if (supervisors.get(number)?.state !== "running") drop(number)?.reject(died(why));
-    for (const [number, known] of supervisors) if (known.state === "running") adopt(number, known.directory);
+      if (supervisors.get(number)?.state !== "running") drop(number)?.reject(why);
+    openAgain();
   }
 
-  function open(): Duplex {
+  /** For the jobs that run; a start does not wait for that. */
+  function openAgain(): void {
+    if (again || !supervisors.values().some(({ state }) => state === "running")) return;
+    again = setTimeout(() => {
+      again = undefined;
+      ask(SPARES);
+    }, pauseMs).unref();
+    pauseMs = Math.min(pauseMs * 2, LONGEST_PAUSE_MS);
+  }
+
+  /** Has a spawner run, and hear of all jobs; or `lose` called when this has returned. */
+  function open(): void {
     lacking.clear();
     parts = undefined;
-    const child = spawn(path, [parent, ...isolationArguments(isolation)], {
-      stdio: ["ignore", "ignore", "ignore", "pipe"],
-      detached: true,
-      env: {},
-    });
-    const pipe = child.stdio[3];
-    if (!(pipe instanceof Duplex)) throw died("the spawner has no socket");
-    pipe.on("data", eachReply(hear));
-    pipe.on("error", () => {}); // 'exit' follows
-    child.on("error", (error) => lose(`the spawner cannot be run: ${error.message}`));
-    ended = new Promise((resolve) => child.once("close", () => resolve()));
-    child.on("exit", (code, signal) => lose(`the spawner ended (${signal ?? code})`));
-    socket = pipe;
-    return pipe;
+    openedMs = performance.now();
+    try {
+      const child = spawn(path, [parent, ...isolationArguments(isolation)], {
+        stdio: ["ignore", "ignore", "ignore", "pipe"],
+        detached: true,
+        env: {},
+      });
+      child.on("error", (error) => lose(undefined, cannotRun(error)));
+      if (child.pid === undefined) return;
+      const pipe = child.stdio[3];
+      if (!(pipe instanceof Duplex)) throw died("the spawner has no socket");
+      pipe.on("data", eachReply(hear));
+      pipe.on("error", () => {}); // 'exit' follows
+      ended = new Promise((resolve) => child.once("close", () => resolve()));
+      child.on("exit", (code, signal) => lose(pipe, died(`the spawner ended (${signal ?? code})`)));
+      socket = pipe;
+    } catch (error) {
+      process.nextTick(lose, undefined, cannotRun(error));
+      return;
+    }
+    clearTimeout(again);
+    again = undefined;
+    for (const [number, known] of supervisors) if (known.state === "running") adopt(number, known.directory);
   }
 
   function close(): void {
     closed = true;
+    clearTimeout(again);
     for (const number of spares) drop(number);
     socket?.destroy();
   }
@@ -235,7 +276,8 @@ export function openSpawner(
     devices(cgroup, program) {
       const change = Promise.withResolvers<void>();
       changes.set(++last, change);
-      (socket ?? open()).write(devicesFrame(last, cgroup, program));
+      if (!socket) open();
+      socket?.write(devicesFrame(last, cgroup, program));
       return change.promise;
     },
     refill: () => ask(SPARES),
@@ -250,4 +292,10 @@ export function openSpawner(
     },
     [Symbol.dispose]: close,
   };
+}
+
+/** Of a spawner that could not be started. */
+function cannotRun(error: unknown): JobError {
+  const { code, facts } = refusal(error);
+  return new JobError(code, `the spawner cannot be run: ${reasonOf(error)}`, { facts, cause: error });
 }
