@@ -171,3 +171,26 @@ test.skipIf(noInjection).each([
     expect(await job.ended()).toMatchObject({ code: 3 });
   },
 );
+
+test("a long start that is given up while it is written, since the spawner died, is never recorded nor run", async () => {
+  await using it = await rig(plain);
+  await it.run({ script: "" });
+  const spawner = it.pid();
+  await until(() => childrenOf(spawner).length >= 2, "spares are there");
+  const spares = childrenOf(spawner);
+  for (const pid of spares) process.kill(pid, "SIGSTOP");
+  const ran = join(it.directory, "ran");
+  let recorded = false;
+  const started = it.spawner.launch(
+    it.launchOf({ argv: ["/usr/bin/touch", ran], env: { LONG: "x".repeat(100_000) } }),
+    () => (recorded = true),
+    () => {},
+  );
+  process.kill(spawner, "SIGKILL");
+  await expect(started).rejects.toMatchObject({ code: "internal", message: "the spawner ended (SIGKILL)" });
+  for (const pid of spares) process.kill(pid, "SIGCONT");
+  await until(() => !spares.some(runs), "the spares have ended");
+  await it.run({ script: "" });
+  expect(recorded).toBe(false);
+  expect(existsSync(ran)).toBe(false);
+});

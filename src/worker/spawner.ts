@@ -119,8 +119,14 @@ export function openSpawner(
   }
 
   async function hand(spare: Spare, number: number, launching: Launching): Promise<void> {
+    // A long start takes a while, and may be given up meanwhile.
+    const given = (): boolean => supervisors.get(number)?.state === "launching";
+    const record = (): void => {
+      if (!given()) throw died("the start was given up");
+      launching.record();
+    };
     try {
-      if (await give(spare, number, launching)) return;
+      if ((await give(spare, number, { launch: launching.launch, record })) || !given()) return;
       supervisors.delete(number);
       begin(launching);
     } catch (error) {
