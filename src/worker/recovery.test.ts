@@ -135,6 +135,35 @@ describe.each(modes)("a worker %s that is closed and opened again", (_mode, opti
     expect(again.traces().filter((trace) => trace.startsWith("cgroup:"))).toEqual([]);
   });
 
+  test("tells of one that ended meanwhile when that was, how long it had run, and the CPU that it had burnt", async () => {
+    await using worker = await testWorker(options);
+    using files = testDirectory();
+    const gate = join(files.path, "gate");
+    const burns =
+      'echo ready; until [ -e "$0" ]; do sleep 0.01; done; i=0; while [ $i -lt 150000 ]; do i=$((i+1)); done';
+    const { id } = await startReady(worker, sh(`${burns}; times`, gate));
+    await worker.close();
+    const opened = Date.now();
+    open(gate);
+    await until("it has its exit record", () => existsSync(join(worker.directory(id), "exit")));
+    const closed = Date.now();
+    await using again = await testWorker({ ...options, stateDir: worker.stateDir });
+    const { startedAt, endedAt, usage } = await again.wait(id);
+    const endedMs = endedAt?.getTime() ?? NaN;
+    expect(endedMs).toBeGreaterThanOrEqual(opened);
+    expect(endedMs).toBeLessThanOrEqual(closed);
+    expect(Math.abs((usage?.elapsedMs ?? NaN) - (endedMs - (startedAt?.getTime() ?? NaN)))).toBeLessThan(50);
+    const said = (await readAll(again.stream(id, {}))).text;
+    // Of the shell, and of those that it waited for: times(1).
+    const burntMs = [...said.matchAll(/(\d+)m([\d.]+)s/g)].reduce(
+      (sum, [, minutes, seconds]) => sum + Number(minutes) * 60_000 + Number(seconds) * 1000,
+      0,
+    );
+    expect(burntMs).toBeGreaterThan(50);
+    const toldMs = ((usage?.cpuUserUs ?? NaN) + (usage?.cpuSystemUs ?? NaN)) / 1000;
+    expect(Math.abs(toldMs - burntMs)).toBeLessThan(100);
+  });
+
   test("in the middle of a stop knows that, and who asked for it", async () => {
     await using worker = await testWorker(options);
     const { id } = await startReady(worker, sh('trap "" TERM; echo ready; while :; do sleep 0.05; done'));
@@ -268,6 +297,24 @@ describe.each(modes)("when processes die that must not %s:", (_mode, options) =>
     expect((await readAll(worker.stream(id, { follow: true }))).text).toBe(`${line}\n`);
   });
 
+  test("a killed supervisor of a job of an earlier worker takes that with it, too", async () => {
+    await using worker = await testWorker(options);
+    const { id, pid, line } = await startReady(worker, detaches);
+    const grandchild = outerPid(pid, Number(line));
+    await worker.close();
+    await using again = await testWorker({ ...options, stateDir: worker.stateDir });
+    process.kill(supervisorOf(worker.directory(id)), "SIGKILL");
+    expect(await again.wait(id)).toMatchObject({
+      state: "ended",
+      pid,
+      // Nobody but its parent is told of the signal.
+      ended: { how: { kind: "lost", reason: "its supervisor ended without a record" }, exitCode: -1, signal: 0 },
+      output: { size: line.length + 1 },
+    });
+    await until("nothing of it runs", () => !runs(pid) && !runs(grandchild));
+    expect(again.traces().filter((trace) => trace.startsWith("cgroup:"))).toEqual([]);
+  });
+
   test("a supervisor that is killed while no worker runs", async () => {
     await using worker = await testWorker(options);
     const { id, pid } = await startReady(worker, waits);
@@ -369,6 +416,19 @@ describe("of a job that has neither a cgroup nor a pid namespace", () => {
     const { id, pid, line } = await startReady(worker, sh("sleep 1000 & echo $!; exec sleep 1000"));
     process.kill(supervisorOf(worker.directory(id)), "SIGKILL");
     expect((await worker.wait(id)).ended?.how.kind).toBe("lost");
+    await until("nothing of it runs", () => !runs(pid) && !runs(Number(line)));
+  });
+
+  test("nor of one of an earlier worker", async () => {
+    await using worker = await testWorker(bare);
+    const { id, pid, line } = await startReady(worker, sh("sleep 1000 & echo $!; exec sleep 1000"));
+    await worker.close();
+    await using again = await testWorker({ ...bare, stateDir: worker.stateDir });
+    process.kill(supervisorOf(worker.directory(id)), "SIGKILL");
+    expect((await again.wait(id)).ended?.how).toEqual({
+      kind: "lost",
+      reason: "its supervisor ended without a record",
+    });
     await until("nothing of it runs", () => !runs(pid) && !runs(Number(line)));
   });
 
