@@ -1,12 +1,12 @@
 import { execFileSync } from "node:child_process";
-import { copyFileSync, readdirSync, rmSync, statSync } from "node:fs";
+import { copyFileSync, mkdirSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { describe, expect, test } from "vitest";
 import type { Job } from "./job.ts";
 import { type Only, openJournal, VERSION } from "./journal.ts";
 import { recoverJournal } from "./recover.ts";
-import { jobDirectories, refused, run, testDaemon, testDirectory, testWorker, waits } from "./testing.ts";
+import { jobDirectories, refused, run, testDaemon, testDirectory, testWorker, until, waits } from "./testing.ts";
 
 function job(id: string, more: Partial<Job> = {}): Job {
   return {
@@ -252,5 +252,57 @@ describe("a journal that an earlier version wrote", () => {
       for (const { job: each } of kept) journal.update(each);
     }
     expect(written()).toEqual(before);
+  });
+
+  test("1: where its logs are is known of those that had ended, to the millisecond and the byte", () => {
+    using directory = testDirectory();
+    const path = join(directory.path, "journal.db");
+    copyFileSync(join(fixtures, "journal-1.db"), path);
+    openJournal(directory.path)[Symbol.dispose]();
+    using database = new DatabaseSync(path, { readOnly: true });
+    const columns = "ended_at, log, log_bytes, log_zstd, log_at, log_why, log_until, log_due";
+    const rows = database.prepare(`SELECT ${columns} FROM jobs ORDER BY seq`).all();
+    const none = { log_zstd: null, log_at: null, log_why: null, log_until: null, log_due: null };
+    const kept = (endedAt: string, bytes: number): object => ({
+      ended_at: Date.parse(endedAt),
+      log: "kept",
+      log_bytes: bytes,
+      ...none,
+    });
+    expect(rows.map((row) => ({ ...row }))).toEqual([
+      kept("2026-11-25T07:17:42.631Z", 8),
+      kept("2026-11-25T07:17:44.704Z", 0),
+      kept("2026-11-25T07:17:46.091Z", 0),
+      kept("2026-11-25T07:17:48.735Z", 0),
+      kept("2026-11-25T07:17:51.077Z", 0),
+      kept("2026-11-25T07:17:51.899Z", 0),
+      { ended_at: null, log: null, log_bytes: null, ...none },
+    ]);
+  });
+
+  test("1: of its logs, those that are old are pruned, and no other", async () => {
+    using directory = testDirectory();
+    const path = join(directory.path, "journal.db");
+    copyFileSync(join(fixtures, "journal-1.db"), path);
+    const ids: string[] = [];
+    {
+      using database = new DatabaseSync(path);
+      const young = database.prepare("UPDATE jobs SET job = json_set(job, '$.endedAt', ?) WHERE seq IN (2, 5)");
+      young.run(new Date().toISOString());
+      const ended = database.prepare("SELECT id FROM jobs WHERE state = 'ended' ORDER BY seq").all();
+      ids.push(...ended.map(({ id }) => String(id)));
+    }
+    for (const id of ids) {
+      mkdirSync(join(directory.path, "jobs", id), { recursive: true });
+      for (const file of ["output", "index"]) writeFileSync(join(directory.path, "jobs", id, file), "");
+    }
+    await using worker = await testWorker({ stateDir: directory.path, logPrune: { ageMs: 3_600_000 } });
+    const whyOf = (id: string): unknown => {
+      const { log } = worker.query(id);
+      return log?.kind === "pruned" ? log.why : log?.kind;
+    };
+    await until("the last of the old has gone", () => jobDirectories(directory.path).length === 2);
+    expect(ids.map(whyOf)).toEqual(["age", "kept", "age", "age", "kept", "age"]);
+    expect(jobDirectories(directory.path)).toEqual([ids[1], ids[4]]);
   });
 });
