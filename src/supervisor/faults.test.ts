@@ -1,9 +1,10 @@
-import { existsSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, readdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
+import { SPARE } from "../worker/spare.ts";
 import { rig, variants, type Variant } from "./testing.ts";
 import { failing, noInjection, reason } from "./testing/faults.ts";
-import { childrenOf, runs, soon, until } from "./testing/processes.ts";
+import { childrenOf, marked, runs, soon, until } from "./testing/processes.ts";
 import { bytesOf, readLog } from "./testing/records.ts";
 
 const CUE = 'read x < "$CUE"';
@@ -111,6 +112,57 @@ test("jobs that a spawner has no descriptors to watch are not gone, and it hears
   for (const job of jobs) job.stop("SIGKILL", 0);
   await Promise.all(jobs.map((job) => job.ended()));
   await soon(Promise.all(ends), "all have been told gone");
+});
+
+describe.skipIf(noInjection)(`where a job's files cannot be had${reason(noInjection)}`, () => {
+  test.each(["ENOSPC", "EDQUOT", "EIO", "EROFS"])(
+    "for %s, starts go on while there are spares, and are then refused as exhausted, with the stage",
+    async (errno) => {
+      await using it = await rig(plain);
+      for (const [call, stage] of [
+        ["mkdir", "directory"],
+        ["mknodat", "directory"],
+        ["fallocate", "directory"],
+        ["pwrite64", "output"],
+      ] as const) {
+        expect((await it.run({ script: "exit 3" })).exit).toMatchObject({ code: 3 });
+        await until(() => childrenOf(it.pid()).length >= 2, "spares are there");
+        const met: unknown[] = [];
+        {
+          await using _fault = await failing(it.pid(), call, errno);
+          while (met.length < 10 && (met.at(-1) ?? 0) === 0)
+            met.push(
+              await it.run({ script: "" }).then(
+                ({ exit }) => exit["code"],
+                (error: unknown) => error,
+              ),
+            );
+        }
+        expect(met[0]).toBe(0);
+        expect(met.at(-1)).toMatchObject({ code: "exhausted", facts: { stage, errno } });
+        await until(() => readdirSync(it.jobs).every((name) => !name.startsWith(SPARE)), "nothing of spares is left");
+      }
+    },
+  );
+
+  test.each(["EDQUOT", "EIO", "EROFS"])(
+    "for %s of the header, which tells that a job runs, it is killed, and its start refused",
+    async (errno) => {
+      await using it = await rig(plain);
+      await it.run({ script: "" });
+      await using faults = new AsyncDisposableStack();
+      for (const spare of childrenOf(it.pid())) faults.use(await failing(spare, "pwrite64", errno));
+      const launch = it.launchOf({ argv: ["/bin/sleep", "1000"], env: { MARK: `${it.directory}/mark` } });
+      const started = it.spawner.launch(
+        launch,
+        () => {},
+        () => {},
+      );
+      await expect(started).rejects.toMatchObject({ code: "exhausted", facts: { stage: "output", errno } });
+      await until(() => readdirSync(launch.directory).length === 0, "its files are gone"); // the rest is the daemon's
+      expect(marked(`${it.directory}/mark`)).toEqual([]);
+    },
+  );
 });
 
 test("a spawner that ends at once is started again after pauses that grow, told once, and hears of what runs when it stays", async () => {
