@@ -1,3 +1,5 @@
+import { constants } from "node:os";
+
 /**
  * What went wrong, for a program: `invalid` the request is wrong (see `field`), `not-found` no such job, `pruned` its
  * output was removed by a limit (facts: bytes, since, why),
@@ -55,7 +57,11 @@ export function notFound(id: string): JobError {
 
 /** The name of the errno that a system call ended with, as in `ENOENT`; `unknown` for any other error. */
 export function codeOf(error: unknown): string {
-  return error instanceof Error && "code" in error ? String(error.code) : "unknown";
+  if (!(error instanceof Error) || !("code" in error)) return "unknown";
+  const code = String(error.code);
+  // Node has no name for EDQUOT, among others.
+  const errno = Number(/^Unknown system error -(\d+)$/.exec(code)?.[1]);
+  return Object.entries(constants.errno).find(([, number]) => number === errno)?.[0] ?? code;
 }
 
 /** What has gone wrong, in few words. */
