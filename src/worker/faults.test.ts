@@ -1,7 +1,8 @@
-import { existsSync, readdirSync, statSync } from "node:fs";
+import { existsSync, mkdirSync, readFileSync, readdirSync, statSync } from "node:fs";
 import { join } from "node:path";
+import { setImmediate } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
-import { ext4Disk, noMounts, reason, smallDisk } from "../supervisor/testing/faults.ts";
+import { ext4Disk, failing, noInjection, noMounts, reason, smallDisk } from "../supervisor/testing/faults.ts";
 import type { Job } from "./job.ts";
 import { openJournal } from "./journal.ts";
 import { patient } from "./pending.ts";
@@ -45,6 +46,152 @@ const JOB: Job = {
   output: { size: 0, first: 0, dropped: 0 },
   warnings: [],
 };
+
+describe.skipIf(noInjection)(`where system calls fail${reason(noInjection)}`, () => {
+  test.each([
+    ["inotify_init1", "EMFILE"], // once a process: the first that follows anything asks for it
+    ["inotify_add_watch", "ENOSPC"],
+  ])("a follower whose %s meets %s is refused as exhausted, and no other reader", async (call, errno) => {
+    await using worker = await testWorker();
+    const { job } = await worker.start(sh("echo ready; exec sleep 1000"));
+    await until("it is ready", () => worker.query(job.id).output.size > 0);
+    {
+      await using fault = await failing(process.pid, call, errno);
+      expect(await refused(() => readAll(worker.stream(job.id, { follow: true })))).toMatchObject({
+        code: "exhausted",
+        facts: { errno },
+      });
+      await fault.met();
+      expect((await readAll(worker.stream(job.id, {}))).text).toBe("ready\n");
+    }
+    const followed = readAll(worker.stream(job.id, { follow: true }));
+    await worker.stop(job.id, { by });
+    expect((await followed).text).toBe("ready\n");
+  });
+
+  test.each(["ENOSPC", "EDQUOT", "EIO", "EROFS"])(
+    "a start whose directory cannot be given its name for %s is refused as exhausted, and leaves nothing",
+    async (errno) => {
+      await using worker = await testWorker();
+      {
+        await using _fault = await failing(process.pid, "rename", errno);
+        expect(await refused(() => worker.start({ ...run("true"), requestId: "r" }))).toMatchObject({
+          code: "exhausted",
+          facts: { stage: "directory", errno },
+        });
+        expect(worker.traces()).toEqual([]);
+      }
+      expect((await worker.start({ ...waits, requestId: "r" })).alreadyStarted).toBe(false);
+    },
+  );
+
+  test.each(["ENOSPC", "EDQUOT", "EIO", "EROFS", "EMFILE"])(
+    "a job whose record cannot be written beside its output for %s ends as it would, and the journal has it",
+    async (errno) => {
+      await using worker = await testWorker();
+      const { id } = await startReady(worker, waits);
+      const file = join(worker.directory(id), "job");
+      await until("it has been written", () => existsSync(file));
+      const before = readFileSync(file, "utf8");
+      {
+        await using fault = await failing(process.pid, "openat", errno, `${file}.new`);
+        expect((await worker.stop(id, { by })).job.ended).toMatchObject({ how: { kind: "stopped" } });
+        await fault.met();
+        const told = "error: a job's record could not be written beside its output";
+        await until("it is told", () => worker.logged.includes(told));
+      }
+      expect(readFileSync(file, "utf8")).toBe(before);
+      const ended = worker.query(id);
+      await worker.close();
+      await using again = await testWorker({ stateDir: worker.stateDir });
+      expect(again.query(id)).toEqual(ended);
+    },
+  );
+
+  test.each(["EIO", "EMFILE"])(
+    "a worker that meets %s at the exit record of what ended meanwhile tells the end once it can, and not as lost",
+    async (errno) => {
+      await using worker = await testWorker();
+      const { id } = await startReady(worker, { ...waits, timeLimitMs: 100 });
+      await worker.close();
+      const exit = join(worker.directory(id), "exit");
+      await until("it has its exit record", () => existsSync(exit));
+      await using fault = await failing(process.pid, "openat", errno, exit);
+      await using again = await testWorker({ stateDir: worker.stateDir });
+      await fault.met(2);
+      expect(again.query(id).state).toBe("running");
+      await fault[Symbol.asyncDispose]();
+      expect((await again.wait(id)).ended?.how).toEqual({ kind: "timed-out", limitMs: 100 });
+    },
+  );
+
+  test.each(["journal.db", "journal.db-wal"])(
+    "a worker that has no descriptor for %s says so, and has it once there is one",
+    async (file) => {
+      using directory = testDirectory();
+      const stateDir = directory.path;
+      await (await testWorker({ stateDir })).close();
+      {
+        await using fault = await failing(process.pid, "openat", "EMFILE", join(stateDir, file));
+        expect(await refused(() => testWorker({ stateDir }))).toMatchObject({
+          code: "unavailable",
+          message: /^the journal [^\n]+$/,
+        });
+        await fault.met();
+      }
+      await using worker = await testWorker({ stateDir });
+      expect((await finished(worker, run("echo", "later"))).text).toBe("later\n");
+    },
+  );
+
+  test("a row of the journal that the disk does not give back fails that call; what runs is told and stopped", async () => {
+    using directory = testDirectory();
+    const stateDir = directory.path;
+    {
+      mkdirSync(join(stateDir, "jobs"));
+      using journal = openJournal(stateDir);
+      const ended = { ...JOB, state: "ended", args: ["x".repeat(10_000)] } as const;
+      for (let i = 0; i < 20; i++) journal.insert({ ...ended, id: `01cut000000000000000000${10 + i}` }, undefined);
+    }
+    await using worker = await testWorker({ stateDir });
+    const { id } = await startReady(worker, waits);
+    const row = "01cut00000000000000000015";
+    {
+      await using fault = await failing(process.pid, "pread64", "EIO", join(stateDir, "journal.db"));
+      // SQLite takes EIO of a read for damage, since it may well be that.
+      expect(await refused(() => worker.query(row))).toMatchObject({
+        code: "unavailable",
+        facts: { reason: "damaged" },
+      });
+      await fault.met();
+      expect(worker.query(id).state).toBe("running");
+      expect((await worker.stop(id, { by })).job.ended?.how).toMatchObject({ kind: "stopped", by });
+    }
+    expect(worker.query(row).args[0]).toHaveLength(10_000);
+    expect(worker.query(id).ended?.how).toMatchObject({ kind: "stopped", by });
+  });
+
+  test("an fsync that fails refuses and loses nothing: the journal's log of changes is kept until one succeeds", async () => {
+    using files = testDirectory();
+    const logged: string[] = [];
+    let recorded = 0;
+    {
+      using journal = patient(openJournal(files.path), (_level, message) => logged.push(message));
+      journal.insert(JOB, undefined);
+      await using fault = await failing(process.pid, "fsync,fdatasync", "EIO");
+      for (let pid = 1; pid <= 100; pid++) {
+        journal.insert({ ...JOB, id: `b${pid}` }, undefined);
+        journal.update({ ...JOB, args: [String(pid).repeat(40_000)], pid }, () => (recorded = pid));
+        await setImmediate(); // what strace says is read
+      }
+      await fault.met();
+      expect([recorded, ...logged]).toEqual([100]);
+    }
+    using journal = openJournal(files.path);
+    expect(journal.find("a")?.job.pid).toBe(100);
+    expect(journal.ids().size).toBe(101);
+  });
+});
 
 describe.skipIf(noMounts)(`on a full disk${reason(noMounts)}`, () => {
   describe.each(disks)("of %s", (_name, disk, bytes) => {
