@@ -1,10 +1,20 @@
-import { existsSync, mkdirSync, readFileSync, readdirSync, statSync } from "node:fs";
+import { chmodSync, existsSync, mkdirSync, readFileSync, readdirSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
-import { ext4Disk, failing, noInjection, noMounts, reason, smallDisk } from "../supervisor/testing/faults.ts";
+import {
+  erringDisk,
+  ext4Disk,
+  failing,
+  noInjection,
+  noMounts,
+  noReadOnly,
+  reason,
+  smallDisk,
+} from "../supervisor/testing/faults.ts";
 import type { Job } from "./job.ts";
 import { openJournal } from "./journal.ts";
+import { openLog } from "./log.ts";
 import { patient } from "./pending.ts";
 import {
   finished,
@@ -13,6 +23,7 @@ import {
   readAll,
   refused,
   run,
+  runs,
   sh,
   startReady,
   testDaemon,
@@ -309,6 +320,55 @@ describe.skipIf(noMounts)(`on a full disk${reason(noMounts)}`, () => {
     });
     expect(existsSync(join(small.path, "jobs"))).toBe(true);
   });
+});
+
+describe.skipIf(noReadOnly)(`on a disk that turns read-only under its writers${reason(noReadOnly)}`, () => {
+  test.each(modes)(
+    "%s: no start; jobs go on, and are stopped; ends wait to be recorded, or are lost with their supervisors",
+    async (_mode, options) => {
+      using files = testDirectory();
+      chmodSync(files.path, 0o777);
+      using disk = erringDisk(join(files.path, "disk"), 16 * MiB);
+      const stateDir = join(disk.path, "state");
+      const [gate, written] = [join(files.path, "gate"), join(files.path, "written")];
+      await using worker = await testWorker({ ...options, stateDir });
+      const ended = await finished(worker, sh("echo earlier"));
+      const script = 'echo ready; until [ -e "$0" ]; do sleep 0.01; done; echo lost; : > "$1"; exec sleep 1000';
+      const writes = await startReady(worker, sh(script, gate, written));
+      const stopped = await startReady(worker, waits);
+      const supervisors = [writes, stopped].map(({ id }) => {
+        using log = openLog(worker.directory(id));
+        return log.header().started?.supervisor ?? 0;
+      });
+      disk.err();
+      expect(() => mkdirSync(join(disk.path, "new"))).toThrow("EROFS");
+
+      expect(await refused(() => worker.start(run("true")))).toMatchObject({ code: "exhausted" });
+      open(gate);
+      await until("it is not held up by what it writes", () => existsSync(written));
+      expect(worker.query(writes.id).state).toBe("running");
+      expect((await readAll(worker.stream(ended.id, {}))).text).toBe("earlier\n");
+      expect((await readAll(worker.stream(writes.id, {}))).text).toBe("ready\n");
+      const stopping = worker.stop(stopped.id, { by });
+      await until("it is stopped", () => !runs(stopped.pid));
+      expect(worker.query(stopped.id).state).toBe("stopping");
+      for (const supervisor of supervisors) process.kill(supervisor, "SIGKILL");
+      const lost = { kind: "lost", reason: "its supervisor was killed by SIGKILL" };
+      expect((await stopping).job.ended?.how).toEqual(lost);
+      expect((await worker.wait(writes.id)).ended?.how).toEqual(lost);
+
+      await worker.close();
+      disk.repair();
+      await using again = await testWorker({ ...options, stateDir });
+      for (const { id } of [writes, stopped])
+        expect((await again.wait(id)).ended?.how).toEqual({
+          kind: "lost",
+          reason: "its supervisor died while no jobsd ran",
+        });
+      expect(again.query(ended.id).ended).toEqual(ended.ended);
+      expect((await finished(again, sh("echo later"))).text).toBe("later\n");
+    },
+  );
 });
 
 test("the journal's log of changes does not grow with their number", () => {

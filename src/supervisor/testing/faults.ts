@@ -1,6 +1,7 @@
 import { execFileSync, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { accessSync, constants, mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { basename } from "node:path";
 import { soon, until } from "./processes.ts";
 
 const root = process.getuid?.() === 0;
@@ -9,6 +10,18 @@ const root = process.getuid?.() === 0;
 export const noMounts = root ? undefined : "mounting a small disk takes root";
 export const noInjection =
   spawnSync("strace", ["-V"]).status === 0 ? undefined : "strace, which has system calls fail, is not installed";
+
+/** Why no disk can be had that turns read-only under its writers. */
+export const noReadOnly = noMounts ?? (isWritable("/sys/fs/ext4") ? undefined : "/sys/fs/ext4 is not to be written to");
+
+function isWritable(path: string): boolean {
+  try {
+    accessSync(path, constants.W_OK);
+    return true;
+  } catch {
+    return false;
+  }
+}
 
 /** What to add to the name of a test that is skipped. */
 export function reason(missing: string | undefined): string {
@@ -70,6 +83,34 @@ export function ext4Disk(path: string, bytes: number): Disk {
   execFileSync("mkfs.ext4", ["-q", "-m", "0", image]);
   execFileSync("mount", ["-o", "loop", image, path]);
   return diskAt(path, [image]);
+}
+
+export interface ErringDisk extends Disk {
+  /** Makes it read-only, as an error does that the kernel meets in it. What had been written is on it. */
+  err(): void;
+  /** Has it checked and mounted again; nobody may have a file of it open. */
+  repair(): void;
+}
+
+/** An ext4 of so many bytes that can be made to err. */
+export function erringDisk(path: string, bytes: number): ErringDisk {
+  const disk = ext4Disk(path, bytes);
+  const mount = (): void => void execFileSync("mount", ["-o", "loop,errors=remount-ro", `${path}.img`, path]);
+  execFileSync("umount", [path]);
+  mount();
+  return {
+    ...disk,
+    err() {
+      execFileSync("sync", ["-f", path]);
+      const device = execFileSync("findmnt", ["-n", "-o", "SOURCE", path]).toString().trim();
+      writeFileSync(`/sys/fs/ext4/${basename(device)}/trigger_fs_error`, "1");
+    },
+    repair() {
+      execFileSync("umount", [path]);
+      spawnSync("e2fsck", ["-f", "-y", `${path}.img`]); // it has found something, of course
+      mount();
+    },
+  };
 }
 
 function diskAt(path: string, images: readonly string[]): Disk {
