@@ -12,16 +12,19 @@ import {
   reason,
   smallDisk,
 } from "../supervisor/testing/faults.ts";
+import { openHierarchy } from "./cgroup.ts";
 import type { Job } from "./job.ts";
 import { openJournal } from "./journal.ts";
 import { openLog } from "./log.ts";
 import { patient } from "./pending.ts";
+import type { LinuxResources } from "./resources.ts";
 import {
   finished,
   modes,
   open,
   readAll,
   refused,
+  rmGroup,
   run,
   runs,
   sh,
@@ -39,6 +42,15 @@ const disks = [
   ["tmpfs", smallDisk, 4 * MiB],
   ["ext4", ext4Disk, 16 * MiB],
 ] as const;
+
+const host = openHierarchy(`jobs-test-${crypto.randomUUID().slice(0, 8)}`);
+if (host.kind === "cgroup2") rmGroup(host.path);
+const limits: readonly [string, string, (amount: bigint) => LinuxResources][] = [
+  ["pids", "pids.max", (amount) => ({ pids: { limit: amount } })],
+  ["hugetlb", "hugetlb.2MB.max", (amount) => ({ hugepageLimits: [{ pageSize: "2MB", limit: amount << 21n }] })],
+];
+/** Those that this host can keep. */
+const kept = limits.filter(([controller]) => host.kind === "cgroup2" && host.controllers.has(controller));
 
 const JOB: Job = {
   id: "a",
@@ -283,6 +295,34 @@ describe.skipIf(noMounts)(`on a full disk${reason(noMounts)}`, () => {
     small.empty();
     await until("it is recorded", () => !worker.traces().some((trace) => trace.startsWith("cgroup:")));
   });
+
+  test.skipIf(kept.length === 0).each(kept.length > 0 ? kept : limits)(
+    `an update of a limit (%s) is in force and told, also by the next daemon, and recorded when there is room${kept.length > 0 ? "" : " [skipped: this host has neither controller]"}`,
+    async (_controller, file, resourcesOf) => {
+      using files = testDirectory();
+      using small = smallDisk(join(files.path, "disk"), 4 * MiB);
+      const stateDir = join(small.path, "state");
+      await using worker = await testWorker({ stateDir });
+      const { id } = (await worker.start({ ...waits, resources: resourcesOf(4n) })).job;
+      const inKernel = (): string => readFileSync(join(worker.cgroup ?? "", id, file), "utf8").trim();
+      const before = inKernel();
+      small.fill();
+      const updated = await worker.update(id, resourcesOf(8n));
+      expect(updated.resources).toEqual(resourcesOf(8n));
+      expect(inKernel()).not.toBe(before);
+      for (const job of [updated, worker.query(id)]) expect(job.limits.get(file)).toBe(inKernel());
+      await worker.close();
+      await using again = await testWorker({ stateDir });
+      expect(again.query(id).limits.get(file)).toBe(inKernel());
+      await again.update(id, resourcesOf(6n));
+      small.empty();
+      await until("it is recorded", () => again.logged.some((line) => line.includes("is written again")));
+      await again.close();
+      await using last = await testWorker({ stateDir });
+      expect(last.query(id).resources).toEqual(resourcesOf(6n));
+      expect(last.query(id).limits.get(file)).toBe(inKernel());
+    },
+  );
 
   test("the journal's transactions fail one by one, and what was kept is written in time by itself", async () => {
     using files = testDirectory();
