@@ -79,6 +79,39 @@ test.skipIf(noMounts)(`what a full disk did not take is written first when there
   expect(whole.map(({ id }) => id)).toEqual(["first", "second", "third", "fourth"]);
 });
 
+test.skipIf(noMounts)(`of what a full disk did not take, the last 1000 lines are kept${reason(noMounts)}`, () => {
+  using small = smallDisk(join(directory(), "disk"), 1024 * 1024);
+  const path = join(small.path, "audit.log");
+  const audit = openAudit(path);
+  using _closed = { [Symbol.dispose]: () => audit.close() };
+  small.fill();
+  for (let id = 1; id <= 1500; id++) expect(() => audit.write({ ...RECORD, id: String(id) })).toThrow("ENOSPC");
+  small.empty();
+  audit.write({ ...RECORD, id: "last" });
+  const ids = readFileSync(path, "utf8")
+    .trim()
+    .split("\n")
+    .map((line) => (JSON.parse(line) as AuditRecord).id);
+  // With the last, which makes room for itself.
+  expect(ids).toEqual([...Array.from({ length: 999 }, (_, i) => String(502 + i)), "last"]);
+});
+
+test("an update whose line cannot be written is refused, and changes nothing", async () => {
+  let changed = false;
+  const update = (): Promise<typeof JOB> => {
+    changed = true;
+    return Promise.resolve(JOB);
+  };
+  await using server = await running(trusted, { update }, { audit: "/dev/full" });
+  using client = clientOf(server.port, trusted.ca, writer);
+  const refused = await errorOf(answer((done) => client.update({ jobId: JOB.id, resources: undefined }, done)));
+  expect([refused.code, refused.details]).toEqual([
+    status.UNAVAILABLE,
+    expect.stringMatching(/audit log cannot be written/),
+  ]);
+  expect(changed).toBe(false);
+});
+
 test("a stream that was closed is as bad as a full disk", async () => {
   const sink = new Writable({ write: (_chunk, _encoding, done) => done() });
   await using server = await running(trusted, {}, { audit: sink });
