@@ -269,7 +269,7 @@ describe("a journal that an earlier version wrote", () => {
       log_bytes: bytes,
       ...none,
     });
-    expect(rows.map((row) => ({ ...row }))).toEqual([
+    expect(rows).toEqual([
       kept("2026-11-25T07:17:42.631Z", 8),
       kept("2026-11-25T07:17:44.704Z", 0),
       kept("2026-11-25T07:17:46.091Z", 0),
