@@ -6,7 +6,9 @@ import type { Place } from "./controllers.ts";
 import { CONTAINER, found, textOf, type Cause, type Finding } from "./finding.ts";
 
 const UNIFIED = "boot with systemd.unified_cgroup_hierarchy=1";
-const DELEGATE = "run jobsd as root, or in a unit with Delegate=yes: systemd-run --user -p Delegate=yes jobsd …";
+// Else systemd ends jobs with the daemon.
+const DELEGATE =
+  "run jobsd as root, or in a unit with Delegate=yes: systemd-run --user -p Delegate=yes -p KillMode=process jobsd …";
 
 /** Where a daemon makes its jobs' groups, or would; undefined where no cgroup v2 is mounted. */
 export function placeOf(parent: string | undefined, hierarchy: Hierarchy | undefined): Place | undefined {

@@ -89,7 +89,8 @@ function refused(controller: Controller, { base, named, hierarchy }: Place): Cau
   if (others.length > 0)
     return {
       reason: `other processes are in ${base} (${others.slice(0, 3).join(", ")}), so it cannot hand controllers on (EBUSY)`,
-      remedy: "give jobsd a group of its own: systemd-run -p Delegate=yes jobsd …, or --cgroup with an empty one",
+      remedy:
+        "give jobsd a group of its own: systemd-run -p Delegate=yes -p KillMode=process jobsd …, or --cgroup with an empty one",
     };
   return hierarchy?.kind === "cgroup2"
     ? { reason: "the kernel refused it when the daemon started, or it was turned off since", remedy: "restart jobsd" }
