@@ -398,7 +398,7 @@ describe.skipIf(noReadOnly)(`on a disk that turns read-only under its writers${r
       expect((await worker.wait(writes.id)).ended?.how).toEqual(lost);
 
       await worker.close();
-      disk.repair();
+      await disk.repair();
       await using again = await testWorker({ ...options, stateDir });
       for (const { id } of [writes, stopped])
         expect((await again.wait(id)).ended?.how).toEqual({

@@ -1,6 +1,6 @@
 import { execFileSync, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { accessSync, constants, mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { accessSync, constants, existsSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
 import { basename } from "node:path";
 import { soon, until } from "./processes.ts";
 
@@ -88,8 +88,8 @@ export function ext4Disk(path: string, bytes: number): Disk {
 export interface ErringDisk extends Disk {
   /** Makes it read-only, as an error does that the kernel meets in it. What had been written is on it. */
   err(): void;
-  /** Has it checked and mounted again; nobody may have a file of it open. */
-  repair(): void;
+  /** Has it checked and mounted again, once nobody has a file of it open. */
+  repair(): Promise<void>;
 }
 
 /** An ext4 of so many bytes that can be made to err. */
@@ -98,15 +98,17 @@ export function erringDisk(path: string, bytes: number): ErringDisk {
   const mount = (): void => void execFileSync("mount", ["-o", "loop,errors=remount-ro", `${path}.img`, path]);
   execFileSync("umount", [path]);
   mount();
+  const device = execFileSync("findmnt", ["-n", "-o", "SOURCE", path]).toString().trim();
+  const kernel = `/sys/fs/ext4/${basename(device)}`;
   return {
     ...disk,
     err() {
       execFileSync("sync", ["-f", path]);
-      const device = execFileSync("findmnt", ["-n", "-o", "SOURCE", path]).toString().trim();
-      writeFileSync(`/sys/fs/ext4/${basename(device)}/trigger_fs_error`, "1");
+      writeFileSync(`${kernel}/trigger_fs_error`, "1");
     },
-    repair() {
-      execFileSync("umount", [path]);
+    async repair() {
+      unmount(path);
+      await until(() => !existsSync(kernel), "no mount namespace has it");
       spawnSync("e2fsck", ["-f", "-y", `${path}.img`]); // it has found something, of course
       mount();
     },
@@ -132,8 +134,14 @@ function diskAt(path: string, images: readonly string[]): Disk {
       execFileSync("sh", ["-c", `rm -f ${ballast}*`]);
     },
     [Symbol.dispose]() {
-      execFileSync("umount", [path]);
+      unmount(path);
       for (const image of images) rmSync(image);
     },
   };
+}
+
+/** What has just ended may be closing its files yet. */
+function unmount(path: string): void {
+  const script = 'for i in $(seq 100); do umount "$0" 2>&1 && exit; sleep 0.05; done; exec umount "$0"';
+  execFileSync("sh", ["-c", script, path]);
 }
