@@ -2,6 +2,7 @@ import { createHash, randomBytes, randomInt } from "node:crypto";
 import { mkdirSync, readFileSync, readdirSync, rmSync, truncateSync, watch, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, test } from "vitest";
+import { noMounts, reason, smallDisk } from "../../supervisor/testing/faults.ts";
 import { refused, testDirectory } from "../testing.ts";
 import { directoryStore } from "./directory.ts";
 
@@ -71,7 +72,29 @@ test("what was changed before it was read back is not taken for stored", async (
   expect(digest(readFileSync(join(a.root, KEY)))).toBe(digest(a.bytes));
 });
 
-test("a directory that is not there is not made: it may be a mount point", async () => {
+test("what is there is told from what is not, but not where nothing of the worker is", async () => {
+  using a = setup(1);
+  await expect(a.store.has(KEY, signal)).rejects.toThrow(/ENOENT/);
+  await a.put();
+  expect(await a.store.has(KEY, signal)).toBe(true);
+  expect(await a.store.has("w/other/output", signal)).toBe(false);
+  await expect(a.store.has("other/job/output", signal)).rejects.toThrow(/ENOENT/);
+  rmSync(a.root, { recursive: true });
+  await expect(a.store.has(KEY, signal)).rejects.toThrow(/ENOENT/);
+});
+
+test.skipIf(noMounts)(`what has no room leaves it to what is smaller${reason(noMounts)}`, async () => {
+  using a = setup(4 * MIB);
+  using disk = smallDisk(join(a.root, "disk"), 2 * MIB);
+  const store = directoryStore(disk.path);
+  await expect(store.put(KEY, a.path, signal)).rejects.toThrow(/ENOSPC/);
+  expect(readdirSync(join(disk.path, "w/job"))).toEqual([]);
+  truncateSync(a.path, 1.5 * MIB);
+  await store.put(KEY, a.path, signal);
+  expect(readFileSync(join(disk.path, KEY)).equals(a.bytes.subarray(0, 1.5 * MIB))).toBe(true);
+});
+
+test("a directory that is not there is not made: what it is on may not be mounted", async () => {
   using a = setup(1);
   rmSync(a.root, { recursive: true });
   await expect(a.put()).rejects.toThrow(/ENOENT/);

@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { mkdir, open, rename, stat, type FileHandle } from "node:fs/promises";
+import { mkdir, open, rename, rm, stat, type FileHandle } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { codeOf } from "../errors.ts";
 import { unavailable, type Store } from "./store.ts";
@@ -16,14 +16,19 @@ export function directoryStore(root: string): Store {
       await makeDirectories(root, dirname(key));
       await using source = await open(path);
       const partial = join(directory, `.partial-${key.slice(key.lastIndexOf("/") + 1)}`);
-      const wanted = await copy(source, partial, signal);
+      const wanted = await copy(source, partial, signal).catch(async (error: unknown) => {
+        // What it has taken of a full disk.
+        await rm(partial, { force: true }).catch(() => {});
+        throw error;
+      });
       await rename(partial, target);
       await syncDirectory(directory);
       await using stored = await open(target);
       if ((await digest(stored, signal)) !== wanted) throw new Error(`${target} does not read as it was written`);
     },
     async has(key) {
-      await stat(root);
+      // Where nothing of the worker is, it may not be the archive: a mount point without its mount is a directory, too.
+      await stat(join(root, dirname(dirname(key))));
       try {
         await stat(join(root, key));
         return true;

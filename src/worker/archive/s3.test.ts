@@ -1,5 +1,8 @@
 import { randomBytes, randomInt } from "node:crypto";
+import { once } from "node:events";
 import { existsSync, readFileSync, rmSync, truncateSync, writeFileSync } from "node:fs";
+import { createServer } from "node:http";
+import type { AddressInfo } from "node:net";
 import { join } from "node:path";
 import { S3Client, CreateMultipartUploadCommand, ListMultipartUploadsCommand } from "@aws-sdk/client-s3";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
@@ -151,6 +154,15 @@ describe.each(servers)("an archive on $name", ({ name, checksums, start }) => {
     });
   });
 
+  test("tells what is there from what is not, and who may not know says so", async () => {
+    await using a = await setup(server, {});
+    expect(await a.store.has(a.key, signal)).toBe(false);
+    await a.put();
+    expect(await a.store.has(a.key, signal)).toBe(true);
+    await using b = await setup(server, { secret: "wrong" });
+    await expect(b.store.has(b.key, signal)).rejects.toThrow(/SignatureDoesNotMatch: .+ \(403\)/);
+  });
+
   test.each(["refuse", "cut", "stall"] as const)("fails in time when connections are met with: %s", async (weather) => {
     await using a = await setup(server, { size: BIG });
     await a.proxy.set(weather, 100_000);
@@ -218,6 +230,24 @@ describe.each(servers)("an archive on $name", ({ name, checksums, start }) => {
       expect((await uploads()).map(({ Key: key }) => key)).toEqual([`${Key}.other`]);
       client.destroy();
     });
+});
+
+test.each([
+  ["AccessDenied", false],
+  ["ExpiredToken", undefined],
+  ["InvalidAccessKeyId", undefined],
+])("a server that answers 403 and %s: what is there, is %s", async (code, wanted) => {
+  credentials();
+  const server = createServer((_request, response) => {
+    response.writeHead(403, { "content-type": "application/xml" });
+    response.end(`<?xml version="1.0"?><Error><Code>${code}</Code><Message>no</Message></Error>`);
+  }).listen(0, "127.0.0.1");
+  await once(server, "listening");
+  const endpoint = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  using store = await openS3({ kind: "s3", bucket: BUCKET, prefix: "", endpoint });
+  const told = store.has("w/job/output", signal);
+  await (wanted === undefined ? expect(told).rejects.toThrow(`${code}: no (403)`) : expect(told).resolves.toBe(wanted));
+  server.close();
 });
 
 test("without a region and without an endpoint no archive is opened", async () => {

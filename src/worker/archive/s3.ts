@@ -72,13 +72,17 @@ export async function openS3(place: Place & { readonly kind: "s3" }): Promise<St
       }
     },
     async has(key, signal) {
+      const target = targetOf(key);
       try {
-        await client.send(new HeadObjectCommand(targetOf(key)), { abortSignal: signal });
+        await client.send(new HeadObjectCommand(target), { abortSignal: signal }).catch((error: unknown) => {
+          // It does not say why: for one, wrong credentials are met with it.
+          if (statusOf(error) !== 403) throw error;
+          return readRange(client, target, Buffer.alloc(1), 0, signal);
+        });
         return true;
       } catch (error) {
-        const status = error instanceof S3ServiceException ? error.$metadata.httpStatusCode : undefined;
-        // Who may not list a bucket is told 403 of what is not there.
-        if (status === 404 || status === 403) return false;
+        // Who may not list a bucket is denied what is not there.
+        if (statusOf(error) === 404 || (error instanceof Error && error.name === "AccessDenied")) return false;
         throw new Error(saidBy(error), { cause: error });
       }
     },
@@ -102,6 +106,10 @@ export async function openS3(place: Place & { readonly kind: "s3" }): Promise<St
     },
     [Symbol.dispose]: () => client.destroy(),
   };
+}
+
+function statusOf(error: unknown): number | undefined {
+  return error instanceof S3ServiceException ? error.$metadata.httpStatusCode : undefined;
 }
 
 /** The answer to a HEAD has no body to say what is wrong. */

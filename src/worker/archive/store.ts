@@ -4,7 +4,7 @@ import { JobError, reasonOf } from "../errors.ts";
 
 /** Where archived files are. */
 export type Place =
-  /** A directory that is there: it may be a mount point, so it is not made. */
+  /** A directory that is there: it is not made, since what it is on may not be mounted. */
   | { readonly kind: "directory"; readonly path: string }
   | {
       readonly kind: "s3";
