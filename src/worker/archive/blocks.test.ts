@@ -13,10 +13,12 @@ function stored() {
   const reads: number[] = [];
   const file = {
     reads,
+    bytes: 0,
     failing: false,
     size: BYTES.length,
     read: async (buffer: Buffer, offset: number) => {
       reads.push(offset / BLOCK_BYTES);
+      file.bytes += buffer.length;
       if (file.failing) throw new Error("away");
       return BYTES.copy(buffer, 0, offset);
     },
@@ -46,6 +48,26 @@ test("who reads on has each block read once, one ahead", async () => {
   // Those before are held no more.
   await blocks.read(buffer, 0);
   expect(file.reads).toEqual([0, 1, 2, 3, 4, 5, 0, 1]);
+});
+
+test("of many readers some hold blocks, and the others read what they are asked for", async () => {
+  const files = Array.from({ length: 100 }, stored);
+  const readers = files.map(inBlocks);
+  const buffer = Buffer.alloc(10);
+  const readAll = async (): Promise<void> => {
+    for (const reader of readers) {
+      expect(await reader.read(buffer, BLOCK_BYTES - 5)).toBe(10);
+      expect(buffer.equals(BYTES.subarray(BLOCK_BYTES - 5, BLOCK_BYTES + 5))).toBe(true);
+    }
+  };
+  await readAll();
+  const holding = (): number => files.filter((file) => file.bytes > BLOCK_BYTES).length;
+  expect(holding()).toBe(32);
+  expect(files.filter((file) => file.bytes === 10)).toHaveLength(68);
+  for (const reader of readers.splice(0, 10)) await reader[Symbol.asyncDispose]();
+  await readAll();
+  expect(holding()).toBe(42);
+  for (const reader of readers) await reader[Symbol.asyncDispose]();
 });
 
 test("a block that could not be read ahead is nobody's failure, and is asked for again", async () => {

@@ -4,12 +4,18 @@ import type { Stored } from "./store.ts";
 /** One request of an archive takes as long as many bytes of it. */
 export const BLOCK_BYTES = 1024 * 1024;
 
+/** Readers that hold two blocks each. */
+const MOST_HOLDERS = 32;
+let holders = 0;
+
 /**
  * A stored file for readers who want little at a time, mostly in order: it is read in blocks, of which the one that was
- * read last and the next are held. Disposing waits for what is being read.
+ * read last and the next are held. Where 32 do so already, it is read as it is asked for. Disposing waits for what is
+ * being read.
  */
 export function inBlocks({ size, read }: Pick<Stored, "size" | "read">): Bytes & AsyncDisposable {
   const held = new Map<number, Promise<Buffer>>();
+  let holds = false;
 
   async function load(index: number): Promise<Buffer> {
     const offset = index * BLOCK_BYTES;
@@ -28,6 +34,9 @@ export function inBlocks({ size, read }: Pick<Stored, "size" | "read">): Bytes &
   return {
     size: () => size,
     async read(buffer, offset) {
+      if (!holds && holders >= MOST_HOLDERS) return read(buffer, offset);
+      if (!holds) holders++;
+      holds = true;
       let count = 0;
       while (count < buffer.length && offset + count < size) {
         const index = Math.floor((offset + count) / BLOCK_BYTES);
@@ -42,6 +51,9 @@ export function inBlocks({ size, read }: Pick<Stored, "size" | "read">): Bytes &
     },
     async [Symbol.asyncDispose]() {
       await Promise.allSettled(held.values());
+      held.clear();
+      if (holds) holders--;
+      holds = false;
     },
   };
 }
