@@ -1,7 +1,17 @@
-import { existsSync, statSync } from "node:fs";
+import { statSync } from "node:fs";
 import { open, rename, rm, type FileHandle } from "node:fs/promises";
 import { join } from "node:path";
-import { FIRST_RECORD_AT, HEADER_BYTES, openPlainLog, RECORD_BYTES, type Log } from "./log.ts";
+import {
+  COMPRESSED_FILES,
+  FIRST_RECORD_AT,
+  HEADER_BYTES,
+  logFilesIn,
+  NEW_FILES,
+  openPlainLog,
+  PLAIN_FILES,
+  RECORD_BYTES,
+  type Log,
+} from "./log.ts";
 import {
   compressFrame,
   decodeFrame,
@@ -18,10 +28,6 @@ import {
 
 /** A file that takes no more of the disk would take no less when compressed. */
 const LEAST_BYTES = 4096;
-const SUFFIX = ".new";
-/** Of a compressed log, the index first. */
-export const COMPRESSED = ["index.zst", "output.zst"];
-const PLAIN = ["output", "index"];
 
 /**
  * Compresses the log in an ended job's directory; false when it is left as it is, being small. A daemon that dies between
@@ -29,30 +35,27 @@ const PLAIN = ["output", "index"];
  * disk; the next call goes on. Memory: a frame of 256 KiB, and as much for what becomes of it.
  */
 export async function compressLog(directory: string, signal: AbortSignal, leastBytes = LEAST_BYTES): Promise<boolean> {
-  if (isCompressed(directory)) {
-    await removeAll(directory, PLAIN);
+  if (logFilesIn(directory) === "compressed") {
+    await removeAll(directory, PLAIN_FILES);
     return true;
   }
-  if (PLAIN.every((name) => statSync(join(directory, name)).blocks * 512 <= leastBytes)) return false;
+  if (PLAIN_FILES.every((name) => statSync(join(directory, name)).blocks * 512 <= leastBytes)) return false;
   try {
     await writeCompressed(directory, signal);
-    for (const name of COMPRESSED) await rename(join(directory, `${name}${SUFFIX}`), join(directory, name));
+    for (const name of COMPRESSED_FILES) await rename(join(directory, `${name}.new`), join(directory, name));
     await sync(directory);
   } catch (error) {
     // What it has taken of a full disk.
-    await removeAll(
-      directory,
-      COMPRESSED.map((name) => `${name}${SUFFIX}`),
-    );
+    await removeUnfinished(directory);
     throw error;
   }
-  await removeAll(directory, PLAIN);
+  await removeAll(directory, PLAIN_FILES);
   return true;
 }
 
-/** Both files are there, and so is all that is in them. */
-export function isCompressed(directory: string): boolean {
-  return COMPRESSED.every((name) => existsSync(join(directory, name)));
+/** What compressing has left that was cut. */
+export async function removeUnfinished(directory: string): Promise<void> {
+  await removeAll(directory, NEW_FILES);
 }
 
 async function removeAll(directory: string, names: readonly string[]): Promise<void> {
@@ -66,8 +69,8 @@ async function sync(directory: string): Promise<void> {
 
 async function writeCompressed(directory: string, signal: AbortSignal): Promise<void> {
   using log = openPlainLog(directory);
-  await using output = await open(join(directory, `output.zst${SUFFIX}`), "w", 0o600);
-  await using index = await open(join(directory, `index.zst${SUFFIX}`), "w+", 0o600);
+  await using output = await open(join(directory, "output.zst.new"), "w", 0o600);
+  await using index = await open(join(directory, "index.zst.new"), "w+", 0o600);
   const frames = await writeOutput(log, output, index, signal);
   await writeIndex(log, index, SKIPPABLE_BYTES + (frames + 1) * ENTRY_BYTES, signal);
   await output.sync();

@@ -53,8 +53,12 @@ export interface Log {
   runEnd(offset: number, most: number, times: boolean): number;
 }
 
-/** The files of a log: as it is written, and compressed. */
-export const LOG_FILES = ["output", "index", "output.zst", "index.zst"] as const;
+/** A log as it is written, and compressed; the index first: what is left without it is no empty log. */
+export const PLAIN_FILES = ["index", "output"] as const;
+export const COMPRESSED_FILES = ["index.zst", "output.zst"] as const;
+/** While it is being compressed. */
+export const NEW_FILES = ["index.zst.new", "output.zst.new"] as const;
+export const LOG_FILES = [...PLAIN_FILES, ...COMPRESSED_FILES, ...NEW_FILES] as const;
 
 /** What the log in a job's directory takes on the disk. */
 export function bytesOnDisk(directory: string): number {
@@ -62,13 +66,13 @@ export function bytesOnDisk(directory: string): number {
   return blocks.reduce((sum, count) => sum + count * 512, 0); // st_blocks, stat(2)
 }
 
-/** What there is of a log in a job's directory. Throws what keeps it from being known. */
-export function logFilesIn(directory: string): "whole" | "part" | "none" {
-  const [output, index, outputZst, indexZst] = ["output", "index", "output.zst", "index.zst"].map(
-    (file) => statSync(join(directory, file), { throwIfNoEntry: false }) !== undefined,
-  );
-  if ((output && index) || (outputZst && indexZst)) return "whole";
-  return output || index || outputZst || indexZst ? "part" : "none";
+/** What there is of a log in a job's directory: one that is compressed is whole without the plain files. Throws what keeps it from being known. */
+export function logFilesIn(directory: string): "compressed" | "plain" | "part" | "none" {
+  const there = (file: string): boolean => statSync(join(directory, file), { throwIfNoEntry: false }) !== undefined;
+  const [plain, compressed] = [PLAIN_FILES.map(there), COMPRESSED_FILES.map(there)];
+  if (compressed.every(Boolean)) return "compressed";
+  if (plain.every(Boolean)) return "plain";
+  return [...plain, ...compressed].some(Boolean) ? "part" : "none";
 }
 
 /** Where the log of a job that has ended is, as its directory tells; `due` when something is to be done with it. */

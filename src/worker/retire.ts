@@ -3,7 +3,7 @@ import { rm, truncate } from "node:fs/promises";
 import { join } from "node:path";
 import type { Archive } from "./archive/archive.ts";
 import { letGo } from "./archive/move.ts";
-import { compressLog, isCompressed } from "./compress.ts";
+import { compressLog, removeUnfinished } from "./compress.ts";
 import { reasonOf } from "./errors.ts";
 import { isFailing } from "./failure.ts";
 import type { Job } from "./job.ts";
@@ -70,7 +70,7 @@ export function openRetirement({ options, jobsDir, journal, archive, leave }: Pa
     if (found === "part")
       options.log("warn", "files of a log are missing: the others are left as they are", { job: id });
     try {
-      if (found === "whole") await compress(job, directory, signal);
+      if (found === "plain" || found === "compressed") await compress(job, directory, found, signal);
       // It may be in the archive already, without the journal's knowing.
       if (archives(job) && found !== "part") archive?.add(id);
       else if (found === "none") logs.removed(id);
@@ -80,9 +80,14 @@ export function openRetirement({ options, jobsDir, journal, archive, leave }: Pa
     }
   }
 
-  async function compress(job: Job, directory: string, signal: AbortSignal): Promise<void> {
+  async function compress(
+    job: Job,
+    directory: string,
+    found: "plain" | "compressed",
+    signal: AbortSignal,
+  ): Promise<void> {
     // One that was cut when it had compressed all goes on, whatever is wanted now.
-    if (!compresses(job) && !isCompressed(directory)) return;
+    if (!compresses(job) && found === "plain") return removeUnfinished(directory);
     try {
       if (await compressLog(directory, signal)) logs.compressed(job.id, bytesOnDisk(directory));
     } catch (error) {
@@ -99,7 +104,7 @@ export function openRetirement({ options, jobsDir, journal, archive, leave }: Pa
     } catch (error) {
       if (!isFailing(error)) throw error;
       // The journal has no room to say so: the log makes it. Without its index nobody takes it for an empty one.
-      for (const file of LOG_FILES.toReversed()) {
+      for (const file of LOG_FILES) {
         const path = join(jobsDir, id, file);
         if (existsSync(path)) truncateSync(path);
         rmSync(path, { force: true });

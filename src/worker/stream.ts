@@ -1,14 +1,12 @@
-import { existsSync } from "node:fs";
 import { join, resolve } from "node:path";
 import { openArchivedLog } from "./archive/log.ts";
 import { isCompressedIn, keyOf } from "./archive/move.ts";
-import { isCompressed } from "./compress.ts";
 import { find, isRunning, type Context } from "./context.ts";
 import { JobError, codeOf, invalid } from "./errors.ts";
 import { unreadable } from "./failure.ts";
 import type { Job, JobLog, PruneReason } from "./job.ts";
 import type { Record as Kept } from "./journal.ts";
-import { openLog, type Log } from "./log.ts";
+import { logFilesIn, openLog, type Log } from "./log.ts";
 import { readOutput, type Chunk, type Gap, type StreamOptions } from "./output.ts";
 import { current, subscribe, type Running } from "./running.ts";
 
@@ -106,8 +104,11 @@ async function open(context: Context, id: string, opened: AsyncDisposableStack, 
 }
 
 function isHere({ jobsDir }: Context, id: string): boolean {
-  const directory = join(jobsDir, id);
-  return ["output", "index"].every((file) => existsSync(join(directory, file))) || isCompressed(directory);
+  try {
+    return ["compressed", "plain"].includes(logFilesIn(join(jobsDir, id)));
+  } catch (error) {
+    throw unreadable(id, error);
+  }
 }
 
 const WHY: Readonly<Record<PruneReason, string>> = {

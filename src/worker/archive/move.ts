@@ -2,15 +2,12 @@ import { existsSync, rmSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import type { Context } from "../context.ts";
-import { COMPRESSED, isCompressed } from "../compress.ts";
 import { isFailing } from "../failure.ts";
 import { writeJobFile } from "../job-file.ts";
 import type { Journal } from "../journal.ts";
-import { LOG_FILES, logFilesIn } from "../log.ts";
+import { COMPRESSED_FILES, LOG_FILES, logFilesIn, PLAIN_FILES } from "../log.ts";
 import { unavailable, type Store } from "./store.ts";
 
-/** What is stored of a log, the index first: the output is what takes long. */
-const PLAIN = ["index", "output"];
 /** The job's record goes along, and stays here, too. */
 const RECORD = "job";
 
@@ -38,12 +35,14 @@ export async function moveLog(
   if (place === undefined) throw new Error("that the job has ended is not on the disk yet");
   if (place === "pruned") return;
   if (place === "archived") return letGo({ jobsDir, journal }, id);
-  const compressed = isCompressed(directory);
-  switch (logFilesIn(directory)) {
-    case "whole":
-      for (const file of [...(compressed ? COMPRESSED : PLAIN), RECORD])
-        if (existsSync(join(directory, file))) await store.put(key(file), join(directory, file), signal);
-      archived(journal, id, directory, compressed);
+  const found = logFilesIn(directory);
+  switch (found) {
+    case "compressed":
+    case "plain":
+      for (const file of found === "compressed" ? COMPRESSED_FILES : PLAIN_FILES)
+        await store.put(key(file), join(directory, file), signal);
+      if (existsSync(join(directory, RECORD))) await store.put(key(RECORD), join(directory, RECORD), signal);
+      archived(journal, id, directory, found === "compressed");
       return letGo({ jobsDir, journal }, id);
     case "part":
       throw new Error("a part of its files is missing");
