@@ -2,6 +2,7 @@ import { spawnSync } from "node:child_process";
 import { randomBytes, randomInt } from "node:crypto";
 import {
   copyFileSync,
+  mkdirSync,
   openSync,
   readFileSync,
   readdirSync,
@@ -17,9 +18,10 @@ import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { zstdDecompressSync } from "node:zlib";
 import { describe, expect, test } from "vitest";
-import { noMounts, reason, smallDisk } from "../supervisor/testing/faults.ts";
+import { failing, noInjection, noMounts, reason, smallDisk } from "../supervisor/testing/faults.ts";
 import { compressLog } from "./compress.ts";
 import { openLog } from "./log.ts";
+import type { WorkerOptions } from "./options.ts";
 import { readOutput } from "./output.ts";
 import {
   finished,
@@ -29,6 +31,7 @@ import {
   run,
   sh,
   startReady,
+  testDaemon,
   testDirectory,
   testWorker,
   until,
@@ -173,9 +176,17 @@ describe("a finished log", () => {
     bytes.writeUInt8(bytes.readUInt8(5000) ^ 1, 5000);
     writeFileSync(path, bytes);
     expect(await refused(() => readAll(worker.stream(id, {})))).toMatchObject({ code: "data-loss" });
-    rmSync(path.replace("output", "index"));
-    writeFileSync(path.replace("output", "index"), bytes.subarray(0, 5000));
-    expect(await refused(() => readAll(worker.stream(id, {})))).toMatchObject({ code: "data-loss" });
+    const indexPath = path.replace("output", "index");
+    const index = readFileSync(indexPath);
+    // How many frames there are, at the end: a table of them would be 34 GB.
+    index.writeUInt32LE(0xffffffff, index.length - 9);
+    for (const each of [index, bytes.subarray(0, 5000)]) {
+      writeFileSync(indexPath, each);
+      const before = process.memoryUsage().arrayBuffers;
+      expect(() => openLog(worker.directory(id))).toThrow("this is no index of a compressed log");
+      expect(process.memoryUsage().arrayBuffers - before).toBeLessThan(MIB);
+      expect(await refused(() => readAll(worker.stream(id, {})))).toMatchObject({ code: "data-loss" });
+    }
   });
 
   test("of which files are missing is left as it is, and keeps no other waiting", async () => {
@@ -250,6 +261,74 @@ describe("a daemon that died while it compressed a log", () => {
     expect((await readAll(next.stream(id, {}))).bytes.equals(wanted)).toBe(true);
   });
 });
+
+test.each([
+  ["does not compress", "kept", "log_due = 1"],
+  ["archives", "archived", "log_due = 1"],
+  ["finds it archived", "archived", "log_due = 1, log = 'archived', log_zstd = 0, log_at = 1000"],
+] as const)(
+  "what a daemon has left that was killed while it compressed is removed by one that %s",
+  async (_what, kind, values) => {
+    using files = testDirectory();
+    await using worker = await testWorker();
+    const { id } = await finished(worker, sh(TALKS));
+    await worker.close();
+    for (const name of ["output", "index"]) writeFileSync(join(worker.directory(id), `${name}.zst.new`), "a part");
+    const journal = new DatabaseSync(join(worker.stateDir, "journal.db"));
+    journal.exec(`UPDATE jobs SET ${values}`);
+    journal.close();
+    await using next = await testWorker({
+      stateDir: worker.stateDir,
+      ...(kind === "archived" && { archive: { kind: "directory", path: files.path } }),
+    });
+    const left = kind === "kept" ? "index,output" : "";
+    await until("only what is to be there is", () => logFiles(next.directory(id)).join() === left);
+    expect(next.query(id).log?.kind).toBe(kind);
+  },
+);
+
+test.skipIf(noInjection).each([
+  ["compressed", "output.zst.new", "openat", "EMFILE"],
+  ["compressed", "output.zst.new", "pwrite64", "EIO"],
+  ["compressed", "index.zst.new", "fsync", "EIO"],
+  ["archived", ".partial-output", "openat", "EMFILE"],
+  ["archived", ".partial-output", "write", "EDQUOT"],
+  ["archived", ".partial-output", "fsync", "EIO"],
+] as const)(
+  `a log is %s in the end when, of %s, %s fails for a time with %s${reason(noInjection)}`,
+  async (how, file, call, errno) => {
+    using files = testDirectory();
+    const [stateDir, path, gate] = ["state", "archive", "gate"].map((name) => join(files.path, name)) as [
+      string,
+      string,
+      string,
+    ];
+    mkdirSync(path);
+    const options: WorkerOptions = {
+      ...(how === "compressed" ? { logCompress: "zstd" } : { archive: { kind: "directory", path } }),
+      name: "w",
+      stateDir,
+      compressPauses: { firstMs: 5, lastMs: 20 },
+      archivePauses: { firstMs: 5, lastMs: 20 },
+    };
+    await using daemon = await testDaemon(options);
+    const { id } = await daemon.start(sh(`${TALKS}; until [ -e "$0" ]; do sleep 0.01; done`, gate));
+    const directory = join(stateDir, "jobs", id);
+    {
+      const at = how === "compressed" ? join(directory, file) : join(path, "w", id, file);
+      await using fault = await failing(daemon.pid, call, errno, at);
+      open(gate);
+      await fault.met(3);
+      expect(logFiles(directory)).toEqual(expect.arrayContaining(["index", "output"]));
+    }
+    await until(how, () => logFiles(directory).join() === (how === "compressed" ? "index.zst,output.zst" : ""));
+    await daemon.kill();
+    await using worker = await testWorker(options);
+    const { bytes } = await readAll(worker.stream(id, {}));
+    expect(bytes.length).toBe(worker.query(id).output.size);
+    expect(bytes.includes("\n119999\n120000\n")).toBe(true);
+  },
+);
 
 test.skipIf(noMounts)(
   `a full disk leaves a log as it is, is told once, and is tried again${reason(noMounts)}`,

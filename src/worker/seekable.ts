@@ -133,12 +133,13 @@ export interface Frames {
 
 /** Reads index.zst. Throws when it is none. */
 export function openIndex(file: LocalBytes): { readonly index: LocalBytes; readonly frames: Frames } {
+  const size = file.size();
   const bytesAt = (length: number, position: number): Buffer => {
+    if (position < 0 || position + length > size) throw notSeekable();
     const bytes = Buffer.alloc(length);
-    if (position < 0 || file.read(bytes, position) < length) throw notSeekable();
+    if (file.read(bytes, position) < length) throw notSeekable();
     return bytes;
   };
-  const size = file.size();
   const footer = bytesAt(FOOTER_BYTES, size - FOOTER_BYTES);
   if (footer.readUInt32LE(5) !== SEEKABLE) throw notSeekable();
   const count = footer.readUInt32LE(0);
@@ -220,6 +221,8 @@ export function framedOutput(frames: Frames, file: Bytes): Bytes & Disposable {
   }
 
   async function load({ position, length, compressed }: Frame): Promise<Buffer> {
+    if (length > FRAME_BYTES || compressed > FRAME_BYTES + BOUND_BYTES)
+      throw damaged("the compressed index is damaged");
     const bytes = Buffer.allocUnsafeSlow(compressed);
     if ((await file.read(bytes, position)) < compressed) throw damaged("the compressed output is cut short");
     const options = { chunkSize: length + LEAST_CHUNK, maxOutputLength: length };
