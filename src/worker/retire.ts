@@ -1,4 +1,4 @@
-import { existsSync, rmSync, truncateSync } from "node:fs";
+import { existsSync, rmSync, statSync, truncateSync } from "node:fs";
 import { rm, truncate } from "node:fs/promises";
 import { join } from "node:path";
 import type { Archive } from "./archive/archive.ts";
@@ -86,10 +86,11 @@ export function openRetirement({ options, jobsDir, journal, archive, leave }: Pa
     found: "plain" | "compressed",
     signal: AbortSignal,
   ): Promise<void> {
+    const holed = archives(job) && hasHoles(job, directory);
     // One that was cut when it had compressed all goes on, whatever is wanted now.
-    if (!compresses(job) && found === "plain") return removeUnfinished(directory);
+    if (!compresses(job) && !holed && found === "plain") return removeUnfinished(directory);
     try {
-      if (await compressLog(directory, signal)) logs.compressed(job.id, bytesOnDisk(directory));
+      if (await compressLog(directory, signal, holed ? 0 : undefined)) logs.compressed(job.id, bytesOnDisk(directory));
     } catch (error) {
       // It may leave a full disk as it is, which makes room.
       if (signal.aborted || !archives(job)) throw error;
@@ -141,4 +142,10 @@ export function openRetirement({ options, jobsDir, journal, archive, leave }: Pa
       await line[Symbol.asyncDispose]();
     },
   };
+}
+
+/** Whether there is room in it for bytes that were not kept: of an archived file that would be zeros. */
+function hasHoles({ output }: Job, directory: string): boolean {
+  const size = statSync(join(directory, "output"), { throwIfNoEntry: false })?.size ?? 0;
+  return size > output.size - output.dropped;
 }
