@@ -6,7 +6,7 @@ import type { Job, JobLog, PruneReason } from "./job.ts";
 /**
  * Of the table jobs, version 2. Times are ms since the epoch. log_bytes: on the local disk; log_at: since when `log` is
  * archived or pruned; log_until: it is pruned then, by the job's own policy; log_due: it is yet to be compressed, archived
- * or removed.
+ * or removed; 2 when it goes to no archive, by the job's own policy.
  */
 export const LOG_SCHEMA = `
   ALTER TABLE jobs ADD COLUMN ended_at INTEGER;
@@ -38,7 +38,7 @@ export const LOG_NAMES = LOG_VALUES.replaceAll(" = ?", "");
 type Row = Readonly<{ [column: string]: SQLOutputValue }>;
 
 export function logOf(row: Row): JobLog | undefined {
-  const [bytes, at, due] = [Number(row["log_bytes"]), new Date(Number(row["log_at"])), row["log_due"] === 1];
+  const [bytes, at, due] = [Number(row["log_bytes"]), new Date(Number(row["log_at"])), row["log_due"] !== null];
   switch (row["log"]) {
     case "kept":
     case "compressed":
@@ -64,7 +64,7 @@ export function logValues({ endedAt, log, logPolicy }: Job): (number | string | 
     log && "at" in log ? log.at.getTime() : null,
     log?.kind === "pruned" ? log.why : null,
     until,
-    local && log.due ? 1 : null,
+    local && log.due ? (logPolicy?.archive === false ? 2 : 1) : null,
   ];
 }
 
@@ -93,21 +93,23 @@ export interface LogRecords {
   pruned(id: string, why: PruneReason, at: Date): void;
   /** All that are on this disk. */
   local(): { readonly count: number; readonly bytes: number };
-  /** Those on this disk that ended first, but `busy`; `settled` for only those that nothing is to be done with. */
-  oldest(limit: number, busy: string | undefined, settled: boolean): Local[];
+  /** Those on this disk that ended first; with `archiving` none that may wait for the archive. */
+  oldest(limit: number, archiving: boolean): Local[];
   /** Those that are pruned by their jobs' own policies, the earliest first. */
-  expiring(limit: number, busy: string | undefined, settled: boolean): Local[];
+  expiring(limit: number, archiving: boolean): Local[];
 }
 
 export function logRecords(database: DatabaseSync): LogRecords {
   const due = database.prepare(
     "SELECT id FROM jobs INDEXED BY jobs_log_due WHERE log_due IS NOT NULL ORDER BY log_due, seq",
   );
-  const settled = database.prepare("UPDATE jobs SET log_due = NULL WHERE id = ?");
+  const settled = database.prepare("UPDATE jobs SET log_due = NULL WHERE id = ? AND log_due IS NOT NULL");
   const left = database.prepare("UPDATE jobs SET log_bytes = 0 WHERE id = ? AND log = 'archived'");
   const steps = database.prepare("SELECT value FROM meta WHERE key = 'log_steps'");
   const setSteps = database.prepare("INSERT OR REPLACE INTO meta VALUES ('log_steps', ?)");
-  const allDue = database.prepare(`UPDATE jobs SET log_due = 1 WHERE ${LOCAL}`);
+  const allDue = database.prepare(
+    `UPDATE jobs SET log_due = iif(job ->> '$.logPolicy.archive' = 0, 2, 1) WHERE ${LOCAL}`,
+  );
   const of = database.prepare(`SELECT ${LOG_COLUMNS} FROM jobs WHERE id = ?`);
   const compressed = database.prepare(
     "UPDATE jobs SET log = 'compressed', log_bytes = ? WHERE id = ? AND log = 'kept'",
@@ -126,11 +128,11 @@ export function logRecords(database: DatabaseSync): LogRecords {
   );
   const oldest = database.prepare(
     `SELECT id, ended_at, log_bytes FROM jobs INDEXED BY jobs_log
-     WHERE ${LOCAL} AND id <> ? AND (? OR log_due IS NULL) ORDER BY ended_at LIMIT ?`,
+     WHERE ${LOCAL} AND (? OR log_due IS NOT 1) ORDER BY ended_at LIMIT ?`,
   );
   const expiring = database.prepare(
     `SELECT id, ended_at, log_bytes, log_until FROM jobs INDEXED BY jobs_log_until
-     WHERE log_until IS NOT NULL AND id <> ? AND (? OR log_due IS NULL) ORDER BY log_until LIMIT ?`,
+     WHERE log_until IS NOT NULL AND (? OR log_due IS NOT 1) ORDER BY log_until LIMIT ?`,
   );
   const find = (id: string): JobLog | undefined => logOf(of.get(id) ?? {});
   const localOf = (row: Row): Local => ({
@@ -168,7 +170,7 @@ export function logRecords(database: DatabaseSync): LogRecords {
       const row = local.get();
       return { count: Number(row?.["count"]), bytes: Number(row?.["bytes"]) };
     },
-    oldest: (limit, busy = "", settledOnly) => oldest.all(busy, settledOnly ? 0 : 1, limit).map(localOf),
-    expiring: (limit, busy = "", settledOnly) => expiring.all(busy, settledOnly ? 0 : 1, limit).map(localOf),
+    oldest: (limit, archiving) => oldest.all(archiving ? 0 : 1, limit).map(localOf),
+    expiring: (limit, archiving) => expiring.all(archiving ? 0 : 1, limit).map(localOf),
   };
 }

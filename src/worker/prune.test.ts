@@ -16,7 +16,8 @@ import { DatabaseSync } from "node:sqlite";
 import { describe, expect, test } from "vitest";
 import { noMounts, reason, smallDisk } from "../supervisor/testing/faults.ts";
 import type { Job, JobSpec } from "./job.ts";
-import type { PruneLimits } from "./prune.ts";
+import { openJournal } from "./journal.ts";
+import { openPruner, type PruneLimits } from "./prune.ts";
 import {
   jobDirectories,
   readAll,
@@ -33,6 +34,24 @@ import {
 
 const MIB = 2 ** 20;
 const HOUR_MS = 3_600_000;
+const JOB: Job = {
+  id: "",
+  state: "ended",
+  command: "true",
+  args: [],
+  envNames: [],
+  cwd: "/",
+  user: "nobody",
+  group: "nobody",
+  labels: new Map(),
+  limits: new Map(),
+  owner: "tester",
+  pid: 0,
+  createdAt: new Date(0),
+  endedAt: new Date(0),
+  output: { size: 0, first: 0, dropped: 0 },
+  warnings: [],
+};
 
 const pruned = (worker: TestWorker, id: string): Promise<true> =>
   until(`${id} is pruned`, () => worker.query(id).log?.kind === "pruned" && !existsSync(worker.directory(id)));
@@ -268,6 +287,130 @@ test("with an archive, what is not archived yet is not pruned", async () => {
   renameSync(away, path);
   for (const each of [id, short]) await until("it is archived", () => worker.query(each).log?.kind === "archived");
   expect((await readAll(worker.stream(id, {}))).text).toBe("kept\n");
+});
+
+test.skipIf(noMounts)(
+  `a daemon with its first archive starts on a full disk, and prunes nothing before it is archived${reason(noMounts)}`,
+  async () => {
+    using files = testDirectory();
+    using disk = smallDisk(join(files.path, "disk"), 16 * MIB);
+    const stateDir = join(disk.path, "state");
+    const [path, away] = [join(files.path, "archive"), join(files.path, "away")];
+    mkdirSync(away);
+    await using before = await testWorker({ stateDir });
+    const ids = await some(before, 3);
+    const { id: own } = await ended(before, { ...run("echo", "own"), log: { archive: false } });
+    await before.close();
+    disk.fill();
+    const options = {
+      stateDir,
+      archive: { kind: "directory", path },
+      archivePauses: { firstMs: 5, lastMs: 20 },
+      compressPauses: { firstMs: 5, lastMs: 20 },
+      logPrune: { count: 0, free: { kind: "percent", amount: 50 }, freeEveryMs: 5 },
+    } as const;
+    await using worker = await testWorker(options);
+    const told = (text: string): Promise<true> => until(text, () => worker.logged.some((line) => line.includes(text)));
+    await told("it cannot be recorded what is to be done with logs");
+    await told("logs cannot be archived");
+    expect(ids.map((id) => worker.query(id).log?.kind)).toEqual(["kept", "kept", "kept"]);
+    renameSync(away, path);
+    for (const id of ids) await until("it is archived", () => worker.query(id).log?.kind === "archived");
+    await told("it is recorded what is to be done with logs");
+    await pruned(worker, own);
+    expect((await readAll(worker.stream(ids[0] ?? "", {}))).bytes.length).toBe(MIB);
+  },
+);
+
+test("with an archive, what does not go there and cannot be compressed is pruned", async () => {
+  using files = testDirectory();
+  await using worker = await testWorker();
+  const { id } = await ended(worker, { ...sh("seq 10000"), log: { archive: false } });
+  await worker.close();
+  truncateSync(join(worker.directory(id), "index"), 1);
+  await using next = await testWorker({
+    stateDir: worker.stateDir,
+    archive: { kind: "directory", path: files.path },
+    logCompress: "zstd",
+    logPrune: { count: 0 },
+  });
+  await pruned(next, id);
+  expect(next.logged.filter((line) => line.includes("logs cannot be compressed"))).toHaveLength(1);
+});
+
+test("while a log that cannot be compressed waits for its next try, others that end are pruned", async () => {
+  await using worker = await testWorker();
+  const { id: damaged } = await ended(worker, sh("seq 10000"));
+  await worker.close();
+  truncateSync(join(worker.directory(damaged), "index"), 1);
+  await using next = await testWorker({
+    stateDir: worker.stateDir,
+    logCompress: "zstd",
+    compressPauses: { firstMs: HOUR_MS, lastMs: HOUR_MS },
+    logPrune: { count: 1 },
+  });
+  await until("it has failed", () => next.logged.some((line) => line.includes("logs cannot be compressed")));
+  for (let oldest = damaged, i = 0; i < 3; i++) {
+    const { id } = await ended(next, run("echo", "next"));
+    await pruned(next, oldest);
+    oldest = id;
+  }
+});
+
+describe("a log that is being compressed is not pruned meanwhile,", () => {
+  /** Three logs; the second becomes busy when `on` is pruned, or is from the start. */
+  async function setup(count: number, on?: string) {
+    const stack = new AsyncDisposableStack();
+    const { path } = stack.use(testDirectory());
+    const journal = stack.use(openJournal(path));
+    for (const id of ["a", "b", "c"]) {
+      journal.insert({ ...JOB, id }, undefined);
+      journal.update({ ...JOB, id, log: { kind: "kept", bytes: 1 } });
+    }
+    const gone: string[] = [];
+    let busy = on === undefined ? "b" : undefined;
+    const pruner = stack.use(
+      openPruner({
+        limits: { count },
+        jobsDir: path,
+        logs: journal.logs,
+        archiving: false,
+        ready: () => true,
+        busy: () => busy,
+        async prune(id, why) {
+          gone.push(id);
+          journal.logs.pruned(id, why, new Date());
+          if (id === on) busy = "b";
+        },
+        log: () => {},
+      }),
+    );
+    pruner.run();
+    return {
+      gone,
+      done() {
+        busy = undefined;
+        pruner.run();
+      },
+      [Symbol.asyncDispose]: () => stack.disposeAsync(),
+    };
+  }
+
+  test("also when its turn has come while others were pruned", async () => {
+    await using a = await setup(0, "a");
+    await until("the others are pruned", () => a.gone.length === 2);
+    expect(a.gone).toEqual(["a", "c"]);
+    a.done();
+    await until("it is pruned, too", () => a.gone.length === 3);
+  });
+
+  test("and no newer one in its place", async () => {
+    await using a = await setup(1);
+    await until("one is pruned", () => a.gone.length > 0);
+    a.done();
+    await until("the other is pruned", () => a.gone.length === 2);
+    expect(a.gone).toEqual(["a", "b"]);
+  });
 });
 
 describe("a start that asks for more than its worker keeps is refused:", () => {

@@ -22,9 +22,11 @@ interface Parts {
   readonly limits: PruneLimits;
   readonly jobsDir: string;
   readonly logs: LogRecords;
-  /** Only logs that nothing is to be done with: those that are to be archived are not lost before. */
-  readonly settledOnly: boolean;
-  /** The log that is being compressed. */
+  /** There is an archive: logs that wait for it are not lost before. */
+  readonly archiving: boolean;
+  /** False while it is not known which those are. */
+  readonly ready: () => boolean;
+  /** The log that is being compressed: it has its turn when it is looked at again, and no newer one goes in its place. */
   readonly busy: () => string | undefined;
   readonly prune: Prune;
   readonly log: (level: "info" | "error", message: string, facts: object) => void;
@@ -42,7 +44,7 @@ const DAY_MS = 86_400_000;
 /** Looking costs more with many logs: it takes this part of the time at most. */
 const IDLE_SHARE = 20;
 
-export function openPruner({ limits, jobsDir, logs, settledOnly, busy, prune, log }: Parts): Pruner {
+export function openPruner({ limits, jobsDir, logs, archiving, ready, busy, prune, log }: Parts): Pruner {
   const { ageMs, count, bytes, free, freeEveryMs = FREE_EVERY_MS } = limits;
   let closed = false;
   let again = false;
@@ -52,7 +54,8 @@ export function openPruner({ limits, jobsDir, logs, settledOnly, busy, prune, lo
   // The kernel tells nobody that a disk fills.
   const looking = free && setInterval(run, freeEveryMs).unref();
 
-  const oldest = (limit: number): Local[] => logs.oldest(Math.min(limit, BATCH), busy(), settledOnly);
+  const oldest = (limit: number): Local[] => logs.oldest(Math.min(limit, BATCH), archiving);
+  const notBusy = (found: Local[]): Local[] => found.filter(({ id }) => id !== busy());
 
   /** The oldest that take so much together. */
   function worth(excess: number): Local[] {
@@ -76,8 +79,8 @@ export function openPruner({ limits, jobsDir, logs, settledOnly, busy, prune, lo
   }
 
   /** What each limit wants pruned; asked again until it is nothing. */
-  const wants = (gone: () => number): readonly (readonly [PruneReason, () => readonly Local[]])[] => [
-    ["keep-for", () => logs.expiring(BATCH, busy(), settledOnly).filter(({ untilMs }) => untilMs <= Date.now())],
+  const wants = (gone: () => number): readonly (readonly [PruneReason, () => Local[]])[] => [
+    ["keep-for", () => logs.expiring(BATCH, archiving).filter(({ untilMs }) => untilMs <= Date.now())],
     ["age", () => (ageMs === undefined ? [] : oldest(BATCH).filter(({ endedMs }) => endedMs + ageMs <= Date.now()))],
     ["count", () => (count === undefined ? [] : oldest(Math.max(0, logs.local().count - count)))],
     ["size", () => (bytes === undefined ? [] : worth(logs.local().bytes - bytes))],
@@ -87,8 +90,9 @@ export function openPruner({ limits, jobsDir, logs, settledOnly, busy, prune, lo
   async function pruneAll(): Promise<void> {
     let gone = 0;
     for (const [why, find] of wants(() => gone)) {
-      for (let found = find(); found.length > 0 && !closed; found = find()) {
+      for (let found = notBusy(find()); found.length > 0 && !closed; found = notBusy(find())) {
         for (const { id, bytes: freed } of found) {
+          if (id === busy()) continue; // its turn has come since
           await prune(id, why);
           gone += freed;
           log("info", "a log was pruned", { job: id, why });
@@ -101,15 +105,15 @@ export function openPruner({ limits, jobsDir, logs, settledOnly, busy, prune, lo
   /** At the earliest end of what is kept by time. */
   function wait(): void {
     clearTimeout(expiry);
-    const ends = logs.expiring(1, busy(), settledOnly).map(({ untilMs }) => untilMs);
-    if (ageMs !== undefined) ends.push(...oldest(1).map(({ endedMs }) => endedMs + ageMs));
+    const ends = notBusy(logs.expiring(2, archiving)).map(({ untilMs }) => untilMs);
+    if (ageMs !== undefined) ends.push(...notBusy(oldest(2)).map(({ endedMs }) => endedMs + ageMs));
     if (ends.length > 0 && !closed)
       expiry = setTimeout(run, Math.min(Math.max(0, Math.min(...ends) - Date.now()), DAY_MS)).unref();
   }
 
   function run(): void {
     again = true;
-    if (closed || running || pause) return;
+    if (closed || running || pause || !ready()) return;
     again = false;
     const before = performance.now();
     running = pruneAll()

@@ -41,11 +41,27 @@ export function openRetirement({ options, jobsDir, journal, archive, leave }: Pa
     log: options.log,
     pauses: options.compressPauses,
   });
+  /** Whether the journal knows what is yet to be done with the logs of before. */
+  let known = false;
+  const recording = openLine({
+    async work() {
+      record();
+      pruner.run();
+    },
+    told: {
+      failed: "it cannot be recorded what is to be done with logs",
+      again: "it is recorded what is to be done with logs",
+      facts: { job: undefined }, // it is of all of them
+    },
+    log: options.log,
+    pauses: options.compressPauses,
+  });
   const pruner = openPruner({
     limits: options.logPrune ?? {},
     jobsDir,
     logs,
-    settledOnly: archive !== undefined,
+    archiving: archive !== undefined,
+    ready: () => known || archive === undefined,
     busy: () => line.busy(),
     prune,
     log: options.log,
@@ -128,17 +144,33 @@ export function openRetirement({ options, jobsDir, journal, archive, leave }: Pa
   }
 
   const steps = [...(options.logCompress === "zstd" ? ["compress"] : []), ...(archive ? ["archive"] : [])];
-  logs.steps(steps);
+
+  function record(): void {
+    logs.steps(steps);
+    known = true;
+  }
+
+  try {
+    record();
+  } catch (error) {
+    if (!isFailing(error)) throw error;
+    // What is done with them makes the room to say so.
+    for (const { id } of logs.oldest(-1, false)) line.add(id);
+    recording.add("");
+  }
   for (const id of logs.due()) line.add(id);
   pruner.run();
   return {
     wanted: (job) => compresses(job) || archives(job),
     ended(job) {
-      if (job.log && "due" in job.log && job.log.due) line.add(job.id);
-      else pruner.run();
+      const due = job.log && "due" in job.log && job.log.due;
+      if (due) line.add(job.id);
+      // When a log has had its turn it is looked at, too, but in a pause none has.
+      if (!due || line.busy() === undefined) pruner.run();
     },
     async [Symbol.asyncDispose]() {
       await pruner[Symbol.asyncDispose]();
+      await recording[Symbol.asyncDispose]();
       await line[Symbol.asyncDispose]();
     },
   };
