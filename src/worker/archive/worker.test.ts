@@ -8,12 +8,15 @@ import {
   readlinkSync,
   renameSync,
   rmSync,
+  statSync,
   truncateSync,
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
+import { zstdDecompressSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { noMounts, reason, smallDisk } from "../../supervisor/testing/faults.ts";
 import type { Job } from "../job.ts";
 import type { WorkerOptions } from "../options.ts";
 import type { StreamOptions } from "../output.ts";
@@ -35,6 +38,7 @@ import { BLOCK_BYTES } from "./blocks.ts";
 import { PART_BYTES } from "./s3.ts";
 import { BUCKET, credentials, servers, startProxy, type Proxy, type S3Server } from "./testing.ts";
 
+const MIB = 2 ** 20;
 const BUILD_MS = 15 * 60_000;
 const QUICK: Pick<WorkerOptions, "archivePauses"> = { archivePauses: { firstMs: 10, lastMs: 50 } };
 /** 12 MB in 130,000 lines, one in ten of them on stderr, with pieces of all sizes. */
@@ -115,30 +119,87 @@ describe.each(["off", "zstd"] as const)("a log in the archive, compression %s,",
 });
 
 describe("an archive in a directory", () => {
-  test("has what a job said, which streams as before, and is on this disk no more", async () => {
+  test.each(["off", "zstd"] as const)(
+    "has what a job said, with compression %s, which streams as before, and is on this disk no more",
+    async (logCompress) => {
+      using files = testDirectory();
+      await using before = await testWorker();
+      const { id, output } = await finished(before, sh(TALKS));
+      const wanted = await reads(before, id, output.size);
+      const text = readFileSync(join(before.directory(id), "output"));
+      const record = readdirSync(before.directory(id));
+      await before.close();
+      // The next daemon has an archive.
+      await using worker = await testWorker({
+        stateDir: before.stateDir,
+        archive: { kind: "directory", path: files.path },
+        logCompress,
+      });
+      await moved(worker, id);
+      expect(readdirSync(worker.directory(id))).toEqual(record.filter((file) => file !== "output" && file !== "index"));
+      expect(worker.query(id).log).toMatchObject({ kind: "archived", compressed: logCompress === "zstd" });
+      expect(await reads(worker, id, output.size)).toEqual(wanted);
+      for (let i = 0; i < 20; i++) {
+        const at = randomInt(output.size);
+        const { bytes } = await readAll(worker.stream(id, { position: { kind: "offset", offset: at } }));
+        expect(bytes.equals(text.subarray(at))).toBe(true);
+      }
+      expect(worker.logged.filter((line) => line.startsWith("error"))).toEqual([]);
+      expect(readdirSync(worker.stateDir).filter((file) => file.startsWith(".index"))).toEqual([]);
+      await worker.close();
+    },
+  );
+
+  test("has of a log past its limit what was kept, and no zeros for the rest", async () => {
     using files = testDirectory();
-    await using before = await testWorker();
-    const { id, output } = await finished(before, sh(TALKS));
+    await using before = await testWorker({ name: "w", logLimitBytes: MIB });
+    const { id, output } = await finished(before, sh("seq 2000000"));
+    expect(output.first).toBeGreaterThan(10 * MIB);
     const wanted = await reads(before, id, output.size);
-    const record = readdirSync(before.directory(id));
     await before.close();
-    // The next daemon has an archive.
-    await using worker = await testWorker({
-      stateDir: before.stateDir,
-      archive: { kind: "directory", path: files.path },
-    });
+    const archive = { kind: "directory", path: files.path } as const;
+    await using worker = await testWorker({ name: "w", stateDir: before.stateDir, logLimitBytes: MIB, archive });
     await moved(worker, id);
-    expect(readdirSync(worker.directory(id))).toEqual(record.filter((file) => file !== "output" && file !== "index"));
+    const stored = join(files.path, "w", id);
+    expect(readdirSync(stored).reduce((sum, file) => sum + statSync(join(stored, file)).size, 0)).toBeLessThan(MIB);
     expect(await reads(worker, id, output.size)).toEqual(wanted);
-    for (let i = 0; i < 20; i++) {
-      const at = randomInt(output.size);
-      const { bytes } = await readAll(worker.stream(id, { position: { kind: "offset", offset: at } }));
-      expect(bytes.length).toBe(output.size - at);
-    }
-    expect(worker.logged.filter((line) => line.startsWith("error"))).toEqual([]);
-    expect(readdirSync(worker.stateDir).filter((file) => file.startsWith(".index"))).toEqual([]);
-    await worker.close();
   });
+
+  test("has logs that are compressed, and the worker's disk is pruned of the others alone", async () => {
+    using files = testDirectory();
+    const archive = { kind: "directory", path: files.path } as const;
+    await using worker = await testWorker({ archive, logCompress: "zstd", logPrune: { count: 1, bytes: MIB } });
+    const talks = sh("seq 100000");
+    const [archived, own]: [string[], string[]] = [[], []];
+    for (let i = 0; i < 3; i++) archived.push((await finished(worker, talks)).id);
+    for (const id of archived) await moved(worker, id);
+    for (let i = 0; i < 3; i++) {
+      const { job } = await worker.start({ ...talks, log: { archive: false } });
+      own.push((await worker.wait(job.id)).id);
+    }
+    for (const id of own.slice(0, 2)) await until("it is pruned", () => worker.query(id).log?.kind === "pruned");
+    await until("the last is compressed", () => worker.query(own[2] ?? "").log?.kind === "compressed");
+    const { text } = await readAll(worker.stream(own[2] ?? "", {}));
+    for (const id of archived) {
+      expect(worker.query(id).log).toMatchObject({ kind: "archived", compressed: true });
+      expect((await readAll(worker.stream(id, {}))).text).toBe(text);
+    }
+  });
+
+  test.skipIf(noMounts)(
+    `that is full keeps the logs here that it has no room for, and takes smaller ones${reason(noMounts)}`,
+    async () => {
+      using files = testDirectory();
+      using disk = smallDisk(join(files.path, "disk"), 4 * MIB);
+      await using worker = await testWorker({ archive: { kind: "directory", path: disk.path }, ...QUICK });
+      const large = await finished(worker, sh(`head -c ${6 * MIB} /dev/zero`));
+      await until("it is told", () => worker.logged.some((line) => /logs cannot be archived: ENOSPC/.test(line)));
+      const small = await finished(worker, sh(`head -c ${2 * MIB} /dev/zero`));
+      await moved(worker, small.id);
+      expect(worker.query(large.id).log?.kind).toBe("kept");
+      expect((await readAll(worker.stream(large.id, {}))).bytes.length).toBe(6 * MIB);
+    },
+  );
 
   test("is below the job's worker's name, or that of its journal", async () => {
     using files = testDirectory();
@@ -277,20 +338,24 @@ describe.each(servers)("an archive on $name", ({ name, checksums, start }) => {
     return { ...QUICK, name: "w", prefix, archive: { kind: "s3", bucket: BUCKET, prefix, endpoint, silenceMs: 500 } };
   }
 
-  test("has what a job said, which streams as before", async () => {
-    await using stack = new AsyncDisposableStack();
-    const { prefix, ...options } = await place(stack);
-    await using before = await testWorker({ name: "w" });
-    const { id, output } = await finished(before, sh(TALKS));
-    expect(output.size).toBeGreaterThan(PART_BYTES);
-    const wanted = await reads(before, id, output.size);
-    const text = readFileSync(join(before.directory(id), "output"));
-    await before.close();
-    await using worker = await testWorker({ ...options, stateDir: before.stateDir });
-    await moved(worker, id);
-    expect(readFileSync(server.object(`${prefix}/w/${id}/output`)).equals(text)).toBe(true);
-    expect(await reads(worker, id, output.size)).toEqual(wanted);
-  });
+  test.each(["off", "zstd"] as const)(
+    "has what a job said, with compression %s, which streams as before",
+    async (logCompress) => {
+      await using stack = new AsyncDisposableStack();
+      const { prefix, ...options } = await place(stack);
+      await using before = await testWorker({ name: "w" });
+      const { id, output } = await finished(before, sh(TALKS));
+      expect(output.size).toBeGreaterThan(PART_BYTES);
+      const wanted = await reads(before, id, output.size);
+      const text = readFileSync(join(before.directory(id), "output"));
+      await before.close();
+      await using worker = await testWorker({ ...options, logCompress, stateDir: before.stateDir });
+      await moved(worker, id);
+      const stored = readFileSync(server.object(`${prefix}/w/${id}/output${logCompress === "zstd" ? ".zst" : ""}`));
+      expect((logCompress === "zstd" ? zstdDecompressSync(stored) : stored).equals(text)).toBe(true);
+      expect(await reads(worker, id, output.size)).toEqual(wanted);
+    },
+  );
 
   test("takes no log from this disk until it is known to be there, as it was: not removed, cut short or changed behind its back", async () => {
     await using stack = new AsyncDisposableStack();
