@@ -4,10 +4,10 @@ import { DatabaseSync } from "node:sqlite";
 import { describe, expect, test } from "vitest";
 import { noMounts, reason, smallDisk } from "../supervisor/testing/faults.ts";
 import { isSupervised } from "./control.ts";
-import type { Job } from "./job.ts";
 import { writeJobFile } from "./job-file.ts";
 import { recoverJournal } from "./recover.ts";
 import {
+  JOB,
   finished,
   open,
   readAll,
@@ -22,24 +22,6 @@ import {
 } from "./testing.ts";
 
 /* A crash of the host takes what was written last: of files that nobody syncs, and of the journal's -wal. */
-
-const JOB: Job = {
-  id: "a",
-  state: "running",
-  command: "true",
-  args: [],
-  envNames: [],
-  cwd: "/",
-  user: "nobody",
-  group: "nobody",
-  labels: new Map(),
-  limits: new Map(),
-  owner: "tester",
-  pid: 1,
-  createdAt: new Date(0),
-  output: { size: 0, first: 0, dropped: 0 },
-  warnings: [],
-};
 
 /** A file of the same length, of which nothing had come to the disk. */
 function zero(path: string): void {

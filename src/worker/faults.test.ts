@@ -13,12 +13,12 @@ import {
   smallDisk,
 } from "../supervisor/testing/faults.ts";
 import { openHierarchy } from "./cgroup.ts";
-import type { Job } from "./job.ts";
 import { openJournal } from "./journal.ts";
 import { openLog } from "./log.ts";
 import { patient } from "./pending.ts";
 import type { LinuxResources } from "./resources.ts";
 import {
+  JOB,
   finished,
   modes,
   open,
@@ -51,24 +51,6 @@ const limits: readonly [string, string, (amount: bigint) => LinuxResources][] = 
 ];
 /** Those that this host can keep. */
 const kept = limits.filter(([controller]) => host.kind === "cgroup2" && host.controllers.has(controller));
-
-const JOB: Job = {
-  id: "a",
-  state: "starting",
-  command: "true",
-  args: [],
-  envNames: [],
-  cwd: "/",
-  user: "nobody",
-  group: "nobody",
-  labels: new Map(),
-  limits: new Map(),
-  owner: by,
-  pid: 0,
-  createdAt: new Date(0),
-  output: { size: 0, first: 0, dropped: 0 },
-  warnings: [],
-};
 
 describe.skipIf(noInjection)(`where system calls fail${reason(noInjection)}`, () => {
   test.each([

@@ -6,27 +6,10 @@ import { describe, expect, test } from "vitest";
 import type { Job } from "./job.ts";
 import { type Only, openJournal, VERSION } from "./journal.ts";
 import { recoverJournal } from "./recover.ts";
-import { jobDirectories, refused, run, testDaemon, testDirectory, testWorker, until, waits } from "./testing.ts";
+import { JOB, jobDirectories, refused, run, testDaemon, testDirectory, testWorker, until, waits } from "./testing.ts";
 
 function job(id: string, more: Partial<Job> = {}): Job {
-  return {
-    id,
-    state: "ended",
-    command: "true",
-    args: [],
-    envNames: [],
-    cwd: "/",
-    user: "nobody",
-    group: "nogroup",
-    labels: new Map(),
-    limits: new Map(),
-    owner: "tester",
-    pid: 0,
-    createdAt: new Date(0),
-    output: { size: 0, first: 0, dropped: 0 },
-    warnings: [],
-    ...more,
-  };
+  return { ...JOB, id, state: "ended", ...more };
 }
 
 test("a job comes back as it went in: bigints, maps, dates, and text that looks like them", () => {

@@ -19,6 +19,7 @@ import type { Job, JobSpec } from "./job.ts";
 import { openJournal } from "./journal.ts";
 import { openPruner, type PruneLimits } from "./prune.ts";
 import {
+  JOB,
   jobDirectories,
   readAll,
   refused,
@@ -34,24 +35,7 @@ import {
 
 const MIB = 2 ** 20;
 const HOUR_MS = 3_600_000;
-const JOB: Job = {
-  id: "",
-  state: "ended",
-  command: "true",
-  args: [],
-  envNames: [],
-  cwd: "/",
-  user: "nobody",
-  group: "nobody",
-  labels: new Map(),
-  limits: new Map(),
-  owner: "tester",
-  pid: 0,
-  createdAt: new Date(0),
-  endedAt: new Date(0),
-  output: { size: 0, first: 0, dropped: 0 },
-  warnings: [],
-};
+const ENDED: Job = { ...JOB, state: "ended", endedAt: new Date(0) };
 
 const pruned = (worker: TestWorker, id: string): Promise<true> =>
   until(`${id} is pruned`, () => worker.query(id).log?.kind === "pruned" && !existsSync(worker.directory(id)));
@@ -364,8 +348,8 @@ describe("a log that is being compressed is not pruned meanwhile,", () => {
     const { path } = stack.use(testDirectory());
     const journal = stack.use(openJournal(path));
     for (const id of ["a", "b", "c"]) {
-      journal.insert({ ...JOB, id }, undefined);
-      journal.update({ ...JOB, id, log: { kind: "kept", bytes: 1 } });
+      journal.insert({ ...ENDED, id }, undefined);
+      journal.update({ ...ENDED, id, log: { kind: "kept", bytes: 1 } });
     }
     const gone: string[] = [];
     let busy = on === undefined ? "b" : undefined;
