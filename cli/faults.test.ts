@@ -278,9 +278,7 @@ describe("a daemon that cannot write its log", () => {
     const env = {
       JOBSD_LISTEN: "127.0.0.1:0",
       JOBSD_STATE: join(host.dir, "deaf"),
-      JOBSD_CA: host.file("ca.crt"),
-      JOBSD_CERT: host.file("worker.crt"),
-      JOBSD_KEY: host.file("worker.key"),
+      ...host.certificates,
     };
     const daemon = launch("jobsd", [], env, { stdout: "/dev/full" });
     await daemon.shows('"msg":"listening"', "stderr");

@@ -97,9 +97,7 @@ describe("jobsd", () => {
     const six = launch("jobsd", [], {
       JOBSD_LISTEN: "[::1]:0",
       JOBSD_STATE: join(host.dir, "six"),
-      JOBSD_CA: host.file("ca.crt"),
-      JOBSD_CERT: host.file("worker.crt"),
-      JOBSD_KEY: host.file("worker.key"),
+      ...host.certificates,
       JOBSD_SHUTDOWN_TIMEOUT: "5s",
     });
     await six.shows("\n");
@@ -111,9 +109,7 @@ describe("jobsd", () => {
     await running.shows("connection lost (the worker is shutting down", "stderr");
 
     const again = launch("jobsd", ["--listen", server, "--state", join(host.dir, "six")], {
-      JOBSD_CA: host.file("ca.crt"),
-      JOBSD_CERT: host.file("worker.crt"),
-      JOBSD_KEY: host.file("worker.key"),
+      ...host.certificates,
     });
     await again.shows("listening on");
     running.child.kill("SIGINT");

@@ -200,9 +200,7 @@ describe("what is no outage is told at once, in the worker's words:", () => {
     const without = launch("jobsd", [], {
       JOBSD_LISTEN: own.server,
       JOBSD_STATE: join(own.dir, "state"),
-      JOBSD_CA: own.file("ca.crt"),
-      JOBSD_CERT: own.file("worker.crt"),
-      JOBSD_KEY: own.file("worker.key"),
+      ...own.certificates,
     });
     await without.shows("listening on");
     const streamed = await own.jobs(["stream", "--follow", archived]);
@@ -214,8 +212,6 @@ describe("what is no outage is told at once, in the worker's words:", () => {
   });
 
   it("a job's record that is damaged", async () => {
-    // Of the newest job a daemon reads at its start.
-    await own.start("true");
     const boot = await own.end("SIGTERM");
     {
       using database = new DatabaseSync(join(own.dir, "state", "journal.db"));

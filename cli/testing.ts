@@ -86,6 +86,8 @@ export interface Host extends AsyncDisposable {
   readonly server: string;
   /** A file of its certificates: "ca.crt", "writer.key". */
   file(name: string): string;
+  /** The environment of another daemon, as far as it names certificates. */
+  readonly certificates: NodeJS.ProcessEnv;
   /** The environment of a client with a role. */
   as(role: "reader" | "writer"): NodeJS.ProcessEnv;
   /** Runs `jobs` as the writer. */
@@ -143,6 +145,7 @@ export async function startHost(
       return server;
     },
     file,
+    certificates: { JOBSD_CA: file("ca.crt"), JOBSD_CERT: file("worker.crt"), JOBSD_KEY: file("worker.key") },
     as,
     jobs,
     launch: (args, env = {}) => launch("jobs", args, { ...as("writer"), ...env }),
