@@ -20,8 +20,8 @@ export interface Context {
   readonly journal: PatientJournal;
   readonly files: JobFiles;
   readonly hierarchy: Hierarchy;
-  /** Where daemons before this one made groups, as far as it is there: a daemon may be started again in another group. */
-  readonly formerGroups: readonly string[];
+  /** Where jobs' groups may be: of this daemon, and of those before it, which may have been started in another group. */
+  readonly groups: readonly string[];
   readonly ids: Ids;
   readonly spawner: Spawner;
   readonly archive: Archive | undefined;

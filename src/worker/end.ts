@@ -6,12 +6,10 @@ import type { Context } from "./context.ts";
 import { endedOf, readExit, type Exit } from "./exit.ts";
 import type { Job } from "./job.ts";
 import { logIn } from "./log.ts";
+import { FIRST_PAUSE_MS, longer } from "./pause.ts";
 import { killTree } from "./process.ts";
 import { withReserve } from "./reserve.ts";
 import { extentOf, unwatch, usageOf, type Running } from "./running.ts";
-
-const FIRST_PAUSE_MS = 100;
-const LONGEST_PAUSE_MS = 10_000;
 
 /**
  * Its supervisor is gone: what is left of the job is put away, and its end recorded and told. `lost` is why, should there be
@@ -77,7 +75,7 @@ async function putAway({ options, running }: Context, { group, job }: Running): 
 
 /** Undefined when there is none. That it cannot be read now does not mean that: it is tried again. */
 async function exitOf(context: Context, { directory, job }: Running): Promise<Exit | undefined> {
-  for (let pauseMs = FIRST_PAUSE_MS; ; pauseMs = Math.min(pauseMs * 2, LONGEST_PAUSE_MS)) {
+  for (let pauseMs = FIRST_PAUSE_MS; ; pauseMs = longer(pauseMs)) {
     try {
       return withReserve(() => readExit(directory));
     } catch (error) {

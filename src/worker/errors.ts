@@ -60,8 +60,9 @@ export function codeOf(error: unknown): string {
   if (!(error instanceof Error) || !("code" in error)) return "unknown";
   const code = String(error.code);
   // Node has no name for EDQUOT, among others.
-  const errno = Number(/^Unknown system error -(\d+)$/.exec(code)?.[1]);
-  return Object.entries(constants.errno).find(([, number]) => number === errno)?.[0] ?? code;
+  const errno = /^Unknown system error -(\d+)$/.exec(code)?.[1];
+  if (errno === undefined) return code;
+  return Object.entries(constants.errno).find(([, number]) => number === Number(errno))?.[0] ?? code;
 }
 
 /** What has gone wrong, in few words. */

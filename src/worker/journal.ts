@@ -63,7 +63,7 @@ export interface Journal extends Disposable {
   /** It was last closed by whoever had it; else what was recorded last may be missing. */
   readonly clean: boolean;
   readonly logs: LogRecords;
-  /** Notes that jobs' groups are made in `path` from now on; returns where else they were, and may be. */
+  /** Notes that jobs' groups are made in `path` from now on; returns where they may be: there, and where they were made before. */
   groupsIn(path: string | undefined): readonly string[];
   insert(job: Job, requestId: string | undefined): number;
   update(job: Job): void;
@@ -228,13 +228,14 @@ function journalIn(database: DatabaseSync, path: string): Journal {
       const text = meta("groups") ?? "[]";
       // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- written below
       const former = (JSON.parse(text) as string[]).filter((each) => each !== path && existsSync(each));
-      const now = JSON.stringify(path === undefined ? former : [...former, path]);
+      const groups = path === undefined ? former : [path, ...former];
+      const now = JSON.stringify(groups);
       try {
         if (now !== text) setMeta.run("groups", now);
       } catch (error) {
         if (!isFailing(error)) throw error;
       }
-      return former;
+      return groups;
     },
     insert: (job, requestId) =>
       whole(() => {

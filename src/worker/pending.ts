@@ -1,15 +1,13 @@
 import { refusal } from "./failure.ts";
 import type { Job } from "./job.ts";
 import type { Journal } from "./journal.ts";
+import { FIRST_PAUSE_MS, longer } from "./pause.ts";
 
 /** A journal that loses nothing where its disk is full or fails. */
 export interface PatientJournal extends Journal {
   /** `recorded` is called once it is on the disk: before this returns, where that can be had. */
   update(job: Job, recorded?: () => void): void;
 }
-
-const FIRST_PAUSE_MS = 100;
-const LONGEST_PAUSE_MS = 10_000;
 
 interface Write {
   readonly id: string;
@@ -62,7 +60,7 @@ export function patient(
   }
 
   function again(): void {
-    pauseMs = Math.min(pauseMs * 2, LONGEST_PAUSE_MS);
+    pauseMs = longer(pauseMs);
     if (!flush()) timer = setTimeout(again, pauseMs).unref();
   }
 

@@ -25,7 +25,7 @@ export function removeSpares(sparesDir: string): void {
 
 /** Takes up the jobs of the daemon before this one. */
 export async function recover(context: Context): Promise<void> {
-  const { formerGroups, hierarchy, jobsDir, journal, options, running } = context;
+  const { groups, jobsDir, journal, options, running } = context;
   for (const kept of journal.alive()) await takeUp(context, kept);
   if (!journal.clean) {
     const known = journal.ids();
@@ -38,15 +38,16 @@ export async function recover(context: Context): Promise<void> {
     }
   }
   // What was made for jobs to come, and what a start has left that was cut before it was recorded.
-  for (const path of hierarchy.kind === "none" ? formerGroups : [hierarchy.path, ...formerGroups])
+  for (const path of groups)
     for (const each of readdirSync(path, { withFileTypes: true }))
       if (each.isDirectory() && !running.has(each.name)) discardGroup(context, join(path, each.name));
 }
 
 /** Where the job's group was made. */
-function hierarchyOf({ hierarchy, formerGroups }: Context, id: string): Hierarchy {
-  const former = formerGroups.find((path) => existsSync(join(path, id)));
-  return former === undefined ? hierarchy : hierarchyAt(former);
+function hierarchyOf({ hierarchy, groups }: Context, id: string): Hierarchy {
+  const path = groups.find((each) => existsSync(join(each, id)));
+  const own = hierarchy.kind === "cgroup2" && hierarchy.path === path;
+  return path === undefined || own ? hierarchy : hierarchyAt(path);
 }
 
 /** Of a directory that the journal does not know: a crash of the host, or damage, can take what was recorded last. */

@@ -6,6 +6,7 @@ import { codeOf, JobError, reasonOf } from "./errors.ts";
 import { devicesFailure, died, failureAt, refusal } from "./failure.ts";
 import { adoptFrame, devicesFrame, eachReply, spareFrame, type Launch, type Reply } from "./frame.ts";
 import { holding, isolationArguments, partsOf, type Isolation, type Part } from "./isolation.ts";
+import { FIRST_PAUSE_MS, longer } from "./pause.ts";
 import { SPARE, dismiss, give, type Spare } from "./spare.ts";
 
 /** The spawner process, which makes one supervisor for each job, ahead of it. */
@@ -42,9 +43,6 @@ type Gone = (signal: number) => void;
 /** Supervisors that wait for a job. Each takes 0.1 MB. */
 const SPARES = 4;
 const ADOPT_AGAIN_MS = 1000;
-/** Before a spawner that cannot be had, or does not stay, is started again for the jobs that run. */
-const FIRST_PAUSE_MS = 100;
-const LONGEST_PAUSE_MS = 10_000;
 /** One that has run for so long has stayed. */
 const STAYED_MS = 1000;
 
@@ -232,7 +230,7 @@ export function openSpawner(
       again = undefined;
       ask(SPARES);
     }, pauseMs).unref();
-    pauseMs = Math.min(pauseMs * 2, LONGEST_PAUSE_MS);
+    pauseMs = longer(pauseMs);
   }
 
   /** Has a spawner run, and hear of all jobs; or `lose` called when this has returned. */

@@ -2,7 +2,7 @@ import { rmdirSync } from "node:fs";
 import { resolve } from "node:path";
 import { openArchive, type Moves } from "./archive/archive.ts";
 import { moveLog } from "./archive/move.ts";
-import { openHierarchy, type Hierarchy } from "./cgroup.ts";
+import { openHierarchy } from "./cgroup.ts";
 import { find, isRunning, type Context } from "./context.ts";
 import { openDirectory } from "./directory.ts";
 import { examine } from "./doctor/examine.ts";
@@ -69,8 +69,8 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   const newest = journal.newest();
   if (newest !== undefined) sortBehind(newest);
   const hierarchy = openHierarchy(`jobs-${journal.instance}`, options.cgroup);
-  const formerGroups = journal.groupsIn(hierarchy.kind === "none" ? undefined : hierarchy.path);
-  opened.defer(() => leave(hierarchy, formerGroups));
+  const groups = journal.groupsIn(hierarchy.kind === "none" ? undefined : hierarchy.path);
+  opened.defer(() => leave(groups));
   const ids = opened.use(openIds(options.name, hierarchy));
   removeSpares(sparesDir);
   const hidden = [stateDir, ...(options.archive?.kind === "directory" ? [resolve(options.archive.path)] : [])];
@@ -93,7 +93,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
     journal,
     files,
     hierarchy,
-    formerGroups,
+    groups,
     ids,
     spawner,
     running: new Map(),
@@ -129,7 +129,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
 }
 
 async function close(context: Context): Promise<void> {
-  const { archive, files, hierarchy, ids, journal, running, spawner } = context;
+  const { archive, files, groups, ids, journal, running, spawner } = context;
   context.closed = true;
   await Promise.allSettled([...running.values()].flatMap(({ launched, updates }) => [launched.promise, updates]));
   await spawner.close();
@@ -143,7 +143,7 @@ async function close(context: Context): Promise<void> {
   files[Symbol.dispose]();
   journal[Symbol.dispose]();
   ids[Symbol.dispose]();
-  leave(hierarchy, context.formerGroups);
+  leave(groups);
 }
 
 /** How logs are moved into the archive. */
@@ -155,8 +155,8 @@ function movesOf({ archivePauses, log }: CheckedOptions, jobsDir: string, journa
   };
 }
 
-function leave(hierarchy: Hierarchy, former: readonly string[]): void {
-  for (const path of hierarchy.kind === "none" ? former : [hierarchy.path, ...former])
+function leave(groups: readonly string[]): void {
+  for (const path of groups)
     try {
       rmdirSync(path);
     } catch {
