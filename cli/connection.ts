@@ -4,6 +4,7 @@ import { dirname, join, resolve } from "node:path";
 import type { Credentials } from "../src/client/target.ts";
 import type { Client } from "../src/client/index.ts";
 import { ClientError } from "../src/client/errors.ts";
+import { environment } from "./bytes.ts";
 import { UsageError } from "./parse.ts";
 import type { Given } from "./program.ts";
 
@@ -85,7 +86,7 @@ const DIAGNOSED_REASONS: ReadonlySet<string> = new Set(["", "BAD_CREDENTIALS"]);
 
 /** Runs `work` with a client. A connection that fails is looked into: the error then says why, and what to do. */
 export async function withClient<Result>(given: Given, work: (client: Client) => Promise<Result>): Promise<Result> {
-  const connection = await findConnection(given, process.env);
+  const connection = await findConnection(given, environment());
   const credentials = await readCredentials(connection);
   // Loaded here and not above: it is nearly all of the program's start.
   const { connect } = await import("../src/client/index.ts");

@@ -102,7 +102,7 @@ describe("an error", () => {
 
 describe("for people", () => {
   it("a command line is as a shell would take it, and writes nothing on the terminal by itself", () => {
-    expect(formatCommand({ command: "sh", args: ["-c", "it's", "", "a\u001b[2Jb"] })).toBe(
+    expect(formatCommand({ command: "sh", args: ["-c", "it's", "", "a\u001b[2Jb"], argvBytes: [] })).toBe(
       "sh -c 'it'\\''s' '' 'a\\x1b[2Jb'",
     );
   });

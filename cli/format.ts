@@ -3,6 +3,7 @@ import { styleText } from "node:util";
 import { type Isolation, type Job, Network, type Usage, stateToJSON } from "../proto/generated/jobs/v1/worker.ts";
 import { logFacts } from "./logs.ts";
 import { printable } from "./output.ts";
+import { readable, textOf } from "../src/worker/bytes.ts";
 import { formatBytes, formatDuration, toMs } from "./units.ts";
 
 const UMASK = 0o022;
@@ -132,8 +133,8 @@ export function formatTable(jobs: readonly Job[]): string {
 }
 
 /** The command line as a shell would take it. */
-export function formatCommand({ command, args }: Pick<Job, "command" | "args">): string {
-  return [command, ...args].map(quoteWord).join(" ");
+export function formatCommand({ command, args, argvBytes }: Pick<Job, "command" | "args" | "argvBytes">): string {
+  return (argvBytes.length > 0 ? argvBytes.map(textOf) : [command, ...args]).map(quoteWord).join(" ");
 }
 
 export function signalName(signal: number): string {
@@ -151,6 +152,11 @@ function processes(number: number | bigint): string {
 }
 
 function quoteWord(word: string): string {
+  // Within $'…' a shell reads \xNN as that byte.
+  if (!word.isWellFormed()) {
+    const escaped = word.replace(/[\\']/g, "\\$&").replaceAll("\n", "\\n").replaceAll("\t", "\\t");
+    return `$'${printable(readable(escaped))}'`;
+  }
   return /^[\w@%+=:,./-]+$/.test(word)
     ? word
     : `'${printable(word)

@@ -1,4 +1,5 @@
 import manifest from "../package.json" with { type: "json" };
+import { commandLine } from "./bytes.ts";
 import { parseWord } from "./parse.ts";
 import { type Command, type Flag, parse, type Program } from "./program.ts";
 
@@ -48,8 +49,14 @@ const limitFlags: readonly Flag[] = [
 ];
 
 const startFlags: readonly Flag[] = [
-  { name: "env", short: "e", value: "NAME[=VALUE]", about: "a variable; without VALUE its value here; repeatable" },
-  { name: "cwd", value: "DIR", about: "the job's directory, / when not given" },
+  {
+    name: "env",
+    short: "e",
+    value: "NAME[=VALUE]",
+    bytes: true,
+    about: "a variable; without VALUE its value here; repeatable",
+  },
+  { name: "cwd", value: "DIR", bytes: true, about: "the job's directory, / when not given" },
   { name: "user", short: "u", value: "USER", about: "whom the job runs as; the daemon's choice when not given" },
   { name: "group", value: "GROUP", about: "the user's own when not given" },
   { name: "label", short: "l", value: "KEY=VALUE", about: "to find the job by; repeatable" },
@@ -214,7 +221,7 @@ function certs(verb: string, operands: string | undefined, about: string, flags:
 
 const program: Program = { name: "jobs", version: manifest.version, flags: connectionFlags, commands };
 
-const parsed = understand(process.argv.slice(2));
+const parsed = understand(commandLine());
 // Help and version are on stdout already, and nothing else has to be loaded for them.
 if (parsed) {
   const { finish } = await import("./output.ts");

@@ -5,6 +5,7 @@ import manifest from "../package.json" with { type: "json" };
 import { ClientError } from "../src/client/errors.ts";
 import { SWITCHES } from "../src/worker/isolation.ts";
 import type { WorkerOptions } from "../src/worker/options.ts";
+import { commandLine, environment } from "./bytes.ts";
 import { readKey, readPem } from "./connection.ts";
 import { EXIT } from "./exit.ts";
 import { linesTo } from "./lines.ts";
@@ -87,13 +88,13 @@ const program: Program = {
   ],
 };
 
-await exit(await main(process.argv.slice(2), process.env));
+await exit(await main());
 
 /** Resolves to the exit code; a start that fails says why in one line on stderr. */
-async function main(argv: readonly string[], env: NodeJS.ProcessEnv): Promise<number> {
+async function main(): Promise<number> {
   try {
-    const parsed = parse(program, argv);
-    return parsed ? await parsed.command.run(withEnvironment(parsed.given, env)) : EXIT.ok;
+    const parsed = parse(program, commandLine());
+    return parsed ? await parsed.command.run(withEnvironment(parsed.given, environment())) : EXIT.ok;
   } catch (error) {
     const message = error instanceof Error ? error.message : String(error);
     process.stderr.write(`jobsd: ${printable(message).replaceAll("\n", " ")}\n`);

@@ -1,4 +1,5 @@
 import sade, { type Sade } from "sade";
+import { utf8 } from "./bytes.ts";
 import { UsageError } from "./parse.ts";
 
 /** `--name VALUE`, or on and off where it has no `value`. */
@@ -8,6 +9,8 @@ export interface Flag {
   readonly short?: string;
   /** What stands for the value in the help. */
   readonly value?: string;
+  /** The value may be any bytes, which bytes.ts has in text; elsewhere it is UTF-8. */
+  readonly bytes?: boolean;
   readonly about: string;
 }
 
@@ -180,7 +183,9 @@ function read(
     if (flag.value !== undefined && given.some((value) => value === "" || typeof value === "boolean")) {
       throw missingValue(flag);
     }
+    if (!flag.bytes) for (const value of given) if (typeof value === "string") utf8(`--${flag.name}`, value);
   }
+  for (const operand of operands) utf8(command.name, operand);
   const list = (name: string): string[] => {
     if (!flags.some((flag) => flag.name === name)) throw new Error(`${command.name} declares no flag --${name}`);
     return [values[name] ?? []].flat().map(String);

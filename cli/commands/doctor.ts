@@ -3,6 +3,7 @@ import { type ExamineResponse, FindingState } from "../../proto/generated/jobs/v
 import { ownFault, subject, unusableCredentials } from "../../src/client/diagnose.ts";
 import type { Credentials } from "../../src/client/target.ts";
 import { roleOf } from "../../src/server/identity.ts";
+import { environment } from "../bytes.ts";
 import { findConnection, readCredentials, withClient } from "../connection.ts";
 import { exitCodeOfFindings, findingsToJson, formatFindings, formatSummary, type Told } from "../findings.ts";
 import { count } from "../format.ts";
@@ -23,7 +24,7 @@ const STATES: ReadonlyMap<FindingState, Told["state"]> = new Map([
 
 /** `jobs doctor`: what of the client's own matters, then what the worker's host can enforce. */
 export async function doctor(given: Given): Promise<number> {
-  const connection = await findConnection(given, process.env);
+  const connection = await findConnection(given, environment());
   const own = ownFindings(await readCredentials(connection));
   const json = given.text("output") === "json";
   const sentMs = Date.now();

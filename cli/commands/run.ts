@@ -1,6 +1,7 @@
 import type { Job } from "../../proto/generated/jobs/v1/worker.ts";
 import type { Client } from "../../src/client/index.ts";
 import { retrying } from "../../src/client/resume.ts";
+import { environment } from "../bytes.ts";
 import { withClient } from "../connection.ts";
 import { ClosedPipe, EXIT, exitCodeOfJob } from "../exit.ts";
 import { describeEnd, killedForMemory } from "../format.ts";
@@ -16,7 +17,7 @@ import { copy } from "./stream.ts";
  * program: an interrupt, or a reader of stdout that goes away, stops it.
  */
 export async function run(given: Given): Promise<number> {
-  const request = startRequest(given, process.env);
+  const request = startRequest(given, environment());
   return withClient(given, async (client) => {
     using interrupts = onInterrupt(client);
     const { jobId } = await startJob(client, request);

@@ -2,6 +2,8 @@ import { randomUUID } from "node:crypto";
 import { Network, StartResponse } from "../../proto/generated/jobs/v1/worker.ts";
 import type { Client, StartInput } from "../../src/client/index.ts";
 import { retrying } from "../../src/client/resume.ts";
+import { bytesOf } from "../../src/worker/bytes.ts";
+import { environment } from "../bytes.ts";
 import { withClient } from "../connection.ts";
 import { EXIT } from "../exit.ts";
 import { riding } from "../outage.ts";
@@ -27,7 +29,7 @@ const FIRST_LIMIT_MS = 2_000;
 
 /** `jobs start [flags] -- CMD ARGS…`: prints the job's id. */
 export async function start(given: Given): Promise<number> {
-  const request = startRequest(given, process.env);
+  const request = startRequest(given, environment());
   const started = await withClient(given, (client) => startJob(client, request));
   if (given.text("output") === "json") await printJson(StartResponse.toJSON(started));
   else await print(`${started.jobId}\n`);
@@ -46,15 +48,21 @@ export function startRequest(given: Given, env: NodeJS.ProcessEnv): StartInput {
   if (!command) throw new UsageError(`no command: jobs ${given.command} [flags] -- CMD ARGS… is right`);
   const timeLimit = optional(given, "time-limit", parseDurationMs);
   if (timeLimit === 0) throw new UsageError("--time-limit 0 would end the job at once; leave it out for no limit");
+  const variables = parsePairs("--env", given.list("env"), (name) => {
+    const value = env[name];
+    if (value === undefined) throw new UsageError(`--env ${name}: not set here; --env ${name}=VALUE sets it`);
+    return value;
+  });
+  const cwd = given.text("cwd") ?? "";
+  const isText = given.words.every((word) => word.isWellFormed());
   return {
-    command,
-    args,
-    env: parsePairs("--env", given.list("env"), (name) => {
-      const value = env[name];
-      if (value === undefined) throw new UsageError(`--env ${name}: not set here; --env ${name}=VALUE sets it`);
-      return value;
-    }),
-    cwd: given.text("cwd") ?? "",
+    ...(isText ? { command, args } : { argvBytes: given.words.map(bytesOf) }),
+    env: new Map([...variables].filter((pair) => pair.join("=").isWellFormed())),
+    environBytes: [...variables]
+      .map((pair) => pair.join("="))
+      .filter((pair) => !pair.isWellFormed())
+      .map(bytesOf),
+    ...(cwd.isWellFormed() ? { cwd } : { cwdBytes: bytesOf(cwd) }),
     user: given.text("user") ?? "",
     group: given.text("group") ?? "",
     labels: parsePairs("--label", given.list("label")),

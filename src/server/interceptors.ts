@@ -1,6 +1,7 @@
 import { randomUUID } from "node:crypto";
 import { status, type Metadata, type ServerInterceptor } from "@grpc/grpc-js";
 import type { Logger } from "pino";
+import { readable, textOf } from "../worker/bytes.ts";
 import { audited, type Audit, type AuditRecord } from "./audit.ts";
 import type { Connections } from "./connections.ts";
 import { guardedInterceptor } from "./guard.ts";
@@ -146,8 +147,11 @@ function requestFacts(message: unknown): Partial<AuditRecord> {
   const asked = limits.length > 0 && { limits };
   if (!("command" in message) || typeof message.command !== "string")
     return { ...jobIdIn(message), ...(asked && { request: asked }) };
-  const argc = "args" in message && Array.isArray(message.args) ? message.args.length : 0;
-  return { request: { command: message.command.slice(0, MAX_RECORDED_CHARS), argc, ...asked } };
+  const args: unknown[] = "args" in message && Array.isArray(message.args) ? message.args : [];
+  const bytes: unknown[] = "argvBytes" in message && Array.isArray(message.argvBytes) ? message.argvBytes : [];
+  const [command = message.command, ...rest] = bytes.length > 0 ? bytes : [message.command, ...args];
+  const text = command instanceof Uint8Array ? readable(textOf(command.subarray(0, MAX_RECORDED_CHARS))) : command;
+  return { request: { command: String(text).slice(0, MAX_RECORDED_CHARS), argc: rest.length, ...asked } };
 }
 
 function jobIdIn(message: unknown): { jobId?: string } {

@@ -54,6 +54,19 @@ describe("a start", () => {
     });
   });
 
+  test.each([
+    [{ command: "ls", argvBytes: [Buffer.from("ls")] }, "argv_bytes"],
+    [{ args: ["-l"], argvBytes: [Buffer.from("ls")] }, "argv_bytes"],
+    [{ command: "ls", cwd: "/", cwdBytes: Buffer.from("/") }, "cwd_bytes"],
+    [{ command: "ls", environBytes: [Buffer.from("A")] }, "environ_bytes[0]"],
+    [{ command: "ls", env: new Map([["A", ""]]), environBytes: [Buffer.from("A=1")] }, "environ_bytes[0]"],
+    [{ command: "ls", environBytes: [Buffer.from("A=1"), Buffer.from("A=2")] }, "environ_bytes[1]"],
+  ])("that says something twice, or half, is refused by the field: %j", (request, field) => {
+    expect(() => toJobSpec(StartRequest.fromPartial(request), "ada")).toThrow(
+      expect.objectContaining({ code: "invalid", field }),
+    );
+  });
+
   test("says all that the request says", () => {
     const rest = { command: "ls", cwd: "/tmp", user: "u", group: "g", requestId: "r" };
     const maps = { env: new Map([["A", "1"]]), labels: new Map([["b", "2"]]) };

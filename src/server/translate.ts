@@ -14,6 +14,7 @@ import {
   type StreamRequest,
   type Usage as ProtoUsage,
 } from "../../proto/generated/jobs/v1/worker.ts";
+import { bytesOf, readable, textOf } from "../worker/bytes.ts";
 import type { Finding } from "../worker/doctor/finding.ts";
 import { invalid } from "../worker/errors.ts";
 import type { Ended, Job, JobSpec, Pressure, Stall, State, Usage } from "../worker/job.ts";
@@ -50,15 +51,12 @@ const FINDING_STATES: Readonly<Record<Finding["state"], FindingState>> = {
 
 /** What the worker is asked to start; throws JobError `invalid` for what it has no words for. */
 export function toJobSpec(request: StartRequest, owner: string): JobSpec {
-  const { command, args, env, labels, resources, timeLimit } = request;
+  const { labels, resources, timeLimit } = request;
   return {
-    command,
-    args,
-    env,
+    ...toProgram(request),
     labels,
     owner,
     ...defined({
-      cwd: request.cwd || undefined,
       user: request.user || undefined,
       group: request.group || undefined,
       requestId: request.requestId || undefined,
@@ -67,6 +65,36 @@ export function toJobSpec(request: StartRequest, owner: string): JobSpec {
       log: request.log && toLogPolicy(request.log),
     }),
     ...toIsolation(request),
+  };
+}
+
+/** What a job executes, where each field comes as text or as bytes. Throws JobError `invalid` where it comes as both. */
+function toProgram({
+  command,
+  args,
+  env,
+  cwd,
+  argvBytes,
+  environBytes,
+  cwdBytes,
+}: StartRequest): Pick<JobSpec, "command" | "args" | "env" | "cwd"> {
+  if (argvBytes.length > 0 && (command !== "" || args.length > 0))
+    throw invalid("argv_bytes", "stands for command and args: leave those out");
+  if (cwdBytes.length > 0 && cwd !== "") throw invalid("cwd_bytes", "stands for cwd: leave that out");
+  const [program = command, ...rest] = argvBytes.map(textOf);
+  const variables = new Map(env);
+  for (const [i, bytes] of environBytes.entries()) {
+    const [name = "", ...value] = textOf(bytes).split("=");
+    if (value.length === 0) throw invalid(`environ_bytes[${i}]`, 'has no "=": NAME=VALUE is right');
+    if (variables.has(name)) throw invalid(`environ_bytes[${i}]`, `${JSON.stringify(name)} is there already`);
+    variables.set(name, value.join("="));
+  }
+  const directory = cwdBytes.length > 0 ? textOf(cwdBytes) : cwd;
+  return {
+    command: program,
+    args: argvBytes.length > 0 ? rest : args,
+    env: variables,
+    ...(directory !== "" && { cwd: directory }),
   };
 }
 
@@ -127,14 +155,11 @@ function toPosition(position: StreamRequest["position"]): Position | undefined {
 
 /** A job as the API tells it. */
 export function fromJob(job: Job): ProtoJob {
-  const { id, state, command, cwd, user, group, owner, pid, createdAt, startedAt, endedAt, output } = job;
+  const { id, state, user, group, owner, pid, createdAt, startedAt, endedAt, output } = job;
   return {
     id,
     state: STATES[state],
-    command,
-    args: [...job.args],
-    envNames: [...job.envNames],
-    cwd,
+    ...fromProgram(job),
     user,
     group,
     labels: new Map(job.labels),
@@ -153,6 +178,27 @@ export function fromJob(job: Job): ProtoJob {
     isolation: fromIsolation(job),
     logPolicy: job.logPolicy && fromLogPolicy(job.logPolicy),
     log: job.log && fromLog(job.log),
+  };
+}
+
+/** What a job executes: as text, and as bytes where the text is not all of it. */
+function fromProgram({
+  command,
+  args,
+  envNames,
+  cwd,
+}: Job): Pick<ProtoJob, "command" | "args" | "envNames" | "cwd" | "argvBytes" | "envNamesBytes" | "cwdBytes"> {
+  const bytesUnlessText = (texts: readonly string[]): Buffer[] =>
+    texts.every((text) => text.isWellFormed()) ? [] : texts.map(bytesOf);
+  const [cwdBytes = Buffer.alloc(0)] = bytesUnlessText([cwd]);
+  return {
+    command: readable(command),
+    args: args.map(readable),
+    envNames: envNames.map(readable),
+    cwd: readable(cwd),
+    argvBytes: bytesUnlessText([command, ...args]),
+    envNamesBytes: bytesUnlessText(envNames),
+    cwdBytes,
   };
 }
 

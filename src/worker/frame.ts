@@ -1,4 +1,5 @@
 import { constants as os } from "node:os";
+import { bytesOf } from "./bytes.ts";
 import type { Credentials } from "./users.ts";
 
 /* What is said to the native spawner and its supervisors, and by them; src/supervisor/supervisor.h has the frames. */
@@ -65,13 +66,13 @@ const ERRNO_NAMES = new Map(
 
 /** A frame: the header, `bodyBytes` for the caller to fill, then the strings, each with its NUL. */
 function frame(type: number, job: number, bodyBytes: number, strings: readonly string[]): Buffer {
-  const text = `${strings.join("\0")}\0`;
-  const size = HEADER_BYTES + bodyBytes + Buffer.byteLength(text);
+  const text = bytesOf(`${strings.join("\0")}\0`);
+  const size = HEADER_BYTES + bodyBytes + text.length;
   const bytes = Buffer.allocUnsafe(size);
   bytes.writeUInt32LE(size, 0);
   bytes.writeUInt32LE(type, 4);
   writeUInt64(bytes, job, 8);
-  bytes.write(text, HEADER_BYTES + bodyBytes);
+  bytes.set(text, HEADER_BYTES + bodyBytes);
   return bytes;
 }
 

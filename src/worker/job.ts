@@ -78,7 +78,7 @@ export interface Stall {
   readonly totalUs: number;
 }
 
-/** What is asked of a start. */
+/** What is asked of a start. Command, arguments, environment and directory are bytes as bytes.ts has them in text. */
 export interface JobSpec {
   /** A path, or a name that is looked up in the job's PATH. */
   readonly command: string;

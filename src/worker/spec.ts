@@ -1,3 +1,4 @@
+import { byteLengthOf, isBytes } from "./bytes.ts";
 import { invalid } from "./errors.ts";
 import type { JobSpec } from "./job.ts";
 import { rlimitsOf } from "./rlimits.ts";
@@ -15,7 +16,8 @@ const TIME_LIMIT_MS = 10 * 365 * 24 * 3600 * 1000;
 
 function checkText(field: string, text: string): void {
   if (text.includes("\0")) throw invalid(field, "has a NUL character, which no argument or variable can hold");
-  if (Buffer.byteLength(text) >= ARGUMENT_BYTES) throw invalid(field, `is longer than ${ARGUMENT_BYTES} bytes`);
+  if (!isBytes(text)) throw invalid(field, "has half a surrogate pair, which stands for no bytes");
+  if (byteLengthOf(text) >= ARGUMENT_BYTES) throw invalid(field, `is longer than ${ARGUMENT_BYTES} bytes`);
 }
 
 function checkLabels(labels: ReadonlyMap<string, string>): void {
@@ -23,6 +25,7 @@ function checkLabels(labels: ReadonlyMap<string, string>): void {
   for (const [key, value] of labels) {
     if (!LABEL_KEY.test(key))
       throw invalid("labels", `${JSON.stringify(key)} is no label; up to 63 of A-Z a-z 0-9 . _ / - are`);
+    if (!value.isWellFormed()) throw invalid("labels", `the value of ${key} is not UTF-8`);
     if (Buffer.byteLength(value) > LABEL_VALUE_BYTES)
       throw invalid("labels", `the value of ${key} is longer than ${LABEL_VALUE_BYTES} bytes`);
   }
@@ -39,7 +42,7 @@ export function checkSpec(spec: JobSpec): void {
     checkText(`env ${JSON.stringify(name)}`, `${name}=${value}`);
   }
   const bytes = [spec.command, ...(spec.args ?? []), ...[...(spec.env ?? [])].flat()].reduce(
-    (sum, text) => sum + Buffer.byteLength(text) + 9,
+    (sum, text) => sum + byteLengthOf(text) + 9,
     0,
   );
   if (bytes > TOTAL_BYTES)
