@@ -1,4 +1,6 @@
-import { chmod, rm } from "node:fs/promises";
+import { once } from "node:events";
+import { chmod, lstat, rm } from "node:fs/promises";
+import { connect } from "node:net";
 import { Server, ServerCredentials } from "@grpc/grpc-js";
 import type { Logger } from "pino";
 import {
@@ -6,7 +8,7 @@ import {
   HealthService,
   type HealthServer,
 } from "../../proto/generated/grpc/health/v1/health.ts";
-import { JobError } from "../worker/errors.ts";
+import { codeOf, JobError } from "../worker/errors.ts";
 import { handlers, type Handlers } from "./guard.ts";
 import type { Principal } from "./identity.ts";
 import { GRPC_OPTIONS } from "./limits.ts";
@@ -67,8 +69,7 @@ export async function serveHealth(path: string, { service }: Health, log: Logger
   const server = new Server(GRPC_OPTIONS);
   server.addService(HealthService, service(handlers({ get: () => LOCAL }, log)));
   try {
-    // Of a daemon that was killed.
-    await rm(path, { force: true });
+    await removeStale(path);
     await new Promise<void>((resolve, reject) =>
       server.bindAsync(`unix:${path}`, ServerCredentials.createInsecure(), (error) =>
         error ? reject(error) : resolve(),
@@ -80,5 +81,35 @@ export async function serveHealth(path: string, { service }: Health, log: Logger
     server.forceShutdown();
     const reason = error instanceof Error ? error.message : String(error);
     throw new ServeError("cannot-listen", `cannot listen on ${path}: ${reason}`, error);
+  }
+}
+
+/** Removes a socket that a daemon left which was killed. Throws for whatever else is at `path`, and leaves it. */
+async function removeStale(path: string): Promise<void> {
+  // A symbolic link is not followed: what it names may be anything.
+  const found = await lstat(path).catch((error: unknown) => {
+    if (codeOf(error) === "ENOENT") return undefined;
+    throw error;
+  });
+  if (!found) return;
+  if (!found.isSocket())
+    throw new Error("what is there is no socket, and was left as it is: remove it, or give another --health-socket");
+  if (await isAnswered(path))
+    throw new Error("another process listens on it: end that one, or give another --health-socket");
+  await rm(path, { force: true });
+}
+
+async function isAnswered(path: string): Promise<boolean> {
+  const socket = connect(path);
+  try {
+    await once(socket, "connect");
+    return true;
+  } catch (error) {
+    if (["ECONNREFUSED", "ENOENT"].includes(codeOf(error))) return false;
+    // A queue that is full has a listener, too.
+    if (codeOf(error) === "EAGAIN") return true;
+    throw error;
+  } finally {
+    socket.destroy();
   }
 }

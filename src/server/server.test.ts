@@ -1,10 +1,11 @@
+import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { mkdtemp, readdir, rm, stat, writeFile } from "node:fs/promises";
+import { mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { connect, createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { credentials, status } from "@grpc/grpc-js";
-import { beforeAll, describe, expect, test } from "vitest";
+import { beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import { RetryInfo, Status } from "../../proto/generated/google/rpc/details.ts";
 import {
   HealthCheckResponse_ServingStatus as ServingStatus,
@@ -151,7 +152,7 @@ describe("the health socket", () => {
   test("answers its owner without a certificate or an audit record, and knows no other method", async () => {
     const directory = await mkdtemp(join(tmpdir(), "health-"));
     const healthSocket = join(directory, "socket");
-    await writeFile(healthSocket, "left by a daemon that was killed");
+    await leaveSocket(healthSocket);
     await using server = await running(trusted, {}, { healthSocket });
     expect((await stat(healthSocket)).mode & 0o777).toBe(0o600);
     const client = new HealthClient(`unix:${healthSocket}`, credentials.createInsecure());
@@ -175,7 +176,38 @@ describe("the health socket", () => {
   });
 });
 
+/** A socket that nobody listens on, as a daemon leaves it that was killed. */
+async function leaveSocket(path: string): Promise<void> {
+  const script = "require('net').createServer().listen(process.argv[1], () => process.kill(process.pid, 'SIGKILL'))";
+  await once(spawn(process.execPath, ["-e", script, path]), "exit");
+}
+
 describe("a server does not come up", () => {
+  test("on a health socket's path that holds anything else, which is left as it is", async () => {
+    const directory = await mkdtemp(join(tmpdir(), "health-"));
+    onTestFinished(() => rm(directory, { recursive: true }));
+    const file = join(directory, "file");
+    await writeFile(file, "precious");
+    const [link, dangling, socket] = ["link", "dangling", "socket"].map((name) => join(directory, name));
+    await symlink(file, link ?? "");
+    await symlink(join(directory, "nothing"), dangling ?? "");
+    await mkdir(join(directory, "directory"));
+    const other = createServer().listen(socket);
+    await once(other, "listening");
+    const before = await readdir(directory);
+    for (const name of ["file", "link", "dangling", "directory"])
+      await expect(running(trusted, {}, { healthSocket: join(directory, name) }), name).rejects.toMatchObject({
+        code: "cannot-listen",
+        message: expect.stringMatching(/is no socket, and was left as it is/),
+      });
+    await expect(running(trusted, {}, { healthSocket: socket })).rejects.toMatchObject({
+      message: expect.stringContaining("another process listens on it"),
+    });
+    expect(await readdir(directory)).toEqual(before);
+    expect(await readFile(file, "utf8")).toBe("precious");
+    other.close();
+  });
+
   test("on a port that is in use, and says so", async () => {
     const other = createServer().listen(0, "127.0.0.1");
     await once(other, "listening");
