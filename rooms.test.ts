@@ -5,10 +5,14 @@ import { expect, test } from "vitest";
 /** A file's room and what it may import; docs/design.md has the table in words. */
 const ROOMS: Readonly<Record<string, { readonly rooms: readonly string[]; readonly packages: readonly string[] }>> = {
   "src/worker": { rooms: [], packages: ["@aws-sdk/client-s3"] },
-  "src/server": { rooms: ["src/worker", "proto"], packages: ["@grpc/grpc-js", "pino", "@bufbuild/protobuf"] },
-  "src/client": { rooms: ["proto"], packages: ["@grpc/grpc-js", "@bufbuild/protobuf"] },
-  certs: { rooms: [], packages: ["@peculiar/x509", "reflect-metadata"] },
-  cli: { rooms: ["src/client", "src/server", "src/worker", "certs", "proto"], packages: ["sade", "pino"] },
+  "src/x509": { rooms: [], packages: [] },
+  "src/server": {
+    rooms: ["src/worker", "src/x509", "proto"],
+    packages: ["@grpc/grpc-js", "pino", "@bufbuild/protobuf"],
+  },
+  "src/client": { rooms: ["src/x509", "proto"], packages: ["@grpc/grpc-js", "@bufbuild/protobuf"] },
+  certs: { rooms: ["src/x509"], packages: ["@peculiar/x509", "reflect-metadata"] },
+  cli: { rooms: ["src/client", "src/server", "src/worker", "src/x509", "certs", "proto"], packages: ["sade", "pino"] },
   docker: { rooms: [], packages: [] },
   // The suites know the daemon and the CLI as users do: built, and by what they answer.
   e2e: { rooms: ["certs", "proto"], packages: ["testcontainers"] },

@@ -2,7 +2,7 @@ import { X509Certificate } from "node:crypto";
 import { type ExamineResponse, FindingState } from "../../proto/generated/jobs/v1/worker.ts";
 import { ownFault, subject, unusableCredentials } from "../../src/client/diagnose.ts";
 import type { Credentials } from "../../src/client/target.ts";
-import { roleOf } from "../../src/server/identity.ts";
+import { identify } from "../../src/server/identity.ts";
 import { environment } from "../bytes.ts";
 import { findConnection, readCredentials, withClient } from "../connection.ts";
 import { exitCodeOfFindings, findingsToJson, formatFindings, formatSummary, type Told } from "../findings.ts";
@@ -71,10 +71,13 @@ function certificateFinding(certificate: X509Certificate, credentials: Credentia
     : { ...row, state: "limited", reason: "it ends soon", remedy: "sign a new one: jobs certs sign" };
 }
 
-function roleFinding({ raw }: X509Certificate): Told {
-  const role = roleOf(raw);
-  if (!role.ok) return refused("role", { message: role.message, remedy: "sign one with --role reader or writer" });
-  const meaning = role.role === "writer" ? "writer: may do everything" : "reader: may look, and start and stop nothing";
+/** What the worker's own rule makes of it. */
+function roleFinding({ raw, validToDate }: X509Certificate): Told {
+  const identity = identify(raw, validToDate.getTime());
+  if (!identity.ok)
+    return refused("role", { message: identity.message, remedy: "sign one with --role reader or writer" });
+  const { role } = identity.principal;
+  const meaning = role === "writer" ? "writer: may do everything" : "reader: may look, and start and stop nothing";
   return { area: "client", name: "role", state: "enforced", meaning };
 }
 

@@ -152,12 +152,6 @@ describe("a verified certificate gets no call through, and the audit log says wh
       "ROLE_REPEATED",
       status.PERMISSION_DENIED,
     ],
-    [
-      "for no use in particular",
-      { roles: [derString("writer")], usages: [] },
-      "CERTIFICATE_PURPOSE",
-      status.UNAUTHENTICATED,
-    ],
     ["without a name", { roles: [derString("writer")], name: "" }, "CERTIFICATE_NAME", status.UNAUTHENTICATED],
   ])("%s", async (_, options, reason, code) => {
     await using server = await running(trusted);

@@ -1,13 +1,12 @@
 import { hash, X509Certificate } from "node:crypto";
-import { elements, extensions } from "./der.ts";
+import { elements, extensions } from "../x509/der.ts";
+import { allows } from "../x509/usage.ts";
 import type { Role } from "./roles.ts";
 
 /** 1.2.840.10070.8.1, the role, as its DER content. */
 const ROLE_OID_HEX = "2a8648ce560801";
 const ROLE_OID = "1.2.840.10070.8.1";
 const UTF8_STRING = 0x0c;
-/** id-kp-clientAuth, RFC 5280, 4.2.1.12. */
-const CLIENT_AUTH = "1.3.6.1.5.5.7.3.2";
 const MAX_CACHED = 1024;
 
 /** What a certificate says of its holder. */
@@ -104,10 +103,8 @@ function parse(der: Uint8Array): Identity {
     const message = "the certificate must have exactly one common name";
     return { ok: false, reason: "CERTIFICATE_NAME", message, certificate };
   }
-  // Absent when the certificate does not limit its use at all, which is not good enough here.
-  const usages: readonly string[] | undefined = x509.keyUsage;
-  if (!usages?.includes(CLIENT_AUTH)) {
-    const message = `certificate of ${JSON.stringify(name)} is not for clients: extended key usage clientAuth is missing`;
+  if (!allows(der, "client")) {
+    const message = `certificate of ${JSON.stringify(name)} is not for clients: its extended key usage has no clientAuth; sign one with clientAuth, or without this extension`;
     return { ok: false, reason: "CERTIFICATE_PURPOSE", message, certificate };
   }
   const role = roleOf(der);
@@ -129,13 +126,13 @@ type RoleVerdict =
  * "reader" or "writer". Throws nothing, whatever the bytes.
  */
 export function roleOf(certificate: Uint8Array): RoleVerdict {
-  const values = extensions(certificate, ROLE_OID_HEX);
+  const values = extensions(certificate)?.filter(({ oidHex }) => oidHex === ROLE_OID_HEX);
   if (!values) return { ok: false, reason: "ROLE_MALFORMED", message: "its extensions are not DER" };
-  const [value, ...more] = values;
-  if (!value) return { ok: false, reason: "ROLE_MISSING", message: `it has no role extension ${ROLE_OID}` };
+  const [role, ...more] = values;
+  if (!role) return { ok: false, reason: "ROLE_MISSING", message: `it has no role extension ${ROLE_OID}` };
   if (more.length > 0)
     return { ok: false, reason: "ROLE_REPEATED", message: `it has several role extensions ${ROLE_OID}` };
-  return roleIn(value);
+  return roleIn(role.value);
 }
 
 /** The role in an extension's value. Throws nothing, whatever the bytes. */

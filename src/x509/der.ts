@@ -29,23 +29,35 @@ export function elements(bytes: Uint8Array): readonly Element[] | undefined {
   return found;
 }
 
-/**
- * The contents of each extension of a certificate that has this object identifier (its DER content, in hex), in order;
- * undefined when the certificate is malformed.
- */
-export function extensions(certificate: Uint8Array, oidHex: string): readonly Uint8Array[] | undefined {
+/** An extension of a certificate: its object identifier (the DER content, in hex) and the content of its value. */
+export interface CertificateExtension {
+  readonly oidHex: string;
+  readonly critical: boolean;
+  readonly value: Uint8Array;
+}
+
+/** All extensions of a certificate, in order; undefined when the certificate is malformed. */
+export function extensions(certificate: Uint8Array): readonly CertificateExtension[] | undefined {
   const toBeSigned = sequence(sequence(elements(certificate))?.slice(0, 1));
   const list = toBeSigned?.filter(({ tag }) => tag === EXTENSIONS);
   if (list?.length === 0) return [];
-  const found: Uint8Array[] = [];
+  const found: CertificateExtension[] = [];
   for (const element of sequence(onlyContent(list)) ?? [undefined]) {
     const [oid, ...rest] = sequence(element && [element]) ?? [];
-    if (rest.length === 2 && rest[0]?.tag === BOOLEAN) rest.shift();
+    const flag = rest.length === 2 && rest[0]?.tag === BOOLEAN ? rest.shift() : undefined;
     const [value] = rest;
     if (oid?.tag !== OBJECT_IDENTIFIER || value?.tag !== OCTET_STRING || rest.length !== 1) return undefined;
-    if (Buffer.from(oid.content).toString("hex") === oidHex) found.push(value.content);
+    const critical = flag !== undefined && flag.content.some((byte) => byte !== 0);
+    found.push({ oidHex: Buffer.from(oid.content).toString("hex"), critical, value: value.content });
   }
   return found;
+}
+
+/** The object identifiers (DER contents, in hex) in a SEQUENCE of nothing else; undefined when it is something else. */
+export function objectIdentifiers(bytes: Uint8Array): readonly string[] | undefined {
+  const list = sequence(elements(bytes));
+  if (!list?.every(({ tag }) => tag === OBJECT_IDENTIFIER)) return undefined;
+  return list.map(({ content }) => Buffer.from(content).toString("hex"));
 }
 
 /** The elements in `of`, when it is one SEQUENCE. */
