@@ -1,5 +1,5 @@
 import { once } from "node:events";
-import { connect as connectTcp } from "node:net";
+import { connect as connectTcp, type Socket } from "node:net";
 import { connect as connectTls, type ConnectionOptions } from "node:tls";
 import { status } from "@grpc/grpc-js";
 import { beforeAll, describe, expect, test } from "vitest";
@@ -101,6 +101,53 @@ describe("a connection is refused, and the audit log says why,", () => {
     socket.resume().on("error", () => undefined);
     await once(socket, "close");
     expect(server.audit).toMatchObject([{ event: "connection", decision: "denied", reason: "ERR_SSL_HTTP_REQUEST" }]);
+  });
+});
+
+describe("a client that goes away in the handshake is recorded once, with its address,", () => {
+  // The beginning of a TLS record with a ClientHello.
+  const HELLO = Buffer.from("16030100c8010000c40303", "hex");
+  test.each<[string, (socket: Socket) => unknown]>([
+    ["before its first byte", (socket) => socket.end()],
+    ["within its first message", (socket) => socket.end(HELLO)],
+    ["by a reset", (socket) => socket.write(HELLO, () => socket.resetAndDestroy())],
+  ])("%s", async (_, leave) => {
+    await using server = await running(trusted);
+    const socket = connectTcp(server.port, "127.0.0.1").on("error", () => undefined);
+    await once(socket, "connect");
+    const peer = `127.0.0.1:${socket.localPort}`;
+    leave(socket.resume());
+    await until(() => server.audit.length > 0, "the client is recorded");
+    await query(server.port, reader);
+    expect(server.audit).toMatchObject([{ event: "connection", peer, decision: "denied", reason: "CLIENT_GONE" }, {}]);
+  });
+
+  test("and none is for those that a shutdown sends away", async () => {
+    const server = await running(trusted);
+    const socket = connectTcp(server.port, "127.0.0.1").on("error", () => undefined);
+    await once(socket, "connect");
+    // Its handshake has begun when that of a later client is over.
+    await query(server.port, reader);
+    await server.close();
+    expect(server.audit.filter(({ event }) => event === "connection")).toEqual([]);
+    socket.destroy();
+  });
+});
+
+describe("the audit log has an address as people write it", () => {
+  test.each<[string, string, string, RegExp]>([
+    ["IPv4 that came in by IPv6", "::", "127.0.0.1", /^127\.0\.0\.1:\d+$/],
+    ["IPv6", "::1", "::1", /^\[::1\]:\d+$/],
+  ])("%s", async (_, listen, called, peer) => {
+    await using server = await running(trusted, {}, { host: listen });
+    using client = clientOf(server.port, trusted.ca, reader, {}, called);
+    await answer((done) => client.query({ jobId: JOB.id }, done));
+    await outcome(server.port, { host: called });
+    await until(() => server.audit.length === 2, "the refusal is recorded");
+    expect(server.audit).toMatchObject([
+      { event: "call", peer: expect.stringMatching(peer) },
+      { event: "connection", peer: expect.stringMatching(peer), reason: "NO_CERTIFICATE" },
+    ]);
   });
 });
 

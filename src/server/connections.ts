@@ -1,4 +1,5 @@
 import { X509Certificate } from "node:crypto";
+import { isIP } from "node:net";
 import type { TLSSocket } from "node:tls";
 import { identify, type Identity } from "./identity.ts";
 
@@ -66,6 +67,9 @@ export function keyOf({ localAddress, localPort, remoteAddress, remotePort }: En
   return `${remoteAddress} ${remotePort} ${localAddress} ${localPort}`;
 }
 
+/** `ADDRESS:PORT` of the other side; an IPv4 address that IPv6 has mapped (`::ffff:192.0.2.1`) is told as IPv4. */
 export function peerOf({ remoteAddress, remotePort }: Ends): string {
-  return remoteAddress === undefined ? "unknown" : `${remoteAddress}:${remotePort}`;
+  if (remoteAddress === undefined) return "unknown";
+  const address = remoteAddress.replace(/^::ffff:(?=\d+\.\d+\.\d+\.\d+$)/i, "");
+  return isIP(address) === 6 ? `[${address}]:${remotePort}` : `${address}:${remotePort}`;
 }

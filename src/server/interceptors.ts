@@ -3,7 +3,7 @@ import { status, type Metadata, type ServerInterceptor } from "@grpc/grpc-js";
 import type { Logger } from "pino";
 import { readable, textOf } from "../worker/bytes.ts";
 import { audited, type Audit, type AuditRecord } from "./audit.ts";
-import type { Connections } from "./connections.ts";
+import { peerOf, type Connections } from "./connections.ts";
 import { guardedInterceptor } from "./guard.ts";
 import type { Identity, Principal } from "./identity.ts";
 import { mutates, needsRecord, rolesOf } from "./roles.ts";
@@ -70,13 +70,14 @@ export function authorise(
 export function auditCalls(audit: Audit, connections: Connections, log: Logger): ServerInterceptor {
   return guardedInterceptor(({ path, responseStream }, call) => {
     const startedMs = performance.now();
-    const identity = connections.identify(call.getConnectionInfo());
+    const ends = call.getConnectionInfo();
+    const identity = connections.identify(ends);
     const certificate = identity.ok ? identity.principal : identity.certificate;
     let facts: Omit<AuditRecord, "decision"> = {
       id: randomUUID(),
       event: "call",
       method: path,
-      peer: call.getPeer(),
+      peer: peerOf(ends),
       ...(certificate && { principal: audited(certificate) }),
     };
     const twice = responseStream || mutates(path);

@@ -1,6 +1,7 @@
 import "reflect-metadata";
 import { randomBytes, type webcrypto } from "node:crypto";
 import { once } from "node:events";
+import { isIP } from "node:net";
 import { PassThrough, type Writable } from "node:stream";
 import { createSecureContext } from "node:tls";
 import { credentials, type ClientOptions, type ServiceError } from "@grpc/grpc-js";
@@ -167,8 +168,10 @@ export function clientOf(
   ca: Pair,
   pair?: Pair,
   options: ClientOptions = {},
+  host = "127.0.0.1",
 ): WorkerServiceClient & Disposable {
-  const client = new WorkerServiceClient(`127.0.0.1:${port}`, channelOf(ca, pair), { ...CLIENT_OPTIONS, ...options });
+  const server = `${isIP(host) === 6 ? `[${host}]` : host}:${port}`;
+  const client = new WorkerServiceClient(server, channelOf(ca, pair), { ...CLIENT_OPTIONS, ...options });
   return Object.assign(client, { [Symbol.dispose]: () => client.close() });
 }
 

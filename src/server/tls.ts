@@ -52,7 +52,11 @@ export async function listenTls(options: ListenOptions): Promise<TlsListener> {
     handshakeTimeout: HANDSHAKE_TIMEOUT_MS,
   });
   handshaker.on("tlsClientError", (error: NodeJS.ErrnoException, socket) => {
-    onRefused({ peer: peerOf(socket), reason: error.code ?? error.message });
+    const key = keyOf(socket);
+    // A client that has gone has no address here any more: the end of its TCP connection, below, tells of it.
+    if (key !== undefined && handshakes.delete(key)) {
+      onRefused({ peer: peerOf(socket), reason: error.code ?? error.message });
+    }
     socket.destroy();
   });
   handshaker.on("secureConnection", (socket) => {
@@ -74,8 +78,11 @@ export async function listenTls(options: ListenOptions): Promise<TlsListener> {
       socket.destroy();
       return;
     }
+    const peer = peerOf(socket);
     handshakes.set(key, socket);
-    socket.once("close", () => handshakes.delete(key));
+    socket.once("close", () => {
+      if (handshakes.delete(key)) onRefused({ peer, reason: "CLIENT_GONE" });
+    });
     handshaker.emit("connection", socket);
   });
   server.maxConnections = MAX_CONNECTIONS;
@@ -87,7 +94,9 @@ export async function listenTls(options: ListenOptions): Promise<TlsListener> {
     address,
     stop() {
       server.close();
-      for (const socket of handshakes.values()) socket.destroy();
+      const sockets = [...handshakes.values()];
+      handshakes.clear();
+      for (const socket of sockets) socket.destroy();
     },
   };
 }
