@@ -95,6 +95,7 @@ export function formatJob(job: Job): string {
     ["usage of", usage && !usage.fromCgroup && "the main process and the children it waited for"],
     ...logFacts(job),
     ["limits", formatLimits(job)],
+    ["stderr", job.mergeOutput && "goes to stdout"],
     ["isolation", job.isolation && isolationWords(job.isolation)],
   ];
   const lines = facts.flatMap(([name, value]) => (value ? [`${`${name}:`.padEnd(15)}${value}\n`] : []));

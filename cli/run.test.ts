@@ -30,6 +30,11 @@ describe("jobs run", () => {
     });
   });
 
+  it("has stderr on stdout with --merge, in the order of writing", async () => {
+    const ran = await host.jobs(["run", "--merge", "--", "sh", "-c", "echo 1; echo 2 >&2; echo 3; echo 4 >&2"]);
+    expect(ran).toEqual({ code: 0, stdout: "1\n2\n3\n4\n", stderr: "" });
+  });
+
   it("exits with 124 when the time limit ended the job", async () => {
     const ran = await host.jobs(["run", "--time-limit", "50ms", "--", "sleep", "60"]);
     expect(ran).toMatchObject({ code: 124, stderr: expect.stringContaining("timed out after 50ms") });

@@ -71,6 +71,7 @@ export function startRequest(given: Given, env: NodeJS.ProcessEnv): StartInput {
     resources: resources(given),
     network: NETWORKS[parseWord("--network", given.text("network") ?? "host", ["host", "none"])],
     privateTmp: given.on("private-tmp"),
+    mergeOutput: given.on("merge"),
     rlimits: given.list("rlimit").map((text) => parseRlimit("--rlimit", text)),
     umask: optional(given, "umask", parseUmask),
     log: logPolicy(given),

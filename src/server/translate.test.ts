@@ -67,6 +67,12 @@ describe("a start", () => {
     );
   });
 
+  test("says that stderr is merged, and so does its job", () => {
+    const spec = toJobSpec(StartRequest.fromPartial({ command: "ls", mergeOutput: true }), "ada");
+    expect(spec.mergeOutput).toBe(true);
+    expect(fromJob({ ...JOB, mergeOutput: true }).mergeOutput).toBe(true);
+  });
+
   test("says all that the request says", () => {
     const rest = { command: "ls", cwd: "/tmp", user: "u", group: "g", requestId: "r" };
     const maps = { env: new Map([["A", "1"]]), labels: new Map([["b", "2"]]) };

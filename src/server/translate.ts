@@ -60,6 +60,7 @@ export function toJobSpec(request: StartRequest, owner: string): JobSpec {
       user: request.user || undefined,
       group: request.group || undefined,
       requestId: request.requestId || undefined,
+      mergeOutput: request.mergeOutput || undefined,
       timeLimitMs: timeLimit && toMs("time_limit", timeLimit),
       resources: resources && toResources(resources),
       log: request.log && toLogPolicy(request.log),
@@ -178,6 +179,7 @@ export function fromJob(job: Job): ProtoJob {
     isolation: fromIsolation(job),
     logPolicy: job.logPolicy && fromLogPolicy(job.logPolicy),
     log: job.log && fromLog(job.log),
+    mergeOutput: job.mergeOutput ?? false,
   };
 }
 

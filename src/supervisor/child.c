@@ -57,6 +57,7 @@ struct birth {
 	const struct request *request;
 	pid_t supervisor;
 	int out, err;
+	struct born born;
 	struct failure failure;
 };
 
@@ -151,7 +152,7 @@ static void execute(char **argv, char **envp)
 		errno = EACCES;
 }
 
-static enum stage prepare_and_execute(const struct birth *birth)
+static enum stage prepare_and_execute(struct birth *birth)
 {
 	const struct request *request = birth->request;
 	if (setsid() < 0 || !take_stdio(birth->out, birth->err))
@@ -164,6 +165,9 @@ static enum stage prepare_and_execute(const struct birth *birth)
 		return STAGE_USER;
 	if (chdir(request->cwd) < 0)
 		return STAGE_CWD;
+	/* The supervisor goes on when the job has been executed, and by then a short job may have ended. */
+	birth->born.started_ns = now_ns(CLOCK_REALTIME);
+	birth->born.started_clock_ns = now_ns(CLOCK_MONOTONIC);
 	execute(request->argv, request->envp);
 	return STAGE_EXEC;
 }
@@ -233,7 +237,7 @@ static pid_t outer_pid(int pidfd)
  * limits hold from its first instruction, and has it execute the request's program.
  * Returns 0, or the stage that failed, with errno.
  */
-enum stage give_birth(const struct request *request, int cgroup, int out, int err, struct pids *pids)
+enum stage give_birth(const struct request *request, int cgroup, int out, int err, struct born *born)
 {
 	static char stack[BIRTH_STACK] __attribute__((aligned(64)));
 	struct birth birth = { .request = request, .supervisor = getpid(), .out = out, .err = err };
@@ -258,7 +262,9 @@ enum stage give_birth(const struct request *request, int cgroup, int out, int er
 		errno = (int)-pid;
 		return pid == -EAGAIN || pid == -ENOMEM || cgroup < 0 ? STAGE_CLONE : STAGE_CGROUP;
 	}
-	*pids = (struct pids){ (pid_t)pid, isolation.parts & PART_PID ? outer_pid(pidfd) : (pid_t)pid };
+	*born = birth.born;
+	born->inner = (pid_t)pid;
+	born->outer = isolation.parts & PART_PID ? outer_pid(pidfd) : born->inner;
 	close(pidfd);
 	if (birth.failure.stage) {
 		waitpid((pid_t)pid, NULL, 0);

@@ -3,14 +3,27 @@ import { once } from "node:events";
 import { mkdirSync, readdirSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { inFlight, rig, variants } from "./testing.ts";
+import { compile, inFlight, rig, variants } from "./testing.ts";
 import { soon, until } from "./testing/processes.ts";
+import { readLog } from "./testing/records.ts";
 
 /** Those that end nothing by default, or nothing in an orphaned process group: signal(7), setpgid(2). SIGSTOP (19) stops. */
 const HARMLESS = [17, 18, 20, 21, 22, 23, 28];
 const DEADLY = Array.from({ length: 64 }, (_, i) => i + 1).filter((signal) => ![...HARMLESS, 19].includes(signal));
 
 describe.each(variants)("$mode, $build", (variant) => {
+  test("the time of a start is that of the exec, however short the job", async () => {
+    await using it = await rig(variant);
+    const program = compile("tells-clock", it);
+    await inFlight(200, async () => {
+      const { exit, job } = await it.run({ argv: [program] });
+      const { startedClockNs } = readLog(job.directory);
+      const told = BigInt(job.output());
+      expect(told).toBeGreaterThanOrEqual(startedClockNs);
+      expect(startedClockNs + BigInt(exit["elapsed_ns"] ?? 0)).toBeGreaterThanOrEqual(told);
+    });
+  });
+
   test("exit codes 0 to 255 are recorded", async () => {
     await using it = await rig(variant);
     const codes: unknown[] = [];

@@ -127,7 +127,7 @@ interface Counts {
 
 /** The body of a start, whose counts may lie. Its cgroup does not exist: nothing is ever run. */
 function startBody({ limits = 0, groups, args, env, devices = 0 }: Counts, strings: readonly string[]): Buffer {
-  const start = Buffer.alloc(80);
+  const start = Buffer.alloc(88);
   [groups, args, env, limits].forEach((count, i) => start.writeUInt32LE(count, 40 + 4 * i));
   start.writeUInt32LE(devices, 72);
   return Buffer.concat([start, Buffer.from(strings.map((string) => `${string}\0`).join(""))]);

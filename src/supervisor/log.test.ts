@@ -69,6 +69,15 @@ describe.each(variants)("$mode, $build", (variant) => {
     expect(Number(log.startedNs / 1_000_000n)).toBeGreaterThanOrEqual(before - 1);
   });
 
+  test("stderr that is merged into stdout is in the exact order of all that was written", async () => {
+    await using it = await rig(variant);
+    const script = "i=0; while [ $i -lt 500 ]; do echo $i; i=$((i+1)); echo $i >&2; i=$((i+1)); done";
+    const { job, exit } = await it.run({ script, mergeOutput: true });
+    const log = expectAgreement(job.directory, exit);
+    expect(log.bytes.toString()).toBe(Array.from({ length: 500 }, (_, i) => `${i}\n`).join(""));
+    expect(bytesOf(log, "stderr")).toHaveLength(0);
+  });
+
   test("binary data comes out as it went in", async () => {
     await using it = await rig(variant);
     const path = join(it.directory, "random");

@@ -89,6 +89,13 @@ static void be_gone(int fd)
 		leave(EXIT_SUCCESS);
 }
 
+int64_t now_ns(clockid_t clock)
+{
+	struct timespec now;
+	clock_gettime(clock, &now); /* fails for an unknown clock alone */
+	return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
 void close_if_open(int fd)
 {
 	int error = errno;

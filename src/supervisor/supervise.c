@@ -52,13 +52,6 @@ struct supervisor {
 	int64_t deadline_ns;                      /* monotonic, or INT64_MAX */
 };
 
-static int64_t now_ns(clockid_t clock)
-{
-	struct timespec now;
-	clock_gettime(clock, &now);
-	return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
-
 /* Milliseconds from now on the monotonic clock; as good as never where that overflows. */
 static int64_t after_ms(int64_t ms)
 {
@@ -109,11 +102,13 @@ static enum stage launch(struct supervisor *self, const struct request *request,
 	if (request->start.device_bytes > 0 &&
 	    !devices_set(self->tree.cgroup, request->devices, request->start.device_bytes))
 		return STAGE_DEVICES;
-	struct pids pids = { 0 };
-	failed = give_birth(request, self->tree.cgroup, out, err, &pids);
+	struct born born = { 0 };
+	failed = give_birth(request, self->tree.cgroup, out, request->start.merge ? out : err, &born);
 	error = errno;
-	self->tree.main = pids.inner;
-	self->pid = pids.outer;
+	self->tree.main = born.inner;
+	self->pid = born.outer;
+	self->started_ns = born.started_ns;
+	self->started_clock_ns = born.started_clock_ns;
 	close(out);
 	close(err);
 	errno = error;
@@ -336,8 +331,6 @@ bool supervise(uint64_t job, struct request *request, const struct spare *spare)
 	enum stage failed = launch(self, request, spare->out[1], spare->err[1]);
 	int error = errno;
 	release(request);
-	self->started_ns = now_ns(CLOCK_REALTIME);
-	self->started_clock_ns = now_ns(CLOCK_MONOTONIC);
 	if (!failed && !log_start(&self->log, self->pid, self->started_ns, self->started_clock_ns)) {
 		failed = STAGE_OUTPUT;
 		error = errno;

@@ -35,6 +35,7 @@
 #include <stddef.h>
 #include <stdint.h>
 #include <sys/types.h>
+#include <time.h>
 
 enum {
 	DAEMON_FD = 3,
@@ -91,6 +92,8 @@ struct start {
 	int32_t oom_score;
 	uint32_t device_bytes; /* of the eBPF program with the job's device rules; 0: it has none */
 	uint32_t reserved;
+	uint32_t merge;        /* stderr goes where stdout goes */
+	uint32_t reserved_too; /* keeps the size a multiple of 8 */
 };
 
 struct limit {
@@ -145,6 +148,7 @@ enum { ORDER_BY = -1 };
 /* spawner.c: false when there is no daemon any more. */
 bool tell(uint64_t job, enum reply_kind kind, pid_t pid, enum stage stage, int error);
 void close_if_open(int fd); /* leaves errno as it is */
+int64_t now_ns(clockid_t clock);
 extern int oom_score; /* the spawner's oom_score_adj */
 
 /* isolate.c: what keeps jobs from the host and from each other; the daemon has the same list. */
@@ -183,11 +187,13 @@ bool deny_user_namespaces(void);
 /* child.c: what is done once for all jobs; from clone3 to exec. */
 bool prepare_inheritance(void);
 bool drop_bounding_set(void);
-/* A job as its supervisor numbers it, and as the host does. */
-struct pids {
+/* A job: its pid as its supervisor numbers it, and as the host does; when it was executed. */
+struct born {
 	pid_t inner, outer;
+	int64_t started_ns;       /* since the epoch */
+	int64_t started_clock_ns; /* monotonic */
 };
-enum stage give_birth(const struct request *request, int cgroup, int out, int err, struct pids *pids);
+enum stage give_birth(const struct request *request, int cgroup, int out, int err, struct born *born);
 
 /* devices.c: which devices a cgroup's processes may use. */
 int devices_load(const void *program, size_t size);

@@ -181,6 +181,7 @@ export async function rig(
       logKeep: "newest",
       network: "host",
       privateTmp: false,
+      mergeOutput: false,
       rlimits: [],
       umask: 0o022,
       oomScoreAdj: 0,

@@ -26,6 +26,7 @@ export interface Launch {
   readonly logKeep: "newest" | "oldest";
   readonly network: "host" | "none";
   readonly privateTmp: boolean;
+  readonly mergeOutput: boolean;
   readonly rlimits: readonly Rlimit[];
   readonly umask: number;
   readonly oomScoreAdj: number;
@@ -35,7 +36,7 @@ export interface Launch {
 
 /** Of a frame. */
 export const HEADER_BYTES = 16;
-const START_BYTES = 80;
+const START_BYTES = 88;
 const RLIMIT_BYTES = 24;
 const REPLY_BYTES = 24;
 const FRAME = { start: 1, adopt: 2, spare: 3, devices: 4 } as const;
@@ -130,6 +131,8 @@ export function startFrame(job: number, launch: Launch): Buffer {
     launch.umask,
     launch.oomScoreAdj,
     devices?.length ?? 0,
+    0,
+    launch.mergeOutput ? 1 : 0,
     0,
   ];
   numbers.forEach((number, i) => bytes.writeUInt32LE(number, 40 + 4 * i));

@@ -97,6 +97,8 @@ export interface JobSpec {
   readonly network?: "host" | "none";
   /** An empty /tmp and /var/tmp that nobody else sees and that end with the job. */
   readonly privateTmp?: boolean;
+  /** stderr goes where stdout goes, so that their order is exact; all is stdout then. */
+  readonly mergeOutput?: boolean;
   readonly rlimits?: readonly NamedRlimit[];
   /** 0o022 when absent. */
   readonly umask?: number;
@@ -125,6 +127,7 @@ export interface Job {
   readonly isolation?: readonly Part[];
   readonly network?: "host" | "none";
   readonly privateTmp?: boolean;
+  readonly mergeOutput?: boolean;
   readonly rlimits?: readonly NamedRlimit[];
   readonly umask?: number;
   readonly oomScoreAdj?: number;

@@ -158,11 +158,12 @@ function launchOf(
 function surroundingsOf({
   network = "host",
   privateTmp = false,
+  mergeOutput = false,
   rlimits = [],
   umask = UMASK,
   oomScoreAdj = 0,
-}: JobSpec): Required<Pick<JobSpec, "network" | "privateTmp" | "rlimits" | "umask" | "oomScoreAdj">> {
-  return { network, privateTmp, rlimits, umask, oomScoreAdj };
+}: JobSpec): Required<Pick<JobSpec, "network" | "privateTmp" | "mergeOutput" | "rlimits" | "umask" | "oomScoreAdj">> {
+  return { network, privateTmp, mergeOutput, rlimits, umask, oomScoreAdj };
 }
 
 /** Leaves nothing of a start that failed. */

@@ -30,6 +30,7 @@ export function readLog(directory: string) {
     startedNs: index.readBigInt64LE(40),
     main: index.readInt32LE(48),
     supervisor: index.readInt32LE(52),
+    startedClockNs: index.readBigInt64LE(56),
     pieces,
     bytes: readFileSync(join(directory, "output")),
   };
