@@ -249,6 +249,27 @@ describe("a job that", () => {
   });
 });
 
+describe("a start", () => {
+  it("finds no descriptor of those above it, as a directory, a program or an interpreter", async () => {
+    const numbers = Array.from({ length: 10 }, (_, at) => at + 3);
+    const path = (number: number): string => `/proc/self/fd/${number}`;
+    for (const number of numbers)
+      await daemon.put(`/programs/through-${number}`, `#!${path(number)}/bin/cat\nhost\n`, 0o755);
+    const got: string[] = [];
+    for (const number of numbers) {
+      const { nobody, root } = await each((user) =>
+        Promise.all([
+          run(user, ["--cwd", path(number)], "/bin/ls"),
+          run(user, [], `${path(number)}/bin/echo`, "host"),
+          run(user, [], `/programs/through-${number}`),
+        ]),
+      );
+      got.push(...[...nobody, ...root].map(({ stdout }) => stdout));
+    }
+    expect(got.join("")).toBe("");
+  }, 300_000);
+});
+
 describe("a job has", () => {
   it("three descriptors, though the daemon was started with more", async () => {
     expect((await outside("ls /proc/$DAEMON/fd")).split("\n")).toEqual(expect.arrayContaining(["50", "251"]));

@@ -13,7 +13,6 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <linux/capability.h>
-#include <linux/close_range.h>
 #include <linux/sched.h>
 #include <sched.h>
 #include <signal.h>
@@ -63,9 +62,18 @@ struct birth {
 
 static bool take_stdio(int out, int err)
 {
+	return dup2(out, STDOUT_FILENO) >= 0 && dup2(err, STDERR_FILENO) >= 0;
+}
+
+/*
+ * Closes every descriptor but 0, 1 and 2, and unblocks signals. The kernel resolves the paths that a job names after
+ * this: /proc/self/fd/N leads to whatever is open, close-on-exec or not. The supervisor keeps its own descriptors,
+ * since the clone copied the table.
+ */
+static bool let_go(void)
+{
 	sigset_t none;
-	return dup2(out, STDOUT_FILENO) >= 0 && dup2(err, STDERR_FILENO) >= 0 &&
-	       syscall(SYS_close_range, 3U, ~0U, CLOSE_RANGE_CLOEXEC) == 0 && sigemptyset(&none) == 0 &&
+	return syscall(SYS_close_range, STDERR_FILENO + 1U, ~0U, 0) == 0 && sigemptyset(&none) == 0 &&
 	       sigprocmask(SIG_SETMASK, &none, NULL) == 0;
 }
 
@@ -85,6 +93,9 @@ static bool set_limits(const struct request *request)
 {
 	struct rlimit files;
 	const struct start *start = &request->start;
+	/* This opens a file, for which the limits that follow may leave no room. */
+	if (oom_score != start->oom_score && !set_oom_score(start->oom_score))
+		return false;
 	if (getrlimit(RLIMIT_NOFILE, &files) < 0)
 		return false;
 	files.rlim_cur = files.rlim_max < OPEN_FILES ? files.rlim_max : OPEN_FILES;
@@ -97,7 +108,7 @@ static bool set_limits(const struct request *request)
 			return false;
 	}
 	umask(start->umask);
-	return oom_score == start->oom_score || set_oom_score(start->oom_score);
+	return true;
 }
 
 static bool drop_privileges(const struct request *request, pid_t supervisor)
@@ -155,6 +166,7 @@ static void execute(char **argv, char **envp)
 static enum stage prepare_and_execute(struct birth *birth)
 {
 	const struct request *request = birth->request;
+	birth->born.outer = outer_self();
 	if (setsid() < 0 || !take_stdio(birth->out, birth->err))
 		return STAGE_STDIO;
 	if (!isolate_job(request))
@@ -163,6 +175,9 @@ static enum stage prepare_and_execute(struct birth *birth)
 		return STAGE_LIMITS;
 	if (!drop_privileges(request, birth->supervisor))
 		return STAGE_USER;
+	if (!let_go())
+		return STAGE_STDIO;
+	/* From here on the job's own paths are resolved. */
 	if (chdir(request->cwd) < 0)
 		return STAGE_CWD;
 	/* The supervisor goes on when the job has been executed, and by then a short job may have ended. */
@@ -220,18 +235,6 @@ static long clone3_call(struct clone_args *args, struct birth *birth)
 	return result;
 }
 
-/* What the host calls the process of a pidfd: /proc/PID/fdinfo is written for whoever mounted it (pidfd_open(2)). */
-static pid_t outer_pid(int pidfd)
-{
-	char name[48], text[256] = "";
-	snprintf(name, sizeof name, "proc/self/fdinfo/%d", pidfd);
-	int fd = openat(ROOT_FD, name, O_RDONLY | O_CLOEXEC);
-	ssize_t n = fd < 0 ? -1 : read(fd, text, sizeof text - 1);
-	const char *line = n < 0 ? NULL : strstr(text, "\nPid:");
-	close_if_open(fd);
-	return line ? atoi(line + strlen("\nPid:")) : -1;
-}
-
 /*
  * Clones a process into the cgroup (a directory's descriptor, or -1), so that its
  * limits hold from its first instruction, and has it execute the request's program.
@@ -241,10 +244,8 @@ enum stage give_birth(const struct request *request, int cgroup, int out, int er
 {
 	static char stack[BIRTH_STACK] __attribute__((aligned(64)));
 	struct birth birth = { .request = request, .supervisor = getpid(), .out = out, .err = err };
-	int pidfd = -1;
 	struct clone_args args = {
-		.flags = CLONE_VM | CLONE_VFORK | CLONE_PIDFD | (cgroup < 0 ? 0 : CLONE_INTO_CGROUP),
-		.pidfd = (uint64_t)(uintptr_t)&pidfd,
+		.flags = CLONE_VM | CLONE_VFORK | (cgroup < 0 ? 0 : CLONE_INTO_CGROUP),
 		.cgroup = cgroup < 0 ? 0 : (uint64_t)cgroup,
 		.exit_signal = SIGCHLD,
 		.stack = (uint64_t)(uintptr_t)stack,
@@ -253,8 +254,7 @@ enum stage give_birth(const struct request *request, int cgroup, int out, int er
 	long pid = clone3_call(&args, &birth);
 	/* Container engines' seccomp profiles deny clone3, whose flags they cannot see; only a cgroup needs it. */
 	if (pid == -ENOSYS && cgroup < 0) {
-		pid = clone(be_born_of_clone, stack + sizeof stack, CLONE_VM | CLONE_VFORK | CLONE_PIDFD | SIGCHLD,
-			    &birth, &pidfd);
+		pid = clone(be_born_of_clone, stack + sizeof stack, CLONE_VM | CLONE_VFORK | SIGCHLD, &birth);
 		if (pid < 0)
 			pid = -errno;
 	}
@@ -264,8 +264,6 @@ enum stage give_birth(const struct request *request, int cgroup, int out, int er
 	}
 	*born = birth.born;
 	born->inner = (pid_t)pid;
-	born->outer = isolation.parts & PART_PID ? outer_pid(pidfd) : born->inner;
-	close(pidfd);
 	if (birth.failure.stage) {
 		waitpid((pid_t)pid, NULL, 0);
 		errno = birth.failure.error;

@@ -63,8 +63,8 @@ static enum stage prepare(struct spare *spare)
 	return open_pipe(spare->out) < 0 || open_pipe(spare->err) < 0 ? STAGE_PIPE : 0;
 }
 
-/* In its own pid namespace it is 1; the host's /proc knows better. */
-static pid_t outer_self(void)
+/* Returns the calling process's pid as the host numbers it: the pid in a namespace of its own is another. */
+pid_t outer_self(void)
 {
 	char pid[16] = "";
 	return readlinkat(ROOT_FD, "proc/self", pid, sizeof pid - 1) > 0 ? atoi(pid) : getpid();

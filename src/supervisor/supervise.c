@@ -109,6 +109,7 @@ static enum stage launch(struct supervisor *self, const struct request *request,
 	self->pid = born.outer;
 	self->started_ns = born.started_ns;
 	self->started_clock_ns = born.started_clock_ns;
+	close(ROOT_FD); /* nothing of the host's mounts stays open longer than it is needed */
 	close(out);
 	close(err);
 	errno = error;

@@ -235,6 +235,7 @@ struct spare {
 
 int stand_by(uint64_t job, const char *jobs, uid_t uid, gid_t gid); /* uid and gid: those of the spawner */
 bool take_bytes(int control, void *into, size_t count);
+pid_t outer_self(void); /* needs ROOT_FD */
 
 /* supervise.c: has the job run, and stays until it has ended. False when it did not run.
  * Frees what the request points to: up to 2 MB that nobody needs once the job has them. */
