@@ -4,7 +4,7 @@ import { readFileSync } from "node:fs";
 import tls from "node:tls";
 import { Server, ServerCredentials, type ServerWritableStream } from "@grpc/grpc-js";
 import { Source, StreamResponse, WorkerServiceService, type StreamRequest } from "../proto/generated/jobs/v1/worker.ts";
-import { GRPC_OPTIONS } from "../src/server/limits.ts";
+import { grpcOptions, MAX_CALLS } from "../src/server/limits.ts";
 
 const [ca, cert, key, count, bytes] = process.argv.slice(2);
 if (!ca || !cert || !key || !count || !bytes) throw new Error("usage: bare-server.ts CA CERT KEY COUNT BYTES");
@@ -22,7 +22,7 @@ const message = Buffer.from(
   }).finish(),
 );
 
-const server = new Server(GRPC_OPTIONS);
+const server = new Server(grpcOptions(MAX_CALLS / 2));
 server.addService(
   { stream: { ...WorkerServiceService.stream, responseSerialize: (sent: Buffer) => sent } },
   {

@@ -41,6 +41,8 @@ const flags: readonly Flag[] = [
     about: `what jobs are not kept from the host by: ${SWITCHES.join(",")}`,
   },
   { name: "max-jobs", value: "N", about: "at once" },
+  { name: "max-connections", value: "N", about: "at once of all clients, 1024 when not given; one has half at most" },
+  { name: "max-calls", value: "N", about: "at once of all clients, 4096 when not given; one has half at most" },
   { name: "cgroup", value: "DIR", about: "the cgroup v2 directory to make jobs' groups in" },
   { name: "audit", value: "FILE", about: "the audit log; STATE/audit.jsonl when not given" },
   {
@@ -105,7 +107,7 @@ async function main(): Promise<number> {
 /** Serves until a signal comes. Throws what keeps it from starting. */
 async function daemon(given: Given): Promise<number> {
   const stopping = signalled("SIGTERM", "SIGINT");
-  const { listen, tls, worker: workerOptions, healthSocket, audit, level, shutdownMs } = await settings(given);
+  const { listen, worker: workerOptions, level, ...served } = await settings(given);
   const [{ pino }, { parseTarget, formatTarget }, { openWorker }, { serve }] = await Promise.all([
     import("pino"),
     import("../src/client/target.ts"),
@@ -125,7 +127,7 @@ async function daemon(given: Given): Promise<number> {
   );
   const worker = await openWorker({ ...workerOptions, log: (at, message, facts) => log[at](facts ?? {}, message) });
   try {
-    const server = await serve({ worker, host, port: wanted, tls, healthSocket, audit, log, shutdownMs });
+    const server = await serve({ ...served, worker, host, port: wanted, log });
     logCrashes(log);
     const address = formatTarget({ host, port: server.port });
     log.info({ address, host: worker.host, version: manifest.version }, "listening");
@@ -148,6 +150,8 @@ interface Settings {
   readonly audit: string;
   readonly level: "debug" | "info" | "warn" | "error";
   readonly shutdownMs: number;
+  readonly maxConnections: number | undefined;
+  readonly maxCalls: number | undefined;
 }
 
 /** What a check needs to know, too: what of the host is used, and how. Throws UsageError. */
@@ -204,7 +208,14 @@ async function settings(given: Given): Promise<Settings> {
     audit,
     level,
     shutdownMs,
+    maxConnections: optional(given, "max-connections", atLeastTwo),
+    maxCalls: optional(given, "max-calls", atLeastTwo),
   };
+}
+
+/** A limit of which one client has half. */
+function atLeastTwo(flag: string, count: string): number {
+  return Number(parseCount(flag, count, 2));
 }
 
 /** Flags over JOBSD_ variables. */

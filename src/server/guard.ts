@@ -142,7 +142,9 @@ export function handlers(principals: Pick<WeakMap<Metadata, Principal>, "get">, 
       if (lasts && ended) throw gone;
       const principal = principals.get(call.metadata);
       if (!principal) throw new Error("a handler was reached without authorisation");
-      answer.ok(await body({ principal, signal: cancel.signal }));
+      const value = body({ principal, signal: cancel.signal });
+      // What is there is answered in this call's turn: turns.ts.
+      answer.ok(value instanceof Promise ? await value : value);
     } catch (error) {
       // Whatever an aborted handler threw, it was the abort that ended it.
       const cause: unknown = cancel.signal.aborted ? cancel.signal.reason : error;

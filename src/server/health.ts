@@ -11,7 +11,7 @@ import {
 import { codeOf, JobError } from "../worker/errors.ts";
 import { handlers, type Handlers } from "./guard.ts";
 import type { Principal } from "./identity.ts";
-import { GRPC_OPTIONS } from "./limits.ts";
+import { grpcOptions } from "./limits.ts";
 import { ServeError } from "./pem.ts";
 
 /** "" is the server as a whole. */
@@ -50,6 +50,9 @@ export function health(): Health {
   };
 }
 
+/** Calls at once on one connection of the health socket. */
+const MAX_WATCHERS = 100;
+
 const LOCAL: Principal = {
   name: "local",
   role: "reader",
@@ -66,7 +69,7 @@ const LOCAL: Principal = {
  * @throws ServeError when the socket cannot be had
  */
 export async function serveHealth(path: string, { service }: Health, log: Logger): Promise<Server> {
-  const server = new Server(GRPC_OPTIONS);
+  const server = new Server(grpcOptions(MAX_WATCHERS));
   server.addService(HealthService, service(handlers({ get: () => LOCAL }, log)));
   try {
     await removeStale(path);

@@ -3,11 +3,13 @@ import { status, type Metadata, type ServerInterceptor } from "@grpc/grpc-js";
 import type { Logger } from "pino";
 import { readable, textOf } from "../worker/bytes.ts";
 import { audited, type Audit, type AuditRecord } from "./audit.ts";
-import { peerOf, type Connections } from "./connections.ts";
-import { guardedInterceptor } from "./guard.ts";
+import { peerOf, type Connections, type Ends } from "./connections.ts";
+import { explain, guardedInterceptor } from "./guard.ts";
 import type { Identity, Principal } from "./identity.ts";
 import { mutates, needsRecord, rolesOf } from "./roles.ts";
+import type { Shares } from "./shares.ts";
 import { statusOf, type Failure } from "./status.ts";
+import type { Turns } from "./turns.ts";
 
 const MAX_RECORDED_CHARS = 1024;
 
@@ -33,32 +35,81 @@ function denial(identity: Identity, path: string): Failure | undefined {
   return { code: status.PERMISSION_DENIED, reason: "ROLE_NOT_ALLOWED", message, facts: { role, method } };
 }
 
-/** Lets a call through to its handler, and its principal into `principals`, or answers why not. */
+/** What calls share, by whose connection they come on. */
+export interface Room {
+  readonly calls: Shares;
+  readonly turns: Turns;
+}
+
+/** Why a call finds no room; undefined when it does. */
+function crowded(connections: Connections, calls: Shares, ends: Ends): Failure | undefined {
+  const over = connections.overOf(ends);
+  const full = over ?? calls.full(connections.ownerOf(ends));
+  if (!full) return undefined;
+  const what = over ? "connections" : "calls";
+  const whose = full.whose === "own" ? "certificates of one name and role have" : "all clients together have";
+  const remedy = full.whose === "own" ? `end some of yours` : `try again, or have jobsd allow more with --max-${what}`;
+  return {
+    code: status.RESOURCE_EXHAUSTED,
+    reason: over ? "TOO_MANY_CONNECTIONS" : "TOO_MANY_CALLS",
+    message: `${whose} ${full.maximum} ${what} open, which is as many as they may: ${remedy}`,
+    facts: { limit: full.whose === "own" ? `${what}-of-one-client` : what, maximum: String(full.maximum) },
+  };
+}
+
+/**
+ * Lets a call through to its handler, and its principal into `principals`, or answers why not. Both wait for a turn, so
+ * that a client with a thousand calls is as long before others as one with one.
+ */
 export function authorise(
   connections: Connections,
   principals: WeakMap<Metadata, Principal>,
+  { calls, turns }: Room,
   log: Logger,
 ): ServerInterceptor {
-  return guardedInterceptor(
-    ({ path }, call) => ({
+  return guardedInterceptor(({ path }, call) => {
+    const ends = call.getConnectionInfo();
+    const owner = connections.ownerOf(ends);
+    let gone = false;
+    /** Of nobody who has gone meanwhile; what throws ends its own call. */
+    const later = (work: () => void): void =>
+      turns.take(owner, () => {
+        if (gone) return false;
+        try {
+          work();
+        } catch (error) {
+          call.sendStatus(statusOf(explain(error, log, path)));
+        }
+        return true;
+      });
+    return {
       start(next) {
-        const identity = connections.identify(call.getConnectionInfo());
-        const denied = denial(identity, path);
+        const identity = connections.identify(ends);
+        const denied = denial(identity, path) ?? crowded(connections, calls, ends);
         if (denied) {
           // Without `next` no handler runs.
-          call.sendStatus(statusOf(denied));
+          later(() => call.sendStatus(statusOf(denied)));
           return;
         }
         next({
           onReceiveMetadata(metadata, pass) {
+            // Here and not before: of a call that was over before it began `onCancel` is never told.
+            calls.take(owner);
             if (identity.ok) principals.set(metadata, identity.principal);
             pass(metadata);
           },
+          onReceiveHalfClose(pass) {
+            later(pass);
+          },
+          // grpc-js tells it of every call once nothing of it is left to be sent.
+          onCancel() {
+            gone = true;
+            calls.give(owner);
+          },
         });
       },
-    }),
-    log,
-  );
+    };
+  }, log);
 }
 
 /**
@@ -124,7 +175,7 @@ export function auditCalls(audit: Audit, connections: Connections, log: Logger):
       },
       sendStatus(outbound, next) {
         const code = outbound.code ?? status.UNKNOWN;
-        end(code, allowed ? undefined : denial(identity, path)?.reason);
+        end(code, allowed ? undefined : (denial(identity, path)?.reason ?? "NO_ROOM"));
         next(outbound);
       },
     };

@@ -3,16 +3,26 @@
 const SECOND_MS = 1000;
 const MINUTE_MS = 60 * SECOND_MS;
 
-/** Connections at once, handshakes among them. */
+/** Connections at once that have shown a certificate; a client has a half of them at most: shares.ts. */
 export const MAX_CONNECTIONS = 1024;
+/** Connections beyond a share that stay, so that their calls are told of it, … */
+export const MAX_CONNECTIONS_TOLD = 64;
+/** … and for how long. */
+export const TOLD_MS = 2 * SECOND_MS;
+/** Calls at once; a client has a half of them at most. Followers are calls, and one client may have a thousand. */
+export const MAX_CALLS = 4096;
+/** Connections that the kernel holds until they are accepted; net.core.somaxconn may be less. */
+export const BACKLOG = 4096;
+/** Connections at once that have not sent a byte: a descriptor each. */
+export const MAX_SILENT = 512;
 /** TLS handshakes at once: each costs an RSA signature before anyone is known. */
 export const MAX_HANDSHAKES = 128;
 export const HANDSHAKE_TIMEOUT_MS = 10 * SECOND_MS;
 /** Refused connections that are recorded each second; the rest are counted, so that strangers cannot fill the disk. */
 export const MAX_REFUSALS_RECORDED_PER_SECOND = 50;
 
-/** Calls at once on one connection: followers are calls, and one client may have a thousand. */
-const MAX_CALLS_PER_CONNECTION = 2000;
+/** Calls at once on one connection beyond a client's share: so many are told of it at once, others after them. */
+const CALLS_TOLD_PER_CONNECTION = 64;
 /** Of one HTTP/2 session, in MB as node:http2 counts: queued output, headers, streams. */
 const MAX_SESSION_MEMORY_MB = 64;
 /** Of one request, after decompression. */
@@ -30,9 +40,9 @@ const MAX_CONNECTION_AGE_GRACE_MS = 60 * MINUTE_MS;
 /** When to try again, as RetryInfo says to clients. */
 export const RETRY_DELAY_MS = SECOND_MS;
 
-/** The same, under the names that grpc-js knows them by. */
-export const GRPC_OPTIONS = {
-  "grpc.max_concurrent_streams": MAX_CALLS_PER_CONNECTION,
+/** The same, under the names that grpc-js knows them by. `calls` is what one client may have at once. */
+export const grpcOptions = (calls: number) => ({
+  "grpc.max_concurrent_streams": calls + CALLS_TOLD_PER_CONNECTION,
   "grpc.max_receive_message_length": MAX_REQUEST_BYTES,
   "grpc.keepalive_time_ms": KEEPALIVE_MS,
   "grpc.keepalive_timeout_ms": KEEPALIVE_TIMEOUT_MS,
@@ -40,4 +50,4 @@ export const GRPC_OPTIONS = {
   "grpc.max_connection_age_grace_ms": MAX_CONNECTION_AGE_GRACE_MS,
   "grpc-node.max_session_memory": MAX_SESSION_MEMORY_MB,
   "grpc.enable_channelz": 0,
-} as const;
+});

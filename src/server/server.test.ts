@@ -1,7 +1,7 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
 import { mkdir, mkdtemp, readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
-import { connect, createServer } from "node:net";
+import { createServer } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { credentials, status } from "@grpc/grpc-js";
@@ -12,7 +12,6 @@ import {
   HealthClient,
 } from "../../proto/generated/grpc/health/v1/health.ts";
 import { StreamRequest, WorkerServiceClient } from "../../proto/generated/jobs/v1/worker.ts";
-import { MAX_HANDSHAKES } from "./limits.ts";
 import {
   answer,
   authority,
@@ -228,19 +227,4 @@ describe("a server does not come up", () => {
   test("when its audit log cannot be opened", async () => {
     await expect(running(trusted, {}, { audit: "/proc/none/audit.log" })).rejects.toMatchObject({ code: "ENOENT" });
   });
-});
-
-test("connections that only shake hands are limited, and make room when they go", async () => {
-  await using server = await running(trusted);
-  const idle = Array.from({ length: MAX_HANDSHAKES + 5 }, () =>
-    connect(server.port, "127.0.0.1").on("error", () => undefined),
-  );
-  await until(() => server.audit.length === 5, "those beyond the limit are refused");
-  expect(server.audit).toMatchObject(
-    Array.from({ length: 5 }, () => ({ event: "connection", reason: "TOO_MANY_HANDSHAKES" })),
-  );
-  for (const socket of idle) socket.destroy();
-  using client = clientOf(server.port, trusted.ca, writer);
-  await until(() => idle.every((socket) => socket.closed), "they have gone");
-  expect(await answer((done) => client.query({ jobId: JOB.id }, done))).toMatchObject({ pid: JOB.pid });
 });

@@ -10,12 +10,14 @@ import { handlers } from "./guard.ts";
 import { health, serveHealth } from "./health.ts";
 import type { Principal } from "./identity.ts";
 import { auditCalls, authorise } from "./interceptors.ts";
-import { GRPC_OPTIONS } from "./limits.ts";
+import { grpcOptions, MAX_CALLS, MAX_CONNECTIONS } from "./limits.ts";
 import type { TlsPem } from "./pem.ts";
 import { recordRefusals, recordUnknownMethods } from "./refusals.ts";
 import { workerService } from "./service.ts";
+import { shares } from "./shares.ts";
 import { SERVICE } from "./stream.ts";
 import { listenTls, type TlsListener } from "./tls.ts";
+import { fairTurns } from "./turns.ts";
 
 export interface ServeOptions {
   /** Stays the caller's: closing the server does not close it. */
@@ -31,6 +33,9 @@ export interface ServeOptions {
   readonly log: Logger;
   /** How long a shutdown waits for calls that are being answered, in ms. */
   readonly shutdownMs: number;
+  /** At once, of all clients: 1024 and 4096 when absent. One client has a half at most: shares.ts. */
+  readonly maxConnections?: number | undefined;
+  readonly maxCalls?: number | undefined;
 }
 
 export interface Served {
@@ -54,15 +59,18 @@ export async function serve({
   audit: target,
   log,
   shutdownMs,
+  maxConnections = MAX_CONNECTIONS,
+  maxCalls = MAX_CALLS,
 }: ServeOptions): Promise<Served> {
   const audit = openAudit(target);
-  const connections = connectionTable();
+  const connections = connectionTable(maxConnections);
+  const room = { calls: shares(maxCalls), turns: fairTurns() };
   const principals = new WeakMap<Metadata, Principal>();
   const calls = handlers(principals, log);
   const probe = health();
   const server = new Server({
-    ...GRPC_OPTIONS,
-    interceptors: [auditCalls(audit, connections, log), authorise(connections, principals, log)],
+    ...grpcOptions(Math.ceil(maxCalls / 2)),
+    interceptors: [auditCalls(audit, connections, log), authorise(connections, principals, room, log)],
   });
   server.addService(SERVICE, workerService(worker, calls));
   server.addService(HealthService, probe.service(calls));

@@ -1,9 +1,10 @@
 import { constants, type X509Certificate } from "node:crypto";
-import { createServer, type AddressInfo, type Server, type Socket } from "node:net";
+import { createServer, type AddressInfo, type Server } from "node:net";
 import { createServer as createTlsServer, type TLSSocket } from "node:tls";
 import type { Logger } from "pino";
-import { keyOf, peerOf, type Connections } from "./connections.ts";
-import { HANDSHAKE_TIMEOUT_MS, MAX_CONNECTIONS, MAX_HANDSHAKES } from "./limits.ts";
+import { peerOf, type Connections } from "./connections.ts";
+import { openHandshakes } from "./handshakes.ts";
+import { BACKLOG, HANDSHAKE_TIMEOUT_MS } from "./limits.ts";
 import { checkPem, ServeError, type TlsPem } from "./pem.ts";
 
 /** A connection that did not get in: OpenSSL's or Node's reason, and the certificate it showed, if any. */
@@ -40,7 +41,6 @@ interface ListenOptions {
 export async function listenTls(options: ListenOptions): Promise<TlsListener> {
   const { host, port, tls, log, connections, onConnection, onRefused } = options;
   checkPem(tls, (problem, certificate) => log.warn({ certificate }, problem));
-  const handshakes = new Map<string, Socket>();
   const handshaker = createTlsServer({
     ...tls,
     minVersion: "TLSv1.3",
@@ -52,15 +52,12 @@ export async function listenTls(options: ListenOptions): Promise<TlsListener> {
     handshakeTimeout: HANDSHAKE_TIMEOUT_MS,
   });
   handshaker.on("tlsClientError", (error: NodeJS.ErrnoException, socket) => {
-    const key = keyOf(socket);
-    // A client that has gone has no address here any more: the end of its TCP connection, below, tells of it.
-    if (key !== undefined && handshakes.delete(key)) {
-      onRefused({ peer: peerOf(socket), reason: error.code ?? error.message });
-    }
+    // A client that has gone has no address here any more: the end of its TCP connection tells of it.
+    if (handshakes.done(socket)) onRefused({ peer: peerOf(socket), reason: error.code ?? error.message });
     socket.destroy();
   });
   handshaker.on("secureConnection", (socket) => {
-    handshakes.delete(keyOf(socket) ?? "");
+    handshakes.done(socket);
     const certificate = socket.getPeerX509Certificate();
     const reason = refusalOf(socket, certificate);
     if (reason !== undefined || !certificate) {
@@ -69,24 +66,16 @@ export async function listenTls(options: ListenOptions): Promise<TlsListener> {
       return;
     }
     endWhenExpired(socket, certificate);
-    if (connections.add(socket, certificate)) onConnection(socket);
+    const added = connections.add(socket, certificate);
+    if (added === "over" || added === "refused")
+      onRefused({ peer: peerOf(socket), reason: "TOO_MANY_CONNECTIONS", certificate });
+    if (added === "in" || added === "over") onConnection(socket);
   });
-  const server = createServer((socket) => {
-    const key = keyOf(socket);
-    if (key === undefined || handshakes.size >= MAX_HANDSHAKES) {
-      onRefused({ peer: peerOf(socket), reason: key === undefined ? "ECONNRESET" : "TOO_MANY_HANDSHAKES" });
-      socket.destroy();
-      return;
-    }
-    const peer = peerOf(socket);
-    handshakes.set(key, socket);
-    socket.once("close", () => {
-      if (handshakes.delete(key)) onRefused({ peer, reason: "CLIENT_GONE" });
-    });
-    handshaker.emit("connection", socket);
-  });
-  server.maxConnections = MAX_CONNECTIONS;
-  server.on("drop", (ends) => onRefused({ peer: peerOf(ends ?? {}), reason: "TOO_MANY_CONNECTIONS" }));
+  const handshakes = openHandshakes(
+    (socket) => void handshaker.emit("connection", socket),
+    (peer, reason) => onRefused({ peer, reason }),
+  );
+  const server = createServer((socket) => handshakes.arrive(socket));
   const { port: bound, address } = await listening(server, host, port);
   server.on("error", (error) => log.error({ err: error }, "listener failed"));
   return {
@@ -94,9 +83,7 @@ export async function listenTls(options: ListenOptions): Promise<TlsListener> {
     address,
     stop() {
       server.close();
-      const sockets = [...handshakes.values()];
-      handshakes.clear();
-      for (const socket of sockets) socket.destroy();
+      handshakes.stop();
     },
   };
 }
@@ -127,7 +114,7 @@ function listening(server: Server, host: string, port: number): Promise<AddressI
         : `cannot listen on ${where}: ${error.message}`;
       reject(new ServeError(inUse ? "port-in-use" : "cannot-listen", message, error));
     });
-    server.listen({ host, port }, () => {
+    server.listen({ host, port, backlog: BACKLOG }, () => {
       const address = server.address();
       server.removeAllListeners("error");
       if (address !== null && typeof address === "object") resolve(address);

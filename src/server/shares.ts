@@ -1,0 +1,42 @@
+/** Why somebody gets no more: they have their share, or nothing is left but what is kept for those who have few. */
+export interface Full {
+  readonly whose: "own" | "all";
+  readonly maximum: number;
+}
+
+/** What many take of one limit, each their share. */
+export interface Shares {
+  /** What keeps `who` from one more; undefined when nothing does. */
+  full(who: string): Full | undefined;
+  take(who: string): void;
+  give(who: string): void;
+}
+
+/**
+ * A limit of `most` at once, of which one has a half at most. The last eighth is for those who have few: the 256th part.
+ * So a half stays for others whatever one does, and whatever two do somebody else gets in.
+ */
+export function shares(most: number): Shares {
+  const own = Math.ceil(most / 2);
+  const open = most - Math.floor(most / 8);
+  const few = Math.ceil(most / 256);
+  const taken = new Map<string, number>();
+  let all = 0;
+  return {
+    full(who) {
+      const has = taken.get(who) ?? 0;
+      if (has >= own) return { whose: "own", maximum: own };
+      return all >= (has < few ? most : open) ? { whose: "all", maximum: most } : undefined;
+    },
+    take(who) {
+      taken.set(who, (taken.get(who) ?? 0) + 1);
+      all++;
+    },
+    give(who) {
+      const left = (taken.get(who) ?? 0) - 1;
+      if (left > 0) taken.set(who, left);
+      else taken.delete(who);
+      all--;
+    },
+  };
+}
