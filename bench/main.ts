@@ -3,6 +3,7 @@ import { cpus, release } from "node:os";
 import { inspect, parseArgs } from "node:util";
 import { cli } from "./cli.ts";
 import { copies } from "./copies.ts";
+import { crowd } from "./crowd.ts";
 import { flood } from "./flood.ts";
 import { idle, latency } from "./follow.ts";
 import { type Bench, openBench, unbuilt } from "./harness.ts";
@@ -30,6 +31,7 @@ const BENCHMARKS: Readonly<Record<string, (bench: Bench) => Promise<Row[]>>> = {
   flood,
   soak,
   logs,
+  crowd,
 };
 
 const INTERRUPTED = Symbol("interrupted");
