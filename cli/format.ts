@@ -211,12 +211,14 @@ function stalls({ cpuPressure, memoryPressure, ioPressure }: Usage): string {
     .join(", ");
 }
 
-function isolationWords({ parts, network, privateTmp, rlimits, umask, oomScoreAdj }: Isolation): string {
+function isolationWords({ parts, network, privateTmp, userNamespaces, ...rest }: Isolation): string {
+  const { rlimits, umask, oomScoreAdj } = rest;
   const limit = (value: bigint | undefined): string => (value === undefined ? "unlimited" : String(value));
   return [
     ...parts,
     network === Network.NETWORK_NONE && "no network",
     privateTmp && "private /tmp",
+    userNamespaces && "may make user namespaces",
     umask !== UMASK && `umask ${umask.toString(8).padStart(3, "0")}`,
     oomScoreAdj > 0 && `oom_score_adj ${oomScoreAdj}`,
     ...rlimits.map(({ name, soft, hard }) => `${name} ${limit(soft)}:${limit(hard)}`),

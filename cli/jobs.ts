@@ -64,6 +64,7 @@ const startFlags: readonly Flag[] = [
   { name: "network", value: "host|none", about: "the host's when not given; none is a loopback only" },
   { name: "private-tmp", about: "an empty /tmp that nobody else sees, gone with the job" },
   { name: "merge", about: "stderr goes to stdout, in the exact order of all that is written" },
+  { name: "allow-user-namespaces", about: "the job may make user namespaces, where jobsd allows it" },
   { name: "rlimit", value: "NAME=SOFT[:HARD]", about: "as in nofile=1024:4096, core=0, as=1G; repeatable" },
   { name: "umask", value: "MODE", about: "octal; 022 when not given" },
   { name: "oom-score-adj", value: "N", about: "0 to 1000: how much likelier a victim when the host is out of memory" },

@@ -55,6 +55,25 @@ const PROGRAMS = {
       }
     }
     exec @ARGV if @ARGV;`,
+  // Each with arguments for which the kernel's own answer would be another one: of those, what is not EPERM, or ENOSYS.
+  "calls-the-kernel": `my $x86 = \`uname -m\` =~ /x86/;
+    my %denied = (
+      add_key => [248, 217], request_key => [249, 218], keyctl => [250, 219, 0, -3, 0], io_uring_setup => [425, 425, 1, 0],
+      userfaultfd => [323, 282, 1], perf_event_open => [298, 241, 0, 0, -1, -1, 0], open_by_handle_at => [304, 265, -100],
+      unshare => [272, 97, 0], setns => [308, 268, -1], clone => [56, 220, 0x10000011], mount => [165, 40, 0, 0, 0, 0x10],
+      open_tree => [428, 428, -100, 0], fsopen => [430, 430, 0], mount_setattr => [442, 442, -1, 0, 0x1000],
+      personality => [135, 92, 0x40000], get_mempolicy => [239, 236], kcmp => [312, 272, $$, $$, 1],
+      pidfd_getfd => [438, 438, -1], fanotify_init => [300, 262, 0x200], socket_alg => [41, 198, 38, 5],
+      socket_vsock => [41, 198, 40, 1], socket_can => [41, 198, 29, 3, 1], $x86 ? (modify_ldt => [154, 154]) : ());
+    for my $name (sort keys %denied) {
+      my ($x, $arm, @with) = @{$denied{$name}};
+      push @with, 0 while @with < 5;
+      my $result = syscall($x86 ? $x : $arm, @with);
+      exit if $name eq "clone" && $result == 0;
+      print "$name: $result $!\n" unless $result == -1 && $!{EPERM};
+    }
+    print "clone3: $!\n" unless syscall(435, 0, 0) == -1 && $!{ENOSYS};
+    print "x32: $!\n" unless !$x86 || syscall(0x40000000 + 39) == -1 && $!{ENOSYS};`,
   // Waits for ever, with a child that its tracer has stopped (PTRACE_TRACEME).
   "holds-a-child": `${CALLS}
     if (fork) { sleep } else { syscall($ptrace, 0, 0, 0, 0); exec "sleep", "4242" }`,
@@ -68,13 +87,13 @@ let neighbours: OfEach<string>;
 let before: Readonly<Record<string, string>>;
 
 beforeAll(async () => {
-  daemon = made.use(await startDaemon({ flags: ["--allow-root"], entrypoint: ENTRYPOINT }));
+  daemon = made.use(await startDaemon({ flags: ["--allow-root", "--allow-user-namespaces"], entrypoint: ENTRYPOINT }));
   for (const [name, code] of Object.entries(PROGRAMS))
     await daemon.put(`/programs/${name}`, `#!/usr/bin/perl\n${code}\n`, 0o755);
   await daemon.inside("sh", "-c", "cp /usr/bin/touch /usr/bin/cat /programs; chmod 6755 /programs/touch /programs/cat");
   neighbours = await each(settle);
   facts = await factsOf(neighbours);
-  before = await seen(ALIVE, ...ATTACKS);
+  before = await seen(ALIVE, ...ATTACKS, FILTERED);
 });
 afterAll(() => made.disposeAsync());
 
@@ -231,6 +250,13 @@ const ATTACKS: readonly Attack[] = [
   },
 ];
 
+/** Of a job that may make no user namespace: the others make all of them, and the capabilities that go with one. */
+const FILTERED: Attack = {
+  name: "makes system calls that no program needs",
+  script: "exec /programs/calls-the-kernel",
+  sees: ALIVE.sees,
+};
+
 /** By name. */
 async function seen(...of: readonly Omit<Attack, "script">[]): Promise<Record<string, string>> {
   const all = await outside(of.map(({ sees }) => `( ${sees}\n); printf '\\0'`).join("\n"));
@@ -241,9 +267,14 @@ async function seen(...of: readonly Omit<Attack, "script">[]): Promise<Record<st
 const NOTHING = { nobody: "", root: "" };
 
 describe("a job that", () => {
-  it.each(ATTACKS.map((attack) => [attack.name, attack] as const))("%s gets nothing", async (name, attack) => {
+  const all = [...ATTACKS, FILTERED];
+  it.each(all.map((attack) => [attack.name, attack] as const))("%s gets nothing", async (name, attack) => {
     const { nobody, root } = await each((user) => run(user, [], "sh", "-c", attack.script));
     expect({ nobody: nobody.stdout, root: root.stdout }).toEqual(NOTHING);
+    if (attack !== FILTERED) {
+      const open = await run("nobody", ["--allow-user-namespaces"], "sh", "-c", attack.script);
+      expect(open.stdout).toBe("");
+    }
     expect(before[name]).not.toBe("");
     expect(await seen(ALIVE, attack)).toEqual({ alive: before["alive"], [name]: before[name] });
   });
@@ -344,7 +375,8 @@ describe("a job ends when it is to end,", () => {
       sh -c 'kill -STOP $$; :' & sh -c 'sleep 4242 & sleep 1; kill -STOP $!'
       /programs/holds-a-child & unshare --user --pid --mount-proc --fork sleep 4242 &
       sleep 4242`;
-    const ids = await each((user) => daemon.start("--user", user, "--", "sh", "-c", script));
+    const flags = { nobody: ["--allow-user-namespaces"], root: [] };
+    const ids = await each((user) => daemon.start("--user", user, ...flags[user], "--", "sh", "-c", script));
     await vi.waitFor(async () => expect(Number(await outside(processes))).toBeGreaterThanOrEqual(8), DEADLINE);
     expect(await daemon.jobs("writer", "stop", "--grace", "500ms", ids.nobody, ids.root)).toMatchObject({ code: 0 });
     expect(await outside(processes)).toBe("0\n");

@@ -72,6 +72,7 @@ export function startRequest(given: Given, env: NodeJS.ProcessEnv): StartInput {
     network: NETWORKS[parseWord("--network", given.text("network") ?? "host", ["host", "none"])],
     privateTmp: given.on("private-tmp"),
     mergeOutput: given.on("merge"),
+    allowUserNamespaces: given.on("allow-user-namespaces"),
     rlimits: given.list("rlimit").map((text) => parseRlimit("--rlimit", text)),
     umask: optional(given, "umask", parseUmask),
     log: logPolicy(given),

@@ -7,10 +7,11 @@ import { defined, fromCount, toCount } from "./translate-resources.ts";
 /** What a start asks of isolation; throws JobError `invalid`. */
 export function toIsolation(
   request: StartRequest,
-): Pick<JobSpec, "network" | "privateTmp" | "rlimits" | "umask" | "oomScoreAdj"> {
+): Pick<JobSpec, "network" | "privateTmp" | "userNamespaces" | "rlimits" | "umask" | "oomScoreAdj"> {
   return defined({
     network: toNetwork(request.network),
     privateTmp: request.privateTmp || undefined,
+    userNamespaces: request.allowUserNamespaces || undefined,
     rlimits: request.rlimits.length > 0 ? request.rlimits.map(toRlimit) : undefined,
     umask: request.umask,
     oomScoreAdj: request.oomScoreAdj || undefined,
@@ -35,7 +36,15 @@ function toRlimit({ name, soft, hard }: Rlimit): NamedRlimit {
 }
 
 /** What holds of a job. */
-export function fromIsolation({ isolation, network, privateTmp, rlimits, umask, oomScoreAdj }: Job): Isolation {
+export function fromIsolation({
+  isolation,
+  network,
+  privateTmp,
+  userNamespaces,
+  rlimits,
+  umask,
+  oomScoreAdj,
+}: Job): Isolation {
   return {
     parts: [...(isolation ?? [])],
     network: network === "none" ? Network.NETWORK_NONE : Network.NETWORK_HOST,
@@ -47,5 +56,6 @@ export function fromIsolation({ isolation, network, privateTmp, rlimits, umask, 
     })),
     umask: umask ?? 0,
     oomScoreAdj: oomScoreAdj ?? 0,
+    userNamespaces: userNamespaces ?? false,
   };
 }

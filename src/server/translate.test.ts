@@ -149,6 +149,7 @@ describe("a start", () => {
       command: "ls",
       network: Network.NETWORK_NONE,
       privateTmp: true,
+      allowUserNamespaces: true,
       rlimits: [
         { name: "nofile", soft: 1n, hard: 2n },
         { name: "core", soft: 0n },
@@ -159,6 +160,7 @@ describe("a start", () => {
     const asked = {
       network: "none",
       privateTmp: true,
+      userNamespaces: true,
       rlimits: [
         { name: "nofile", soft: 1, hard: 2 },
         { name: "core", soft: 0 },
@@ -179,6 +181,7 @@ describe("a start", () => {
       parts: ["pid", "no-capabilities"],
       network: Network.NETWORK_NONE,
       privateTmp: true,
+      userNamespaces: true,
       rlimits: [
         { name: "nofile", soft: 1n, hard: 2n },
         { name: "core", soft: 0n, hard: undefined },

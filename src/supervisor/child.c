@@ -173,6 +173,9 @@ static enum stage prepare_and_execute(struct birth *birth)
 		return STAGE_ISOLATION;
 	if (!set_limits(request))
 		return STAGE_LIMITS;
+	/* Here, since without no_new_privs it takes the capabilities that are given up next. */
+	if (isolation.parts & PART_SECCOMP && !filter_calls(request->start.user_namespaces))
+		return STAGE_ISOLATION;
 	if (!drop_privileges(request, birth->supervisor))
 		return STAGE_USER;
 	if (!let_go())

@@ -1,4 +1,4 @@
-/* A system call filter, seccomp(2), for jobs of the supervisor's own user. */
+/* Filters of system calls, seccomp(2): that of every job, and what is left of it where that is switched off. */
 #define _GNU_SOURCE
 #include "supervisor.h"
 
@@ -25,10 +25,31 @@ enum { X32 = 0x40000000 }; /* its numbers begin here */
 #define FAIL(error) BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (error))
 #define ALLOW BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)
 
+/* What filter.awk writes. Calls of 32 bits have other numbers: whoever makes one ends by SIGSYS, for it could not even
+ * exit. Those of x32 are higher than all others, and so are absent, as on most kernels. */
+#define DENY FAIL(EPERM)
+#define ABSENT FAIL(ENOSYS)
+#define PROLOGUE \
+	LOAD(arch), IF(BPF_JEQ, ARCH, 1, 0), BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_KILL_PROCESS), LOAD(nr)
+#include "filter.h"
+
+static bool load(const struct sock_filter *lines, size_t count)
+{
+	struct sock_fprog filter = { (unsigned short)count, (struct sock_filter *)(uintptr_t)lines };
+	return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter, 0, 0) == 0;
+}
+
+/* It takes no_new_privs, or CAP_SYS_ADMIN. */
+bool filter_calls(bool user_namespaces)
+{
+	return user_namespaces ? load(with_namespaces, sizeof with_namespaces / sizeof *with_namespaces) :
+				 load(strict, sizeof strict / sizeof *strict);
+}
+
 /*
- * No user namespace: with its capabilities a job could mount its cgroup anew and write to it, since the files are its
- * user's. clone3 has its flags where no filter sees them; who hears that there is none takes clone. Jumps count from
- * the line after.
+ * No user namespace, for jobs of the supervisor's own user that have no other filter: with its capabilities a job could
+ * mount its cgroup anew and write to it, since the files are its user's. clone3 has its flags where no filter sees them;
+ * who hears that there is none takes clone. Jumps count from the line after.
  */
 bool deny_user_namespaces(void)
 {
@@ -49,6 +70,5 @@ bool deny_user_namespaces(void)
 		ALLOW,
 		FAIL(EPERM),
 	};
-	struct sock_fprog filter = { sizeof lines / sizeof *lines, lines };
-	return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter, 0, 0) == 0;
+	return load(lines, sizeof lines / sizeof *lines);
 }

@@ -194,7 +194,7 @@ static bool harden(void)
 	for (char **path = isolation.protected; *path; path++)
 		if (!fix_above(*path + 1) || !keep(*path))
 			return false;
-	return deny_user_namespaces();
+	return isolation.parts & PART_SECCOMP || deny_user_namespaces();
 }
 
 /* What only the job's own process can do, or what not every job has. */
@@ -240,6 +240,18 @@ static struct failure try_parts(void)
 	return failure;
 }
 
+/* 0, or the errno that a filter of system calls fails with. In a user namespace its maker may load one. */
+int try_filter(void)
+{
+	int status;
+	pid_t pid = fork_isolated();
+	if (pid == 0)
+		_exit(filter_calls(false) ? 0 : errno);
+	if (pid < 0 || waitpid(pid, &status, 0) < 0)
+		return errno;
+	return WIFEXITED(status) ? WEXITSTATUS(status) : EINTR;
+}
+
 /* Tries what was asked for, and goes on without what this host does not give, which it tells. */
 bool find_parts(void)
 {
@@ -251,5 +263,9 @@ bool find_parts(void)
 		if (!(isolation.parts & PART_MOUNT))
 			isolation.parts &= ~(unsigned)(PART_PID | PART_CGROUP);
 	}
-	return true;
+	int error = isolation.parts & PART_SECCOMP ? try_filter() : 0;
+	if (!error)
+		return true;
+	isolation.parts &= ~(unsigned)PART_SECCOMP;
+	return tell(0, REPLY_LACKS, PART_SECCOMP, 0, error);
 }

@@ -108,6 +108,7 @@ static bool report(const char *name, int error)
 
 int probe(const char *state)
 {
+	isolation.parts = PART_NO_NEW_PRIVILEGES; /* as a spawner has it, and a filter of system calls takes it */
 	bool told = prepare_inheritance() && report("user", try_namespaces(CLONE_NEWUSER, NULL)) &&
 		    report("pid", try_namespaces(CLONE_NEWPID, NULL)) &&
 		    report("mount", try_namespaces(CLONE_NEWNS, NULL)) &&
@@ -117,6 +118,6 @@ int probe(const char *state)
 		    report("network", try_namespaces(CLONE_NEWNET, NULL)) &&
 		    report("proc", try_namespaces(CLONE_NEWPID | CLONE_NEWNS, mount_proc)) &&
 		    report("clone3", try_clone_into_cgroup()) && report("bpf", try_device_program()) &&
-		    report("slice", try_slice()) && (!state || report("hole", try_punch_hole(state)));
+		    report("slice", try_slice()) && report("seccomp", try_filter()) && (!state || report("hole", try_punch_hole(state)));
 	return told && fflush(stdout) == 0 ? EXIT_SUCCESS : EXIT_FAILURE;
 }

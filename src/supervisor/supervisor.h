@@ -91,7 +91,7 @@ struct start {
 	uint32_t umask;
 	int32_t oom_score;
 	uint32_t device_bytes; /* of the eBPF program with the job's device rules; 0: it has none */
-	uint32_t reserved;
+	uint32_t user_namespaces; /* it may make them, and use what they give */
 	uint32_t merge;        /* stderr goes where stdout goes */
 	uint32_t reserved_too; /* keeps the size a multiple of 8 */
 };
@@ -162,6 +162,7 @@ enum part {
 	PART_NAMESPACES = (1 << 6) - 1,
 	PART_NO_NEW_PRIVILEGES = 1 << 6,
 	PART_NO_CAPABILITIES = 1 << 7,
+	PART_SECCOMP = 1 << 8, /* a filter of system calls */
 };
 
 extern struct isolation {
@@ -175,13 +176,15 @@ struct failure {
 };
 
 bool find_parts(void);
+int try_filter(void);
 bool map_user(uid_t uid, gid_t gid);
 pid_t fork_isolated(void);
 unsigned isolate(uid_t uid, gid_t gid);
 bool renew_mounts(void);
 bool isolate_job(const struct request *request);
 
-/* filter.c */
+/* filter.c: which system calls a job may make. */
+bool filter_calls(bool user_namespaces);
 bool deny_user_namespaces(void);
 
 /* child.c: what is done once for all jobs; from clone3 to exec. */

@@ -1,6 +1,7 @@
 import { execFileSync } from "node:child_process";
 import {
   chmodSync,
+  chownSync,
   closeSync,
   existsSync,
   mkdirSync,
@@ -182,6 +183,7 @@ export async function rig(
       network: "host",
       privateTmp: false,
       mergeOutput: false,
+      userNamespaces: false,
       rlimits: [],
       umask: 0o022,
       oomScoreAdj: 0,
@@ -251,6 +253,23 @@ export async function rig(
       for (const end of ends) if (end.status === "rejected") throw end.reason;
       expectNothing(errors, "sanitizers");
       expectNothing(left, "processes outlived the test");
+    },
+  };
+}
+
+/** A rig of root's whose spawner is nobody's, and its jobs with it. */
+export async function unprivilegedRig(variant: Variant, isolation: Partial<Isolation>): Promise<Rig> {
+  const jobs = mkdtempSync("/var/tmp/jobs-nobody-");
+  const { uid, gid } = CREDENTIALS;
+  chownSync(jobs, uid, gid);
+  const prelude = `if [ $(id -u) = 0 ]; then exec setpriv --reuid=${uid} --regid=${gid} --clear-groups sh "$0" "$@"; fi`;
+  const it = await rig(variant, { prelude, jobs, isolation });
+  chownSync(it.directory, uid, gid);
+  return {
+    ...it,
+    async [Symbol.asyncDispose]() {
+      await it[Symbol.asyncDispose]();
+      rmSync(jobs, { recursive: true });
     },
   };
 }

@@ -27,6 +27,8 @@ export interface Launch {
   readonly network: "host" | "none";
   readonly privateTmp: boolean;
   readonly mergeOutput: boolean;
+  /** The job may make user namespaces. */
+  readonly userNamespaces: boolean;
   readonly rlimits: readonly Rlimit[];
   readonly umask: number;
   readonly oomScoreAdj: number;
@@ -131,7 +133,7 @@ export function startFrame(job: number, launch: Launch): Buffer {
     launch.umask,
     launch.oomScoreAdj,
     devices?.length ?? 0,
-    0,
+    launch.userNamespaces ? 1 : 0,
     launch.mergeOutput ? 1 : 0,
     0,
   ];

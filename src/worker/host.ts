@@ -4,6 +4,8 @@ import { JobError } from "./errors.ts";
 import { isNamespace, type Part } from "./isolation.ts";
 import type { JobSpec } from "./job.ts";
 import type { Setting } from "./limits/setting.ts";
+import { OWN_USER, type WorkerOptions } from "./options.ts";
+import type { Credentials } from "./users.ts";
 
 /* What this host can enforce, as people are told. */
 
@@ -27,9 +29,12 @@ export function describeHost(host: Host): string {
 
 function missing({ spawner }: Host): string[] {
   const namespaces = [...spawner.lacking].filter(([part]) => isNamespace(part));
-  if (namespaces.length === 0) return [];
   const reasons = namespaces.map(([part, errno]) => `${part} (${errno})`).join(", ");
-  return [`this host gives no namespaces of these kinds, so jobs share the host's: ${reasons}`];
+  const filter = spawner.lacking.get("seccomp");
+  return [
+    ...(reasons ? [`this host gives no namespaces of these kinds, so jobs share the host's: ${reasons}`] : []),
+    ...(filter ? [`this host takes no seccomp filter (${filter}), so jobs may make every system call`] : []),
+  ];
 }
 
 /** What whoever starts a job here is to know. */
@@ -47,6 +52,24 @@ export function checkIsolation({ network, privateTmp }: JobSpec, { spawner: { pa
       "network: the worker is not root and may make no user namespace, so jobs have the host's network here",
       { field: "network" },
     );
+}
+
+/** Throws `forbidden` for user namespaces that this worker does not let that job make. */
+export function checkUserNamespaces(
+  { userNamespaces }: JobSpec,
+  { uid }: Pick<Credentials, "uid">,
+  { allowUserNamespaces }: Pick<WorkerOptions, "allowUserNamespaces">,
+): void {
+  if (!userNamespaces) return;
+  const field = "allow_user_namespaces";
+  if (!allowUserNamespaces)
+    throw new JobError(
+      "forbidden",
+      `${field}: this worker lets no job make user namespaces (jobsd --allow-user-namespaces)`,
+      { field },
+    );
+  if (uid === process.geteuid?.())
+    throw new JobError("forbidden", `${field}: ${OWN_USER}; name another user`, { field });
 }
 
 /** Throws `unsupported` where there is no group that device rules could be of. */

@@ -2,9 +2,19 @@ import { cgroupMounts, type Hierarchy } from "./cgroup.ts";
 
 /**
  * What keeps a job from its host and from other jobs, in the order of the supervisor's bits (supervisor.h): namespaces,
- * of which `user` is the way to the others without root, and what the job's process gives up.
+ * of which `user` is the way to the others without root, what the job's process gives up, and its filter of system calls.
  */
-export const PARTS = ["user", "pid", "mount", "ipc", "uts", "cgroup", "no-new-privileges", "no-capabilities"] as const;
+export const PARTS = [
+  "user",
+  "pid",
+  "mount",
+  "ipc",
+  "uts",
+  "cgroup",
+  "no-new-privileges",
+  "no-capabilities",
+  "seccomp",
+] as const;
 export type Part = (typeof PARTS)[number];
 
 /** Those that a daemon's configuration can switch off. */
@@ -67,7 +77,7 @@ export function withDependants(parts: Iterable<Part>): Set<Part> {
 }
 
 export function isNamespace(part: Part): boolean {
-  return part !== "no-new-privileges" && part !== "no-capabilities";
+  return part !== "no-new-privileges" && part !== "no-capabilities" && part !== "seccomp";
 }
 
 function bitsOf(parts: ReadonlySet<Part>): number {

@@ -99,6 +99,8 @@ export interface JobSpec {
   readonly privateTmp?: boolean;
   /** stderr goes where stdout goes, so that their order is exact; all is stdout then. */
   readonly mergeOutput?: boolean;
+  /** It may make user namespaces, and use what they give. */
+  readonly userNamespaces?: boolean;
   readonly rlimits?: readonly NamedRlimit[];
   /** 0o022 when absent. */
   readonly umask?: number;
@@ -128,6 +130,8 @@ export interface Job {
   readonly network?: "host" | "none";
   readonly privateTmp?: boolean;
   readonly mergeOutput?: boolean;
+  /** It may make user namespaces, and use what they give. */
+  readonly userNamespaces?: boolean;
   readonly rlimits?: readonly NamedRlimit[];
   readonly umask?: number;
   readonly oomScoreAdj?: number;

@@ -35,6 +35,8 @@ export interface WorkerOptions {
   readonly cgroup?: string;
   /** What jobs are not kept from the host by. A pid namespace, and a cgroup namespace, go with the mount namespace. */
   readonly isolationOff?: readonly Part[];
+  /** A start may ask that its job can make user namespaces. */
+  readonly allowUserNamespaces?: boolean;
   /** Paths, beside the state directory, that jobs of the worker's own user cannot read. */
   readonly hidden?: readonly string[];
   /** Paths that jobs of the worker's own user cannot change. */
@@ -51,6 +53,8 @@ export type CheckedOptions = WorkerOptions &
 export const LOG_LIMIT_BYTES = 256 * 1024 * 1024;
 export const LEAST_LOG_LIMIT_BYTES = 1024 * 1024;
 const MAX_JOBS = 10_000;
+/** Why none of these has user namespaces of its own. */
+export const OWN_USER = "jobs of the worker's own user could mount their cgroup anew in one, and lift their limits";
 
 /** Throws `invalid` with the option's name. */
 export function checkOptions(options: WorkerOptions): CheckedOptions {
@@ -67,6 +71,8 @@ export function checkOptions(options: WorkerOptions): CheckedOptions {
     throw invalid("name", "up to 32 of a-z 0-9 - are a worker's name");
   if (logLimitBytes !== 0 && !(logLimitBytes >= LEAST_LOG_LIMIT_BYTES))
     throw invalid("log limit", `${logLimitBytes} bytes is too small; ${LEAST_LOG_LIMIT_BYTES} is the least, 0 is none`);
+  if (options.allowUserNamespaces && process.getuid?.() !== 0)
+    throw invalid("allow-user-namespaces", `needs a worker that is root: ${OWN_USER}`);
   return { ...options, log, logCompress, logKeep, logLimitBytes, maxJobs, supervisor };
 }
 

@@ -7,7 +7,7 @@ import { removeDirectory } from "./directory.ts";
 import { JobError, notFound } from "./errors.ts";
 import { refusal } from "./failure.ts";
 import type { Launch } from "./frame.ts";
-import { checkDevices, checkIsolation, checkSettings, warningsOf } from "./host.ts";
+import { checkDevices, checkIsolation, checkSettings, checkUserNamespaces, warningsOf } from "./host.ts";
 import type { Job, JobSpec } from "./job.ts";
 import { DEFAULT_DEVICES, deviceProgram } from "./limits/devices.ts";
 import { thisHost } from "./limits/host.ts";
@@ -67,6 +67,7 @@ async function attempt(context: Context, spec: JobSpec): Promise<Job> {
   const devices = deviceProgram(rules, host);
   checkSettings(settings, hierarchy);
   checkIsolation(spec, context);
+  checkUserNamespaces(spec, credentials, options);
   if (devices) checkDevices(hierarchy);
   if (running.size >= options.maxJobs)
     throw new JobError(
@@ -159,11 +160,14 @@ function surroundingsOf({
   network = "host",
   privateTmp = false,
   mergeOutput = false,
+  userNamespaces = false,
   rlimits = [],
   umask = UMASK,
   oomScoreAdj = 0,
-}: JobSpec): Required<Pick<JobSpec, "network" | "privateTmp" | "mergeOutput" | "rlimits" | "umask" | "oomScoreAdj">> {
-  return { network, privateTmp, mergeOutput, rlimits, umask, oomScoreAdj };
+}: JobSpec): Required<
+  Pick<JobSpec, "network" | "privateTmp" | "mergeOutput" | "userNamespaces" | "rlimits" | "umask" | "oomScoreAdj">
+> {
+  return { network, privateTmp, mergeOutput, userNamespaces, rlimits, umask, oomScoreAdj };
 }
 
 /** Leaves nothing of a start that failed. */

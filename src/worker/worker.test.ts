@@ -92,7 +92,7 @@ describe.each(modes)("a job %s", (_mode, options) => {
       return rest;
     }
     const parts = [...(worker.cgroup === undefined ? [] : ["cgroup"]), "ipc", "mount", "pid", "uts"];
-    expect(job.isolation?.toSorted()).toEqual([...parts, "no-capabilities", "no-new-privileges"].toSorted());
+    expect(job.isolation?.toSorted()).toEqual([...parts, "no-capabilities", "no-new-privileges", "seccomp"].toSorted());
     expect(worker.host).toContain(`isolation: ${job.isolation?.join(", ")}`);
   });
 
@@ -100,10 +100,36 @@ describe.each(modes)("a job %s", (_mode, options) => {
     await using worker = await testWorker({ ...options, isolationOff: ["mount", "ipc"] });
     const { text, isolation } = await finished(worker, sh("readlink /proc/self/ns/mnt /proc/self/ns/pid"));
     expect(text).toBe(`${readlinkSync("/proc/self/ns/mnt")}\n${readlinkSync("/proc/self/ns/pid")}\n`);
-    expect(isolation).toEqual(["uts", "no-new-privileges", "no-capabilities"]);
+    expect(isolation).toEqual(["uts", "no-new-privileges", "no-capabilities", "seccomp"]);
     const error = await refused(() => worker.start({ ...run("true"), privateTmp: true }));
     expect(error).toMatchObject({ code: "unsupported", field: "private_tmp" });
-    expect(worker.host).toContain("isolation: uts, no-new-privileges, no-capabilities");
+    expect(worker.host).toContain("isolation: uts, no-new-privileges, no-capabilities, seccomp");
+  });
+
+  test("makes no user namespace, unless the worker allows it and it asks", async () => {
+    const asks = { ...sh("unshare --user --map-root-user id -u"), userNamespaces: true } as const;
+    await using strict = await testWorker(options);
+    expect(await refused(() => strict.start(asks))).toMatchObject({
+      code: "forbidden",
+      field: "allow_user_namespaces",
+      message: expect.stringContaining("jobsd --allow-user-namespaces"),
+    });
+    expect(strict.traces()).toEqual([]);
+    if (!root) {
+      const opened = testWorker({ ...options, allowUserNamespaces: true });
+      await expect(opened).rejects.toMatchObject({ code: "invalid", field: "allow-user-namespaces" });
+      return;
+    }
+    await using worker = await testWorker({ ...options, allowRoot: true, allowUserNamespaces: true });
+    const job = await finished(worker, asks);
+    expect(job).toMatchObject({ text: "0\n", userNamespaces: true });
+    expect(worker.query(job.id)).toMatchObject({ userNamespaces: true });
+    expect((await finished(worker, { ...asks, userNamespaces: false })).ended).toMatchObject({ exitCode: 1 });
+    expect(await refused(() => worker.start({ ...asks, user: "root" }))).toMatchObject({
+      code: "forbidden",
+      field: "allow_user_namespaces",
+      message: expect.stringContaining("name another user"),
+    });
   });
 
   test.runIf(root)("of the worker's own user cannot read the worker's files, nor change its programs", async () => {

@@ -46,7 +46,7 @@ export async function examine(options: ExamineOptions): Promise<Finding[]> {
     ...controllerFindings(place, cause),
     ...(probed ? [...isolationFindings(probed, isolationOff), deviceFinding(probed)] : []),
     userFinding(),
-    ...privilegeFindings(isolationOff),
+    ...privilegeFindings(probed, isolationOff),
     ...findings,
     ...(state === undefined ? [] : stateFindings(state, probed, logLimitBytes)),
   ];
