@@ -1,6 +1,6 @@
 import { examine, type ExamineOptions } from "../src/worker/doctor/examine.ts";
-import { checkPem } from "../src/server/pem.ts";
-import { readKey, readPem } from "./connection.ts";
+import { problemsOf, readTls } from "../src/server/pem.ts";
+import { readTlsFiles } from "./connection.ts";
 import { exitCodeOfFindings, findingsToJson, formatFindings, formatSummary, type Told } from "./findings.ts";
 import { print, printJson } from "./output.ts";
 import type { Given } from "./program.ts";
@@ -19,16 +19,16 @@ export async function check(given: Given, options: ExamineOptions): Promise<numb
 async function certificateFindings(given: Given): Promise<Told[]> {
   const [ca, cert, key] = [given.text("ca"), given.text("cert"), given.text("key")];
   if (!ca || !cert || !key) return [];
-  const area = "certificate";
-  const warnings: Told[] = [];
-  const warn = (reason: string): void =>
-    void warnings.push({ area, name: "worker's", state: "limited", meaning: "clients may refuse it", reason });
+  const row = { area: "certificate", name: "worker's" } as const;
   try {
-    checkPem({ ca: await readPem(ca), cert: await readPem(cert), key: await readKey(key) }, warn);
+    const warnings: Told[] = [];
+    for (const { message: reason } of problemsOf(readTls(await readTlsFiles({ ca, cert, key })))) {
+      warnings.push({ ...row, state: "limited", meaning: "clients may refuse it", reason });
+    }
+    return warnings.length > 0 ? warnings : [{ ...row, state: "enforced", meaning: cert }];
   } catch (error) {
     const reason = error instanceof Error ? error.message : String(error);
     const remedy = "jobs certs init makes one; so do jobs certs request and sign";
-    return [{ area, name: "worker's", state: "missing", meaning: "no daemon starts", reason, remedy }];
+    return [{ ...row, state: "missing", meaning: "no daemon starts", reason, remedy }];
   }
-  return warnings.length > 0 ? warnings : [{ area, name: "worker's", state: "enforced", meaning: cert }];
 }

@@ -1,8 +1,9 @@
-import { chmod, mkdir, mkdtempDisposable, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, mkdtempDisposable, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { beforeAll, describe, expect, it } from "vitest";
-import { findConnection, readCredentials, readKey, SettingError } from "./connection.ts";
+import { afterEach, beforeAll, describe, expect, it } from "vitest";
+import { readPrivate } from "../src/x509/file.ts";
+import { findConnection, readCredentials, SettingError } from "./connection.ts";
 import { UsageError } from "./parse.ts";
 
 let home: string;
@@ -70,25 +71,89 @@ describe("the connection", () => {
     );
   });
 
-  it("refuses a config file that is no JSON, naming it", async () => {
-    await mkdir(join(home, "broken", "jobs"), { recursive: true });
-    await writeFile(join(home, "broken", "jobs", "config.json"), "{");
-    const broken = find({}, { XDG_CONFIG_HOME: join(home, "broken") });
-    await expect(broken).rejects.toThrow(SettingError);
-    await expect(broken).rejects.toThrow(/broken\/jobs\/config\.json: /);
+  const BOM = "\ufeff";
+  const LAB = JSON.stringify({ current: "lab", contexts: { lab: { server: "lab:1", ca: "a", cert: "b", key: "c" } } });
+  it.each<[string, string | Buffer, string]>([
+    ["no JSON", "{", "is no JSON: "],
+    ["empty", "", "is empty; {} is an empty one"],
+    ["UTF-16", Buffer.from(BOM + LAB, "utf16le"), "is UTF-16; save it as UTF-8"],
+    ["not UTF-8", Buffer.from('{"current":"\xff"}', "latin1"), "is not UTF-8"],
+    ["a list", "[]", 'must be an object with "contexts"'],
+    ["of contexts in a list", '{"contexts":[]}', "contexts must be an object of contexts by name"],
+    ["of a current context that is no name", '{"current":1}', "current must be the name of a context"],
+    ["too large", " ".repeat(300 * 1024), "is over 256 KiB"],
+  ])("refuses a config file that is %s, naming it", async (_, contents, message) => {
+    const { dir, config } = await settings(contents);
+    const refused = find({}, { XDG_CONFIG_HOME: dir });
+    await expect(refused).rejects.toThrow(SettingError);
+    await expect(refused).rejects.toThrow(`${config}: ${message}`);
+  });
+
+  it("reads a config file with a byte order mark", async () => {
+    const { dir } = await settings(BOM + LAB);
+    expect(await find({}, { XDG_CONFIG_HOME: dir })).toMatchObject({ server: "lab:1" });
+  });
+
+  it("tells that the config file is a directory, or cannot be read, also where no context is named", async () => {
+    const dir = await mkdtemp(join(home, "bad-"));
+    const config = join(dir, "jobs", "config.json");
+    await mkdir(config, { recursive: true });
+    await expect(find({}, { XDG_CONFIG_HOME: dir })).rejects.toThrow(`${config}: is a directory; a file is needed`);
+    await expect(find({ context: "x" }, { XDG_CONFIG_HOME: dir })).rejects.toThrow(
+      `context x: ${config}: is a directory`,
+    );
+    const below = find({}, { XDG_CONFIG_HOME: file });
+    await expect(below).rejects.toThrow(`${file}/jobs/config.json: not a directory`);
+    // Root may read a file of any mode; a loop of links is unreadable to everybody.
+    const loop = await mkdtemp(join(home, "loop-"));
+    await mkdir(join(loop, "jobs"));
+    await symlink("config.json", join(loop, "jobs", "config.json"));
+    await expect(find({}, { XDG_CONFIG_HOME: loop })).rejects.toThrow("too many symbolic links encountered");
+  });
+
+  describe("takes nothing from the directory that it is run in", () => {
+    const before = process.cwd();
+    afterEach(() => process.chdir(before));
+
+    it.each<[string, NodeJS.ProcessEnv, string]>([
+      ["HOME=", { HOME: "" }, "HOME is empty"],
+      ["HOME=.", { HOME: "." }, 'HOME is ".", which is no absolute path'],
+      ["XDG_CONFIG_HOME=conf", { XDG_CONFIG_HOME: "conf" }, 'XDG_CONFIG_HOME is "conf", which is no absolute path'],
+      ["XDG_CONFIG_HOME=.config", { HOME: "/root", XDG_CONFIG_HOME: ".config" }, 'XDG_CONFIG_HOME is ".config"'],
+    ])("with %s, and says why", async (_, env, message) => {
+      const dir = await mkdtemp(join(home, "cwd-"));
+      for (const place of ["jobs", "conf/jobs", ".config/jobs"]) {
+        await mkdir(join(dir, place), { recursive: true });
+        await writeFile(join(dir, place, "config.json"), LAB);
+      }
+      process.chdir(dir);
+      const given = (flags: Readonly<Record<string, string>>) => findConnection({ text: (name) => flags[name] }, env);
+      await expect(given({})).rejects.toThrow(`or name a context in config.json, which is nowhere: ${message}`);
+      await expect(given({ context: "lab" })).rejects.toThrow(`context lab: there is no config.json: ${message}`);
+      expect(await findConnection({ text: () => undefined }, { ...all, ...env })).toMatchObject({ server: "env:1" });
+    });
   });
 });
+
+/** A new directory for XDG_CONFIG_HOME whose config.json has these contents. */
+async function settings(contents: string | Buffer): Promise<{ readonly dir: string; readonly config: string }> {
+  const dir = await mkdtemp(join(home, "settings-"));
+  const config = join(dir, "jobs", "config.json");
+  await mkdir(join(dir, "jobs"));
+  await writeFile(config, contents);
+  return { dir, config };
+}
 
 describe("a private key's file", () => {
   it.each([0o644, 0o640, 0o604, 0o660, 0o601])("with mode %o is refused, saying what would be right", async (mode) => {
     const key = join(home, "some.key");
     await writeFile(key, "key");
     await chmod(key, mode);
-    await expect(readKey(key)).rejects.toThrow(`(mode 0${mode.toString(8)}): chmod 600 ${key}`);
+    await expect(readPrivate(key)).rejects.toThrow(`(mode 0${mode.toString(8)}): chmod 600 ${key}`);
     await chmod(key, 0o600);
-    expect(await readKey(key)).toEqual(Buffer.from("key"));
+    expect(await readPrivate(key)).toEqual(Buffer.from("key"));
     await chmod(key, 0o400);
-    expect(await readKey(key)).toEqual(Buffer.from("key"));
+    expect(await readPrivate(key)).toEqual(Buffer.from("key"));
   });
 
   it("that is missing is named", async () => {

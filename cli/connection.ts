@@ -1,9 +1,10 @@
-import { readFile, stat } from "node:fs/promises";
-import { homedir } from "node:os";
-import { dirname, join, resolve } from "node:path";
+import { userInfo } from "node:os";
+import { dirname, isAbsolute, join, resolve } from "node:path";
 import type { Credentials } from "../src/client/target.ts";
 import type { Client } from "../src/client/index.ts";
 import { ClientError } from "../src/client/errors.ts";
+import { readPrivate, readSmall, reasonOf } from "../src/x509/file.ts";
+import { parseTls, PemError, type TlsFiles, type TlsPem } from "../src/x509/pem.ts";
 import { environment } from "./bytes.ts";
 import { UsageError } from "./parse.ts";
 import type { Given } from "./program.ts";
@@ -42,13 +43,17 @@ export async function findConnection(given: Pick<Given, "text">, env: NodeJS.Pro
   if (missing.length > 0) {
     const flags = missing.map((part) => `--${part}`).join(" ");
     const variables = missing.map((part) => `JOBS_${part.toUpperCase()}`).join(" ");
-    throw new UsageError(
-      `no ${missing.join(", ")}: give ${flags}, or set ${variables}, or name a context in ${configFile(env)}`,
-    );
+    throw new UsageError(`no ${missing.join(", ")}: give ${flags}, or set ${variables}, or ${contextHint(env)}`);
   }
   const values: Record<Part, string> = { server: "", ca: "", cert: "", key: "" };
   for (const { part, value } of found) values[part] = value;
   return { ...values, sources: describeSources(found) };
+}
+
+function contextHint(env: NodeJS.ProcessEnv): string {
+  const place = configFile(env);
+  if ("file" in place) return `name a context in ${place.file}`;
+  return `name a context in config.json, which is nowhere: ${place.nowhere}`;
 }
 
 function describeSources(found: readonly { part: Part; source: string; value: string }[]): string {
@@ -58,28 +63,16 @@ function describeSources(found: readonly { part: Part; source: string; value: st
   return one ? `${list} (${first?.source})` : list;
 }
 
-/** Reads the files. Throws SettingError naming the one that is missing, or the key that others may read. */
-export async function readCredentials({ server, ca, cert, key }: Connection): Promise<Credentials> {
-  return { server, ca: await readPem(ca), cert: await readPem(cert), key: await readKey(key) };
+/** Reads the files of a connection. Throws PemError that begins with the file's name. */
+export async function readCredentials({ server, ...files }: Connection): Promise<Credentials> {
+  return { server, ...(await readTlsFiles(files)) };
 }
 
-/** Throws SettingError when the file is missing. */
-export async function readPem(path: string): Promise<Buffer> {
-  try {
-    return await readFile(path);
-  } catch (error) {
-    throw new SettingError(`${path}: ${why(error)}`, { cause: error });
-  }
-}
-
-/** As readPem; throws SettingError, too, when others may read the key. */
-export async function readKey(path: string): Promise<Buffer> {
-  const found = await stat(path).catch(() => undefined);
-  if (found && (found.mode & 0o077) !== 0) {
-    const mode = (found.mode & 0o7777).toString(8).padStart(4, "0");
-    throw new SettingError(`${path}: others can read this private key (mode ${mode}): chmod 600 ${path}`);
-  }
-  return readPem(path);
+/** Reads what TLS is to be given, by the files' names. Returns it as PEM again. Throws PemError, led by a file's name. */
+export async function readTlsFiles(files: { readonly [part in keyof TlsPem]: string }): Promise<TlsFiles["pem"]> {
+  const given = { ca: await readSmall(files.ca), cert: await readSmall(files.cert), key: await readPrivate(files.key) };
+  const { ca, cert, key } = files;
+  return parseTls(given, { ca, cert, key }).pem;
 }
 
 const DIAGNOSED_REASONS: ReadonlySet<string> = new Set(["", "BAD_CREDENTIALS"]);
@@ -110,15 +103,20 @@ async function readContext(
   wanted: string | undefined,
   env: NodeJS.ProcessEnv,
 ): Promise<{ source: string; parts: Parts }> {
-  const file = configFile(env);
-  const text = await readFile(file, "utf8").catch((error: unknown) => {
-    if (wanted === undefined) return undefined;
-    throw new SettingError(`context ${wanted}: ${file}: ${why(error)}`, { cause: error });
+  const place = configFile(env);
+  const asked = wanted === undefined ? "" : `context ${wanted}: `;
+  if ("nowhere" in place) {
+    if (wanted === undefined) return { source: "", parts: {} };
+    throw new SettingError(`${asked}there is no config.json: ${place.nowhere}`);
+  }
+  const { file } = place;
+  const bytes = await readSmall(file).catch((error: unknown) => {
+    const missing = error instanceof PemError && isMissing(error.cause);
+    if (missing && wanted === undefined) return undefined;
+    throw new SettingError(`${asked}${error instanceof Error ? error.message : String(error)}`, { cause: error });
   });
-  if (text === undefined) return { source: file, parts: {} };
-  const config = parseJson(text, file);
-  const contexts = isRecord(config) && isRecord(config["contexts"]) ? config["contexts"] : {};
-  const current = isRecord(config) && typeof config["current"] === "string" ? config["current"] : undefined;
+  if (bytes === undefined) return { source: file, parts: {} };
+  const { contexts, current } = configIn(bytes, file);
   const name = wanted ?? current;
   if (name === undefined) return { source: file, parts: {} };
   const context = Object.hasOwn(contexts, name) ? contexts[name] : undefined;
@@ -136,8 +134,40 @@ async function readContext(
   return { source: `context ${name}`, parts: files };
 }
 
-function configFile(env: NodeJS.ProcessEnv): string {
-  return join(env["XDG_CONFIG_HOME"] || join(homedir(), ".config"), "jobs", "config.json");
+/** Where config.json is, or why it is nowhere: never in the directory that the program happens to be run in. */
+function configFile(env: NodeJS.ProcessEnv): { readonly file: string } | { readonly nowhere: string } {
+  const [given, home] = [env["XDG_CONFIG_HOME"], env["HOME"]];
+  if (given) {
+    if (isAbsolute(given)) return { file: join(given, "jobs", "config.json") };
+    return { nowhere: `XDG_CONFIG_HOME is ${JSON.stringify(given)}, which is no absolute path` };
+  }
+  if (home !== undefined && !isAbsolute(home)) {
+    return { nowhere: `HOME is ${home === "" ? "empty" : `${JSON.stringify(home)}, which is no absolute path`}` };
+  }
+  try {
+    return { file: join(home ?? userInfo().homedir, ".config", "jobs", "config.json") };
+  } catch (error) {
+    return { nowhere: `HOME is not set, and this user has no home directory (${reasonOf(error)})` };
+  }
+}
+
+/** What is in config.json. Throws SettingError that says what it is instead. */
+function configIn(
+  bytes: Uint8Array,
+  file: string,
+): { readonly contexts: Readonly<Record<string, unknown>>; readonly current: string | undefined } {
+  const config = parseJson(bytes, file);
+  if (!isRecord(config)) throw new SettingError(`${file}: must be an object with "contexts", and "current" at will`);
+  const { contexts = {}, current } = config;
+  if (!isRecord(contexts)) throw new SettingError(`${file}: contexts must be an object of contexts by name`);
+  if (current !== undefined && typeof current !== "string") {
+    throw new SettingError(`${file}: current must be the name of a context`);
+  }
+  return { contexts, current };
+}
+
+function isMissing(error: unknown): boolean {
+  return error instanceof Error && "code" in error && error.code === "ENOENT";
 }
 
 function parts(value: (part: Part) => string | undefined): Parts {
@@ -149,20 +179,24 @@ function parts(value: (part: Part) => string | undefined): Parts {
   return found;
 }
 
-function parseJson(text: string, file: string): unknown {
+function parseJson(bytes: Uint8Array, file: string): unknown {
+  const told = (why: string, cause?: unknown) => new SettingError(`${file}: ${why}`, { cause });
+  if (bytes[0] === 0xff || bytes[0] === 0xfe) throw told("is UTF-16; save it as UTF-8");
+  let text: string;
+  try {
+    // It leaves a byte order mark out.
+    text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+  } catch (error) {
+    throw told("is not UTF-8", error);
+  }
+  if (text.trim() === "") throw told("is empty; {} is an empty one");
   try {
     return JSON.parse(text);
   } catch (error) {
-    throw new SettingError(`${file}: ${why(error)}`, { cause: error });
+    throw told(`is no JSON: ${error instanceof Error ? error.message : String(error)}`, error);
   }
 }
 
 function isRecord(value: unknown): value is Readonly<Record<string, unknown>> {
-  return typeof value === "object" && value !== null;
-}
-
-/** "no such file or directory" of "ENOENT: no such file or directory, open 'x'". */
-function why(error: unknown): string {
-  const message = error instanceof Error ? error.message : String(error);
-  return message.replace(/^E[A-Z]+: |, \w+( '.*')?$/gs, "");
+  return typeof value === "object" && value !== null && !Array.isArray(value);
 }

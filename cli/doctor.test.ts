@@ -66,7 +66,7 @@ describe("jobs doctor", () => {
         {
           name: "certificate",
           state: "FINDING_STATE_MISSING",
-          reason: expect.stringContaining("not made for a client"),
+          reason: expect.stringContaining("is not for clients"),
         },
         { name: "role", state: "FINDING_STATE_MISSING", remedy: "sign one with --role reader or writer" },
       ],
@@ -94,7 +94,7 @@ describe("jobsd --check", () => {
     const tls = ["--ca", host.file("ca.crt"), "--cert", host.file("worker.crt"), "--key"];
     const wrong = await check(...tls, host.file("writer.key"));
     expect(wrong.code).toBe(125);
-    expect(wrong.stdout).toMatch(/no daemon starts\n.*does not belong to the worker's certificate/);
+    expect(wrong.stdout).toMatch(/no daemon starts\n.*does not belong to the certificate of /);
     expect((await check(...tls, host.file("worker.key"))).code).toBeLessThan(2);
     const below = await check("--state", join(host.file("ca.crt"), "state"));
     expect({ code: below.code, end: below.stdout.split(": ").at(-1) }).toEqual({

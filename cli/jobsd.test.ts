@@ -43,7 +43,7 @@ describe("jobsd", () => {
     const cases: readonly (readonly [Record<string, string>, RegExp])[] = [
       [{ ca: "/missing/ca.crt" }, /\/missing\/ca\.crt: no such file/],
       [{ key: open }, /open\.key: others can read this private key \(mode 0640\): chmod 600/],
-      [{ key: host.file("writer.key") }, /key.*does not belong to the worker's certificate/],
+      [{ key: host.file("writer.key") }, /key.*does not belong to the certificate of /],
       [{ cert: file }, /certificate/],
       [{ listen: `127.0.0.1:${port}` }, /port|in use/],
       [{ state: join(host.dir, "state") }, /state|another|locked/],

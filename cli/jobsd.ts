@@ -6,7 +6,7 @@ import { ClientError } from "../src/client/errors.ts";
 import { SWITCHES } from "../src/worker/isolation.ts";
 import type { WorkerOptions } from "../src/worker/options.ts";
 import { commandLine, environment } from "./bytes.ts";
-import { readKey, readPem } from "./connection.ts";
+import { readTlsFiles } from "./connection.ts";
 import { EXIT } from "./exit.ts";
 import { linesTo } from "./lines.ts";
 import { logFlags, logOptions } from "./retention.ts";
@@ -145,7 +145,7 @@ async function daemon(given: Given): Promise<number> {
 
 interface Settings {
   readonly listen: string;
-  readonly tls: { readonly ca: Buffer; readonly cert: Buffer; readonly key: Buffer };
+  readonly tls: { readonly ca: string; readonly cert: string; readonly key: string };
   readonly worker: WorkerOptions;
   readonly healthSocket: string | undefined;
   readonly audit: string;
@@ -201,7 +201,7 @@ async function settings(given: Given): Promise<Settings> {
   };
   const level = parseWord("--log-level", given.text("log-level") ?? "info", ["debug", "info", "warn", "error"]);
   const shutdownMs = parseDurationMs("--shutdown-timeout", given.text("shutdown-timeout") ?? "10s");
-  const tls = { ca: await readPem(text("ca")), cert: await readPem(text("cert")), key: await readKey(text("key")) };
+  const tls = await readTlsFiles({ ca: text("ca"), cert: text("cert"), key: text("key") });
   return {
     listen: text("listen"),
     tls,

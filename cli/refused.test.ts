@@ -42,19 +42,23 @@ describe("a connection that fails says why, and what to do", () => {
 
   it("when the worker is of another CA", async () => {
     const { stderr } = await host.jobs(["list", "--ca", foreign("ca.crt")]);
-    expect(stderr).toMatch(/the certificate of 127\.0\.0\.1:\d+ \(CN=worker\) is not signed by the given CA/);
+    expect(stderr).toMatch(
+      /the certificate of 127\.0\.0\.1:\d+ \(CN=worker\) is signed by another CA of the same name, CN=jobs CA/,
+    );
   });
 
   it("when the own certificate is of another CA", async () => {
     const other = { JOBS_CERT: foreign("writer.crt"), JOBS_KEY: foreign("writer.key") };
     const { code, stderr } = await host.jobs(["list"], other);
     expect(code).toBe(1);
-    expect(stderr).toMatch(/your certificate \(CN=writer\) is not signed by the CA .*\n.*jobs certs sign/);
+    expect(stderr).toMatch(
+      /your certificate \(CN=writer\) is signed by another CA of the same name, .*\n.*jobs certs sign/,
+    );
   });
 
   it("when the own certificate is over", async () => {
     const { stderr } = await host.jobs(["list"], await pair(new Date(Date.now() - 3 * 86_400_000)));
-    expect(stderr).toMatch(/your certificate \(CN=some\) expired on .*\n {2}sign a new certificate/);
+    expect(stderr).toMatch(/your certificate \(CN=some\) expired at .*\n {2}sign a new certificate/);
   });
 
   it("when the own certificate is a worker's", async () => {
@@ -62,13 +66,13 @@ describe("a connection that fails says why, and what to do", () => {
       JOBS_CERT: host.file("worker.crt"),
       JOBS_KEY: host.file("worker.key"),
     });
-    expect(stderr).toContain("your certificate (CN=worker) is not made for a client");
+    expect(stderr).toContain("your certificate (CN=worker) is not for clients");
   });
 
   it("when the key is of another certificate", async () => {
     const { code, stderr } = await host.jobs(["list"], { JOBS_KEY: host.file("reader.key") });
     expect(code).toBe(1);
-    expect(stderr).toContain("the key does not belong to the certificate (CN=writer)");
+    expect(stderr).toContain("the private key does not belong to the certificate of ");
   });
 
   it("when others can read the key, before anything is sent", async () => {

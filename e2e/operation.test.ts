@@ -44,12 +44,15 @@ describe("a shutdown", () => {
 
 describe("a daemon with a certificate that its clients refuse", () => {
   it.each([
-    ["is of another CA", "stranger", "is not signed by the CA (ca)", "is not signed by the given CA"],
-    ["has expired", "expired", "expired at ", "expired on "],
-  ])("that %s warns of it, and its clients say so", async (_, party, warning, told) => {
+    ["is of another CA", "stranger", "is signed by another CA of the same name, CN=jobs CA"],
+    ["has expired", "expired", "expired at "],
+  ])("that %s warns of it, and its clients say so", async (_, party, told) => {
     const files = { "worker.crt": `${party}.crt`, "worker.key": `${party}.key` };
     await using daemon = await startDaemon({ certificates: swapped(certificates, files) });
-    await vi.waitFor(() => expect(daemon.log()).toContain(`"msg":"the worker's certificate ${warning}`), DEADLINE);
+    await vi.waitFor(
+      () => expect(daemon.log()).toContain(`"msg":"the worker's certificate (CN=${party}) ${told}`),
+      DEADLINE,
+    );
     const { code, stderr } = await daemon.jobs("reader", "list");
     expect({ code, stderr }).toEqual({ code: 1, stderr: expect.stringContaining(`(CN=${party}) ${told}`) });
   });
@@ -57,13 +60,21 @@ describe("a daemon with a certificate that its clients refuse", () => {
 
 describe("a daemon does not start, and says why in a line,", () => {
   it.each([
-    ["when its key is of another certificate", { "worker.key": "reader.key" }, "the private key (key) does not belong"],
+    [
+      "when its key is of another certificate",
+      { "worker.key": "reader.key" },
+      "/etc/jobs/worker.key: the private key does not belong",
+    ],
     [
       "when its certificate is no certificate",
       { "worker.crt": "worker.key" },
-      "the worker's certificate (cert) holds no certificate",
+      "/etc/jobs/worker.crt: holds PRIVATE KEY (line 1), no certificate",
     ],
-    ["when its CA is no certificate", { "ca.crt": "reader.key" }, "the CA certificate (ca) holds no certificate"],
+    [
+      "when its CA is no certificate",
+      { "ca.crt": "reader.key" },
+      "/etc/jobs/ca.crt: holds PRIVATE KEY (line 1), no certificate",
+    ],
   ])("%s", async (_, files, message) => {
     const { code, stderr } = await failDaemon({ certificates: swapped(certificates, files) });
     expect({ code, lines: stderr.split("\n") }).toEqual({

@@ -1,8 +1,9 @@
-import { X509Certificate } from "node:crypto";
+import type { X509Certificate } from "node:crypto";
 import { type ExamineResponse, FindingState } from "../../proto/generated/jobs/v1/worker.ts";
-import { ownFault, subject, unusableCredentials } from "../../src/client/diagnose.ts";
+import { ownFault, unusableCredentials } from "../../src/client/diagnose.ts";
 import type { Credentials } from "../../src/client/target.ts";
 import { identify } from "../../src/server/identity.ts";
+import { nameOf, parseTls } from "../../src/x509/pem.ts";
 import { environment } from "../bytes.ts";
 import { findConnection, readCredentials, withClient } from "../connection.ts";
 import { exitCodeOfFindings, findingsToJson, formatFindings, formatSummary, type Told } from "../findings.ts";
@@ -50,7 +51,7 @@ function told({ state, ...what }: ExamineResponse["findings"][number]): Told {
 function ownFindings(credentials: Credentials): Told[] {
   const unusable = unusableCredentials(credentials);
   if (unusable) return [refused("certificate", unusable)];
-  const certificate = new X509Certificate(credentials.cert);
+  const { own: certificate } = parseTls(credentials);
   return [certificateFinding(certificate, credentials), roleFinding(certificate)];
 }
 
@@ -64,7 +65,7 @@ function certificateFinding(certificate: X509Certificate, credentials: Credentia
   const days = Math.floor((certificate.validToDate.getTime() - Date.now()) / DAY_MS);
   const until = `until ${certificate.validToDate.toISOString().slice(0, 10)}, ${count(days, "day")} left`;
   const issuer = certificate.issuer.replaceAll("\n", ", ");
-  const meaning = `${subject(certificate)}, signed by ${issuer}, ${until}`;
+  const meaning = `${nameOf(certificate)}, signed by ${issuer}, ${until}`;
   const row = { area: "client", name: "certificate", meaning } as const;
   return days >= SOON_DAYS
     ? { ...row, state: "enforced" }

@@ -1,8 +1,12 @@
-import { createPrivateKey, X509Certificate } from "node:crypto";
+import { X509Certificate } from "node:crypto";
 import { once } from "node:events";
-import { connect, type ConnectionOptions, type TLSSocket } from "node:tls";
 import { isIP } from "node:net";
-import { type Credentials, formatTarget, parseTarget } from "./target.ts";
+import { connect, type ConnectionOptions, type DetailedPeerCertificate, type TLSSocket } from "node:tls";
+import { type FaultKind, faultsOf, pathOf, tell } from "../x509/chain.ts";
+import { nameOf, parseTls, TlsFileError, type TlsPem } from "../x509/pem.ts";
+import { checkServer, type Credentials, formatTarget, parseTarget, secureContext } from "./target.ts";
+
+type CertificateReason = "expired" | "not-yet-valid" | "weak" | "purpose" | "chain" | "untrusted";
 
 /** Why there is no connection, for a program (`reason`) and for a person. */
 export interface Diagnosis {
@@ -11,18 +15,16 @@ export interface Diagnosis {
     | "name-not-found"
     | "unreachable"
     | "timeout"
+    | "closed"
+    | "handshake-refused"
     | "not-tls"
     | "old-tls"
-    | "server-untrusted"
-    | "server-expired"
-    | "server-not-yet-valid"
+    | "not-http2"
+    | `server-${CertificateReason}`
     | "server-name"
     | "own-unreadable"
     | "own-key"
-    | "own-expired"
-    | "own-not-yet-valid"
-    | "own-untrusted"
-    | "own-purpose"
+    | `own-${CertificateReason}`
     | "own-refused"
     | "answers";
   readonly message: string;
@@ -33,7 +35,50 @@ export interface Diagnosis {
 const TIMEOUT_MS = 5_000;
 /** A worker that accepts a certificate speaks at once (HTTP/2 SETTINGS); one that does not closes. */
 const VERDICT_TIMEOUT_MS = 2_000;
-const CLIENT_AUTH = "1.3.6.1.5.5.7.3.2";
+
+const REASONS: Readonly<Record<FaultKind, CertificateReason>> = {
+  expired: "expired",
+  "not-yet-valid": "not-yet-valid",
+  "weak-key": "weak",
+  "weak-signature": "weak",
+  purpose: "purpose",
+  "not-a-ca": "chain",
+  "path-length": "chain",
+  "critical-extension": "chain",
+  "self-signed": "untrusted",
+  "wrong-signature": "untrusted",
+  "no-issuer": "untrusted",
+};
+/** What to do about each, of the worker's certificate and of the own one. */
+const REMEDIES: Readonly<Record<CertificateReason, { readonly server: string; readonly own: string }>> = {
+  expired: {
+    server: "the worker needs a new certificate, or its CA does; or check this machine's clock",
+    own: "sign a new certificate (jobs certs sign); where a CA's has expired, that has to be renewed before",
+  },
+  "not-yet-valid": { server: "check this machine's clock", own: "check this machine's clock" },
+  weak: {
+    server: "the worker needs a certificate with RSA of 2048 bits or more and SHA-256",
+    own: "sign a new certificate with RSA of 2048 bits or more and SHA-256: jobs certs request, jobs certs sign",
+  },
+  purpose: {
+    server: "the worker needs a certificate for servers: jobs certs sign --role worker",
+    own: "give a reader's or writer's certificate, not a worker's",
+  },
+  chain: { server: "the worker's chain has to be signed anew", own: "your chain has to be signed anew" },
+  untrusted: {
+    server:
+      "give the certificate of the CA that signed the worker's; an intermediate CA's belongs behind the worker's own",
+    own: "give a certificate that this CA signed (jobs certs sign), with its intermediate CA's behind it",
+  },
+};
+/** Which of several faults OpenSSL has met first. */
+const KINDS: ReadonlyMap<string, FaultKind> = new Map([
+  ["CERT_HAS_EXPIRED", "expired"],
+  ["CERT_NOT_YET_VALID", "not-yet-valid"],
+  ["INVALID_PURPOSE", "purpose"],
+  ["INVALID_CA", "not-a-ca"],
+  ["PATH_LENGTH_EXCEEDED", "path-length"],
+]);
 
 /**
  * Finds out why a worker cannot be reached, by one TLS connection and a look at the own certificate: grpc-js only
@@ -46,28 +91,26 @@ export async function diagnose(credentials: Credentials, timeoutMs = TIMEOUT_MS)
   const { socket, failure } = await handshake(credentials, timeoutMs);
   if (failure) return networkFailure(failure, where);
   try {
-    return serverFault(socket, where) ?? ownFault(credentials) ?? (await verdict(socket, where));
+    return serverFault(socket, credentials, where) ?? (await verdict(socket, where, ownFault(credentials)));
   } finally {
     socket.destroy();
   }
 }
 
-/** What is wrong with the PEMs themselves: unreadable, or a key of another certificate. */
-export function unusableCredentials({ ca, cert, key }: Omit<Credentials, "server">): Diagnosis | undefined {
-  const remedy = "give PEM files: the CA's certificate, your certificate, and your certificate's private key";
-  const bad = (what: string, cause: unknown): Diagnosis => {
-    const message = `${what} cannot be read: ${cause instanceof Error ? cause.message : String(cause)}`;
+/** What is wrong with the files themselves: unreadable, or a key of another certificate. */
+export function unusableCredentials(credentials: TlsPem): Diagnosis | undefined {
+  try {
+    secureContext(credentials);
+    return undefined;
+  } catch (error) {
+    const message = error instanceof Error ? error.message : String(error);
+    const why = error instanceof Error ? error.cause : undefined;
+    if (why instanceof TlsFileError && why.code === "mismatch") {
+      return { reason: "own-key", message, remedy: "give the key that was made with this certificate's request" };
+    }
+    const remedy = "give PEM files: the CA's certificate, your certificate, and your certificate's private key";
     return { reason: "own-unreadable", message, remedy };
-  };
-  const authority = reading(() => bundle(ca));
-  if ("error" in authority) return bad("the CA's certificate", authority.error);
-  const own = reading(() => new X509Certificate(cert));
-  if ("error" in own) return bad("the certificate", own.error);
-  const secret = reading(() => createPrivateKey(key));
-  if ("error" in secret) return bad("the private key", secret.error);
-  if (own.value.checkPrivateKey(secret.value)) return undefined;
-  const message = `the key does not belong to the certificate (${subject(own.value)})`;
-  return { reason: "own-key", message, remedy: "give the key that was made with this certificate's request" };
+  }
 }
 
 type Failure = "timeout" | "silent" | { readonly code: string; readonly message: string };
@@ -78,10 +121,18 @@ async function handshake(
   timeoutMs: number,
 ): Promise<{ readonly socket: TLSSocket; readonly failure?: Failure }> {
   const { host, port } = parseTarget(credentials.server);
-  const { ca, cert, key } = credentials;
-  // An older TLS is let in to be told apart from what is no TLS.
-  const options: ConnectionOptions = { host, port, ca, cert, key, minVersion: "TLSv1.2", ALPNProtocols: ["h2"] };
-  const socket = connect({ ...options, ...(isIP(host) === 0 && { servername: host }), rejectUnauthorized: false });
+  const options: ConnectionOptions = {
+    host,
+    port,
+    ...parseTls(credentials).pem,
+    allowPartialTrustChain: true,
+    // An older TLS is let in to be told apart from what is no TLS.
+    minVersion: "TLSv1.2",
+    ALPNProtocols: ["h2"],
+    rejectUnauthorized: false,
+    checkServerIdentity: (_name, certificate) => checkServer(host, certificate),
+  };
+  const socket = connect({ ...options, ...(isIP(host) === 0 && { servername: host }) });
   socket.on("error", () => {});
   let connected = false;
   socket.once("connect", () => (connected = true));
@@ -120,8 +171,32 @@ function networkFailure(failure: Failure, where: string): Diagnosis {
     return { reason: code === "ETIMEDOUT" ? "timeout" : "unreachable", message: `${where}: ${code}`, remedy };
   }
   if (code === "ERR_SSL_UNSUPPORTED_PROTOCOL" || code === "ERR_SSL_TLSV1_ALERT_PROTOCOL_VERSION") return oldTls(where);
-  const what = `what listens at ${where} is no TLS 1.3 server (${code || message})`;
+  if (code === "ERR_SSL_TLSV1_ALERT_NO_APPLICATION_PROTOCOL") return notHttp2(where);
+  if (code === "ECONNRESET" || code === "EPIPE") {
+    const closed = `${where} closed the connection before TLS had begun (${code})`;
+    const remedy = "check that jobsd listens there and nothing else; its audit log says why, as where it has too many";
+    return { reason: "closed", message: closed, remedy };
+  }
+  const [, alert] = /^ERR_SSL_(?:SSLV3|TLSV1|TLSV13)_ALERT_(.+)$/.exec(code) ?? [];
+  if (alert !== undefined) {
+    const refused = `${where} refused the handshake (TLS alert ${alert.toLowerCase().replaceAll("_", " ")})`;
+    return {
+      reason: "handshake-refused",
+      message: refused,
+      remedy: "its log says why; a jobsd writes it to its audit log",
+    };
+  }
+  const what = `what listens at ${where} is no TLS server (${code || message})`;
   return { reason: "not-tls", message: what, remedy: running };
+}
+
+function notHttp2(where: string): Diagnosis {
+  const message = `what listens at ${where} speaks TLS but not HTTP/2 (ALPN h2), as jobsd does`;
+  return {
+    reason: "not-http2",
+    message,
+    remedy: "check the address: this is no jobsd, or a proxy ends TLS in between",
+  };
 }
 
 function oldTls(where: string, version = "an older TLS"): Diagnosis {
@@ -130,96 +205,71 @@ function oldTls(where: string, version = "an older TLS"): Diagnosis {
 }
 
 /** What the server's side of the handshake is worth. */
-function serverFault(socket: TLSSocket, where: string): Diagnosis | undefined {
+function serverFault(socket: TLSSocket, credentials: Credentials, where: string): Diagnosis | undefined {
   const version = socket.getProtocol();
   if (version !== "TLSv1.3") return oldTls(where, version ?? undefined);
+  if (socket.alpnProtocol !== "h2") return notHttp2(where);
   if (socket.authorized) return undefined;
-  const peer = socket.getPeerX509Certificate();
-  const name = peer ? `the certificate of ${where} (${subject(peer)})` : `the certificate of ${where}`;
   // Node types it as an Error; it is the code of one.
   const code = String(socket.authorizationError);
-  switch (code) {
-    case "CERT_HAS_EXPIRED":
-      return {
-        reason: "server-expired",
-        message: `${name} expired on ${peer?.validTo}`,
-        remedy: "the worker needs a new certificate; or check this machine's clock",
-      };
-    case "CERT_NOT_YET_VALID":
-      return {
-        reason: "server-not-yet-valid",
-        message: `${name} is valid only from ${peer?.validFrom}`,
-        remedy: "check this machine's clock",
-      };
-    case "ERR_TLS_CERT_ALTNAME_INVALID":
-      return {
-        reason: "server-name",
-        message: `${name} is made out to ${peer?.subjectAltName ?? "no host"}`,
-        remedy: "call the worker by a name that its certificate has, or make it one with this name",
-      };
-    default:
-      return {
-        reason: "server-untrusted",
-        message: `${name} is not signed by the given CA (${code})`,
-        remedy: "give the certificate of the CA that signed the worker's",
-      };
+  const [peer, ...others] = presented(socket);
+  if (!peer) return told("server", "untrusted", `${where} shows no certificate (${code})`);
+  const name = `the certificate of ${where}`;
+  if (code === "ERR_TLS_CERT_ALTNAME_INVALID") {
+    const names = peer.subjectAltName;
+    const only = "has no subject alternative name, and a common name does not count";
+    return {
+      reason: "server-name",
+      message: `${name} (${nameOf(peer)}) ${names === undefined ? only : `is made out to ${names}`}`,
+      remedy: "call the worker by a name that its certificate has, or make it one with this name",
+    };
   }
+  const { authorities } = parseTls(credentials);
+  const faults = faultsOf(pathOf(peer, others, authorities), "server");
+  const fault = faults.find(({ kind }) => kind === KINDS.get(code)) ?? faults[0];
+  if (fault) return told("server", REASONS[fault.kind], tell(fault, name));
+  return told("server", "untrusted", `${name} (${nameOf(peer)}) is not accepted (${code})`);
 }
 
-/** What a worker would refuse the own certificate for, as far as can be seen from here. */
-export function ownFault({ ca, cert }: Credentials): Diagnosis | undefined {
-  const own = new X509Certificate(cert);
-  const authorities = bundle(ca);
-  const name = `your certificate (${subject(own)})`;
-  const renew = "sign a new certificate: jobs certs sign";
-  if (own.validToDate < new Date()) {
-    return { reason: "own-expired", message: `${name} expired on ${own.validTo}`, remedy: renew };
-  }
-  if (own.validFromDate > new Date()) {
-    const remedy = "check this machine's clock";
-    return { reason: "own-not-yet-valid", message: `${name} is valid only from ${own.validFrom}`, remedy };
-  }
-  if (!authorities.some((authority) => own.checkIssued(authority) && own.verify(authority.publicKey))) {
-    const message = `${name} is not signed by the CA (${authorities.map(subject).join("; ")})`;
-    return { reason: "own-untrusted", message, remedy: "give a certificate that this CA signed: jobs certs sign" };
-  }
-  if (own.keyUsage && !own.keyUsage.includes(CLIENT_AUTH)) {
-    const message = `${name} is not made for a client`;
-    return { reason: "own-purpose", message, remedy: "give a reader's or writer's certificate, not a worker's" };
-  }
-  return undefined;
+/** What a worker that trusts the given CA refuses the own certificate for. */
+export function ownFault(credentials: TlsPem): Diagnosis | undefined {
+  const { own, chain, authorities } = parseTls(credentials);
+  const [fault] = faultsOf(pathOf(own, chain, authorities), "client");
+  return fault && told("own", REASONS[fault.kind], tell(fault, "your certificate"));
 }
 
-/** Under TLS 1.3 a client's handshake is over before the server has looked at its certificate. */
-async function verdict(socket: TLSSocket, where: string): Promise<Diagnosis> {
+function told(side: "server" | "own", reason: CertificateReason, message: string): Diagnosis {
+  return { reason: `${side}-${reason}`, message, remedy: REMEDIES[reason][side] };
+}
+
+/** The certificates that the other side has sent, its own first. */
+function presented(socket: TLSSocket): readonly X509Certificate[] {
+  const found: X509Certificate[] = [];
+  let next: Partial<DetailedPeerCertificate> | undefined = socket.getPeerCertificate(true);
+  while (next?.raw && !found.some(({ raw }) => next?.raw?.equals(raw))) {
+    found.push(new X509Certificate(next.raw));
+    next = next.issuerCertificate;
+  }
+  return found;
+}
+
+/**
+ * What the worker makes of the own certificate: under TLS 1.3 a client's handshake is over before the server has looked
+ * at it. `fault` is what can be seen of it from here.
+ */
+async function verdict(socket: TLSSocket, where: string, fault: Diagnosis | undefined): Promise<Diagnosis> {
   const signal = AbortSignal.timeout(VERDICT_TIMEOUT_MS);
-  const spoke = once(socket, "data", { signal }).then(() => true);
-  const closed = once(socket, "close", { signal }).then(() => false);
+  const spoke = once(socket, "data", { signal }).then(() => "spoke" as const);
+  const closed = once(socket, "close", { signal }).then(() => "closed" as const);
   // An alert, too, is a refusal; silence is none.
-  if (await Promise.race([spoke, closed]).catch(() => signal.aborted)) {
+  const seen = await Promise.race([spoke, closed]).catch(() => (signal.aborted ? ("silent" as const) : "closed"));
+  if (seen !== "spoke" && fault) return fault;
+  if (seen !== "closed") {
     const message = `${where} accepts the connection now`;
     return { reason: "answers", message, remedy: "try again; if it goes on, read the worker's log" };
   }
   const message = `${where} closed the connection when it saw your certificate`;
-  const remedy = "it may be revoked, or the worker trusts another CA: its log and audit record say why";
+  const remedy =
+    "nothing is wrong with it here: the worker trusts another CA, or its clock differs; its audit log says why";
   return { reason: "own-refused", message, remedy };
-}
-
-/** A CA file may hold the old and the new CA while one replaces the other. */
-function bundle(ca: string | Buffer): X509Certificate[] {
-  const blocks = ca.toString().match(/-----BEGIN CERTIFICATE-----[^]*?-----END CERTIFICATE-----/g);
-  return (blocks ?? [ca]).map((pem) => new X509Certificate(pem));
-}
-
-/** As in "CN=ada, O=lab". */
-export function subject(certificate: X509Certificate): string {
-  return certificate.subject.replaceAll("\n", ", ");
-}
-
-function reading<Value>(make: () => Value): { value: Value } | { error: unknown } {
-  try {
-    return { value: make() };
-  } catch (error) {
-    return { error };
-  }
 }

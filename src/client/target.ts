@@ -1,15 +1,16 @@
 import { isIP } from "node:net";
-import { checkServerIdentity, createSecureContext, type SecureContext } from "node:tls";
+import { checkServerIdentity, createSecureContext, type PeerCertificate, type SecureContext } from "node:tls";
 import { ChannelCredentials } from "@grpc/grpc-js";
+import { PemError, parseTls, type TlsPem } from "../x509/pem.ts";
 import { ClientError } from "./errors.ts";
 
-/** Who to call, and with what to prove who calls: PEM, the CA's certificate, an own certificate and its key. */
-export interface Credentials {
+/**
+ * Who to call, and with what to prove who calls: the CA's certificate, an own certificate with its chain, and its key,
+ * in PEM or DER.
+ */
+export interface Credentials extends TlsPem {
   /** `HOST:PORT`: a name, an IPv4 address, or an IPv6 address in brackets. */
   readonly server: string;
-  readonly ca: string | Buffer;
-  readonly cert: string | Buffer;
-  readonly key: string | Buffer;
 }
 
 export interface Target {
@@ -26,7 +27,15 @@ export function parseTarget(text: string, field = "server"): Target {
     const right = "HOST:PORT is right, as in worker.example:7443, 192.0.2.1:7443 or [2001:db8::1]:7443";
     throw new ClientError("INVALID_ARGUMENT", `${field}: ${JSON.stringify(text)} is no address: ${right}`, { field });
   }
-  return { host, port: Number(port) };
+  return { host: unmapped(host), port: Number(port) };
+}
+
+/** An IPv4 address that IPv6 has mapped (`::ffff:192.0.2.1`, `::ffff:c000:201`) as IPv4, which certificates have. */
+function unmapped(host: string): string {
+  if (isIP(host) !== 6 || host.includes("%")) return host;
+  const [, high, low] = /^\[::ffff:([0-9a-f]+):([0-9a-f]+)\]$/.exec(new URL(`http://[${host}]`).hostname) ?? [];
+  if (high === undefined || low === undefined) return host;
+  return [high, low].flatMap((part) => [parseInt(part, 16) >> 8, parseInt(part, 16) & 0xff]).join(".");
 }
 
 /** `HOST:PORT` again, an IPv6 address in brackets. */
@@ -34,17 +43,22 @@ export function formatTarget({ host, port }: Target): string {
   return isIP(host) === 6 ? `[${host}]:${port}` : `${host}:${port}`;
 }
 
-/** TLS 1.3 only. Throws ClientError UNAUTHENTICATED when the PEMs are no PEM or do not belong together. */
-export function secureContext({ ca, cert, key }: Credentials): SecureContext {
+/** TLS 1.3 only. Throws ClientError UNAUTHENTICATED when the files cannot be used; its message says which, and why. */
+export function secureContext(given: TlsPem): SecureContext {
   try {
-    return createSecureContext({ ca, cert, key, minVersion: "TLSv1.3" });
+    // An intermediate CA that is given is trusted for what it signed, although its root is not given.
+    return createSecureContext({ ...parseTls(given).pem, minVersion: "TLSv1.3", allowPartialTrustChain: true });
   } catch (cause) {
     const why = cause instanceof Error ? cause.message : String(cause);
-    throw new ClientError("UNAUTHENTICATED", `the CA, certificate and key cannot be used: ${why}`, {
-      reason: "BAD_CREDENTIALS",
-      cause,
-    });
+    const message = cause instanceof PemError ? why : `the CA, certificate and key cannot be used: ${why}`;
+    throw new ClientError("UNAUTHENTICATED", message, { reason: "BAD_CREDENTIALS", cause });
   }
+}
+
+/** Checks a server's certificate for a host, by its subject alternative names alone: RFC 9525, 6.3. */
+export function checkServer(host: string, certificate: PeerCertificate): Error | undefined {
+  // Node would take the common name where there is no alternative name.
+  return checkServerIdentity(host.replace(/%.*$/, ""), { ...certificate, subject: { ...certificate.subject, CN: "" } });
 }
 
 /**
@@ -55,13 +69,15 @@ export function channelFor(
   context: SecureContext,
   { host }: Target,
 ): { readonly credentials: ChannelCredentials; readonly options: Readonly<Record<string, string>> } {
-  if (isIP(host) === 0) return { credentials: ChannelCredentials.createFromSecureContext(context), options: {} };
-  const identity = {
-    checkServerIdentity: (_name: string, cert: Parameters<typeof checkServerIdentity>[1]) =>
-      checkServerIdentity(host, cert),
-  };
+  if (isIP(host) === 0) {
+    return {
+      credentials: ChannelCredentials.createFromSecureContext(context, { checkServerIdentity: checkServer }),
+      options: {},
+    };
+  }
+  const checkServerIdentity = (_name: string, certificate: PeerCertificate) => checkServer(host, certificate);
   return {
-    credentials: ChannelCredentials.createFromSecureContext(context, identity),
+    credentials: ChannelCredentials.createFromSecureContext(context, { checkServerIdentity }),
     options: { "grpc.ssl_target_name_override": "worker.invalid" },
   };
 }

@@ -1,11 +1,6 @@
-import { createPrivateKey, X509Certificate, type KeyObject } from "node:crypto";
-
-/** PEM, each. `ca` may hold several certificates, `cert` a chain. */
-export interface TlsPem {
-  readonly ca: string | Buffer;
-  readonly cert: string | Buffer;
-  readonly key: string | Buffer;
-}
+import type { X509Certificate } from "node:crypto";
+import { faultsOf, pathOf, tell } from "../x509/chain.ts";
+import { nameOf, parseTls, TlsFileError, type TlsFiles, type TlsPem } from "../x509/pem.ts";
 
 type ServeErrorCode = "bad-ca" | "bad-certificate" | "bad-key" | "key-mismatch" | "port-in-use" | "cannot-listen";
 
@@ -20,68 +15,62 @@ export class ServeError extends Error {
   }
 }
 
-/** id-kp-serverAuth, RFC 5280, 4.2.1.12. */
-const SERVER_AUTH = "1.3.6.1.5.5.7.3.1";
-const SOON_MS = 14 * 24 * 3600 * 1000;
+const CODES = { ca: "bad-ca", cert: "bad-certificate", key: "bad-key" } as const;
+const SOON_MS = 30 * 24 * 3600 * 1000;
 
-/**
- * Checks the server's own files: throws ServeError for what cannot work, and tells `warn` of what clients will refuse.
- */
-export function checkPem({ ca, cert, key }: TlsPem, warn: (problem: string, certificate: string) => void): void {
-  const authorities = certificates("bad-ca", "the CA certificate (ca)", ca);
-  const chain = certificates("bad-certificate", "the worker's certificate (cert)", cert);
-  const privateKey = parseKey(key);
-  const [own] = chain;
-  if (!own?.checkPrivateKey(privateKey)) {
-    throw new ServeError(
-      "key-mismatch",
-      `the private key (key) does not belong to the worker's certificate (cert: ${describe(own)}): give the key that its request was made with`,
-    );
-  }
-  for (const problem of problems(own, [...chain, ...authorities])) warn(problem, describe(own));
+/** What clients will refuse, now or soon, and the certificate that it is in. */
+export interface Problem {
+  readonly certificate: X509Certificate;
+  readonly message: string;
 }
 
-function* problems(own: X509Certificate, signers: readonly X509Certificate[]): Generator<string> {
-  const nowMs = Date.now();
-  const endMs = own.validToDate.getTime();
-  if (nowMs < own.validFromDate.getTime()) {
-    yield `the worker's certificate is valid only from ${own.validFromDate.toISOString()}: clients will refuse it`;
-  }
-  if (nowMs > endMs)
-    yield `the worker's certificate expired at ${own.validToDate.toISOString()}: clients will refuse it`;
-  else if (endMs - nowMs < SOON_MS) yield `the worker's certificate expires at ${own.validToDate.toISOString()}`;
-  const signed = signers.some((ca) => own.checkIssued(ca) && own.verify(ca.publicKey));
-  if (!signed) yield "the worker's certificate is not signed by the CA (ca): clients that trust this CA will refuse it";
-  // Node's types say string[]; it is undefined without the extension, which allows every use.
-  const usages: readonly string[] | undefined = own.keyUsage;
-  if (usages && !usages.includes(SERVER_AUTH)) {
-    yield "the worker's certificate is not for servers (extended key usage serverAuth): clients will refuse it";
-  }
-}
-
-function certificates(code: ServeErrorCode, what: string, pem: string | Buffer): readonly X509Certificate[] {
-  const blocks = pem.toString().match(/-----BEGIN CERTIFICATE-----[^-]+-----END CERTIFICATE-----/g);
-  if (!blocks) throw new ServeError(code, `${what} holds no certificate: it must be PEM, with BEGIN CERTIFICATE`);
+/** Reads the server's own files. Throws ServeError for what cannot work. */
+export function readTls(given: TlsPem): TlsFiles {
   try {
-    return blocks.map((block) => new X509Certificate(block));
+    const files = parseTls(given);
+    requireRoots(files.authorities);
+    return files;
   } catch (error) {
-    throw new ServeError(code, `${what} cannot be parsed: ${messageOf(error)}`, error);
+    if (!(error instanceof TlsFileError)) throw error;
+    const code = error.code === "mismatch" ? "key-mismatch" : CODES[error.part];
+    throw new ServeError(code, error.message, error);
   }
 }
 
-function parseKey(pem: string | Buffer): KeyObject {
-  try {
-    return createPrivateKey(pem);
-  } catch (error) {
-    const message = `the private key (key) cannot be parsed: it must be PEM, without a passphrase (${messageOf(error)})`;
-    throw new ServeError("bad-key", message, error);
+/** Node's TLS server verifies clients up to a root (it has no allowPartialTrustChain, as clients have). */
+function requireRoots(authorities: readonly X509Certificate[]): void {
+  const roots = authorities.filter((authority) => authority.checkIssued(authority));
+  for (const authority of authorities) {
+    const { end } = pathOf(authority, authorities, roots);
+    if (!end) continue;
+    const top = nameOf(end.certificate);
+    const issuer = end.certificate.issuer.replaceAll("\n", ", ");
+    const message = `ca: ${top} is an intermediate CA, and the CA that signed it, ${issuer}, is not given: put its certificate into the same file`;
+    throw new ServeError("bad-ca", message);
   }
 }
 
-function describe(certificate: X509Certificate | undefined): string {
-  return `${certificate?.subject.replaceAll("\n", ", ")}, serial ${certificate?.serialNumber}`;
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
+/** Looks at the server's whole chain and at all of its CAs; what ends within 30 days is told, too. */
+export function problemsOf({ own, chain, authorities }: TlsFiles, nowMs = Date.now()): readonly Problem[] {
+  const path = pathOf(own, chain, authorities, nowMs);
+  const faults = faultsOf(path, "server", nowMs);
+  const problems: Problem[] = faults.map((fault) => ({
+    certificate: fault.certificate,
+    message: `${tell(fault, "the worker's certificate")}: clients will refuse it`,
+  }));
+  if (own.subjectAltName === undefined) {
+    const message = `the worker's certificate (${nameOf(own)}) has no subject alternative name, and a common name does not count: clients will refuse it`;
+    problems.push({ certificate: own, message });
+  }
+  const others = authorities.filter((authority) => !path.certificates.some((one) => one.raw.equals(authority.raw)));
+  for (const certificate of [...path.certificates, ...others]) {
+    const [end, endMs] = [certificate.validToDate.toISOString(), certificate.validToDate.getTime()];
+    const who = certificate === own ? "the worker's certificate" : "the CA's certificate";
+    const what = `${who} (${nameOf(certificate)})`;
+    if (endMs < nowMs) {
+      if (others.includes(certificate))
+        problems.push({ certificate, message: `${what} expired at ${end}: clients that it signed are refused` });
+    } else if (endMs - nowMs < SOON_MS) problems.push({ certificate, message: `${what} expires at ${end}` });
+  }
+  return problems;
 }

@@ -2,10 +2,14 @@ import { constants, type X509Certificate } from "node:crypto";
 import { createServer, type AddressInfo, type Server } from "node:net";
 import { createServer as createTlsServer, type TLSSocket } from "node:tls";
 import type { Logger } from "pino";
+import { nameOf, type TlsFiles, type TlsPem } from "../x509/pem.ts";
 import { peerOf, type Connections } from "./connections.ts";
 import { openHandshakes } from "./handshakes.ts";
 import { BACKLOG, HANDSHAKE_TIMEOUT_MS } from "./limits.ts";
-import { checkPem, ServeError, type TlsPem } from "./pem.ts";
+import { problemsOf, readTls, ServeError } from "./pem.ts";
+
+/** How often the server's own certificates are looked at. */
+const WATCH_MS = 24 * 3600 * 1000;
 
 /** A connection that did not get in: OpenSSL's or Node's reason, and the certificate it showed, if any. */
 export interface Refusal {
@@ -40,9 +44,9 @@ interface ListenOptions {
  */
 export async function listenTls(options: ListenOptions): Promise<TlsListener> {
   const { host, port, tls, log, connections, onConnection, onRefused } = options;
-  checkPem(tls, (problem, certificate) => log.warn({ certificate }, problem));
+  const files = readTls(tls);
   const handshaker = createTlsServer({
-    ...tls,
+    ...files.pem,
     minVersion: "TLSv1.3",
     requestCert: true,
     // Node would drop the connection without telling why; it is dropped below.
@@ -78,14 +82,28 @@ export async function listenTls(options: ListenOptions): Promise<TlsListener> {
   const server = createServer((socket) => handshakes.arrive(socket));
   const { port: bound, address } = await listening(server, host, port);
   server.on("error", (error) => log.error({ err: error }, "listener failed"));
+  const stopWatching = watchCertificates(files, log);
   return {
     port: bound,
     address,
     stop() {
+      stopWatching();
       server.close();
       handshakes.stop();
     },
   };
+}
+
+/** Warns of the server's certificates now and once a day. Returns what ends it. */
+function watchCertificates(files: TlsFiles, log: Logger): () => void {
+  const look = (): void => {
+    for (const { certificate, message } of problemsOf(files)) {
+      log.warn({ certificate: `${nameOf(certificate)}, serial ${certificate.serialNumber}` }, message);
+    }
+  };
+  look();
+  const timer = setInterval(look, WATCH_MS).unref();
+  return () => clearInterval(timer);
 }
 
 function refusalOf(socket: TLSSocket, certificate: X509Certificate | undefined): string | undefined {

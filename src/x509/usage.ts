@@ -1,4 +1,4 @@
-import { extensions, objectIdentifiers } from "./der.ts";
+import { elements, extensions, objectIdentifiers } from "./der.ts";
 
 /** What a certificate is used for on a connection. */
 export type Purpose = "client" | "server";
@@ -9,6 +9,10 @@ const PURPOSE_OIDS: Readonly<Record<Purpose, string>> = {
   server: "2b06010505070301",
 };
 const EXTENDED_KEY_USAGE = "551d25";
+const KEY_USAGE = "551d0f";
+const BIT_STRING = 0x03;
+/** The first bit of a key usage, RFC 5280, 4.2.1.3. */
+const DIGITAL_SIGNATURE = 0x80;
 
 /**
  * Whether a certificate may be used for a purpose by its extended key usage: without this extension it may be used for
@@ -19,4 +23,17 @@ export function allows(certificate: Uint8Array, purpose: Purpose): boolean {
   const [usage, ...more] = found ?? [];
   if (!usage) return found !== undefined;
   return more.length === 0 && objectIdentifiers(usage.value)?.includes(PURPOSE_OIDS[purpose]) === true;
+}
+
+/**
+ * Whether a certificate's key may sign TLS 1.3 handshakes: without a key usage it may, with one it needs
+ * digitalSignature. Throws nothing, whatever the bytes.
+ */
+export function signsHandshakes(certificate: Uint8Array): boolean {
+  const found = extensions(certificate)?.filter(({ oidHex }) => oidHex === KEY_USAGE);
+  const [usage, ...more] = found ?? [];
+  if (!usage) return found !== undefined;
+  const [bits, ...rest] = elements(usage.value) ?? [];
+  if (bits?.tag !== BIT_STRING || rest.length > 0 || more.length > 0) return false;
+  return ((bits.content[1] ?? 0) & DIGITAL_SIGNATURE) !== 0;
 }

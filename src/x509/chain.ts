@@ -1,0 +1,159 @@
+import type { X509Certificate } from "node:crypto";
+import { elements, extensions } from "./der.ts";
+import { maySign, nameOf, weaknessOf } from "./pem.ts";
+import { allows, type Purpose, signsHandshakes } from "./usage.ts";
+
+/** What keeps a certificate from being accepted, for a program. */
+export type FaultKind =
+  | "expired"
+  | "not-yet-valid"
+  | "weak-key"
+  | "weak-signature"
+  | "purpose"
+  | "not-a-ca"
+  | "path-length"
+  | "critical-extension"
+  | "self-signed"
+  | "wrong-signature"
+  | "no-issuer";
+
+/** One certificate on the way to a trusted one, and what it is refused for. */
+export interface Fault {
+  readonly kind: FaultKind;
+  readonly certificate: X509Certificate;
+  /** 0 for the certificate that was asked about, 1 for its issuer. */
+  readonly depth: number;
+  /** As in "expired at 2026-01-31T00:00:00.000Z". */
+  readonly says: string;
+}
+
+/** The certificates from a leaf up to a trusted one; `end` is why there is none at its top. */
+export interface Path {
+  readonly certificates: readonly X509Certificate[];
+  readonly end?: Fault;
+}
+
+/** OpenSSL follows no longer ones. */
+const MAX_DEPTH = 100;
+const BASIC_CONSTRAINTS = "551d13";
+/** 1.2.840.10070.8.1. */
+const ROLE = "2a8648ce560801";
+const INTEGER = 0x02;
+
+/**
+ * The path that OpenSSL would take from `leaf` to one of `trusted`, over `others` that came along with it. A trusted
+ * certificate ends it, a root or not.
+ */
+export function pathOf(
+  leaf: X509Certificate,
+  others: readonly X509Certificate[],
+  trusted: readonly X509Certificate[],
+  nowMs = Date.now(),
+): Path {
+  const same = (one: X509Certificate) => (other: X509Certificate) => one.raw.equals(other.raw);
+  const path = [leaf];
+  for (let top = leaf; path.length < MAX_DEPTH;) {
+    if (trusted.some(same(top))) return { certificates: path };
+    const signers = [...trusted, ...others].filter((signer) => isSignedBy(top, signer) && !path.some(same(signer)));
+    // Where a CA was renewed with its key, the certificate that holds now is the one to take.
+    const signer = signers.find((one) => isValidAt(one, nowMs)) ?? signers[0];
+    if (!signer) return { certificates: path, end: endOf(top, path.length - 1, [...trusted, ...others]) };
+    path.push(signer);
+    top = signer;
+  }
+  return { certificates: path, end: endOf(leaf, 0, []) };
+}
+
+/** What OpenSSL refuses on a path, for a purpose, the leaf's faults first. */
+export function faultsOf({ certificates, end }: Path, purpose: Purpose, nowMs = Date.now()): readonly Fault[] {
+  const anchored = end === undefined;
+  return [
+    ...certificates.flatMap((certificate, depth) => {
+      const trusted = anchored && depth === certificates.length - 1;
+      return [...faultsAt(certificate, { depth, trusted, purpose, nowMs })].map(([kind, says]) => ({
+        kind,
+        says,
+        certificate,
+        depth,
+      }));
+    }),
+    ...(end ? [end] : []),
+  ];
+}
+
+/** As in "the intermediate certificate (CN=lab) expired at …"; `leaf` is what the certificate at depth 0 is called. */
+export function tell({ certificate, depth, says }: Fault, leaf: string): string {
+  const self = certificate.checkIssued(certificate);
+  const who = depth === 0 ? leaf : self ? "the CA's certificate" : "the intermediate certificate";
+  return `${who} (${nameOf(certificate)}) ${says}`;
+}
+
+interface Place {
+  readonly depth: number;
+  readonly trusted: boolean;
+  readonly purpose: Purpose;
+  readonly nowMs: number;
+}
+
+function* faultsAt(certificate: X509Certificate, place: Place): Generator<[FaultKind, string]> {
+  const { depth, trusted, purpose, nowMs } = place;
+  const [from, to] = [certificate.validFromDate, certificate.validToDate];
+  if (nowMs > to.getTime()) yield ["expired", `expired at ${to.toISOString()}`];
+  if (nowMs < from.getTime()) yield ["not-yet-valid", `is valid only from ${from.toISOString()}`];
+  const weakness = weaknessOf(certificate.publicKey);
+  if (weakness) yield ["weak-key", `has ${weakness}, which TLS 1.3 does not take`];
+  const algorithm = certificate.signatureAlgorithm ?? "";
+  // A trusted certificate's own signature proves nothing, and is not looked at.
+  if (!trusted && /md[245]|sha1(?!\d)/i.test(algorithm)) {
+    yield ["weak-signature", `is signed with ${algorithm}, which is refused as weak; sign it with SHA-256`];
+  }
+  if (!allows(certificate.raw, purpose) || (depth === 0 && !signsHandshakes(certificate.raw))) {
+    yield ["purpose", `is not for ${purpose}s: its (extended) key usage has no ${purpose}Auth or no digitalSignature`];
+  }
+  if (depth > 0 && !maySign(certificate)) yield ["not-a-ca", "is not a CA's (CA:TRUE and keyCertSign)"];
+  const below = pathLength(certificate);
+  if (below !== undefined && depth - 1 > below) {
+    yield ["path-length", `allows ${below} CAs below it (pathlen), and there are ${depth - 1}`];
+  }
+  if (extensions(certificate.raw)?.some(({ oidHex, critical }) => oidHex === ROLE && critical)) {
+    yield ["critical-extension", "has a role extension that is critical, which TLS refuses; leave critical out"];
+  }
+}
+
+/** How many CAs may stand between this one and a leaf, RFC 5280, 4.2.1.9. */
+function pathLength(certificate: X509Certificate): number | undefined {
+  const constraints = extensions(certificate.raw)?.find(({ oidHex }) => oidHex === BASIC_CONSTRAINTS);
+  const [sequence] = (constraints && elements(constraints.value)) ?? [];
+  const limit = (sequence && elements(sequence.content))?.find(({ tag }) => tag === INTEGER)?.content;
+  return limit?.length === 1 ? limit[0] : undefined;
+}
+
+/** Why nobody is above `top`. */
+function endOf(top: X509Certificate, depth: number, known: readonly X509Certificate[]): Fault {
+  const fault = { certificate: top, depth };
+  const issuer = top.issuer.replaceAll("\n", ", ");
+  if (top.checkIssued(top)) {
+    const says = depth === 0 ? "is signed by itself, and not by the CA" : "is a root that is not the CA given";
+    return { ...fault, kind: "self-signed", says };
+  }
+  if (known.some(({ subject }) => subject === top.issuer)) {
+    return { ...fault, kind: "wrong-signature", says: `is signed by another CA of the same name, ${issuer}` };
+  }
+  return {
+    ...fault,
+    kind: "no-issuer",
+    says: `is signed by ${issuer}, whose certificate is neither given nor sent along`,
+  };
+}
+
+function isSignedBy(certificate: X509Certificate, signer: X509Certificate): boolean {
+  try {
+    return certificate.checkIssued(signer) && certificate.verify(signer.publicKey);
+  } catch {
+    return false;
+  }
+}
+
+function isValidAt({ validFromDate, validToDate }: X509Certificate, nowMs: number): boolean {
+  return validFromDate.getTime() <= nowMs && nowMs <= validToDate.getTime();
+}
