@@ -57,11 +57,11 @@ export function pathOf(
     const signers = [...trusted, ...others].filter((signer) => isSignedBy(top, signer) && !path.some(same(signer)));
     // Where a CA was renewed with its key, the certificate that holds now is the one to take.
     const signer = signers.find((one) => isValidAt(one, nowMs)) ?? signers[0];
-    if (!signer) return { certificates: path, end: endOf(top, path.length - 1, [...trusted, ...others]) };
+    if (!signer) return { certificates: path, end: endOf(path, trusted) };
     path.push(signer);
     top = signer;
   }
-  return { certificates: path, end: endOf(leaf, 0, []) };
+  return { certificates: path, end: endOf(path, trusted) };
 }
 
 /** What OpenSSL refuses on a path, for a purpose, the leaf's faults first. */
@@ -128,22 +128,29 @@ function pathLength(certificate: X509Certificate): number | undefined {
   return limit?.length === 1 ? limit[0] : undefined;
 }
 
-/** Why nobody is above `top`. */
-function endOf(top: X509Certificate, depth: number, known: readonly X509Certificate[]): Fault {
-  const fault = { certificate: top, depth };
+/** Why nobody is above the last of `path`. */
+function endOf(path: readonly X509Certificate[], trusted: readonly X509Certificate[]): Fault {
+  const [leaf, top, depth] = [path[0], path.at(-1), path.length - 1];
+  if (!leaf || !top) throw new Error("a path has a leaf");
   const issuer = top.issuer.replaceAll("\n", ", ");
-  if (top.checkIssued(top)) {
-    const says = depth === 0 ? "is signed by itself, and not by the CA" : "is a root that is not the CA given";
-    return { ...fault, kind: "self-signed", says };
+  const root = top.checkIssued(top);
+  if (root && depth === 0) {
+    return { kind: "self-signed", certificate: leaf, depth: 0, says: "is signed by itself, and not by the CA" };
   }
-  if (known.some(({ subject }) => subject === top.issuer)) {
-    return { ...fault, kind: "wrong-signature", says: `is signed by another CA of the same name, ${issuer}` };
+  if (trusted.some(({ subject }) => subject === top.issuer)) {
+    const says = `is signed by another CA of the same name, ${issuer}`;
+    return { kind: "wrong-signature", certificate: root ? leaf : top, depth: root ? 0 : depth, says };
   }
-  return {
-    ...fault,
-    kind: "no-issuer",
-    says: `is signed by ${issuer}, whose certificate is neither given nor sent along`,
-  };
+  if (root) {
+    return {
+      kind: "no-issuer",
+      certificate: leaf,
+      depth: 0,
+      says: `is signed by ${issuer}, which is not the CA given`,
+    };
+  }
+  const says = `is signed by ${issuer}, whose certificate is neither given nor sent along`;
+  return { kind: "no-issuer", certificate: top, depth, says };
 }
 
 function isSignedBy(certificate: X509Certificate, signer: X509Certificate): boolean {
