@@ -29,29 +29,6 @@
 enum { BIRTH_STACK = 32 << 10 };
 enum { OPEN_FILES = 1024 }; /* what programs that use select() can bear; they may raise it to the hard limit */
 
-/* What every job inherits, done once in the spawner: each of these calls for each job would add up. */
-bool prepare_inheritance(void)
-{
-	int null = open("/dev/null", O_RDONLY);
-	if (null < 0 || dup2(null, STDIN_FILENO) < 0 || (null != STDIN_FILENO && close(null) < 0))
-		return false;
-	for (int number = 1; number < _NSIG; number++)
-		signal(number, SIG_DFL); /* fails for SIGKILL, SIGSTOP and libc's own, which nobody changed */
-	return drop_bounding_set() &&
-	       (!(isolation.parts & PART_NO_NEW_PRIVILEGES) || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
-}
-
-/* Neither a set-user-id program nor uid 0 gives a job any capability (capabilities(7)). */
-bool drop_bounding_set(void)
-{
-	if (!(isolation.parts & PART_NO_CAPABILITIES))
-		return true;
-	for (int number = 0; prctl(PR_CAPBSET_READ, number, 0, 0, 0) >= 0; number++)
-		if (prctl(PR_CAPBSET_DROP, number, 0, 0, 0) < 0 && errno != EPERM)
-			return false;
-	return true;
-}
-
 struct birth {
 	const struct request *request;
 	pid_t supervisor;

@@ -10,8 +10,11 @@ import { CREDENTIALS, FULL, inFlight, isRoot, rig, type Rig, type Spec, type Var
 const DESCRIPTORS = Array.from({ length: 65 }, (_, number) => number);
 const VARIANT: Variant = { mode: "isolated", build: "hardened" };
 
-const WITHOUT_ROOT =
-  'if [ $(id -u) = 0 ]; then exec setpriv --reuid=65534 --regid=65534 --clear-groups sh "$0" "$@"; fi';
+/** The spawner's directory is its own. */
+const WITHOUT_ROOT = `if [ $(id -u) = 0 ]; then
+  chown 65534 "$(dirname "$0")"
+  exec setpriv --reuid=65534 --regid=65534 --clear-groups sh "$0" "$@"
+fi`;
 const SAME: Spec = { cgroup: "", credentials: { ...CREDENTIALS, change: false } };
 const ROOT: Spec = { credentials: { ...CREDENTIALS, user: "root", uid: 0, gid: 0, groups: [0], change: true } };
 
@@ -44,7 +47,6 @@ async function open({ off, rootless }: Who): Promise<Rig & { readonly place: str
     wanted.add("user");
   }
   const it = await rig(VARIANT, { jobs, isolation: { wanted }, prelude: rootless ? WITHOUT_ROOT : "" });
-  if (rootless) chownSync(it.directory, 65534, 65534);
   return {
     ...it,
     place,

@@ -109,7 +109,7 @@ static bool report(const char *name, int error)
 int probe(const char *state)
 {
 	isolation.parts = PART_NO_NEW_PRIVILEGES; /* as a spawner has it, and a filter of system calls takes it */
-	bool told = prepare_inheritance() && report("user", try_namespaces(CLONE_NEWUSER, NULL)) &&
+	bool told = put_back_inherited() && report("user", try_namespaces(CLONE_NEWUSER, NULL)) &&
 		    report("pid", try_namespaces(CLONE_NEWPID, NULL)) &&
 		    report("mount", try_namespaces(CLONE_NEWNS, NULL)) &&
 		    report("ipc", try_namespaces(CLONE_NEWIPC, NULL)) &&

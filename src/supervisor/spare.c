@@ -171,7 +171,7 @@ int stand_by(uint64_t job, const char *jobs, uid_t uid, gid_t gid)
 				    make_files(&spare, path) : STAGE_DIRECTORY;
 	if (!failed)
 		failed = prepare(&spare);
-	if (!failed && isolate(uid, gid))
+	if (!failed && (!join_own_keyring() || isolate(uid, gid)))
 		failed = STAGE_ISOLATION;
 	if (failed) {
 		tell(job, REPLY_FAILED, 0, failed, errno);

@@ -252,7 +252,7 @@ static bool prepare(void)
 	/* A job could go to where the daemon stands, by /proc/self/cwd: below what its mounts hide, and busy. */
 	if (chdir("/") < 0)
 		return false;
-	if (sigprocmask(SIG_SETMASK, &all, NULL) < 0 || !prepare_inheritance() || !read_oom_score() ||
+	if (sigprocmask(SIG_SETMASK, &all, NULL) < 0 || !put_back_inherited() || !read_oom_score() ||
 	    getrlimit(RLIMIT_NOFILE, &files) < 0)
 		return false;
 	hasten(getppid());

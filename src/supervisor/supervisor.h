@@ -187,9 +187,12 @@ bool isolate_job(const struct request *request);
 bool filter_calls(bool user_namespaces);
 bool deny_user_namespaces(void);
 
-/* child.c: what is done once for all jobs; from clone3 to exec. */
-bool prepare_inheritance(void);
+/* inherit.c: what is put back once for all jobs. */
+bool put_back_inherited(void);
 bool drop_bounding_set(void);
+bool join_own_keyring(void);
+
+/* child.c: from clone3 to exec. */
 /* A job: its pid as its supervisor numbers it, and as the host does; when it was executed. */
 struct born {
 	pid_t inner, outer;
