@@ -40,7 +40,7 @@ const LOOSE = new Set<Part>([...UNFILTERED].filter((part) => !part.startsWith("n
 
 function isolationOf(
   { mode }: Variant,
-  wanted = mode === "isolated" ? UNFILTERED : undefined,
+  wanted: ReadonlySet<Part> | undefined = mode === "isolated" ? UNFILTERED : undefined,
 ): { readonly isolation?: { readonly wanted: ReadonlySet<Part> } } {
   return wanted ? { isolation: { wanted } } : {};
 }

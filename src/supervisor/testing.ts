@@ -285,7 +285,7 @@ export async function inFlight(count: number, run: (n: number) => Promise<void>)
 }
 
 /** Builds a program of programs/ into the rig's directory. */
-export function compile(name: string, { directory }: Rig): string {
+export function compile(name: string, { directory }: Pick<Rig, "directory">): string {
   const path = join(directory, name);
   execFileSync("cc", ["-O1", "-pthread", "-o", path, join(HERE, "programs", `${name}.c`)]);
   return path;
