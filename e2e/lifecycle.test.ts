@@ -133,6 +133,14 @@ describe("a stop", () => {
     const id = (await daemon.jobs("reader", "list", "-q", "--label", "test=leaves")).stdout.trim();
     expect((await daemon.query(id)).job.ended).toMatchObject({ exitCode: 4, killed: 1 });
   });
+
+  it("counts a process whose name looks like the state of one that has ended", async () => {
+    const child = `$0 = "x\\n) Z 1"; $SIG{TERM} = "IGNORE"; close W; sleep 1000`;
+    const program = `pipe(R, W); if (!fork) { ${child} } close W; <R>; exit 4`;
+    expect(await run("--label", "test=hides", "--", "perl", "-e", program)).toMatchObject({ code: 4 });
+    const id = (await daemon.jobs("reader", "list", "-q", "--label", "test=hides")).stdout.trim();
+    expect((await daemon.query(id)).job.ended).toMatchObject({ exitCode: 4, killed: 1 });
+  });
 });
 
 describe("a time limit", () => {

@@ -3,8 +3,8 @@ import { once } from "node:events";
 import { mkdirSync, readdirSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { compile, inFlight, rig, variants } from "./testing.ts";
-import { soon, until } from "./testing/processes.ts";
+import { compile, inFlight, rig, variants, type Job } from "./testing.ts";
+import { marked, runs, soon, until } from "./testing/processes.ts";
 import { readLog } from "./testing/records.ts";
 
 /** Those that end nothing by default, or nothing in an orphaned process group: signal(7), setpgid(2). SIGSTOP (19) stops. */
@@ -118,4 +118,26 @@ describe.each(variants)("$mode, $build", (variant) => {
       if (stranger.exitCode === null && stranger.signalCode === null)
         await soon(once(stranger, "exit"), "SIGPIPE ends it");
   });
+
+  test.each(["name", "thread"])(
+    "a process that hides by its %s does not outlive its job, neither its end nor a stop, and is counted",
+    async (kind) => {
+      await using it = await rig(variant);
+      const argv = [compile("hides", it), kind];
+      // A pid namespace does not outlive its init, and has numbers of its own.
+      const hiddenRuns = ({ output }: Job): boolean =>
+        variant.mode !== "isolated" && runs(Number(/^ready (\d+)$/m.exec(output())?.[1]));
+      const mark = `${it.directory}/mark`;
+      const ends = await it.start({ argv: [...argv, "ends"], env: { MARK: mark } });
+      expect(await ends.ended()).toMatchObject({ cause: "none", code: 5, killed: 1 });
+      expect([marked(mark), hiddenRuns(ends)]).toEqual([[], false]);
+      for (const graceMs of [0, 50]) {
+        const stopped = await it.start({ argv: [...argv, "waits"], env: { MARK: mark } });
+        await stopped.wrote("ready");
+        stopped.stop("SIGTERM", graceMs);
+        expect(await stopped.ended()).toMatchObject({ cause: "stop", signal: 9, killed: 2 });
+        expect([marked(mark), hiddenRuns(stopped)]).toEqual([[], false]);
+      }
+    },
+  );
 });

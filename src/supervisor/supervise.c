@@ -203,7 +203,6 @@ static void stop(struct supervisor *self, const char *cause, int signal, int64_t
 	if (self->phase == RUNNING) {
 		self->cause = cause;
 		self->deadline_ns = INT64_MAX;
-		tree_identify(&self->tree);
 	}
 	if (signal == SIGKILL || grace_ms <= 0) {
 		/* Asked for at once it is no escalation; after a signal that was not obeyed it is. */
@@ -283,7 +282,7 @@ static struct timespec time_left(int64_t deadline_ns)
 static void watch(struct supervisor *self)
 {
 	while (!self->main_ended || tree_populated(&self->tree)) {
-		if (self->main_ended && (self->phase == RUNNING || (self->phase == KILLING && self->tree.cgroup < 0 && !self->tree.whole)))
+		if (self->main_ended && (self->phase == RUNNING || (self->phase == KILLING && !self->tree.whole)))
 			kill_all(self);
 		struct pollfd ready[] = {
 			{ .fd = self->signals, .events = POLLIN },
@@ -343,6 +342,7 @@ bool supervise(uint64_t job, struct request *request, const struct spare *spare)
 	if (failed)
 		return false;
 	close(DAEMON_FD);
+	tree_identify(&self->tree);
 	if (start->time_limit_ms > 0)
 		self->deadline_ns = after_ms(start->time_limit_ms);
 	watch(self);

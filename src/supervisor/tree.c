@@ -8,6 +8,7 @@
 #include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -115,18 +116,23 @@ static void each(const struct tree *tree, visit *visit, void *context)
 	each_in_file(AT_FDCWD, name, each_descendant, &(struct descent){ visit, context });
 }
 
-/* The cgroup that /proc says `pid` is in, or "". */
+/* The cgroup that /proc says `pid` is in, or "". The kernel lets no group have a newline in its name (cgroup_mkdir()). */
 static void cgroup_of(pid_t pid, char *path, size_t size)
 {
-	char name[64];
+	char name[64], *line = NULL;
+	size_t room = 0;
 	snprintf(name, sizeof name, "/proc/%d/cgroup", pid);
 	FILE *file = open_text(AT_FDCWD, name);
 	path[0] = '\0';
 	if (!file)
 		return;
-	while (fgets(path, (int)size, file) && strncmp(path, "0::", 3) != 0)
-		path[0] = '\0';
-	path[strcspn(path, "\n")] = '\0';
+	/* Whole lines: what follows the part of a line that fills a buffer is no line of its own. */
+	for (ssize_t length; (length = getline(&line, &room, file)) > 0;)
+		if (strncmp(line, "0::", 3) == 0 && (size_t)length <= size) {
+			line[length - 1] = '\0';
+			memcpy(path, line, (size_t)length);
+		}
+	free(line);
 	fclose(file);
 }
 
@@ -154,23 +160,18 @@ bool tree_populated(const struct tree *tree)
 	return strstr(text, "populated 1") != NULL;
 }
 
-/* Z and X have ended, and need only be reaped. */
+/*
+ * A pidfd is ready to be read when, and only when, no thread of its process runs any more (pidfd_open(2)). /proc/PID/stat
+ * tells less: of a process whose first thread has ended it says that it is a zombie, and the name in it may hold anything.
+ */
 static bool runs(pid_t pid)
 {
-	char name[64], state = 'X';
-	snprintf(name, sizeof name, "/proc/%d/stat", pid);
-	FILE *file = open_text(AT_FDCWD, name);
-	if (!file)
-		return false;
-	/* The command's name is in parentheses and may hold anything, even ") Z". */
-	char line[512];
-	if (fgets(line, sizeof line, file)) {
-		const char *end = strrchr(line, ')');
-		if (end && end[1] == ' ')
-			state = end[2];
-	}
-	fclose(file);
-	return state != 'Z' && state != 'X';
+	struct pollfd process = { .fd = (int)syscall(SYS_pidfd_open, pid, 0), .events = POLLIN };
+	if (process.fd < 0)
+		return errno != ESRCH; /* without a descriptor to ask with, it is not taken for dead */
+	bool running = poll(&process, 1, 0) == 0;
+	close(process.fd);
+	return running;
 }
 
 static void count_one(pid_t pid, void *context)
@@ -216,16 +217,16 @@ void tree_signal(const struct tree *tree, int signal)
 	each(tree, signal_one, &(struct signalling){ tree, signal });
 }
 
-/* With a cgroup one write kills all of it, forks in flight too (cgroup-v2.rst, cgroup.kill). */
+/*
+ * One write kills a cgroup, forks in flight too (cgroup-v2.rst, cgroup.kill), but for processes whose first thread has
+ * ended: the kernel aims at that thread alone (__cgroup_kill()). A signal to each process reaches those. What they forked
+ * meanwhile is there when this is called again. An init reaches all others at once.
+ */
 void tree_kill(const struct tree *tree)
 {
-	if (tree->cgroup >= 0) {
-		int fd = openat(tree->cgroup, "cgroup.kill", O_WRONLY | O_CLOEXEC);
-		bool done = fd >= 0 && write(fd, "1", 1) == 1;
-		if (fd >= 0)
-			close(fd);
-		if (done)
-			return;
-	}
+	int fd = tree->cgroup < 0 ? -1 : openat(tree->cgroup, "cgroup.kill", O_WRONLY | O_CLOEXEC);
+	if (fd >= 0 && write(fd, "1", 1) < 0)
+		errno = 0; /* the group is gone, or the signals must do */
+	close_if_open(fd);
 	tree_signal(tree, SIGKILL);
 }

@@ -15,6 +15,7 @@ import {
 import { basename, dirname, join } from "node:path";
 import { codeOf } from "./errors.ts";
 import { notWritten } from "./failure.ts";
+import { isLeaderless } from "./process.ts";
 import { withReserve } from "./reserve.ts";
 import { CONTROLLERS, type Setting } from "./limits/setting.ts";
 
@@ -196,13 +197,26 @@ export function readLimits(path: string, files: Iterable<string>): Map<string, s
   return limits;
 }
 
-/** Kills every process of the group, forks in flight too. */
+/**
+ * Kills every process of the group, forks in flight too. The kernel's own way does not reach a process whose first thread
+ * has ended; what such a one forks before it is killed is met the second time.
+ */
 export function killGroup(path: string): void {
-  try {
-    withReserve(() => writeFileSync(join(path, "cgroup.kill"), "1"));
-  } catch {
-    // It is gone.
+  for (let pass = 0; pass < 2; pass++) {
+    try {
+      withReserve(() => writeFileSync(join(path, "cgroup.kill"), "1"));
+      for (const pid of processesIn(path)) if (isLeaderless(pid)) process.kill(pid, "SIGKILL");
+    } catch {
+      // The group is gone, or a process of it has ended.
+    }
   }
+}
+
+/** The processes of a group and of those below it, as numbers. Throws where there is no such group. */
+export function processesIn(path: string): number[] {
+  const below = readdirSync(path, { withFileTypes: true }).filter((entry) => entry.isDirectory());
+  const own = words(join(path, "cgroup.procs")).map(Number);
+  return [...own, ...below.flatMap(({ name }) => processesIn(join(path, name)))];
 }
 
 export function populated(path: string): boolean {

@@ -13,17 +13,30 @@ interface Process {
   readonly ticks: string;
 }
 
-function look(pid: number): Process | undefined {
+/** What `/proc/PID/stat` says, also of one that has ended and is to be reaped. */
+function stat(pid: number): (Process & { readonly threads: number; readonly state: string }) | undefined {
   try {
-    const stat = readFileSync(`/proc/${pid}/stat`, "latin1");
-    // The command's name is in parentheses and may hold anything.
-    const fields = stat.slice(stat.lastIndexOf(")") + 2).split(" ");
+    const text = readFileSync(`/proc/${pid}/stat`, "latin1");
+    // The command's name is in parentheses and may hold anything; what follows are a letter and numbers.
+    const fields = text.slice(text.lastIndexOf(")") + 2).split(" ");
     const [state = "X", parent, , session] = fields;
-    if (state === "Z" || state === "X") return undefined;
-    return { pid, parent: Number(parent), session: Number(session), ticks: fields[19] ?? "" };
+    const numbers = { parent: Number(parent), session: Number(session), threads: Number(fields[17]) };
+    return { pid, state, ticks: fields[19] ?? "", ...numbers };
   } catch {
     return undefined;
   }
+}
+
+/** Undefined where nothing of the process runs. Its state is that of its first thread, which others may outlive. */
+function look(pid: number): Process | undefined {
+  const found = stat(pid);
+  return found && (!/[ZX]/.test(found.state) || found.threads > 1) ? found : undefined;
+}
+
+/** The process runs, and its first thread, whose number it has, has ended. */
+export function isLeaderless(pid: number): boolean {
+  const found = stat(pid);
+  return found !== undefined && /[ZX]/.test(found.state) && found.threads > 1;
 }
 
 /** What a process cannot outlive. */

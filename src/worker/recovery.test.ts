@@ -1,4 +1,4 @@
-import { spawn } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
 import { closeSync, existsSync, mkdirSync, openSync, readFileSync, readlinkSync, rmSync, writeSync } from "node:fs";
 import { constants, tmpdir } from "node:os";
@@ -296,6 +296,24 @@ describe.each(modes)("when processes die that must not %s:", (_mode, options) =>
     await until("its grandchild is gone", () => !runs(grandchild));
     expect((await readAll(worker.stream(id, { follow: true }))).text).toBe(`${line}\n`);
   });
+
+  test.each([{ off: [] }, { off: ["pid"] }, { off: ["mount", "pid"] }] as const)(
+    "no process whose first thread has ended outlives a killed supervisor, with $off switched off",
+    async ({ off: isolationOff }) => {
+      await using worker = await testWorker({ ...options, isolationOff });
+      using files = testDirectory();
+      const program = join(files.path, "hides");
+      const source = join(import.meta.dirname, "../supervisor/programs/hides.c");
+      execFileSync("cc", ["-pthread", "-o", program, source]);
+      const { id, pid, line } = await startReady(worker, run(program, "thread", "waits"));
+      const inner = Number(line.split(" ")[1]);
+      const hidden = isolationOff.length === 0 ? outerPid(pid, inner) : inner;
+      expect(runs(hidden)).toBe(true);
+      process.kill(supervisorOf(worker.directory(id)), "SIGKILL");
+      expect((await worker.wait(id)).ended?.how.kind).toBe("lost");
+      await until("nothing of it runs", () => !runs(pid) && !runs(hidden));
+    },
+  );
 
   test("a killed supervisor of a job of an earlier worker takes that with it, too", async () => {
     await using worker = await testWorker(options);

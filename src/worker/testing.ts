@@ -258,14 +258,7 @@ export function outerPid(pid: number, inner: number): number {
   return Number(found);
 }
 
-/** Zombies do not run. */
-export function runs(pid: number): boolean {
-  try {
-    return !/^State:\s+[ZX]/m.test(readFileSync(`/proc/${pid}/status`, "utf8"));
-  } catch {
-    return false;
-  }
-}
+export { runs } from "../supervisor/testing/processes.ts";
 
 /** Lets a script wait for the test: its words are `until [ -e "$1" ]; do sleep 0.01; done`. */
 export function open(gate: string): void {

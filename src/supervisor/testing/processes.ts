@@ -44,10 +44,10 @@ export function childrenOf(pid: number): number[] {
   return processes().filter((child) => statOf(child)?.[1] === String(pid));
 }
 
-/** Whether the process runs; a zombie does not. */
+/** Whether the process runs; a zombie does not, but for one that has other threads than its first. */
 export function runs(pid: number): boolean {
-  const state = statOf(pid)?.[0];
-  return state !== undefined && state !== "Z" && state !== "X";
+  const stat = statOf(pid);
+  return stat !== undefined && (!/[ZX]/.test(stat[0] ?? "") || Number(stat[17]) > 1);
 }
 
 /** Processes with `text` in their environment. */
