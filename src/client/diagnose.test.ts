@@ -108,6 +108,33 @@ describe("with a server that a client must refuse", () => {
     });
   });
 
+  it.each([[], ["http/1.1"]])("it speaks no HTTP/2, but ALPN %j", async (...protocols) => {
+    const web = createTlsServer({ ...worker, minVersion: "TLSv1.3", ALPNProtocols: protocols.filter(Boolean) });
+    await using server = await listening(web.on("tlsClientError", () => {}));
+    expect(await reasonAt(server.port)).toMatchObject({
+      reason: "not-http2",
+      message: expect.stringContaining("speaks TLS but not HTTP/2 (ALPN h2)"),
+    });
+  });
+
+  it("it ends the connection before TLS has begun, or refuses the handshake", async () => {
+    await using resetting = await listening(
+      createServer((socket) => socket.once("data", () => socket.resetAndDestroy())),
+    );
+    expect(await reasonAt(resetting.port)).toMatchObject({ reason: "closed" });
+    await using closing = await listening(createServer((socket) => socket.on("error", () => {}).end()));
+    expect(await reasonAt(closing.port)).toMatchObject({
+      reason: "closed",
+      message: expect.not.stringContaining("no TLS"),
+    });
+    const picky = createTlsServer({ ...worker, minVersion: "TLSv1.3", ecdhCurve: "brainpoolP256r1tls13" });
+    await using refusing = await listening(picky.on("tlsClientError", () => {}));
+    expect(await reasonAt(refusing.port)).toMatchObject({
+      reason: "handshake-refused",
+      message: expect.stringContaining("(TLS alert handshake failure)"),
+    });
+  });
+
   it("its certificate is of another CA, of the same name", async () => {
     await using server = await listening(workerServer(await stranger.issue("worker")));
     expect(await reasonAt(server.port)).toMatchObject({

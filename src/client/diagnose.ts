@@ -1,8 +1,7 @@
-import { X509Certificate } from "node:crypto";
 import { once } from "node:events";
 import { isIP } from "node:net";
-import { connect, type ConnectionOptions, type DetailedPeerCertificate, type TLSSocket } from "node:tls";
-import { type FaultKind, faultsOf, pathOf, tell } from "../x509/chain.ts";
+import { connect, type ConnectionOptions, type TLSSocket } from "node:tls";
+import { type FaultKind, faultsOf, pathOf, presented, tell } from "../x509/chain.ts";
 import { nameOf, parseTls, TlsFileError, type TlsPem } from "../x509/pem.ts";
 import { checkServer, type Credentials, formatTarget, parseTarget, secureContext } from "./target.ts";
 
@@ -170,14 +169,14 @@ function networkFailure(failure: Failure, where: string): Diagnosis {
     const remedy = "check the address, the network and its firewalls";
     return { reason: code === "ETIMEDOUT" ? "timeout" : "unreachable", message: `${where}: ${code}`, remedy };
   }
-  if (code === "ERR_SSL_UNSUPPORTED_PROTOCOL" || code === "ERR_SSL_TLSV1_ALERT_PROTOCOL_VERSION") return oldTls(where);
-  if (code === "ERR_SSL_TLSV1_ALERT_NO_APPLICATION_PROTOCOL") return notHttp2(where);
+  const [, alert] = /^ERR_SSL_.*_ALERT_(.+)$/.exec(code) ?? [];
+  if (code === "ERR_SSL_UNSUPPORTED_PROTOCOL" || alert === "PROTOCOL_VERSION") return oldTls(where);
+  if (alert === "NO_APPLICATION_PROTOCOL") return notHttp2(where);
   if (code === "ECONNRESET" || code === "EPIPE") {
     const closed = `${where} closed the connection before TLS had begun (${code})`;
     const remedy = "check that jobsd listens there and nothing else; its audit log says why, as where it has too many";
     return { reason: "closed", message: closed, remedy };
   }
-  const [, alert] = /^ERR_SSL_(?:SSLV3|TLSV1|TLSV13)_ALERT_(.+)$/.exec(code) ?? [];
   if (alert !== undefined) {
     const refused = `${where} refused the handshake (TLS alert ${alert.toLowerCase().replaceAll("_", " ")})`;
     return {
@@ -240,17 +239,6 @@ export function ownFault(credentials: TlsPem): Diagnosis | undefined {
 
 function told(side: "server" | "own", reason: CertificateReason, message: string): Diagnosis {
   return { reason: `${side}-${reason}`, message, remedy: REMEDIES[reason][side] };
-}
-
-/** The certificates that the other side has sent, its own first. */
-function presented(socket: TLSSocket): readonly X509Certificate[] {
-  const found: X509Certificate[] = [];
-  let next: Partial<DetailedPeerCertificate> | undefined = socket.getPeerCertificate(true);
-  while (next?.raw && !found.some(({ raw }) => next?.raw?.equals(raw))) {
-    found.push(new X509Certificate(next.raw));
-    next = next.issuerCertificate;
-  }
-  return found;
 }
 
 /**

@@ -1,6 +1,6 @@
-import { beforeAll, describe, expect, test } from "vitest";
+import { beforeAll, describe, expect, test, vi } from "vitest";
 import { problemsOf, readTls } from "./pem.ts";
-import { authority, type Authority } from "./testing.ts";
+import { authority, type Authority, running } from "./testing.ts";
 
 let trusted: Authority;
 let other: Authority;
@@ -59,4 +59,26 @@ test("what clients will refuse is warned of", async () => {
     /CN=test CA, whose certificate is neither given/,
   );
   expect(await warnings(await trusted.issue({ ...far, usages: ["clientAuth"] }))).toMatch(/is not for servers/);
+});
+
+test("a worker tells once a day what of its certificates ends within 30 days, until it is closed", async () => {
+  vi.useFakeTimers({ toFake: ["setInterval", "clearInterval"] });
+  try {
+    const in20Days = { usages: ["serverAuth"], notAfter: new Date(Date.now() + 20 * DAY_MS) } as const;
+    const long = await authority("CA of long life", 100);
+    const ending = await long.issue(in20Days);
+    const server = await running({ ca: { cert: `${long.ca.cert}\n${trusted.ca.cert}`, key: "" }, server: ending });
+    const told = () => server.logged.map(({ msg }) => msg.replace(/20\d\d-.*Z/, "DATE"));
+    const once = [
+      "the worker's certificate (CN=someone) expires at DATE",
+      "the CA's certificate (CN=test CA) expires at DATE",
+    ];
+    await vi.waitFor(() => expect(told()).toEqual(once));
+    vi.advanceTimersByTime(DAY_MS);
+    await vi.waitFor(() => expect(told()).toEqual([...once, ...once]));
+    await server.close();
+    expect(vi.getTimerCount()).toBe(0);
+  } finally {
+    vi.useRealTimers();
+  }
 });

@@ -60,7 +60,7 @@ export function derString(text: string, tag = 0x0c): Uint8Array {
   return Uint8Array.from([tag, bytes.length, ...bytes]);
 }
 
-export async function authority(name = "test CA"): Promise<Authority> {
+export async function authority(name = "test CA", days = 1): Promise<Authority> {
   const [signing, leaf] = await Promise.all([generateKeys(), generateKeys()]);
   const leafKey = await pemOf(leaf);
   const issuer = `CN=${name}`;
@@ -69,6 +69,7 @@ export async function authority(name = "test CA"): Promise<Authority> {
   const ca = await X509CertificateGenerator.create({
     ...common(),
     ...dates,
+    notAfter: new Date(Date.now() + days * DAY_MS),
     subject: issuer,
     publicKey: signing.publicKey,
     signingKey: signing.privateKey,

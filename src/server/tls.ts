@@ -2,6 +2,7 @@ import { constants, type X509Certificate } from "node:crypto";
 import { createServer, type AddressInfo, type Server } from "node:net";
 import { createServer as createTlsServer, type TLSSocket } from "node:tls";
 import type { Logger } from "pino";
+import { faultsOf, pathOf, presented } from "../x509/chain.ts";
 import { nameOf, type TlsFiles, type TlsPem } from "../x509/pem.ts";
 import { peerOf, type Connections } from "./connections.ts";
 import { openHandshakes } from "./handshakes.ts";
@@ -63,7 +64,7 @@ export async function listenTls(options: ListenOptions): Promise<TlsListener> {
   handshaker.on("secureConnection", (socket) => {
     handshakes.done(socket);
     const certificate = socket.getPeerX509Certificate();
-    const reason = refusalOf(socket, certificate);
+    const reason = refusalOf(socket, certificate, files.authorities);
     if (reason !== undefined || !certificate) {
       onRefused({ peer: peerOf(socket), reason: reason ?? "NO_CERTIFICATE", ...(certificate && { certificate }) });
       socket.destroy();
@@ -106,11 +107,19 @@ function watchCertificates(files: TlsFiles, log: Logger): () => void {
   return () => clearInterval(timer);
 }
 
-function refusalOf(socket: TLSSocket, certificate: X509Certificate | undefined): string | undefined {
+function refusalOf(
+  socket: TLSSocket,
+  certificate: X509Certificate | undefined,
+  authorities: readonly X509Certificate[],
+): string | undefined {
   if (!certificate) return "NO_CERTIFICATE";
   if (socket.isSessionReused()) return "SESSION_RESUMED";
-  if (!socket.authorized) return String(socket.authorizationError);
-  return undefined;
+  if (socket.authorized) return undefined;
+  const code = String(socket.authorizationError);
+  // Node has no name for some of OpenSSL's reasons, weak keys and signatures among them.
+  if (code !== "UNSPECIFIED") return code;
+  const [fault] = faultsOf(pathOf(certificate, presented(socket), authorities), "client");
+  return fault ? `CERTIFICATE_${fault.kind.toUpperCase().replaceAll("-", "_")}` : code;
 }
 
 /** A connection may outlive its certificate, and a stream on it would: it ends with the certificate. */

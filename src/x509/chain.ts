@@ -1,7 +1,8 @@
-import type { X509Certificate } from "node:crypto";
+import { X509Certificate } from "node:crypto";
+import type { DetailedPeerCertificate, TLSSocket } from "node:tls";
 import { elements, extensions } from "./der.ts";
 import { maySign, nameOf, weaknessOf } from "./pem.ts";
-import { allows, type Purpose, signsHandshakes } from "./usage.ts";
+import { allows, keyAllows, type Purpose } from "./usage.ts";
 
 /** What keeps a certificate from being accepted, for a program. */
 export type FaultKind =
@@ -64,6 +65,17 @@ export function pathOf(
   return { certificates: path, end: endOf(path, trusted) };
 }
 
+/** The certificates that the other side has sent, its own first. */
+export function presented(socket: TLSSocket): readonly X509Certificate[] {
+  const found: X509Certificate[] = [];
+  let next: Partial<DetailedPeerCertificate> | undefined = socket.getPeerCertificate(true);
+  while (next?.raw && !found.some(({ raw }) => next?.raw?.equals(raw))) {
+    found.push(new X509Certificate(next.raw));
+    next = next.issuerCertificate;
+  }
+  return found;
+}
+
 /** What OpenSSL refuses on a path, for a purpose, the leaf's faults first. */
 export function faultsOf({ certificates, end }: Path, purpose: Purpose, nowMs = Date.now()): readonly Fault[] {
   const anchored = end === undefined;
@@ -107,7 +119,7 @@ function* faultsAt(certificate: X509Certificate, place: Place): Generator<[Fault
   if (!trusted && /md[245]|sha1(?!\d)/i.test(algorithm)) {
     yield ["weak-signature", `is signed with ${algorithm}, which is refused as weak; sign it with SHA-256`];
   }
-  if (!allows(certificate.raw, purpose) || (depth === 0 && !signsHandshakes(certificate.raw))) {
+  if (!allows(certificate.raw, purpose) || (depth === 0 && !keyAllows(certificate.raw, purpose))) {
     yield ["purpose", `is not for ${purpose}s: its (extended) key usage has no ${purpose}Auth or no digitalSignature`];
   }
   if (depth > 0 && !maySign(certificate)) yield ["not-a-ca", "is not a CA's (CA:TRUE and keyCertSign)"];

@@ -161,12 +161,12 @@ describe.skipIf(withoutOpenssl)(`files that openssl has made${withoutOpenssl ? `
       [
         "RSA of 1024 bits",
         { cert: "small.crt", key: "small.key" },
-        "small.key:1: is an RSA key of 1024 bits; RSA of 2048",
+        "small.crt:1: CN=small has an RSA key of 1024 bits; RSA of 2048",
       ],
       [
         "a curve of no use",
         { cert: "koblitz.crt", key: "koblitz.key" },
-        "koblitz.key:1: is a key on the curve secp256k1",
+        "koblitz.crt:1: CN=koblitz has a key on the curve secp256k1",
       ],
       ["another's key", { key: "rsa.key" }, "rsa.key: the private key does not belong to the certificate of"],
       [

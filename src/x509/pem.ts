@@ -114,6 +114,16 @@ export function authoritiesIn(contents: string | Uint8Array, from: string): read
   return found;
 }
 
+/** The certificates that are to be shown to the other side. Throws PemError, also for a key that TLS 1.3 does not take. */
+function strongIn(contents: string | Uint8Array, from: string): readonly Found[] {
+  const found = certificatesIn(contents, from);
+  for (const { certificate, at } of found) {
+    const why = weaknessOf(certificate.publicKey);
+    if (why) throw new PemError("unsupported", `${at}: ${nameOf(certificate)} has ${why}; ${KEYS}`);
+  }
+  return found;
+}
+
 /** The one private key of a file, PEM (PKCS #1, PKCS #8, SEC 1) or DER. Throws PemError, led by `from`. */
 export function privateKeyIn(contents: string | Uint8Array, from: string): KeyObject {
   const der = derOf(contents);
@@ -174,7 +184,7 @@ export class TlsFileError extends PemError {
  */
 export function parseTls(given: TlsPem, names: { readonly [part in keyof TlsPem]: string } = PARTS): TlsFiles {
   const authorities = of("ca", () => authoritiesIn(given.ca, names.ca)).map(({ certificate }) => certificate);
-  const found = of("cert", () => certificatesIn(given.cert, names.cert)).map(({ certificate }) => certificate);
+  const found = of("cert", () => strongIn(given.cert, names.cert)).map(({ certificate }) => certificate);
   const key = of("key", () => privateKeyIn(given.key, names.key));
   const own = found.find((certificate) => certificate.checkPrivateKey(key));
   if (!own) {

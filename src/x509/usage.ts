@@ -11,8 +11,11 @@ const PURPOSE_OIDS: Readonly<Record<Purpose, string>> = {
 const EXTENDED_KEY_USAGE = "551d25";
 const KEY_USAGE = "551d0f";
 const BIT_STRING = 0x03;
-/** The first bit of a key usage, RFC 5280, 4.2.1.3. */
-const DIGITAL_SIGNATURE = 0x80;
+/**
+ * Key usages (RFC 5280, 4.2.1.3), one of which OpenSSL wants of a leaf: digitalSignature or keyAgreement; of a server
+ * keyEncipherment does, too.
+ */
+const KEY_USAGES: Readonly<Record<Purpose, number>> = { client: 0x88, server: 0xa8 };
 
 /**
  * Whether a certificate may be used for a purpose by its extended key usage: without this extension it may be used for
@@ -26,14 +29,15 @@ export function allows(certificate: Uint8Array, purpose: Purpose): boolean {
 }
 
 /**
- * Whether a certificate's key may sign TLS 1.3 handshakes: without a key usage it may, with one it needs
- * digitalSignature. Throws nothing, whatever the bytes.
+ * Whether a leaf's key usage lets it stand for one side of a connection; without this extension it may. Throws nothing,
+ * whatever the bytes.
  */
-export function signsHandshakes(certificate: Uint8Array): boolean {
+export function keyAllows(certificate: Uint8Array, purpose: Purpose): boolean {
   const found = extensions(certificate)?.filter(({ oidHex }) => oidHex === KEY_USAGE);
   const [usage, ...more] = found ?? [];
   if (!usage) return found !== undefined;
   const [bits, ...rest] = elements(usage.value) ?? [];
   if (bits?.tag !== BIT_STRING || rest.length > 0 || more.length > 0) return false;
-  return ((bits.content[1] ?? 0) & DIGITAL_SIGNATURE) !== 0;
+  // The first byte tells how many bits of the last one are unused.
+  return ((bits.content[1] ?? 0) & KEY_USAGES[purpose]) !== 0;
 }
