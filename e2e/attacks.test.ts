@@ -1,6 +1,6 @@
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import type { Ran } from "./testing/cli.ts";
-import { type Daemon, startDaemon } from "./testing/daemon.ts";
+import { type Daemon, type DaemonOptions, startDaemon } from "./testing/daemon.ts";
 
 // Jobs that try what a job must not be able to do, and what root in the container sees of it.
 
@@ -19,6 +19,13 @@ const ENTRYPOINT = [
    exec tini -- node /opt/jobs/dist/jobsd.js "$@"`,
   "bash",
 ];
+const WITHOUT_ROOT = ENTRYPOINT.map((line) =>
+  line.replace(
+    "exec tini",
+    `chown 65534 /etc/jobs/worker.key /var/lib/jobs
+   exec setpriv --reuid=65534 --regid=65534 --clear-groups tini`,
+  ),
+);
 
 /** System calls by their numbers on x86-64 and on aarch64. */
 const CALLS = `my $x86 = \`uname -m\` =~ /x86/;
@@ -85,17 +92,22 @@ let daemon: Daemon;
 let facts: Readonly<Record<string, string>>;
 let neighbours: OfEach<string>;
 let before: Readonly<Record<string, string>>;
+/** The daemon is nobody's, and so are all its jobs. */
+let withoutRoot = false;
 
-beforeAll(async () => {
-  daemon = made.use(await startDaemon({ flags: ["--allow-root", "--allow-user-namespaces"], entrypoint: ENTRYPOINT }));
+beforeAll(() => lookAt({ flags: ["--allow-root", "--allow-user-namespaces"], entrypoint: ENTRYPOINT }));
+afterAll(() => made.disposeAsync());
+
+/** Starts a daemon with jobs that others are aimed at, and looks at it. */
+async function lookAt(options: DaemonOptions): Promise<void> {
+  daemon = made.use(await startDaemon(options));
   for (const [name, code] of Object.entries(PROGRAMS))
     await daemon.put(`/programs/${name}`, `#!/usr/bin/perl\n${code}\n`, 0o755);
   await daemon.inside("sh", "-c", "cp /usr/bin/touch /usr/bin/cat /programs; chmod 6755 /programs/touch /programs/cat");
   neighbours = await each(settle);
   facts = await factsOf(neighbours);
   before = await seen(ALIVE, ...ATTACKS, FILTERED);
-});
-afterAll(() => made.disposeAsync());
+}
 
 /** For both users at once. */
 async function each<T>(what: (user: User) => Promise<T>): Promise<OfEach<T>> {
@@ -106,7 +118,7 @@ async function each<T>(what: (user: User) => Promise<T>): Promise<OfEach<T>> {
 /** Starts a job that others are aimed at; resolves to its id. */
 async function settle(user: User): Promise<string> {
   const script = "echo its words | tee /dev/shm/words; ipcmk --shmem 64; exec sleep 31337";
-  const id = await daemon.start("--user", user, "--", "sh", "-c", script);
+  const id = await daemon.start("--user", named(user), "--", "sh", "-c", script);
   await vi.waitFor(
     async () => expect((await daemon.jobs("reader", "stream", id)).stdout).toMatch(/memory id/),
     DEADLINE,
@@ -135,7 +147,11 @@ async function factsOf(of: OfEach<string>): Promise<Record<string, string>> {
 
 function run(user: User, flags: readonly string[], ...command: readonly string[]): Promise<Ran> {
   const env = Object.entries(facts).flatMap(([name, value]) => ["--env", `${name}=${value}`]);
-  return daemon.jobs("writer", "run", "--user", user, ...env, ...flags, "--", ...command);
+  return daemon.jobs("writer", "run", "--user", named(user), ...env, ...flags, "--", ...command);
+}
+
+function named(user: User): User {
+  return withoutRoot ? "nobody" : user;
 }
 
 /** What a script in sh prints that root runs in the container. */
@@ -205,7 +221,8 @@ const ATTACKS: readonly Attack[] = [
           (echo 1 > $path) && echo wrote $path
         done
       done`,
-    sees: `for job in $JOBS; do cat /sys/fs/cgroup/jobs-*/$job/cgroup.freeze /sys/fs/cgroup/jobs-*/$job/cgroup.procs; done`,
+    sees: `for job in $JOBS; do cat /sys/fs/cgroup/jobs-*/$job/cgroup.freeze /sys/fs/cgroup/jobs-*/$job/cgroup.procs; done
+      cat /sys/fs/cgroup/*/cgroup.freeze`,
   },
   {
     name: "mounts",
@@ -244,6 +261,12 @@ const ATTACKS: readonly Attack[] = [
     sees: "cd /proc/sys/kernel; cat core_pattern modprobe; dmesg | grep -c sysrq",
   },
   {
+    name: "reads the kernel's log",
+    script:
+      "dmesg; dmesg --syslog; for file in /dev/kmsg /proc/kmsg; do timeout 1 head -c 1 $file; done; cat /proc/keys",
+    sees: "ls -l /dev/kmsg /proc/kmsg",
+  },
+  {
     name: "makes a user namespace, to unmount what hides files and to mount /sys, /proc and its cgroup anew",
     script: "exec /programs/unshares",
     sees: "cat /proc/mounts /etc/jobs/worker.key",
@@ -266,21 +289,25 @@ async function seen(...of: readonly Omit<Attack, "script">[]): Promise<Record<st
 
 const NOTHING = { nobody: "", root: "" };
 
-describe("a job that", () => {
+describe("a job that", attacks);
+
+function attacks(): void {
   const all = [...ATTACKS, FILTERED];
   it.each(all.map((attack) => [attack.name, attack] as const))("%s gets nothing", async (name, attack) => {
     const { nobody, root } = await each((user) => run(user, [], "sh", "-c", attack.script));
     expect({ nobody: nobody.stdout, root: root.stdout }).toEqual(NOTHING);
-    if (attack !== FILTERED) {
+    if (attack !== FILTERED && !withoutRoot) {
       const open = await run("nobody", ["--allow-user-namespaces"], "sh", "-c", attack.script);
       expect(open.stdout).toBe("");
     }
     expect(before[name]).not.toBe("");
     expect(await seen(ALIVE, attack)).toEqual({ alive: before["alive"], [name]: before[name] });
   });
-});
+}
 
-describe("a start", () => {
+describe("a start", starts);
+
+function starts(): void {
   it("finds no descriptor of those above it, as a directory, a program or an interpreter", async () => {
     const numbers = Array.from({ length: 10 }, (_, at) => at + 3);
     const path = (number: number): string => `/proc/self/fd/${number}`;
@@ -299,24 +326,10 @@ describe("a start", () => {
     }
     expect(got.join("")).toBe("");
   }, 300_000);
-});
+}
 
 describe("a job has", () => {
-  it("three descriptors, though the daemon was started with more", async () => {
-    expect((await outside("ls /proc/$DAEMON/fd")).split("\n")).toEqual(expect.arrayContaining(["50", "251"]));
-    const script = `for (0 .. 1023) { my $to = readlink "/proc/self/fd/$_"; print "$_ $to\\n" if $to }`;
-    const { nobody, root } = await each((user) => run(user, [], "perl", "-e", script));
-    for (const { stdout } of [nobody, root]) expect(stdout).toMatch(/^0 \/dev\/null\n1 pipe:.*\n2 pipe:.*\n$/);
-  });
-
-  it("nothing of the daemon's environment", async () => {
-    const its = (await outside("tr '\\0' '\\n' < /proc/$DAEMON/environ | cut -d= -f1")).split("\n");
-    expect(its).toEqual(expect.arrayContaining(["LD_PRELOAD", "NODE_OPTIONS", "WORD"]));
-    const script = "cut -z -d= -f1 /proc/self/environ | tr '\\0' '\\n'; grep libm /proc/self/maps";
-    const { nobody, root } = await each((user) => run(user, [], "sh", "-c", script));
-    const names = ["HOME", "LOGNAME", "PATH", "PWD", "USER", ...Object.keys(facts)].toSorted();
-    for (const { stdout } of [nobody, root]) expect(stdout.trimEnd().split("\n").toSorted()).toEqual(names);
-  });
+  possessions();
 
   it("no more rights by a set-user-id program", async () => {
     const script = `/programs/touch /tmp/made-as-$(id -u); /programs/cat /proc/self/status | grep ^Cap
@@ -338,6 +351,24 @@ describe("a job has", () => {
     expect(await reached("--network", "none")).toEqual(NOTHING);
   });
 });
+
+function possessions(): void {
+  it("three descriptors, though the daemon was started with more", async () => {
+    expect((await outside("ls /proc/$DAEMON/fd")).split("\n")).toEqual(expect.arrayContaining(["50", "251"]));
+    const script = `for (0 .. 1023) { my $to = readlink "/proc/self/fd/$_"; print "$_ $to\\n" if $to }`;
+    const { nobody, root } = await each((user) => run(user, [], "perl", "-e", script));
+    for (const { stdout } of [nobody, root]) expect(stdout).toMatch(/^0 \/dev\/null\n1 pipe:.*\n2 pipe:.*\n$/);
+  });
+
+  it("nothing of the daemon's environment", async () => {
+    const its = (await outside("tr '\\0' '\\n' < /proc/$DAEMON/environ | cut -d= -f1")).split("\n");
+    expect(its).toEqual(expect.arrayContaining(["LD_PRELOAD", "NODE_OPTIONS", "WORD"]));
+    const script = "cut -z -d= -f1 /proc/self/environ | tr '\\0' '\\n'; grep libm /proc/self/maps";
+    const { nobody, root } = await each((user) => run(user, [], "sh", "-c", script));
+    const names = ["HOME", "LOGNAME", "PATH", "PWD", "USER", ...Object.keys(facts)].toSorted();
+    for (const { stdout } of [nobody, root]) expect(stdout.trimEnd().split("\n").toSorted()).toEqual(names);
+  });
+}
 
 /** Where the daemon listens in the container. */
 async function port(): Promise<string> {
@@ -395,4 +426,15 @@ describe("a job ends when it is to end,", () => {
     const { nobody, root } = await each((user) => run(user, [], "sh", "-c", script));
     expect({ nobody: nobody.code, root: root.code }).toEqual({ nobody: 3, root: 3 });
   });
+});
+
+describe("where the daemon is not root", () => {
+  beforeAll(async () => {
+    withoutRoot = true;
+    await lookAt({ entrypoint: WITHOUT_ROOT });
+  });
+
+  describe("a job that", attacks);
+  describe("a start", starts);
+  describe("a job has", possessions);
 });

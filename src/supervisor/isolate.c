@@ -74,11 +74,21 @@ static bool make_read_only(const char *path)
 	return syscall(SYS_mount_setattr, AT_FDCWD, path, AT_RECURSIVE, &attr, sizeof attr) == 0 || absent(path);
 }
 
+static bool hide(const char *path)
+{
+	struct stat file;
+	if (stat(path, &file) < 0)
+		return errno == ENOENT || errno == ENOTDIR;
+	if (S_ISDIR(file.st_mode))
+		return mount_over("tmpfs", path, MS_NOEXEC | MS_RDONLY, "mode=0,size=4k");
+	return mount("/dev/null", path, NULL, MS_BIND, NULL) == 0;
+}
+
 /* Where the host shares its mounts they come and go in here, too; else it could not unmount what a waiting supervisor has. */
 static unsigned enter_mounts(void)
 {
 	if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_SLAVE | MS_REC, NULL) < 0 ||
-	    !make_read_only("/sys"))
+	    !make_read_only("/sys") || !hide("/dev/kmsg")) /* anybody may read the kernel's log there (syslog(2)) */
 		return PART_MOUNT;
 	if (isolation.parts & PART_IPC && !(mount_over("tmpfs", "/dev/shm", 0, "mode=1777") &&
 					    mount_over("mqueue", "/dev/mqueue", MS_NOEXEC, NULL)))
@@ -144,16 +154,6 @@ static bool take_own_tmp(void)
 static bool seal(const char *path)
 {
 	return absent(path) || (mount(path, path, NULL, MS_BIND | MS_REC, NULL) == 0 && make_read_only(path));
-}
-
-static bool hide(const char *path)
-{
-	struct stat file;
-	if (stat(path, &file) < 0)
-		return errno == ENOENT || errno == ENOTDIR;
-	if (S_ISDIR(file.st_mode))
-		return mount_over("tmpfs", path, MS_NOEXEC | MS_RDONLY, "mode=0,size=4k");
-	return mount("/dev/null", path, NULL, MS_BIND, NULL) == 0;
 }
 
 static bool is_mounted(const char *path)

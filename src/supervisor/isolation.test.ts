@@ -1,5 +1,14 @@
 import { execFileSync } from "node:child_process";
-import { mkdirSync, mkdtempSync, readFileSync, readdirSync, readlinkSync, rmSync, writeFileSync } from "node:fs";
+import {
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readFileSync,
+  readdirSync,
+  readlinkSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { PARTS, type Part } from "../worker/isolation.ts";
@@ -239,6 +248,16 @@ describe.each(isolated)("$build", (variant) => {
     } finally {
       rmSync(place, { recursive: true });
     }
+  });
+
+  test.skipIf(!existsSync("/dev/kmsg"))("no job reads the kernel's log", async () => {
+    const script = "stat -c '%t:%T' /dev/kmsg; head -c 1 /dev/kmsg; dmesg --syslog 2> /dev/null || echo refused";
+    await using it = await rig(variant);
+    for (const who of [{}, OWN]) expect(await outputOf(it, { script, ...who })).toBe("1:3\nrefused\n");
+    if (!isRoot) return;
+    await using bare = await unprivilegedRig(variant, { wanted: new Set<Part>([...without("cgroup"), "user"]) });
+    const spec = { cgroup: "", credentials: { ...CREDENTIALS, change: false } };
+    expect(await outputOf(bare, { script, ...spec })).toBe("1:3\nrefused\n");
   });
 
   testWithCgroup("no job can mount its cgroup anew and write to it", async () => {
