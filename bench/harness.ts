@@ -80,7 +80,10 @@ export function unbuilt(): string[] {
  */
 export async function openBench({ fromSource = false } = {}): Promise<Bench> {
   await using opening = new AsyncDisposableStack();
-  const directory = mkdtempSync(join(tmpdir(), "jobs-bench-"));
+  // Jobs of a daemon that is root have a /tmp of their own, and are to see this.
+  const directory = mkdtempSync(
+    join(process.getuid?.() === 0 ? (process.env["TMPDIR"] ?? "/var/lib") : tmpdir(), "jobs-bench-"),
+  );
   opening.defer(() => rm(directory, { recursive: true, force: true, maxRetries: 10 }));
   chmodSync(directory, 0o755);
   // ext4 takes up to a millisecond to make a file near many that were removed some minutes ago, as by tests. It puts

@@ -1,12 +1,15 @@
+import { execFileSync } from "node:child_process";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type Host, launch, startHost } from "./testing.ts";
 
 interface Examined {
-  readonly findings: readonly { readonly area: string; readonly name: string; readonly state: string }[];
+  readonly findings: readonly Record<"area" | "name" | "state" | "meaning", string>[];
   readonly time?: string;
 }
+
+const root = process.getuid?.() === 0;
 
 let host: Host;
 beforeAll(async () => {
@@ -78,7 +81,8 @@ describe("jobs doctor", () => {
 describe("jobsd --check", () => {
   it("finds beside a daemon what the daemon finds, without its lock", async () => {
     const told: Examined = JSON.parse((await host.jobs(["doctor", "-o", "json"])).stdout);
-    const { code, stdout, stderr } = await check("--json", "--state", join(host.dir, "state"));
+    const flags = ["--state", join(host.dir, "state"), ...(root ? ["--user", "nobody"] : [])];
+    const { code, stdout, stderr } = await check("--json", ...flags);
     expect(ofWorker(JSON.parse(stdout))).toEqual(ofWorker(told));
     expect({ code, stderr }).toEqual({ code: stdout.includes("STATE_MISSING") ? 1 : 0, stderr: "" });
   });
@@ -101,6 +105,41 @@ describe("jobsd --check", () => {
       code: 125,
       end: "no daemon starts here\n",
     });
+  });
+
+  it.runIf(root)("says who jobs run as, and whom a start may name", async () => {
+    const told = async (...flags: readonly string[]) => {
+      const { findings }: Examined = JSON.parse((await check("--json", ...flags)).stdout);
+      return findings.filter(({ area }) => area === "user").map(({ meaning }) => meaning);
+    };
+    expect(await told()).toEqual([
+      "each job has a uid and a gid of its own, of 2100000000-2100065535",
+      "a start may name no user",
+    ]);
+    const users = [
+      "--allow-user",
+      "daemon,2000-2999",
+      "--allow-user",
+      "bin",
+      "--allow-root",
+      "--allow-group",
+      "shadow",
+    ];
+    expect(await told("--job-uids", "5000000-5000999", ...users)).toEqual([
+      "each job has a uid and a gid of its own, of 5000000-5000999",
+      "a start may name daemon, 2000-2999, bin, root, with their own groups; and the groups shadow, root",
+    ]);
+    const groups = execFileSync("id", ["-Gn", "nobody"], { encoding: "utf8" }).trim().replaceAll(" ", ", ");
+    expect(await told("--user", "nobody")).toEqual([
+      `jobs run as nobody, with the groups ${groups}`,
+      "a start may name nobody, with their own groups",
+    ]);
+    for (const flags of [
+      ["--user", "nosuchuser"],
+      ["--job-uids", "65000-65999"],
+      ["--allow-user", "root"],
+    ])
+      expect(await told(...flags)).toEqual(["no daemon starts"]);
   });
 
   it("refuses a wrong command line as ever", async () => {

@@ -15,7 +15,7 @@ const MARKS = {
 } as const;
 
 /** Without these no daemon starts. */
-const NEEDED: ReadonlySet<string> = new Set(["supervisor", "state", "certificate"]);
+const NEEDED: ReadonlySet<string> = new Set(["supervisor", "state", "certificate", "user"]);
 
 /** 0 when nothing is missing, 1 when jobs lack something, 125 when a daemon could not start. */
 export function exitCodeOfFindings(findings: readonly Told[]): number {

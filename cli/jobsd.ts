@@ -20,6 +20,7 @@ import {
   parseWord,
   UsageError,
 } from "./parse.ts";
+import { whoFlags, whoOptions } from "./who.ts";
 import { type Flag, type Given, optional, parse, type Program } from "./program.ts";
 
 const flags: readonly Flag[] = [
@@ -29,8 +30,7 @@ const flags: readonly Flag[] = [
   { name: "cert", value: "FILE", about: "the worker's certificate" },
   { name: "key", value: "FILE", about: "its private key; nobody else may be able to read it" },
   { name: "name", value: "NAME", about: "in front of each job's id, to tell workers apart" },
-  { name: "user", value: "USER", about: "whom jobs run as that name no user; nobody when the daemon is root" },
-  { name: "allow-root", about: "a start may name the user root" },
+  ...whoFlags,
   ...logFlags,
   { name: "archive", value: "DIR|s3://BUCKET/PREFIX", about: "where output of ended jobs is moved to" },
   { name: "archive-endpoint", value: "URL", about: "of an S3 server that is not AWS's" },
@@ -156,14 +156,16 @@ interface Settings {
 }
 
 /** What a check needs to know, too: what of the host is used, and how. Throws UsageError. */
-function hostOptions(given: Given): Pick<WorkerOptions, "cgroup" | "isolationOff" | "logLimitBytes"> & {
-  readonly supervisor: string;
-} {
+function hostOptions(
+  given: Given,
+): Pick<WorkerOptions, "cgroup" | "isolationOff" | "logLimitBytes"> &
+  ReturnType<typeof whoOptions> & { readonly supervisor: string } {
   const cgroup = given.text("cgroup");
   const logLimitBytes = optional(given, "log-limit", (flag, size) => Number(parseSizeBytes(flag, size)));
   const isolationOff = optional(given, "isolation-off", parseIsolation);
   return {
     supervisor: SUPERVISOR,
+    ...whoOptions(given),
     ...(cgroup && { cgroup }),
     ...(isolationOff && { isolationOff }),
     ...(logLimitBytes !== undefined && { logLimitBytes }),
@@ -178,7 +180,7 @@ async function settings(given: Given): Promise<Settings> {
   }
   const text = (name: string): string => given.text(name) ?? "";
   const stateDir = resolve(text("state"));
-  const [name, user] = [given.text("name"), given.text("user")];
+  const name = given.text("name");
   const maxJobs = optional(given, "max-jobs", (flag, count) => Number(parseCount(flag, count, 1)));
   const archive = parseArchive(given.text("archive"), {
     endpoint: given.text("archive-endpoint"),
@@ -188,10 +190,8 @@ async function settings(given: Given): Promise<Settings> {
   const worker: WorkerOptions = {
     stateDir,
     ...hostOptions(given),
-    allowRoot: given.on("allow-root"),
     allowUserNamespaces: given.on("allow-user-namespaces"),
     ...(name && { name }),
-    ...(user && { user }),
     ...logOptions(given),
     ...(maxJobs !== undefined && { maxJobs }),
     ...(archive && { archive }),

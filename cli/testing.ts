@@ -110,13 +110,20 @@ export async function startHost(
   { env = {}, now, ...options }: { readonly env?: NodeJS.ProcessEnv; readonly now?: Date } & LaunchOptions = {},
 ): Promise<Host> {
   const dir = await mkdtemp(join(tmpdir(), "jobs-cli-"));
-  // Jobs, which run as nobody, see the files that a test puts there.
+  // Jobs see the files that a test puts there: as nobody they have the host's /tmp.
   await chmod(dir, 0o755);
+  const chosen = flags.some((flag) => /^--(user|job-uids)\b/.test(flag)) || process.getuid?.() !== 0;
+  const who = chosen ? [] : ["--user", "nobody"];
   await issueAll({ out: join(dir, "certs"), bits: 2048, now });
   const file = (name: string): string => join(dir, "certs", name);
   const tls = ["--ca", file("ca.crt"), "--cert", file("worker.crt"), "--key", file("worker.key")];
   const boot = async (listen: string): Promise<{ daemon: Running; server: string }> => {
-    const daemon = launch("jobsd", ["--listen", listen, "--state", join(dir, "state"), ...tls, ...flags], env, options);
+    const daemon = launch(
+      "jobsd",
+      ["--listen", listen, "--state", join(dir, "state"), ...tls, ...who, ...flags],
+      env,
+      options,
+    );
     await daemon.shows("\n");
     return { daemon, server: daemon.output.stdout.trim().replace("listening on ", "") };
   };

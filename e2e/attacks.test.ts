@@ -95,7 +95,8 @@ let before: Readonly<Record<string, string>>;
 /** The daemon is nobody's, and so are all its jobs. */
 let withoutRoot = false;
 
-beforeAll(() => lookAt({ flags: ["--allow-root", "--allow-user-namespaces"], entrypoint: ENTRYPOINT }));
+const FLAGS = ["--allow-root", "--allow-user", "nobody", "--allow-user-namespaces"];
+beforeAll(() => lookAt({ flags: FLAGS, entrypoint: ENTRYPOINT }));
 afterAll(() => made.disposeAsync());
 
 /** Starts a daemon with jobs that others are aimed at, and looks at it. */

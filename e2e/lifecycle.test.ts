@@ -62,8 +62,8 @@ describe("a command that cannot run is told at once, and leaves nothing", () => 
   it.each([
     ["that is not there", ["--", "nosuchcommand"], 127, '"nosuchcommand" was not found'],
     ["whose interpreter is not there", ["--", "/programs/no-interpreter"], 127, "or its interpreter was not"],
-    ["that is not executable", ["--", "/programs/not-executable"], 126, "is not executable for nobody"],
-    ["that is a directory", ["--", "/programs"], 126, "is not executable for nobody"],
+    ["that is not executable", ["--", "/programs/not-executable"], 126, "is not executable for 21000"],
+    ["that is a directory", ["--", "/programs"], 126, "is not executable for 21000"],
     ["that is no program", ["--", "/programs/no-program"], 126, "is no program; a script needs a #! line"],
     [
       "in a directory that is not there",
@@ -72,7 +72,9 @@ describe("a command that cannot run is told at once, and leaves nothing", () => 
       'cwd: "/nonexistent" is no directory here (ENOENT)',
     ],
     ["of a user that is not there", ["--user", "nosuchuser", "--", "true"], 125, 'there is no user "nosuchuser"'],
-    ["as root", ["--user", "root", "--", "true"], 125, "this worker does not run jobs as root"],
+    ["as root", ["--user", "root", "--", "true"], 125, "this worker runs no job as root (jobsd --allow-root)"],
+    ["as a user that is not allowed", ["--user", "daemon", "--", "true"], 125, "(jobsd --allow-user daemon)"],
+    ["with a group that is not allowed", ["--group", "shadow", "--", "true"], 125, "(jobsd --allow-group shadow)"],
   ])("one %s", async (_, args, code, message) => {
     const before = await daemon.jobs("reader", "list", "-q", "--limit", "0");
     expect(await run(...args)).toEqual({ code, stdout: "", stderr: expect.stringContaining(message) });

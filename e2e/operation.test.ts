@@ -225,6 +225,7 @@ describe("a container without privileges", () => {
     expect(job.warnings).toEqual([
       expect.stringContaining("no usable cgroup v2"),
       expect.stringContaining("jobs share the host's: pid (EPERM)"),
+      expect.stringContaining("this one has the host's /tmp"),
     ]);
   });
 });

@@ -16,7 +16,7 @@ const PROGRAMS = {
 const made = new AsyncDisposableStack();
 let daemon: Daemon;
 beforeAll(async () => {
-  daemon = made.use(await startDaemon());
+  daemon = made.use(await startDaemon({ flags: ["--user", "nobody"] })); // who sees the disk in /tmp
   for (const [name, code] of Object.entries(PROGRAMS))
     await daemon.put(`/programs/${name}`, `#!/usr/bin/perl\n${code}\n`, 0o755);
 });

@@ -39,7 +39,10 @@ export function ownSandbox(): Sandbox | undefined {
 export async function inSandbox(program: string): Promise<number> {
   const run = `faults-${process.pid}-${Date.now().toString(36)}`;
   const mounts = canUnshare();
-  const directory = mkdtempSync(join(tmpdir(), "jobs-faults-"));
+  // Jobs of a daemon that is root have a /tmp of their own, and are to see this.
+  const directory = mkdtempSync(
+    join(process.getuid?.() === 0 ? (process.env["TMPDIR"] ?? "/var/lib") : tmpdir(), "jobs-faults-"),
+  );
   chmodSync(directory, 0o755);
   const cgroup = makeGroup(run);
   const sandbox: Sandbox = { run, directory, cgroup, mounts };

@@ -88,14 +88,48 @@ static bool set_limits(const struct request *request)
 	return true;
 }
 
+/*
+ * Takes on a uid that nothing else runs under, or fails with EBUSY. The kernel counts a uid's processes for RLIMIT_NPROC,
+ * in whichever pid namespace they are, and with this one among them nobody else can find the uid free. It tells by
+ * refusing an execve(2) with EAGAIN when there are more than the limit after the uid was changed; a directory, which is
+ * no program, it refuses with EACCES.
+ */
+static bool become_alone(uid_t uid)
+{
+	struct rlimit own, least = { 0 };
+	char *none[] = { NULL };
+	if (getrlimit(RLIMIT_NPROC, &own) < 0)
+		return false;
+	least.rlim_max = own.rlim_max;
+	if (setrlimit(RLIMIT_NPROC, &least) < 0 || setresuid(uid, uid, uid) < 0)
+		return false;
+	least.rlim_cur = own.rlim_max > 0;
+	if (setrlimit(RLIMIT_NPROC, &least) < 0)
+		return false;
+	execve("/", none, none);
+	bool alone = errno != EAGAIN;
+	if (setrlimit(RLIMIT_NPROC, &own) < 0)
+		return false;
+	errno = EBUSY;
+	return alone;
+}
+
+static bool become(const struct request *request)
+{
+	const struct start *start = &request->start;
+	if (start->set_user == AS_IT_IS)
+		return true;
+	return setgroups(start->group_count, request->groups) == 0 &&
+	       setresgid(start->gid, start->gid, start->gid) == 0 &&
+	       (start->set_user == SET_USER_ALONE ? become_alone(start->uid) :
+						    setresuid(start->uid, start->uid, start->uid) == 0);
+}
+
 static bool drop_privileges(const struct request *request, pid_t supervisor)
 {
 	struct __user_cap_header_struct header = { .version = _LINUX_CAPABILITY_VERSION_3 };
 	struct __user_cap_data_struct none[_LINUX_CAPABILITY_U32S_3] = { 0 };
-	const struct start *start = &request->start;
-	if (start->set_user && (setgroups(start->group_count, request->groups) < 0 ||
-				setresgid(start->gid, start->gid, start->gid) < 0 ||
-				setresuid(start->uid, start->uid, start->uid) < 0))
+	if (!become(request))
 		return false;
 	/* Nobody would record the end of a job whose supervisor is gone. Changing user clears this, so it comes after. */
 	if ((isolation.parts & PART_NO_CAPABILITIES && syscall(SYS_capset, &header, none) < 0) ||

@@ -84,6 +84,41 @@ static bool hide(const char *path)
 	return mount("/dev/null", path, NULL, MS_BIND, NULL) == 0;
 }
 
+/*
+ * Places that everybody may write to, each covered by one in memory that ends with the job: what a job leaves there would
+ * outlive it, and be another's when its uid is. /dev/shm is among them where it is not the job's own already.
+ */
+static const char *const tmp[] = { "/tmp", "/var/tmp", "/run/lock", "/var/crash", "/dev/shm" };
+static bool covered[sizeof tmp / sizeof *tmp];
+
+static bool cover_tmp(void)
+{
+	for (size_t i = 0; i < sizeof tmp / sizeof *tmp - !!(isolation.parts & PART_IPC); i++) {
+		covered[i] = mount("tmpfs", tmp[i], "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777") == 0;
+		if (!covered[i] && !absent(tmp[i]))
+			return false;
+	}
+	return true;
+}
+
+static bool uncover_tmp(void)
+{
+	for (size_t i = sizeof tmp / sizeof *tmp; i-- > 0;)
+		if (covered[i] && umount2(tmp[i], MNT_DETACH) < 0)
+			return false;
+	return true;
+}
+
+/* Whether the job has these places of its own. They have been covered ahead where most jobs have. */
+bool settle_tmp(bool own)
+{
+	bool ahead = isolation.parts & OWN_TMP;
+	errno = EPERM;
+	if (!(isolation.parts & PART_MOUNT))
+		return !own;
+	return own == ahead || (own ? cover_tmp() : uncover_tmp());
+}
+
 /* Where the host shares its mounts they come and go in here, too; else it could not unmount what a waiting supervisor has. */
 static unsigned enter_mounts(void)
 {
@@ -93,6 +128,8 @@ static unsigned enter_mounts(void)
 	if (isolation.parts & PART_IPC && !(mount_over("tmpfs", "/dev/shm", 0, "mode=1777") &&
 					    mount_over("mqueue", "/dev/mqueue", MS_NOEXEC, NULL)))
 		return PART_IPC;
+	if (isolation.parts & OWN_TMP && !cover_tmp())
+		return PART_MOUNT;
 	return isolation.parts & PART_PID && !mount_over("proc", "/proc", MS_NOEXEC, NULL) ? PART_PID : 0;
 }
 
@@ -142,13 +179,6 @@ static bool enter_network(void)
 	bool done = fd >= 0 && ioctl(fd, SIOCSIFFLAGS, &loopback) == 0;
 	close_if_open(fd);
 	return done;
-}
-
-static bool take_own_tmp(void)
-{
-	errno = EPERM;
-	return isolation.parts & PART_MOUNT && mount_over("tmpfs", "/tmp", 0, "mode=1777") &&
-	       mount_over("tmpfs", "/var/tmp", 0, "mode=1777");
 }
 
 static bool seal(const char *path)
@@ -203,7 +233,7 @@ bool isolate_job(const struct request *request)
 	const struct start *start = &request->start;
 	bool own = !start->set_user || start->uid == geteuid();
 	return (!(isolation.parts & PART_CGROUP) || !*request->cgroup || enter_cgroup(request->cgroup)) &&
-	       (!start->private_tmp || take_own_tmp()) && (!start->network_none || enter_network()) &&
+	       (!start->network_none || enter_network()) &&
 	       (!own || !(isolation.parts & PART_MOUNT) || harden());
 }
 

@@ -70,13 +70,14 @@ pid_t outer_self(void)
 	return readlinkat(ROOT_FD, "proc/self", pid, sizeof pid - 1) > 0 ? atoi(pid) : getpid();
 }
 
-/* Of a job that was not to be. By the directory itself, which may have the job's name by now. */
+/* Of a job that was not to be. By the directory itself, which may have the job's name by now; its own name is looked up
+ * in the host's mounts, since this process may have a /tmp of its own. */
 static void discard(const struct spare *spare, const char *path)
 {
 	static const char *const files[] = { "control", "output", "index", "exit.new" };
 	for (size_t i = 0; spare->directory >= 0 && i < sizeof files / sizeof *files; i++)
 		unlinkat(spare->directory, files[i], 0);
-	rmdir(path);
+	unlinkat(ROOT_FD, path + strspn(path, "/"), AT_REMOVEDIR);
 }
 
 /* Reads `count` bytes that the daemon wrote to `control`; false when it is gone instead. */

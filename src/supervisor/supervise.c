@@ -88,9 +88,10 @@ static bool give_pipes(const struct start *start, int out, int err)
 static enum stage launch(struct supervisor *self, const struct request *request, int out, int err)
 {
 	char go;
-	enum stage failed = !give_pipes(&request->start, out, err)              ? STAGE_PIPE :
-			    !renew_mounts()                             ? STAGE_ISOLATION :
-			    open_tree(&self->tree, request->cgroup) < 0 ? STAGE_CGROUP : 0;
+	const struct start *start = &request->start;
+	enum stage failed = !give_pipes(start, out, err)                        ? STAGE_PIPE :
+			    !renew_mounts() || !settle_tmp(start->private_tmp) ? STAGE_ISOLATION :
+			    open_tree(&self->tree, request->cgroup) < 0         ? STAGE_CGROUP : 0;
 	int error = errno;
 	if (!take_bytes(self->control, &go, sizeof go) || go != GO) {
 		failed = STAGE_REQUEST;

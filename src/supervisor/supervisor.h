@@ -82,7 +82,7 @@ struct start {
 	int64_t grace_ms;      /* between the time limit's SIGTERM and SIGKILL */
 	uint64_t log_limit;    /* bytes on disk, 0: none */
 	uint32_t keep_oldest;  /* at the log's limit; else the newest bytes are kept */
-	uint32_t set_user;     /* uid, gid and groups are to be taken on */
+	uint32_t set_user;     /* enum set_user */
 	uint32_t uid, gid;
 	uint32_t group_count, argument_count, environment_count;
 	uint32_t limit_count;
@@ -95,6 +95,9 @@ struct start {
 	uint32_t merge;        /* stderr goes where stdout goes */
 	uint32_t reserved_too; /* keeps the size a multiple of 8 */
 };
+
+/* Whether uid, gid and groups are to be taken on. ALONE fails, with EBUSY, where anything runs under that uid. */
+enum set_user { AS_IT_IS = 0, SET_USER = 1, SET_USER_ALONE = 2 };
 
 struct limit {
 	uint32_t resource; /* RLIMIT_ */
@@ -163,6 +166,7 @@ enum part {
 	PART_NO_NEW_PRIVILEGES = 1 << 6,
 	PART_NO_CAPABILITIES = 1 << 7,
 	PART_SECCOMP = 1 << 8, /* a filter of system calls */
+	OWN_TMP = 1 << 30, /* no part: jobs have a /tmp of their own unless their starts say otherwise */
 };
 
 extern struct isolation {
@@ -181,6 +185,7 @@ bool map_user(uid_t uid, gid_t gid);
 pid_t fork_isolated(void);
 unsigned isolate(uid_t uid, gid_t gid);
 bool renew_mounts(void);
+bool settle_tmp(bool own);
 bool isolate_job(const struct request *request);
 
 /* filter.c: which system calls a job may make. */

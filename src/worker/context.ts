@@ -11,6 +11,7 @@ import type { PatientJournal } from "./pending.ts";
 import type { Retirement } from "./retire.ts";
 import { runningOf, type Running } from "./running.ts";
 import type { Spawner } from "./spawner.ts";
+import type { Uids } from "./uids.ts";
 
 /** What the parts of an open worker share. */
 export interface Context {
@@ -23,6 +24,8 @@ export interface Context {
   /** Where jobs' groups may be: of this daemon, and of those before it, which may have been started in another group. */
   readonly groups: readonly string[];
   readonly ids: Ids;
+  /** Absent where jobs have a user in common. */
+  readonly uids: Uids | undefined;
   readonly spawner: Spawner;
   readonly archive: Archive | undefined;
   readonly retirement: Retirement;
@@ -37,10 +40,17 @@ export interface Context {
 }
 
 /** Counts a job among those that run. */
-export function track({ jobsDir, running }: Context, job: Job, hierarchy: Hierarchy): Running {
+export function track({ jobsDir, running, uids }: Context, job: Job, hierarchy: Hierarchy): Running {
   const entry = runningOf(job, jobsDir, hierarchy);
   running.set(job.id, entry);
+  uids?.hold(job.user);
   return entry;
+}
+
+/** Does so no more: nothing of it runs. */
+export function untrack({ running, uids }: Context, { id, user }: Job): void {
+  running.delete(id);
+  uids?.free(user);
 }
 
 /** Throws `not-found`. */

@@ -2,7 +2,7 @@ import { existsSync } from "node:fs";
 import { constants } from "node:os";
 import { setTimeout } from "node:timers/promises";
 import { killGroup, removeGroup } from "./cgroup.ts";
-import type { Context } from "./context.ts";
+import { untrack, type Context } from "./context.ts";
 import { endedOf, readExit, type Exit } from "./exit.ts";
 import type { Job } from "./job.ts";
 import { logIn } from "./log.ts";
@@ -64,12 +64,12 @@ async function finish(context: Context, entry: Running, lost: string | undefined
  * Of a job whose end is on the disk. Its group's figures are part of how it ended: the next daemon is to find them where
  * this one cannot record them.
  */
-async function putAway({ options, running }: Context, { group, job }: Running): Promise<void> {
+async function putAway(context: Context, { group, job }: Running): Promise<void> {
   try {
     if (group !== undefined) await removeGroup(group);
-    running.delete(job.id);
+    untrack(context, job);
   } catch (error) {
-    options.log("error", "a cgroup could not be removed", { group, error });
+    context.options.log("error", "a cgroup could not be removed", { group, error });
   }
 }
 

@@ -28,6 +28,12 @@ export function failureAt(stage: string, errno: string, launch: Launch): JobErro
       `${JSON.stringify(launch.cwd)} is ${errno === "EACCES" ? `not open to ${launch.credentials.user}` : `no directory here (${errno})`}`,
       facts,
     );
+  if (stage === "user" && errno === "EBUSY")
+    return new JobError(
+      "exhausted",
+      `processes run under uid ${launch.credentials.uid} that are no job's of this worker; give jobs others (jobsd --job-uids)`,
+      { facts },
+    );
   const full = EXHAUSTED.has(errno) || ((stage === "directory" || stage === "output") && FAILING.has(errno));
   if (full) return new JobError("exhausted", `no room for another job on this host (${stage}: ${errno})`, { facts });
   if (stage === "isolation")

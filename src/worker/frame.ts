@@ -1,6 +1,6 @@
 import { constants as os } from "node:os";
 import { bytesOf } from "./bytes.ts";
-import type { Credentials } from "./users.ts";
+import type { Chosen } from "./users.ts";
 
 /* What is said to the native spawner and its supervisors, and by them; src/supervisor/supervisor.h has the frames. */
 
@@ -19,7 +19,7 @@ export interface Launch {
   readonly cwd: string;
   readonly argv: readonly string[];
   readonly env: ReadonlyMap<string, string>;
-  readonly credentials: Credentials & { readonly change: boolean };
+  readonly credentials: Chosen;
   readonly timeLimitMs: number;
   readonly graceMs: number;
   readonly logLimitBytes: number;
@@ -121,7 +121,7 @@ export function startFrame(job: number, launch: Launch): Buffer {
   writeUInt64(bytes, launch.logLimitBytes, 32);
   const numbers = [
     launch.logKeep === "oldest" ? 1 : 0,
-    credentials.change ? 1 : 0,
+    credentials.alone ? 2 : credentials.change ? 1 : 0,
     credentials.uid,
     credentials.gid,
     credentials.groups.length,

@@ -31,7 +31,12 @@ export interface Isolation {
   /** Kept from jobs of the worker's own user, who may do what it may: not to be read, or not to be changed. */
   readonly hidden: readonly string[];
   readonly sealed: readonly string[];
+  /** Most jobs have a /tmp of their own. */
+  readonly ownTmp: boolean;
 }
+
+/** As the supervisor has it, beside the parts. */
+const OWN_TMP = 1 << 30;
 
 /** All but what is switched off, and what makes no sense without another. */
 export function isolationOf(
@@ -39,11 +44,8 @@ export function isolationOf(
     isolationOff = [],
     hidden = [],
     sealed = [],
-  }: {
-    readonly isolationOff?: readonly Part[];
-    readonly hidden?: readonly string[];
-    readonly sealed?: readonly string[];
-  },
+    ownTmp = false,
+  }: Partial<Pick<Isolation, "hidden" | "sealed" | "ownTmp">> & { readonly isolationOff?: readonly Part[] },
   hierarchy: Hierarchy,
 ): Isolation {
   const off = withDependants(isolationOff);
@@ -51,7 +53,7 @@ export function isolationOf(
   if (process.getuid?.() === 0) wanted.delete("user");
   const cgroups = hierarchy.kind === "none" ? undefined : mountOf(hierarchy.path);
   if (cgroups === undefined) wanted.delete("cgroup");
-  return { wanted, cgroups: cgroups ?? "", hidden, sealed };
+  return { wanted, cgroups: cgroups ?? "", hidden, sealed, ownTmp };
 }
 
 function mountOf(group: string): string | undefined {
@@ -59,8 +61,9 @@ function mountOf(group: string): string | undefined {
 }
 
 /** As the supervisor's command line has it. */
-export function isolationArguments({ wanted, cgroups, hidden, sealed }: Isolation): string[] {
-  return [String(bitsOf(wanted)), cgroups, ...hidden.map((path) => `-${path}`), ...sealed.map((path) => `=${path}`)];
+export function isolationArguments({ wanted, cgroups, hidden, sealed, ownTmp }: Isolation): string[] {
+  const bits = bitsOf(wanted) | (ownTmp ? OWN_TMP : 0);
+  return [String(bits), cgroups, ...hidden.map((path) => `-${path}`), ...sealed.map((path) => `=${path}`)];
 }
 
 /** What of it this host gives. */

@@ -73,6 +73,8 @@ export interface Journal extends Disposable {
   findRequest(owner: string, requestId: string): Record | undefined;
   /** The id of the job that was started last; its record may be damaged. */
   newest(): string | undefined;
+  /** The uid of the newest job, among the last thousand, that ran as a number of this range; a damaged record has none. */
+  lastUid(range: { readonly first: number; readonly last: number }): number | undefined;
   /** Of all jobs. */
   ids(): Set<string>;
   /** Those that have not ended, as far as is known. */
@@ -202,6 +204,7 @@ function journalIn(database: DatabaseSync, path: string): Journal {
   const stopping = database.prepare("UPDATE jobs SET stopped_by = coalesce(stopped_by, ?) WHERE id = ?");
   const remove = database.prepare("DELETE FROM jobs WHERE id = ?");
   const newest = database.prepare("SELECT id FROM jobs ORDER BY seq DESC LIMIT 1");
+  const recent = database.prepare("SELECT job FROM jobs ORDER BY seq DESC LIMIT 1000");
   const ids = database.prepare("SELECT group_concat(id, ' ') AS ids FROM jobs");
   const find = database.prepare(`${COLUMNS} WHERE id = ?`);
   const findRequest = database.prepare(`${COLUMNS} WHERE owner = ? AND request_id = ?`);
@@ -247,6 +250,15 @@ function journalIn(database: DatabaseSync, path: string): Journal {
     stopping: (id, by) => void whole(() => stopping.run(by, id)),
     remove: (id) => void whole(() => remove.run(id)),
     newest: () => whole(() => newest.get()?.["id"]?.toString()),
+    lastUid: ({ first, last }) =>
+      whole(() => {
+        for (const { job } of recent.iterate()) {
+          // Not decoded: a quotation mark within a text has a backslash before it.
+          const uid = Number(/"user":"(\d+)"/.exec(String(job))?.[1]);
+          if (uid >= first && uid <= last) return uid;
+        }
+        return undefined;
+      }),
     ids: () => new Set(whole(() => String(ids.get()?.["ids"] ?? "").split(" "))),
     find: (id) => whole(() => record(find.get(id))),
     findRequest: (owner, requestId) => whole(() => record(findRequest.get(owner, requestId))),

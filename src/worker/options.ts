@@ -5,15 +5,26 @@ import { JobError, invalid } from "./errors.ts";
 import type { Part } from "./isolation.ts";
 import type { Pauses } from "./line.ts";
 import type { PruneLimits } from "./prune.ts";
+import type { UidRange } from "./uids.ts";
+import { checkRules } from "./users.ts";
 
 export interface WorkerOptions {
   /** Holds the journal and the jobs' directories; made 0700 when it is not there. */
   readonly stateDir: string;
   /** In front of each job's id, so that ids tell which worker has the job. */
   readonly name?: string;
-  /** Jobs run as this user when a start names none: a name or a number. `nobody` when the worker is root. */
+  /**
+   * Jobs run as this user when a start names none: a name or a number. When absent, and the worker is root, each has a uid
+   * of its own.
+   */
   readonly user?: string;
-  /** A start may name uid 0. */
+  /** Where those are taken from; uids.ts has what is taken when absent. */
+  readonly jobUids?: UidRange;
+  /** Users that a start may name, beside `user`: names, numbers, or ranges as in "2000-2999". */
+  readonly allowUsers?: readonly string[];
+  /** Groups that a start may name, beside those of its user. */
+  readonly allowGroups?: readonly string[];
+  /** A start may name uid 0 and gid 0, and a user may have gid 0 among its groups. */
   readonly allowRoot?: boolean;
   /** Bytes of output kept of each job, with its index; 0 for no limit. 256 MiB when absent. */
   readonly logLimitBytes?: number;
@@ -73,6 +84,7 @@ export function checkOptions(options: WorkerOptions): CheckedOptions {
     throw invalid("log limit", `${logLimitBytes} bytes is too small; ${LEAST_LOG_LIMIT_BYTES} is the least, 0 is none`);
   if (options.allowUserNamespaces && process.getuid?.() !== 0)
     throw invalid("allow-user-namespaces", `needs a worker that is root: ${OWN_USER}`);
+  checkRules(options);
   return { ...options, log, logCompress, logKeep, logLimitBytes, maxJobs, supervisor };
 }
 

@@ -3,7 +3,7 @@ import { constants } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { hierarchyAt, killGroup, populated, readLimits, removeGroup, type Hierarchy } from "./cgroup.ts";
-import { track, type Context } from "./context.ts";
+import { track, untrack, type Context } from "./context.ts";
 import { isSupervised, order } from "./control.ts";
 import { removeDirectory } from "./directory.ts";
 import { gone, killedBy } from "./end.ts";
@@ -84,7 +84,7 @@ function readTold({ options }: Context, directory: string): Told | "unreadable" 
 }
 
 async function takeUp(context: Context, { job, stoppedBy, requestId }: Kept): Promise<void> {
-  const { files, journal, running, spawner } = context;
+  const { files, journal, spawner } = context;
   const entry = track(context, job, hierarchyOf(context, job.id));
   entry.stoppedBy = stoppedBy;
   entry.requestId = requestId;
@@ -92,7 +92,7 @@ async function takeUp(context: Context, { job, stoppedBy, requestId }: Kept): Pr
   const { supervised, started, happened } = await traces(context, entry);
   if (!happened) {
     // Its start was cut before exec: it did not happen. Whoever asked can find that out by its request id.
-    running.delete(job.id);
+    untrack(context, job);
     discardDirectory(directory);
     if (group !== undefined) discardGroup(context, group);
     journal.remove(job.id);

@@ -1,6 +1,6 @@
 import { constants } from "node:os";
 import { killGroup, limitGroup, removeGroup } from "./cgroup.ts";
-import { track, type Context } from "./context.ts";
+import { track, untrack, type Context } from "./context.ts";
 import { GRACE_MS, order } from "./control.ts";
 import { gone, killedBy } from "./end.ts";
 import { removeDirectory } from "./directory.ts";
@@ -21,6 +21,10 @@ import { checkSpec, environmentOf } from "./spec.ts";
 import { chooseCredentials } from "./users.ts";
 
 const UMASK = 0o022;
+const SHARED_TMP =
+  "jobs have no mount namespace here, so this one has the host's /tmp, and its files there are another's once its uid is";
+/** Uids in a row that are found taken: then somebody else uses the range. */
+const MOST_TAKEN = 64;
 
 export interface Started {
   readonly job: Job;
@@ -48,16 +52,26 @@ export async function start(context: Context, spec: JobSpec): Promise<Started> {
 }
 
 async function begin(context: Context, spec: JobSpec): Promise<Job> {
-  try {
-    return await attempt(context, spec);
-  } catch (error) {
-    throw refusal(error);
+  for (let left = MOST_TAKEN; ; left--) {
+    try {
+      return await attempt(context, spec);
+    } catch (error) {
+      if (!isTaken(error) || left === 0) throw refusal(error);
+    }
   }
 }
 
-async function attempt(context: Context, spec: JobSpec): Promise<Job> {
-  const { files, hierarchy, ids, journal, options, running, spawner } = context;
-  const credentials = chooseCredentials(spec, options);
+/** Processes of somebody else run under the uid that the job was to have for itself: the next one is tried. */
+function isTaken(error: unknown): boolean {
+  return error instanceof JobError && error.facts["stage"] === "user" && error.facts["errno"] === "EBUSY";
+}
+
+async function attempt(context: Context, asked: JobSpec): Promise<Job> {
+  const { files, hierarchy, ids, journal, options, running, spawner, uids } = context;
+  const chosen = chooseCredentials(asked, options, uids?.take);
+  const ownTmp = chosen.alone === true && spawner.parts.includes("mount");
+  const credentials = ownTmp ? { ...chosen, home: "/tmp" } : chosen;
+  const spec = ownTmp ? { ...asked, privateTmp: true } : asked;
   const logPolicy = policyOf(spec.log, options);
   const host = thisHost(hierarchy.kind === "none" ? undefined : hierarchy.path);
   const settings = settingsOf(spec.resources ?? {}, host);
@@ -75,7 +89,8 @@ async function attempt(context: Context, spec: JobSpec): Promise<Job> {
       `${options.maxJobs} jobs run already, which is this worker's most (jobsd --max-jobs)`,
     );
   const env = environmentOf(spec, credentials);
-  const job = { ...jobOf(context, spec, credentials, env), logPolicy };
+  const warnings = [...warningsOf(context), ...(chosen.alone && !ownTmp ? [SHARED_TMP] : [])];
+  const job = { ...jobOf(context, spec, credentials, env), logPolicy, warnings };
   const entry = track(context, job, hierarchy);
   entry.requestId = spec.requestId;
   try {
@@ -127,7 +142,7 @@ function jobOf(context: Context, spec: JobSpec, credentials: Launch["credentials
     pid: 0,
     createdAt: new Date(),
     output: { size: 0, first: 0, dropped: 0 },
-    warnings: warningsOf(context),
+    warnings: [],
   };
 }
 
@@ -171,7 +186,8 @@ function surroundingsOf({
 }
 
 /** Leaves nothing of a start that failed. */
-async function undo({ ids, journal, options, running }: Context, { job, directory, group }: Running): Promise<void> {
+async function undo(context: Context, { job, directory, group }: Running): Promise<void> {
+  const { ids, journal, options } = context;
   try {
     // Where the spawner died under it, nobody knows whether it runs.
     withReserve(() => order(directory, constants.signals.SIGKILL, 0));
@@ -185,5 +201,5 @@ async function undo({ ids, journal, options, running }: Context, { job, director
     options.log("error", "what is left of a start that failed could not be put away", { job: job.id, error });
   }
   journal.remove(job.id);
-  running.delete(job.id);
+  untrack(context, job);
 }

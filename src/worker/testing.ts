@@ -25,7 +25,11 @@ import { openWorker, type Worker } from "./worker.ts";
 const DEADLINE_MS = 20_000;
 
 export const root = process.getuid?.() === 0;
-/** Who jobs run as when a start names nobody: as root that is `nobody`, else whoever runs the tests. */
+/** Jobs of tests run as nobody, unless a test says otherwise: they see the host's /tmp, where tests meet them. */
+function asNobody<T extends Partial<WorkerOptions>>(options: T): T {
+  return root && !options.jobUids ? { user: "nobody", ...options } : options;
+}
+/** Who that is; where the tests do not run as root, whoever runs them. */
 export const jobUid = root ? 65534 : (process.getuid?.() ?? 0);
 
 /** A directory that jobs, too, can look into. */
@@ -71,7 +75,7 @@ export async function testWorker(options: Partial<WorkerOptions> = {}): Promise<
   const stateDir = options.stateDir ?? mkdtempSync(join(tmpdir(), "jobs-state-"));
   const logged: string[] = [];
   const log = (level: string, message: string): unknown => logged.push(`${level}: ${message}`);
-  const worker = await openWorker({ log, ...options, stateDir }).catch((error: unknown) => {
+  const worker = await openWorker({ log, ...asNobody(options), stateDir }).catch((error: unknown) => {
     if (options.stateDir === undefined) rmSync(stateDir, { recursive: true, force: true });
     throw error;
   });
@@ -300,7 +304,7 @@ export async function testDaemon(options: WorkerOptions, death = ""): Promise<Te
     const [answer]: unknown[] = await Promise.race([once(child, "message"), died]);
     return answer;
   }
-  await ask(options);
+  await ask(asNobody(options));
   const kill = async (): Promise<void> => {
     child.kill("SIGKILL");
     await exit;

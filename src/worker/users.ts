@@ -1,5 +1,6 @@
-import { readFileSync, statSync } from "node:fs";
+import { existsSync, readFileSync, statSync } from "node:fs";
 import { JobError, invalid } from "./errors.ts";
+import type { WorkerOptions } from "./options.ts";
 
 /** Who a job runs as. */
 export interface Credentials {
@@ -29,11 +30,11 @@ const RECHECK_MS = 1000;
 let accounts: Accounts | undefined;
 let checkedAtMs = 0;
 
-function rows(path: string): string[][] {
-  return readFileSync(path, "utf8")
-    .split("\n")
-    .filter((line) => line.includes(":"))
-    .map((line) => line.split(":"));
+/** The fields of each line of a file; none where there is no such file. */
+export function rows(path: string, separator: string | RegExp = ":"): string[][] {
+  if (!existsSync(path)) return [];
+  const lines = readFileSync(path, "utf8").split("\n");
+  return lines.map((line) => line.split(separator)).filter(({ length }) => length > 1);
 }
 
 /** passwd(5) and group(5), read again when they change; looked at once a second, not for every start. */
@@ -86,25 +87,127 @@ function lookUp(user: string, group?: string): Credentials {
   };
 }
 
+/** Who a job runs as; whether it has to become that, and whether nothing else may run under its uid then. */
+export type Chosen = Credentials & { readonly change: boolean; readonly alone?: boolean };
+
+type Rules = Pick<WorkerOptions, "user" | "allowRoot" | "allowUsers" | "allowGroups">;
+
 /**
- * Who a start may run as: `user`, or the worker's default. A worker that is not root can only be itself.
- * Throws JobError: `invalid`, or `forbidden` for what this worker does not allow.
+ * Who a start may run as: the user that it names, or the worker's, or else one with a uid of its own, of `takeUid`. A
+ * worker that is not root can only be itself. Throws JobError: `invalid`, or `forbidden` for what this worker does not allow.
  */
 export function chooseCredentials(
   asked: { readonly user?: string; readonly group?: string },
-  worker: { readonly user?: string; readonly allowRoot?: boolean },
-): Credentials & { readonly change: boolean } {
-  const own = process.getuid?.() ?? 0;
-  // A worker that is not root may run under a group that /etc/passwd does not give it, as in a container.
-  const group = asked.group ?? (own === 0 ? undefined : String(process.getgid?.()));
-  const chosen = credentialsOf(asked.user ?? worker.user ?? (own === 0 ? "nobody" : String(own)), group);
-  if (own !== 0 && (chosen.uid !== own || chosen.gid !== process.getgid?.()))
-    throw new JobError("forbidden", `user: the worker is not root and runs jobs only as itself (uid ${own})`, {
-      field: "user",
-    });
-  if (own === 0 && (chosen.uid === 0 || chosen.gid === 0) && !worker.allowRoot)
-    throw new JobError("forbidden", "user: this worker does not run jobs as root (jobsd --allow-root)", {
-      field: "user",
-    });
-  return { ...chosen, change: own === 0 };
+  worker: Rules,
+  takeUid?: () => number,
+): Chosen {
+  if (process.getuid?.() !== 0) return itself(asked);
+  const named = asked.user ?? worker.user;
+  const chosen = named === undefined && takeUid ? stranger(takeUid(), asked.group) : account(named, asked.group);
+  if (asked.user !== undefined) checkUser(chosen, worker);
+  if (asked.group !== undefined) checkGroup(chosen, named, worker);
+  checkRoot(chosen, asked, worker);
+  return chosen;
+}
+
+function account(user = "nobody", group?: string): Chosen {
+  return { ...credentialsOf(user, group), change: true };
+}
+
+/** Of no account. Where it has a home, its start says so. */
+function stranger(uid: number, group: string | undefined): Chosen {
+  const name = String(uid);
+  const own = { user: name, group: name, uid, gid: uid, groups: [uid], home: "/" };
+  if (group === undefined) return { ...own, change: true, alone: true };
+  const { group: groupName, gid, groups } = credentialsOf(name, group);
+  return { ...own, group: groupName, gid, groups, change: true, alone: true };
+}
+
+/** A worker that is not root may run under a group that /etc/passwd does not give it, as in a container. */
+function itself({ user, group }: { readonly user?: string; readonly group?: string }): Chosen {
+  const [uid, gid] = [process.getuid?.(), process.getgid?.()];
+  const chosen = credentialsOf(user ?? String(uid), group ?? String(gid));
+  if (chosen.uid === uid && chosen.gid === gid) return { ...chosen, change: false };
+  throw forbidden("user", `the worker is not root and runs jobs only as itself (uid ${uid})`);
+}
+
+function checkUser({ user, uid }: Chosen, worker: Rules): void {
+  const own = worker.user !== undefined && credentialsOf(worker.user).user === user;
+  if (uid === 0 || own || isAmong(worker.allowUsers, user, uid)) return;
+  throw forbidden("user", `this worker runs no job as ${user} (jobsd --allow-user ${user})`);
+}
+
+function checkGroup({ user, group, gid }: Chosen, named: string | undefined, worker: Rules): void {
+  const own = named !== undefined && credentialsOf(named).groups.includes(gid);
+  if (gid === 0 || own || isAmong(worker.allowGroups, group, gid)) return;
+  const whose = named === undefined ? "a uid of its own" : user;
+  throw forbidden(
+    "group",
+    `this worker runs no job of ${whose} with the group ${group} (jobsd --allow-group ${group})`,
+  );
+}
+
+/** Root's group gives access to root's files, whoever has it. */
+function checkRoot({ user, uid, gid, groups }: Chosen, asked: { readonly group?: string }, worker: Rules): void {
+  if (worker.allowRoot || (uid !== 0 && gid !== 0 && !groups.includes(0))) return;
+  const what = uid === 0 ? "as root" : `with root's group (0)${gid === 0 ? "" : `, which ${user} has`}`;
+  const field = uid !== 0 && gid === 0 && asked.group !== undefined ? "group" : "user";
+  throw forbidden(field, `this worker runs no job ${what} (jobsd --allow-root)`);
+}
+
+function forbidden(field: "user" | "group", message: string): JobError {
+  return new JobError("forbidden", `${field}: ${message}`, { field });
+}
+
+const RANGE = /^(\d+)(?:-(\d+))?$/;
+
+/** A name allows that account alone, also where others have its number. */
+function isAmong(allowed: readonly string[] = [], name: string, id: number): boolean {
+  return allowed.some((entry) => {
+    const [, first, last = first] = RANGE.exec(entry) ?? [];
+    return first === undefined ? entry === name : id >= Number(first) && id <= Number(last);
+  });
+}
+
+/** Throws `invalid` for what no start could name. */
+export function checkRules({ user, allowRoot = false, allowUsers = [], allowGroups = [] }: Rules): void {
+  if (user !== undefined) credentialsOf(user);
+  for (const [field, entries] of [
+    ["allow user", allowUsers],
+    ["allow group", allowGroups],
+  ] as const)
+    for (const entry of entries) checkEntry(field, entry, allowRoot);
+}
+
+function checkEntry(field: string, entry: string, allowRoot: boolean): void {
+  const [, first, last = first] = RANGE.exec(entry) ?? [];
+  if (first !== undefined) {
+    if (!(Number(first) <= Number(last) && Number(last) <= ID_MAX))
+      throw invalid(
+        field,
+        `${JSON.stringify(entry)} is no range; a name, a number or a range as in 2000-2999 is right`,
+      );
+  } else if (field === "allow user") credentialsOf(entry);
+  else if (!readAccounts().groups.some(([name]) => name === entry))
+    throw invalid(field, `there is no group ${JSON.stringify(entry)} on this host`);
+  const isRoot = first === undefined ? entry === "root" : Number(last) === 0;
+  if (isRoot && !allowRoot) throw invalid(field, "root is allowed by jobsd --allow-root, and by nothing else");
+}
+
+/** Names of groups, and the numbers of those that have none. */
+export function groupNames(gids: readonly number[]): string[] {
+  const { groups } = readAccounts();
+  return gids.map((gid) => groups.find(([, , id]) => id === String(gid))?.[0] ?? String(gid));
+}
+
+/** An account or a group with a number of this range, in words; undefined when there is none. */
+export function accountWithin({ first, last }: { readonly first: number; readonly last: number }): string | undefined {
+  const { users, groups } = readAccounts();
+  for (const [path, entries] of [
+    [PASSWD, users],
+    [GROUP, groups],
+  ] as const)
+    for (const [name, , id] of entries)
+      if (Number(id) >= first && Number(id) <= last) return `${path} has ${name} with ${id}`;
+  return undefined;
 }

@@ -30,6 +30,7 @@ import { start, type Started } from "./start.ts";
 import { stats, type Stats, type StatsOptions } from "./stats.ts";
 import { stop, type StopOptions, type Stopped } from "./stop.ts";
 import { stream, type Stream } from "./stream.ts";
+import { openUids, rangeOf } from "./uids.ts";
 import { update } from "./update.ts";
 
 /** Every method throws JobError; those that take a job's id throw `not-found` when there is none. */
@@ -63,6 +64,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   const stateDir = resolve(options.stateDir);
   const { jobsDir, sparesDir } = openDirectory(stateDir);
   checkSupervisor(options.supervisor);
+  const uidRange = rangeOf(options);
   await using opened = new AsyncDisposableStack();
   const lock = opened.use(lockDirectory(stateDir));
   const journal = opened.use(patient(openJournal(stateDir), options.log));
@@ -74,7 +76,11 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   const ids = opened.use(openIds(options.name, hierarchy));
   removeSpares(sparesDir);
   const hidden = [stateDir, ...(options.archive?.kind === "directory" ? [resolve(options.archive.path)] : [])];
-  const isolation = isolationOf({ ...options, hidden: [...hidden, ...(options.hidden ?? [])] }, hierarchy);
+  const uids = uidRange && openUids(uidRange, journal.lastUid(uidRange));
+  const isolation = isolationOf(
+    { ...options, hidden: [...hidden, ...(options.hidden ?? [])], ownTmp: uids !== undefined },
+    hierarchy,
+  );
   const spawner = opened.use(
     openSpawner(options.supervisor, sparesDir, isolation, (message) => options.log("error", message)),
   );
@@ -95,6 +101,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
     hierarchy,
     groups,
     ids,
+    uids,
     spawner,
     running: new Map(),
     requests: new Map(),

@@ -16,6 +16,7 @@ import {
   userFinding,
   type Probed,
 } from "./probe.ts";
+import { whoFindings, type Who } from "./who.ts";
 
 const MIB = 1024 ** 2;
 /** A little more than a log, for the journal. */
@@ -24,6 +25,7 @@ const LEAST_FREE_BYTES = 512 * MIB;
 /** Of a worker's options, those that matter here; without `stateDir` no state directory is looked at. */
 export interface ExamineOptions
   extends
+    Who,
     Partial<Pick<WorkerOptions, "stateDir" | "cgroup" | "isolationOff" | "logLimitBytes">>,
     Required<Pick<WorkerOptions, "supervisor">> {
   /** What the daemon that asks has opened; absent, it is what another one would find. */
@@ -47,6 +49,7 @@ export async function examine(options: ExamineOptions): Promise<Finding[]> {
     ...(probed ? [...isolationFindings(probed, isolationOff), deviceFinding(probed)] : []),
     userFinding(),
     ...privilegeFindings(probed, isolationOff),
+    ...whoFindings(options),
     ...findings,
     ...(state === undefined ? [] : stateFindings(state, probed, logLimitBytes)),
   ];

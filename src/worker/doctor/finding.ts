@@ -2,7 +2,7 @@ import { readFileSync } from "node:fs";
 
 /** One thing that jobs are promised, as this host has it. */
 export interface Finding {
-  readonly area: "cgroup" | "controller" | "namespace" | "privilege" | "device rules" | "supervisor" | "state";
+  readonly area: "cgroup" | "controller" | "namespace" | "privilege" | "user" | "device rules" | "supervisor" | "state";
   /** As in "memory", "pid". */
   readonly name: string;
   /** `limited`: there is less of it than there could be, and no promise is broken. */

@@ -1,6 +1,7 @@
 import { execFile } from "node:child_process";
 import { getSystemErrorName, promisify } from "node:util";
 import { PARTS, withDependants, type Part } from "../isolation.ts";
+import { groupNames } from "../users.ts";
 import { CONTAINER, SECCOMP, found, textOf, type Cause, type Finding } from "./finding.ts";
 
 const run = promisify(execFile);
@@ -171,7 +172,7 @@ function deviceCause(errno: string): Cause {
     : { reason: `the daemon is root without CAP_BPF and CAP_NET_ADMIN (${errno})`, remedy: CONTAINER };
 }
 
-/** Whom jobs can run as. */
+/** Whether jobs can have another user than the daemon. */
 export function userFinding(): Finding {
   const { root, can } = privileges();
   const area = { area: "privilege", name: "user" } as const;
@@ -179,7 +180,7 @@ export function userFinding(): Finding {
     return {
       ...area,
       state: "limited",
-      meaning: `jobs run only as the daemon's own user (uid ${process.geteuid?.()})`,
+      meaning: `jobs run only as the daemon's own user (uid ${process.geteuid?.()}${ownGroups()})`,
       reason: "only root can become another user",
       remedy: "run jobsd as root; newuidmap is not needed",
     };
@@ -187,7 +188,13 @@ export function userFinding(): Finding {
     can("CAP_SETUID") && can("CAP_SETGID")
       ? undefined
       : { reason: "the daemon is root without CAP_SETUID and CAP_SETGID", remedy: "leave it these capabilities" };
-  return found("privilege", "user", cause, ["jobs run as any user", "no job starts"]);
+  return found("privilege", "user", cause, ["jobs have other users than the daemon", "no job starts"]);
+}
+
+/** What the daemon's user may do by its groups, its jobs may. */
+function ownGroups(): string {
+  const groups = (process.getgroups?.() ?? []).filter((gid) => gid !== process.getegid?.());
+  return groups.length === 0 ? "" : `, with the groups ${groupNames(groups).join(", ")}`;
 }
 
 /** Advice to the scheduler; jobs go without. */
