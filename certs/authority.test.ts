@@ -176,21 +176,23 @@ describe("a CA on disk", () => {
     const [crt, path] = await store(dir.path, toPem(ca.certificate), keyToPem(key));
     await expect(openAuthority(crt, path)).rejects.toThrow(`${path}: is not the key of ${crt}`);
     await chmod(path, 0o640);
-    await expect(openAuthority(crt, path)).rejects.toThrow(`${path}: its mode 0640 lets others at the key; chmod 600`);
+    await expect(openAuthority(crt, path)).rejects.toThrow(
+      `${path}: others can read this private key (mode 0640): chmod 600`,
+    );
     await chmod(path, 0o600);
     await writeFile(crt, await signed(await createRequest("alice", key), { profile: "writer" }));
-    await expect(openAuthority(crt, path)).rejects.toThrow(`${crt}: is not a CA's certificate`);
+    await expect(openAuthority(crt, path)).rejects.toThrow(`${crt}:1: CN=alice is not a CA's certificate`);
   });
 
   it("is refused by file when a file is missing, empty, encrypted or of another kind", async () => {
     await using dir = await mkdtempDisposable(join(tmpdir(), "jobs-certs-"));
     const [crt, path] = await store(dir.path, toPem(ca.certificate), keyToPem(ca.key));
     await expect(openAuthority(`${crt}x`, path)).rejects.toThrow(`${crt}x: no such file or directory`);
-    await expect(openAuthority(path, path)).rejects.toThrow(`${path}: holds a PRIVATE KEY; a PEM CERTIFICATE`);
+    await expect(openAuthority(path, path)).rejects.toThrow(`${path}: holds PRIVATE KEY (line 1), no certificate`);
     const secret = ca.key.export({ type: "pkcs8", format: "pem", cipher: "aes-256-cbc", passphrase: "x" });
     await writeFile(path, secret);
-    await expect(openAuthority(crt, path)).rejects.toThrow(`${path}: is encrypted`);
+    await expect(openAuthority(crt, path)).rejects.toThrow(`${path}:1: the private key is encrypted`);
     await writeFile(path, "");
-    await expect(openAuthority(crt, path)).rejects.toThrow(`${path}: is not a PEM private key`);
+    await expect(openAuthority(crt, path)).rejects.toThrow(`${path}: is empty; a PEM file with a PRIVATE KEY`);
   });
 });

@@ -14,8 +14,10 @@ import {
   X509Certificate,
   X509CertificateGenerator,
 } from "@peculiar/x509";
+import { pathOf } from "../src/x509/chain.ts";
+import { authoritiesIn, bundle } from "../src/x509/pem.ts";
 import { CertError } from "./error.ts";
-import { readPem } from "./files.ts";
+import { readFrom } from "./files.ts";
 import { toAltNames } from "./host.ts";
 import { generateKey, readKey, requireStrong, SIGNING, toCryptoKey } from "./key.ts";
 import { type Profile, purposes, roleExtension } from "./profile.ts";
@@ -25,6 +27,8 @@ import type { CertificateRequest } from "./request.ts";
 export interface Authority {
   readonly certificate: X509Certificate;
   readonly key: KeyObject;
+  /** What belongs behind each certificate that it signs, in PEM: an intermediate CA's own and those above it. */
+  readonly chain: string;
 }
 
 export interface SignOptions {
@@ -63,29 +67,27 @@ export async function createAuthority(options: { bits?: number | undefined; now?
       new AuthorityKeyIdentifierExtension(subjectKeyId.keyId),
     ],
   });
-  return { certificate, key };
+  return { certificate, key, chain: "" };
 }
 
 /**
- * Reads a CA from its two PEM files. Throws CertError `unreadable`, and `refused` when the certificate is no CA's,
- * the key is another's, or others may read it.
+ * Reads a CA from its two files; an intermediate's may have those above it behind it. Throws CertError `unreadable`,
+ * and `refused` when the certificate is no CA's, the key is another's, or others may read it.
  */
 export async function openAuthority(certificatePath: string, keyPath: string): Promise<Authority> {
-  const [pem, key] = await Promise.all([readPem(certificatePath, "CERTIFICATE"), readKey(keyPath)]);
-  const { node, certificate } = parseCertificate(pem, certificatePath);
-  if (!node.ca) {
-    throw new CertError("refused", `${certificatePath}: is not a CA's certificate (CA:TRUE and keyCertSign)`);
-  }
-  if (!node.checkPrivateKey(key)) {
-    throw new CertError("refused", `${keyPath}: is not the key of ${certificatePath}`);
-  }
+  const [found, key] = await Promise.all([readFrom(certificatePath, authoritiesIn), readKey(keyPath)]);
+  const authorities = found.map(({ certificate }) => certificate);
+  const own = authorities.find((certificate) => certificate.checkPrivateKey(key));
+  if (!own) throw new CertError("refused", `${keyPath}: is not the key of ${certificatePath}`);
   requireStrong(key, keyPath, 0);
-  return { certificate, key };
+  const { certificates } = pathOf(own, authorities, []);
+  const chain = certificates.filter((certificate) => !certificate.checkIssued(certificate));
+  return { certificate: parseCertificate(own, certificatePath).certificate, key, chain: bundle(chain) };
 }
 
 /**
  * Signs a verified request with a profile's extensions and none of the request's own.
- * Returns the certificate in PEM. Throws CertError `invalid` for an option, `refused` for the request or the CA.
+ * Returns the certificate in PEM, an intermediate CA's behind it. Throws CertError `invalid` for an option, `refused` for the request or the CA.
  */
 export async function sign(authority: Authority, request: CertificateRequest, options: SignOptions): Promise<string> {
   const { profile, now = new Date() } = options;
@@ -113,7 +115,7 @@ export async function sign(authority: Authority, request: CertificateRequest, op
       ...profileExtensions(profile, request, options.hosts),
     ],
   });
-  return toPem(certificate);
+  return toPem(certificate) + authority.chain;
 }
 
 /** A certificate in PEM, ending in a newline. */
@@ -121,10 +123,13 @@ export function toPem(certificate: X509Certificate): string {
   return `${certificate.toString("pem")}\n`;
 }
 
-/** A PEM certificate as Node and as the library read it. Throws CertError `unreadable`, led by `from`. */
-export function parseCertificate(pem: string, from: string): { node: NodeCertificate; certificate: X509Certificate } {
+/** A certificate as Node and as the library read it. Throws CertError `unreadable`, led by `from`. */
+export function parseCertificate(
+  given: string | NodeCertificate,
+  from: string,
+): { node: NodeCertificate; certificate: X509Certificate } {
   try {
-    const node = new NodeCertificate(pem);
+    const node = typeof given === "string" ? new NodeCertificate(given) : given;
     const certificate = new X509Certificate(node.raw);
     // The library reads extensions on first use, and throws then.
     void certificate.extensions;

@@ -2,7 +2,8 @@ import { mkdir, mkdtempDisposable, readdir, readFile, stat, truncate, writeFile 
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { readPem, writeFiles } from "./files.ts";
+import { certificatesIn } from "../src/x509/pem.ts";
+import { readFrom, writeFiles } from "./files.ts";
 
 const temporary = () => mkdtempDisposable(join(tmpdir(), "jobs-certs-"));
 
@@ -48,12 +49,12 @@ describe("reading a PEM file", () => {
     await using dir = await temporary();
     const path = join(dir.path, "a.crt");
     await writeFile(path, "hello");
-    await expect(readPem(path, "CERTIFICATE")).rejects.toThrow(`${path}: no PEM in it`);
+    await expect(readFrom(path, certificatesIn)).rejects.toThrow(`${path}: holds nothing in PEM`);
     await truncate(path, 300 * 1024);
-    await expect(readPem(path, "CERTIFICATE")).rejects.toThrow(`${path}: is over 256 KiB`);
+    await expect(readFrom(path, certificatesIn)).rejects.toThrow(`${path}: is over 256 KiB`);
     await mkdir(join(dir.path, "sub"));
-    await expect(readPem(join(dir.path, "sub"), "CERTIFICATE")).rejects.toThrow(
-      "sub: illegal operation on a directory",
+    await expect(readFrom(join(dir.path, "sub"), certificatesIn)).rejects.toThrow(
+      "sub: is a directory; a file is needed",
     );
   });
 });

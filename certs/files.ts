@@ -1,11 +1,9 @@
 import { randomBytes } from "node:crypto";
-import { type FileHandle, link, lstat, mkdir, open, rename, rm } from "node:fs/promises";
+import { link, lstat, mkdir, open, rename, rm } from "node:fs/promises";
 import { dirname } from "node:path";
-import { getSystemErrorMap } from "node:util";
+import { readSmall, reasonOf } from "../src/x509/file.ts";
+import { PemError } from "../src/x509/pem.ts";
 import { CertError, type CertErrorCode } from "./error.ts";
-
-/** A bundle of dozens of RSA 8192 certificates fits; a device or a log given by mistake does not. */
-const LIMIT_BYTES = 256 * 1024;
 
 export interface NewFile {
   readonly path: string;
@@ -56,52 +54,20 @@ export async function refuseExisting(paths: readonly string[]): Promise<void> {
 }
 
 /**
- * The first PEM block of a file, `-----BEGIN label-----` to `-----END label-----`.
- * Throws CertError `unreadable`; when the block is of another kind it says which.
+ * Reads a file and what `parse` finds in it. Throws CertError `unreadable`, and `refused` where others may read a
+ * private key.
  */
-export async function readPem(path: string, label: "CERTIFICATE" | "CERTIFICATE REQUEST"): Promise<string> {
-  const block = firstPem(await readText(path), path);
-  if (block.label === label) return block.pem;
-  throw new CertError("unreadable", `${path}: holds a ${block.label}; a PEM ${label} is needed`);
-}
-
-/** As readPem, of any kind. */
-export async function readAnyPem(path: string): Promise<{ readonly label: string; readonly pem: string }> {
-  return firstPem(await readText(path), path);
-}
-
-/** The text of a private key's file. Throws CertError `unreadable`, and `refused` when others may read the file. */
-export function readPrivate(path: string): Promise<string> {
-  return readText(path, requireOwnersOnly);
-}
-
-async function readText(path: string, check?: (file: FileHandle, path: string) => Promise<void>): Promise<string> {
-  await using file = await open(path, "r").catch(named("unreadable", path));
-  await check?.(file, path);
-  const chunks: Buffer[] = [];
+export async function readFrom<Value>(
+  path: string,
+  parse: (contents: Buffer, from: string) => Value | Promise<Value>,
+  read: (path: string) => Promise<Buffer> = readSmall,
+): Promise<Value> {
   try {
-    for await (const chunk of file.createReadStream({ end: LIMIT_BYTES, autoClose: false })) chunks.push(chunk);
+    return await parse(await read(path), path);
   } catch (error) {
-    return named("unreadable", path)(error);
+    if (!(error instanceof PemError)) throw error;
+    throw new CertError(error.code === "exposed" ? "refused" : "unreadable", error.message, error);
   }
-  const bytes = Buffer.concat(chunks);
-  if (bytes.length > LIMIT_BYTES) {
-    throw new CertError("unreadable", `${path}: is over ${LIMIT_BYTES / 1024} KiB; no PEM file is so large`);
-  }
-  return bytes.toString("latin1");
-}
-
-async function requireOwnersOnly(file: FileHandle, path: string): Promise<void> {
-  const { mode } = await file.stat();
-  if ((mode & 0o077) === 0) return;
-  const octal = (mode & 0o777).toString(8).padStart(4, "0");
-  throw new CertError("refused", `${path}: its mode ${octal} lets others at the key; chmod 600 ${path}`);
-}
-
-function firstPem(text: string, path: string): { readonly label: string; readonly pem: string } {
-  const [pem, label] = /-----BEGIN ([A-Z0-9 ]+)-----\r?\n[^-]*-----END \1-----/.exec(text) ?? [];
-  if (pem && label) return { label, pem };
-  throw new CertError("unreadable", `${path}: no PEM in it (a block from -----BEGIN … to -----END …)`);
 }
 
 async function writeTemporary(path: string, text: string, mode: number): Promise<void> {
@@ -117,8 +83,7 @@ function named(code: CertErrorCode, path: string): (error: unknown) => never {
   return (error) => {
     const errno = errnoOf(error);
     if (errno === "EEXIST" && code === "unwritable") throw alreadyThere(path, error);
-    const reason = [...getSystemErrorMap().values()].find(([name]) => name === errno)?.[1] ?? String(error);
-    throw new CertError(code, `${path}: ${reason}`, error);
+    throw new CertError(code, `${path}: ${reasonOf(error)}`, error);
   };
 }
 

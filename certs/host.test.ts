@@ -8,7 +8,8 @@ describe("a host to be made out to", () => {
     ["jobs_worker_1", "dns", "jobs_worker_1"],
     ["10.0.0.1", "ip", "10.0.0.1"],
     ["0:0:0:0:0:0:0:1", "ip", "::1"],
-    ["::ffff:10.0.0.1", "ip", "::ffff:a00:1"],
+    ["::ffff:10.0.0.1", "ip", "10.0.0.1"],
+    ["::ffff:a00:1", "ip", "10.0.0.1"],
   ])("is a DNS name or an address, in its usual form: %s", (host, type, value) => {
     expect(toAltNames([host])).toEqual([{ type, value }]);
   });

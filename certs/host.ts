@@ -1,5 +1,6 @@
 import { isIP } from "node:net";
 import type { JsonGeneralName } from "@peculiar/x509";
+import { unmapped } from "../src/x509/address.ts";
 import { CertError } from "./error.ts";
 
 /** At most so many names in one certificate: each is compared on every connection. */
@@ -22,10 +23,11 @@ export function isHost(host: string): boolean {
   return isIP(host) !== 0 ? !host.includes("%") : isDnsName(host.toLowerCase());
 }
 
-function toAltName(host: string, from: string): JsonGeneralName {
-  if (!isHost(host)) {
-    throw new CertError("invalid", `${from}: ${JSON.stringify(host)} is neither a DNS name nor an IP address`);
+function toAltName(given: string, from: string): JsonGeneralName {
+  if (!isHost(given)) {
+    throw new CertError("invalid", `${from}: ${JSON.stringify(given)} is neither a DNS name nor an IP address`);
   }
+  const host = unmapped(given);
   // A URL has the one canonical form of an IPv6 address.
   if (isIP(host) === 6) return { type: "ip", value: new URL(`http://[${host}]`).hostname.slice(1, -1) };
   return { type: isIP(host) === 4 ? "ip" : "dns", value: host.toLowerCase() };

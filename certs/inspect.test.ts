@@ -97,8 +97,8 @@ describe("inspecting a file", () => {
     await using dir = await mkdtempDisposable(join(tmpdir(), "jobs-certs-"));
     const path = join(dir.path, "w.key");
     await writeFile(path, keyToPem(key));
-    await expect(inspectFile(path)).rejects.toThrow(`${path}: holds a PRIVATE KEY; a CERTIFICATE or`);
+    await expect(inspectFile(path)).rejects.toThrow(`${path}: holds PRIVATE KEY (line 1), no certificate`);
     await writeFile(path, "-----BEGIN CERTIFICATE-----\nMAA=\n-----END CERTIFICATE-----\n");
-    await expect(inspectFile(path)).rejects.toThrow(`${path}: is not a well-formed certificate`);
+    await expect(inspectFile(path)).rejects.toThrow(`${path}:1: the certificate is damaged`);
   });
 });

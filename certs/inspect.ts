@@ -1,14 +1,15 @@
 import "reflect-metadata";
-import type { KeyObject } from "node:crypto";
+import type { KeyObject, X509Certificate } from "node:crypto";
 import {
   ExtendedKeyUsage,
   ExtendedKeyUsageExtension,
   type JsonGeneralName,
+  Pkcs10CertificateRequest,
   SubjectAlternativeNameExtension,
 } from "@peculiar/x509";
+import { certificatesIn, nameOf } from "../src/x509/pem.ts";
 import { parseCertificate } from "./authority.ts";
-import { CertError } from "./error.ts";
-import { readAnyPem } from "./files.ts";
+import { readFrom } from "./files.ts";
 import { type Role, roleOf } from "./profile.ts";
 import { parseRequest } from "./request.ts";
 
@@ -39,15 +40,19 @@ export interface CertificateDescription {
   readonly role?: Role | "malformed";
   /** Subject alternative names: `localhost`, `127.0.0.1`; those of other kinds as `email:…`. */
   readonly hosts: readonly string[];
-  /** `serverAuth`, `clientAuth`, or an object identifier. */
+  /** `serverAuth`, `clientAuth`, or an object identifier; empty when it may be used for anything. */
   readonly usages: readonly string[];
   readonly key: KeyDescription;
+  /** Subjects of the certificates behind it in its file. */
+  readonly chain?: readonly string[];
 }
 
 /** What a certificate signing request asks for, its signature verified. */
 export interface RequestDescription {
   readonly kind: "request";
   readonly subject: string;
+  /** Absent when it asks for none. `jobs certs sign` does not take it over, other signers may. */
+  readonly role?: Role | "malformed";
   readonly hosts: readonly string[];
   readonly key: KeyDescription;
 }
@@ -56,25 +61,27 @@ export type Description = CertificateDescription | RequestDescription;
 
 const DAY_MS = 86_400_000;
 
-/** Reads a PEM file with a certificate or a request. Throws CertError `unreadable`, or `refused` for a bad request. */
+/** Reads a file with certificates or a request. Throws CertError `unreadable`, or `refused` for a bad request. */
 export async function inspectFile(path: string, now = new Date()): Promise<Description> {
-  const { label, pem } = await readAnyPem(path);
-  if (label === "CERTIFICATE") return describe(pem, path, now);
-  if (label !== "CERTIFICATE REQUEST") {
-    throw new CertError("unreadable", `${path}: holds a ${label}; a CERTIFICATE or a CERTIFICATE REQUEST is needed`);
+  const contents = await readFrom(path, (bytes) => bytes);
+  if (!isRequest(contents)) {
+    const [{ certificate }, ...behind] = await readFrom(path, certificatesIn);
+    const chain = behind.map(({ certificate }) => nameOf(certificate));
+    return { ...describe(certificate, path, now), ...(chain.length > 0 && { chain }) };
   }
-  const request = await parseRequest(pem, path);
+  const request = await parseRequest(contents, path);
   return {
     kind: "request",
     subject: `CN=${request.commonName}`,
+    ...(request.role && { role: request.role }),
     hosts: hostsOf(request.altNames),
     key: describeKey(request.publicKey),
   };
 }
 
-/** Describes a PEM certificate. Throws CertError `unreadable`, led by `from`. */
-export function describe(pem: string, from: string, now = new Date()): CertificateDescription {
-  const { node, certificate } = parseCertificate(pem, from);
+/** Describes a certificate. Throws CertError `unreadable`, led by `from`. */
+export function describe(given: string | X509Certificate, from: string, now = new Date()): CertificateDescription {
+  const { node, certificate } = parseCertificate(given, from);
   const role = roleOf(certificate.extensions);
   return {
     kind: "certificate",
@@ -107,15 +114,31 @@ export function format(described: Description): string {
           ["authority", described.ca ? "yes, it may sign certificates" : undefined],
           ["role", described.role],
           ["hosts", hosts.join(", ")],
-          ["usage", described.usages.join(", ")],
+          ["usage", described.usages.join(", ") || "any"],
           ["key", formatKey(key)],
+          ["behind it", described.chain?.join("; ")],
         ]
       : [
           ["request of", subject],
+          [
+            "asks for",
+            described.role && `role ${described.role}; jobs certs sign decides by --role, openssl by its signer`,
+          ],
           ["hosts", hosts.join(", ")],
           ["key", formatKey(key)],
         ];
   return rows.flatMap(([label, value]) => (value ? [`${label.padEnd(12)}${printable(value)}\n`] : [])).join("");
+}
+
+function isRequest(contents: Buffer): boolean {
+  if (contents.includes("-----BEGIN "))
+    return /-----BEGIN (NEW )?CERTIFICATE REQUEST-----/.test(contents.toString("latin1"));
+  try {
+    // In DER a certificate and a request begin alike.
+    return new Pkcs10CertificateRequest(contents).subject !== undefined;
+  } catch {
+    return false;
+  }
 }
 
 function lifeLeft(days: number): string {

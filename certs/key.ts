@@ -1,8 +1,10 @@
-import { createPrivateKey, generateKeyPair, KeyObject } from "node:crypto";
+import { generateKeyPair, KeyObject } from "node:crypto";
 import type { webcrypto } from "node:crypto";
 import { promisify } from "node:util";
+import { readPrivate } from "../src/x509/file.ts";
+import { privateKeyIn } from "../src/x509/pem.ts";
 import { CertError } from "./error.ts";
-import { readPrivate } from "./files.ts";
+import { readFrom } from "./files.ts";
 
 /** RSA bits of a new key, and the fewest that a signer accepts when nothing else is said. */
 export const DEFAULT_BITS = 4096;
@@ -29,17 +31,9 @@ export function keyToPem(key: KeyObject): string {
   return key.export({ type: "pkcs8", format: "pem" });
 }
 
-/** Reads an unencrypted PEM private key that only its owner may read. Throws CertError `unreadable` or `refused`. */
-export async function readKey(path: string): Promise<KeyObject> {
-  const text = await readPrivate(path);
-  if (/BEGIN ENCRYPTED|Proc-Type: 4,ENCRYPTED/.test(text)) {
-    throw new CertError("unreadable", `${path}: is encrypted; decrypt it first (openssl pkey -in … -out …)`);
-  }
-  try {
-    return createPrivateKey(text);
-  } catch (error) {
-    throw new CertError("unreadable", `${path}: is not a PEM private key`, error);
-  }
+/** Reads a private key that only its owner may read. Throws CertError `unreadable` or `refused`. */
+export function readKey(path: string): Promise<KeyObject> {
+  return readFrom(path, privateKeyIn, readPrivate);
 }
 
 /** Throws CertError `refused` unless the key is RSA of `minBits` (never under 2048) to 8192, exponent 65537 or more. */

@@ -6,9 +6,11 @@ import {
   Pkcs10CertificateRequestGenerator,
   SubjectAlternativeNameExtension,
 } from "@peculiar/x509";
+import { PemError, requestIn } from "../src/x509/pem.ts";
 import { CertError } from "./error.ts";
 import { toAltNames } from "./host.ts";
 import { SIGNING, toCryptoKey } from "./key.ts";
+import { type Role, roleOf } from "./profile.ts";
 
 /** What a signer takes from a certificate signing request; everything else in it is left behind. */
 export interface CertificateRequest {
@@ -17,6 +19,8 @@ export interface CertificateRequest {
   readonly publicKey: KeyObject;
   /** The subject alternative names it asks for, as they stand there. */
   readonly altNames: readonly JsonGeneralName[];
+  /** The role it asks for, which the signer does not take from it. */
+  readonly role?: Role | "malformed" | undefined;
 }
 
 /** A name that is safe as a common name (at most 64 characters, RFC 5280 ub-common-name), a file's and in a log. */
@@ -42,11 +46,12 @@ export function requireName(name: string): void {
 }
 
 /**
- * Reads a PEM request and verifies that the owner of its key has signed it.
+ * Reads a request, PEM or DER, and verifies that the owner of its key has signed it.
  * Throws CertError `refused`, led by `from`, which names the request.
  */
-export async function parseRequest(pem: string, from: string): Promise<CertificateRequest> {
-  const { verified, subject, names, publicKey, altNames } = await decode(pem).catch((error: unknown) => {
+export async function parseRequest(contents: string | Uint8Array, from: string): Promise<CertificateRequest> {
+  const { verified, subject, names, ...asked } = await decode(contents, from).catch((error: unknown) => {
+    if (error instanceof PemError) throw new CertError("refused", error.message, error);
     throw new CertError("refused", `${from}: is not a well-formed certificate signing request`, error);
   });
   if (!verified) {
@@ -59,16 +64,17 @@ export async function parseRequest(pem: string, from: string): Promise<Certifica
       `${from}: its subject must have one common name of A-Z a-z 0-9 . _ @ -, it is ${JSON.stringify(subject)}`,
     );
   }
-  return { commonName, publicKey, altNames };
+  return { commonName, ...asked };
 }
 
-async function decode(pem: string) {
-  const request = new Pkcs10CertificateRequest(pem);
+async function decode(contents: string | Uint8Array, from: string) {
+  const request = new Pkcs10CertificateRequest(requestIn(contents, from));
   return {
     verified: await request.verify(),
     subject: request.subject,
     names: request.subjectName.getField("CN"),
     publicKey: createPublicKey({ key: Buffer.from(request.publicKey.rawData), format: "der", type: "spki" }),
+    role: roleOf(request.extensions),
     altNames: request.extensions.flatMap((extension) =>
       extension instanceof SubjectAlternativeNameExtension ? extension.names.toJSON() : [],
     ),

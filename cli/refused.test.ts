@@ -2,7 +2,7 @@ import { copyFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { openAuthority, sign } from "../certs/authority.ts";
-import { readPem } from "../certs/files.ts";
+import { readFrom } from "../certs/files.ts";
 import { issueAll } from "../certs/issue.ts";
 import { parseRequest } from "../certs/request.ts";
 import { type Host, startHost } from "./testing.ts";
@@ -23,7 +23,7 @@ afterAll(async () => {
 async function pair(now: Date): Promise<NodeJS.ProcessEnv> {
   const [cert, csr] = [join(host.dir, "some.crt"), join(host.dir, "some", "some.csr")];
   await host.jobs(["certs", "request", "some", "--out", join(host.dir, "some"), "--bits", "2048", "--force"]);
-  const request = await parseRequest(await readPem(csr, "CERTIFICATE REQUEST"), csr);
+  const request = await readFrom(csr, (contents) => parseRequest(contents, csr));
   const authority = await openAuthority(host.file("ca.crt"), host.file("ca.key"));
   await writeFile(cert, await sign(authority, request, { profile: "writer", now, days: 1, minBits: 2048 }));
   return { JOBS_CERT: cert, JOBS_KEY: join(host.dir, "some", "some.key") };

@@ -1,8 +1,9 @@
 import { X509Certificate } from "node:crypto";
-import { mkdtempDisposable, readdir, readFile, stat } from "node:fs/promises";
+import { mkdir, mkdtempDisposable, readdir, readFile, stat } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
+import { shell, withoutOpenssl } from "../../src/x509/testing.ts";
 import { formatInspect, formatRequest, formatSign, init, inspect, request, sign } from "./certs.ts";
 
 let dir: string;
@@ -80,4 +81,65 @@ describe("jobs certs", () => {
       expect(await readdir(dir)).not.toContain("none");
     },
   );
+});
+
+describe.skipIf(withoutOpenssl)(`with what openssl has made${withoutOpenssl ? ` (${withoutOpenssl})` : ""}`, () => {
+  /** A root, an intermediate CA of it, and requests that ask for a role. */
+  const MAKE = `
+    rsa() { openssl genpkey -quiet -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out "$1.key"; chmod 600 "$1.key"; }
+    for name in root mid ada; do rsa $name; done
+    echo 'basicConstraints=critical,CA:TRUE' >ca.ext
+    openssl req -x509 -key root.key -subj /CN=root -days 99 -out root.crt
+    openssl req -new -key mid.key -subj /CN=mid -out mid.csr
+    openssl x509 -req -in mid.csr -CA root.crt -CAkey root.key -CAcreateserial -days 99 -extfile ca.ext -out mid.crt
+    cat mid.crt root.crt >both.crt
+    for role in writer admin; do
+      openssl req -new -key ada.key -subj /CN=ada -addext "1.2.840.10070.8.1=ASN1:UTF8String:$role" -out $role.csr
+    done
+    openssl req -new -key ada.key -subj /CN=ada -out plain.csr
+    sed 's/CERTIFICATE REQUEST/NEW CERTIFICATE REQUEST/' writer.csr >new.csr
+    openssl req -in writer.csr -outform DER -out der.csr
+  `;
+  let made: string;
+  const file = (name: string) => join(made, name);
+  beforeAll(async () => {
+    made = join(dir, "openssl");
+    await mkdir(made);
+    await shell(MAKE, made);
+  });
+
+  it.each([
+    ["writer.csr", "writer"],
+    ["new.csr", "writer"],
+    ["der.csr", "writer"],
+    ["admin.csr", "malformed"],
+  ])("inspect shows the role that %s asks for", async (csr, role) => {
+    const described = await inspect({ file: file(csr) });
+    expect(described).toMatchObject({ kind: "request", subject: "CN=ada", role });
+    expect(formatInspect(described)).toContain(`asks for    role ${role}; jobs certs sign decides by --role`);
+  });
+
+  it("inspect shows no role of a request that asks for none", async () => {
+    expect(await inspect({ file: file("plain.csr") })).not.toHaveProperty("role");
+  });
+
+  it.each(["writer.csr", "new.csr", "der.csr"])("sign says of %s that its role was not taken over", async (csr) => {
+    const signed = await sign({ csr: file(csr), ca, role: "reader", minBits: 2048, force: true });
+    expect(signed).toMatchObject({ asked: "writer", certificate: { role: "reader" } });
+    expect(formatSign(signed)).toMatch(
+      /\nThe request asks for the role writer, which was not taken over: --role decides, and gave reader\.\n$/,
+    );
+    const plain = await sign({ csr: file("plain.csr"), ca, role: "reader", minBits: 2048, force: true });
+    expect(formatSign(plain)).not.toContain("not taken over");
+  });
+
+  it.each(["mid.crt", "both.crt"])("sign with an intermediate CA, given as %s, writes the chain", async (crt) => {
+    const authority = { ca: file(crt), caKey: file("mid.key") };
+    const options = { role: "writer", minBits: 2048, out: file("chain.crt"), force: true };
+    const signed = await sign({ csr: file("plain.csr"), ...authority, ...options });
+    await shell("openssl verify -CAfile root.crt -untrusted chain.crt chain.crt", made);
+    const described = await inspect({ file: signed.crt });
+    expect(described).toMatchObject({ subject: "CN=ada", issuer: "CN=mid", usages: ["clientAuth"], chain: ["CN=mid"] });
+    expect(formatInspect(described)).toContain("behind it   CN=mid\n");
+  });
 });

@@ -1,11 +1,11 @@
 import { stat } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { openAuthority, sign as signRequest } from "../../certs/authority.ts";
-import { readPem, refuseExisting, writeFiles } from "../../certs/files.ts";
+import { readFrom, refuseExisting, writeFiles } from "../../certs/files.ts";
 import { type CertificateDescription, type Description, describe, format, inspectFile } from "../../certs/inspect.ts";
 import { formatIssued, type Issued, issueAll, type IssueOptions } from "../../certs/issue.ts";
 import { generateKey, keyToPem } from "../../certs/key.ts";
-import { parseProfile } from "../../certs/profile.ts";
+import { parseProfile, type Role } from "../../certs/profile.ts";
 import { createRequest, parseRequest, requireName } from "../../certs/request.ts";
 
 // Every command returns plain data for `--output json`; the format… functions make its text for people.
@@ -73,6 +73,8 @@ export interface SignOptions {
 
 export interface Signed {
   readonly crt: string;
+  /** The role that the request asks for, which counts for nothing. */
+  readonly asked?: Role | "malformed";
   readonly certificate: CertificateDescription;
 }
 
@@ -88,10 +90,10 @@ export async function sign(options: SignOptions): Promise<Signed> {
   );
   const ca = isDirectory ? join(options.ca, "ca.crt") : options.ca;
   const authority = await openAuthority(ca, options.caKey ?? ca.replace(/(\.crt)?$/, ".key"));
-  const verified = await parseRequest(await readPem(csr, "CERTIFICATE REQUEST"), csr);
+  const verified = await readFrom(csr, (contents) => parseRequest(contents, csr));
   const pem = await signRequest(authority, verified, { profile, hosts, days, minBits });
   await writeFiles([{ path: crt, text: pem, mode: 0o644 }], force);
-  return { crt, certificate: describe(pem, crt) };
+  return { crt, ...(verified.role && { asked: verified.role }), certificate: describe(pem, crt) };
 }
 
 /** `jobs certs inspect FILE`: what a certificate or a request says. */
@@ -106,6 +108,9 @@ export function formatRequest({ key, csr }: Requested): string {
   return `${key}  private key, for this party alone\n${csr}  to be signed: jobs certs sign ${csr} --ca DIR --role ROLE\n`;
 }
 
-export function formatSign({ crt, certificate }: Signed): string {
-  return `${crt}\n${format(certificate)}`;
+export function formatSign({ crt, asked, certificate }: Signed): string {
+  const given = certificate.role ?? "none, as a worker has";
+  const note =
+    asked && `The request asks for the role ${asked}, which was not taken over: --role decides, and gave ${given}.\n`;
+  return `${crt}\n${format(certificate)}${note ?? ""}`;
 }

@@ -85,10 +85,13 @@ beforeAll(async () => {
 afterAll(() => server.forceShutdown());
 
 describe("a connection", () => {
-  it.each(["127.0.0.1", "[::1]", "localhost"])("is made to %s", async (host) => {
-    using to = client(host);
-    expect((await to.query("x")).job?.id).toBe("x");
-  });
+  it.each(["127.0.0.1", "[::1]", "localhost", "[::ffff:127.0.0.1]", "[::FFFF:7f00:1]"])(
+    "is made to %s",
+    async (host) => {
+      using to = client(host);
+      expect((await to.query("x")).job?.id).toBe("x");
+    },
+  );
 
   it("is refused where the certificate is not made out to the address or name that was called", async () => {
     const other = await listen(["other.example", "192.0.2.1"], "127.0.0.1:0");

@@ -1,6 +1,7 @@
 import { isIP } from "node:net";
 import { checkServerIdentity, createSecureContext, type PeerCertificate, type SecureContext } from "node:tls";
 import { ChannelCredentials } from "@grpc/grpc-js";
+import { unmapped } from "../x509/address.ts";
 import { PemError, parseTls, type TlsPem } from "../x509/pem.ts";
 import { ClientError } from "./errors.ts";
 
@@ -28,14 +29,6 @@ export function parseTarget(text: string, field = "server"): Target {
     throw new ClientError("INVALID_ARGUMENT", `${field}: ${JSON.stringify(text)} is no address: ${right}`, { field });
   }
   return { host: unmapped(host), port: Number(port) };
-}
-
-/** An IPv4 address that IPv6 has mapped (`::ffff:192.0.2.1`, `::ffff:c000:201`) as IPv4, which certificates have. */
-function unmapped(host: string): string {
-  if (isIP(host) !== 6 || host.includes("%")) return host;
-  const [, high, low] = /^\[::ffff:([0-9a-f]+):([0-9a-f]+)\]$/.exec(new URL(`http://[${host}]`).hostname) ?? [];
-  if (high === undefined || low === undefined) return host;
-  return [high, low].flatMap((part) => [parseInt(part, 16) >> 8, parseInt(part, 16) & 0xff]).join(".");
 }
 
 /** `HOST:PORT` again, an IPv6 address in brackets. */

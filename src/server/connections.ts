@@ -1,6 +1,7 @@
 import { X509Certificate } from "node:crypto";
 import { isIP } from "node:net";
 import type { TLSSocket } from "node:tls";
+import { unmapped } from "../x509/address.ts";
 import { identify, type Identity } from "./identity.ts";
 import { MAX_CONNECTIONS_TOLD, TOLD_MS } from "./limits.ts";
 import { shares, type Full, type Shares } from "./shares.ts";
@@ -118,6 +119,6 @@ export function keyOf({ localAddress, localPort, remoteAddress, remotePort }: En
 /** `ADDRESS:PORT` of the other side; an IPv4 address that IPv6 has mapped (`::ffff:192.0.2.1`) is told as IPv4. */
 export function peerOf({ remoteAddress, remotePort }: Ends): string {
   if (remoteAddress === undefined) return "unknown";
-  const address = remoteAddress.replace(/^::ffff:(?=\d+\.\d+\.\d+\.\d+$)/i, "");
+  const address = unmapped(remoteAddress);
   return isIP(address) === 6 ? `[${address}]:${remotePort}` : `${address}:${remotePort}`;
 }

@@ -103,6 +103,17 @@ export function certificatesIn(contents: string | Uint8Array, from: string): rea
   throw wrongKind(contents, blocks, from, "no certificate", `${wanted}${signing}`);
 }
 
+/** The first certificate signing request of a file, as DER. Throws PemError, led by `from`. */
+export function requestIn(contents: string | Uint8Array, from: string): Buffer {
+  const der = derOf(contents);
+  if (der) return der;
+  const blocks = pemBlocks(contents, from);
+  // Of Netscape's time, and still written by keytool and by Windows.
+  const request = blocks.find(({ label }) => /^(NEW )?CERTIFICATE REQUEST$/.test(label));
+  if (request) return request.der;
+  throw wrongKind(contents, blocks, from, "no certificate request", "a PEM file with a CERTIFICATE REQUEST is needed");
+}
+
 /** The certificates of a file that others are to be trusted by. Throws PemError, also for one that is no CA's. */
 export function authoritiesIn(contents: string | Uint8Array, from: string): readonly Found[] {
   const found = certificatesIn(contents, from);
@@ -193,7 +204,7 @@ export function parseTls(given: TlsPem, names: { readonly [part in keyof TlsPem]
     throw new TlsFileError("key", new PemError("mismatch", message));
   }
   const chain = [own, ...found.filter((certificate) => certificate !== own)];
-  const pem = { ca: toPem(authorities), cert: toPem(chain), key: key.export({ type: "pkcs8", format: "pem" }) };
+  const pem = { ca: bundle(authorities), cert: bundle(chain), key: key.export({ type: "pkcs8", format: "pem" }) };
   return { authorities, own, chain, key, pem };
 }
 
@@ -319,7 +330,8 @@ export function weaknessOf(key: KeyObject): string | undefined {
   }
 }
 
-function toPem(certificates: readonly X509Certificate[]): string {
+/** Certificates as one PEM text, which ends in a newline unless there are none. */
+export function bundle(certificates: readonly X509Certificate[]): string {
   return certificates.map((certificate) => `${certificate.toString().trimEnd()}\n`).join("");
 }
 
