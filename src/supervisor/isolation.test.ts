@@ -250,6 +250,17 @@ describe.each(isolated)("$build", (variant) => {
     }
   });
 
+  test("no job runs in real time, or before others", async () => {
+    const script = `exec 2> /dev/null; chrt --fifo 1 true && echo fifo; chrt --rr 1 true && echo rr
+      renice -n -1 $$ && echo nice; ionice -c 1 true && echo io; ulimit -r 1 && echo rtprio; true`;
+    await using it = await rig(variant);
+    for (const who of [{}, OWN]) expect(await outputOf(it, { script, ...who })).toBe("");
+    if (!isRoot) return;
+    await using bare = await unprivilegedRig(variant, { wanted: new Set<Part>([...without("cgroup"), "user"]) });
+    const spec = { cgroup: "", credentials: { ...CREDENTIALS, change: false } };
+    expect(await outputOf(bare, { script, ...spec })).toBe("");
+  });
+
   test.skipIf(!existsSync("/dev/kmsg"))("no job reads the kernel's log", async () => {
     const script = "stat -c '%t:%T' /dev/kmsg; head -c 1 /dev/kmsg; dmesg --syslog 2> /dev/null || echo refused";
     await using it = await rig(variant);

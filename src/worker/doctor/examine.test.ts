@@ -61,6 +61,13 @@ test("a worker finds what it has, beside its jobs, and leaves nothing", async ()
   expect(named(findings, "state", "directory")).toMatchObject({ state: "enforced" });
 });
 
+test("the filter of system calls is there, unless it is switched off", async () => {
+  const found = named(await examine({ supervisor: SUPERVISOR }), "privilege", "seccomp");
+  expect(found).toMatchObject({ state: "enforced", meaning: "jobs make only system calls that programs need" });
+  const off = named(await examine({ supervisor: SUPERVISOR, isolationOff: ["seccomp"] }), "privilege", "seccomp");
+  expect(off).toMatchObject({ state: "limited", reason: "jobsd --isolation-off has it off" });
+});
+
 test("a directory that is no cgroup is named", async () => {
   using directory = testDirectory();
   const findings = await examine({ supervisor: SUPERVISOR, cgroup: directory.path });

@@ -9,6 +9,7 @@ import { found, type Cause, type Finding } from "./finding.ts";
 import {
   cloneFinding,
   deviceFinding,
+  filterFinding,
   isolationFindings,
   privilegeFindings,
   probe,
@@ -48,7 +49,8 @@ export async function examine(options: ExamineOptions): Promise<Finding[]> {
     ...controllerFindings(place, cause),
     ...(probed ? [...isolationFindings(probed, isolationOff), deviceFinding(probed)] : []),
     userFinding(),
-    ...privilegeFindings(probed, isolationOff),
+    ...privilegeFindings(isolationOff),
+    ...(probed ? [filterFinding(probed, isolationOff)] : []),
     ...whoFindings(options),
     ...findings,
     ...(state === undefined ? [] : stateFindings(state, probed, logLimitBytes)),

@@ -74,7 +74,7 @@ export function isolationFindings(probed: Probed, isolationOff: readonly Part[] 
 const OFF: Cause = { reason: "jobsd --isolation-off has it off", remedy: "leave it out there" };
 
 /** What a job's process gives up. */
-export function privilegeFindings(probed: Probed | undefined, isolationOff: readonly Part[] = []): Finding[] {
+export function privilegeFindings(isolationOff: readonly Part[] = []): Finding[] {
   return Object.entries({
     "no-new-privileges": [
       "set-user-id programs give a job nothing",
@@ -84,16 +84,19 @@ export function privilegeFindings(probed: Probed | undefined, isolationOff: read
       "jobs have no capabilities, root's neither",
       "jobs as root have all of the daemon's capabilities",
     ],
-    seccomp: ["jobs may make only system calls that programs need", "jobs may make every system call"],
   } as const).map(([name, meanings]) => {
     const off = isolationOff.some((part) => part === name);
-    const errno = probed?.get(name);
-    const cause = errno && {
-      reason: `this kernel takes no filter of system calls (${errno})`,
-      remedy: "a kernel with CONFIG_SECCOMP_FILTER",
-    };
-    return found("privilege", name, off ? OFF : cause || undefined, meanings, off ? "limited" : "missing");
+    return found("privilege", name, off ? OFF : undefined, meanings, "limited");
   });
+}
+
+export function filterFinding(probed: Probed, isolationOff: readonly Part[] = []): Finding {
+  const meanings = ["jobs make only system calls that programs need", "jobs may make every system call"] as const;
+  if (isolationOff.includes("seccomp")) return found("privilege", "seccomp", OFF, meanings, "limited");
+  const errno = probed.get("seccomp");
+  const reason = `this kernel takes no filter of system calls (${errno})`;
+  const cause = errno === undefined ? undefined : { reason, remedy: "a kernel with CONFIG_SECCOMP_FILTER" };
+  return found("privilege", "seccomp", cause, meanings);
 }
 
 /** clone(2), ERRORS; namespaces(7); user_namespaces(7). */
