@@ -131,8 +131,8 @@ export function parseCertificate(
   try {
     const node = typeof given === "string" ? new NodeCertificate(given) : given;
     const certificate = new X509Certificate(node.raw);
-    // The library reads extensions on first use, and throws then.
-    void certificate.extensions;
+    // These are read on first use, and may be damaged where the rest is not.
+    void [certificate.extensions, node.publicKey, node.validFromDate.toISOString(), node.validToDate.toISOString()];
     return { node, certificate };
   } catch (error) {
     throw new CertError("unreadable", `${from}: is not a well-formed certificate`, error);

@@ -41,6 +41,7 @@ const REASONS: Readonly<Record<FaultKind, CertificateReason>> = {
   "weak-key": "weak",
   "weak-signature": "weak",
   purpose: "purpose",
+  malformed: "chain",
   "not-a-ca": "chain",
   "path-length": "chain",
   "critical-extension": "chain",

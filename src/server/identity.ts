@@ -95,6 +95,8 @@ function parse(der: Uint8Array): Identity {
   try {
     x509 = new X509Certificate(der);
     certificate = inspect(x509);
+    // A date that cannot be read is before and after nothing.
+    if (Number.isNaN(x509.validFromDate.getTime() + x509.validToDate.getTime())) throw new RangeError("no date");
   } catch {
     return { ok: false, reason: "CERTIFICATE_MALFORMED", message: "the certificate cannot be parsed" };
   }

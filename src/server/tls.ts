@@ -63,8 +63,16 @@ export async function listenTls(options: ListenOptions): Promise<TlsListener> {
   });
   handshaker.on("secureConnection", (socket) => {
     handshakes.done(socket);
-    const certificate = socket.getPeerX509Certificate();
-    const reason = refusalOf(socket, certificate, files.authorities);
+    let certificate: X509Certificate | undefined;
+    let reason: string | undefined;
+    try {
+      certificate = socket.getPeerX509Certificate();
+      reason = refusalOf(socket, certificate, files.authorities);
+    } catch (error) {
+      // What a stranger shows must not end the process.
+      log.error({ err: error }, "a client's certificate could not be looked at");
+      reason = "CERTIFICATE_MALFORMED";
+    }
     if (reason !== undefined || !certificate) {
       onRefused({ peer: peerOf(socket), reason: reason ?? "NO_CERTIFICATE", ...(certificate && { certificate }) });
       socket.destroy();

@@ -1,6 +1,7 @@
+import { X509Certificate } from "node:crypto";
 import { once } from "node:events";
 import { createSecureServer } from "node:http2";
-import { mkdtempDisposable, readFile } from "node:fs/promises";
+import { mkdtempDisposable, readFile, writeFile } from "node:fs/promises";
 import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -273,6 +274,23 @@ describe.skipIf(withoutOpenssl)(
         "the CA's certificate (CN=soon-mid) expires at DATE",
         "the CA's certificate (CN=old) expired at DATE: clients that it signed are refused",
       ]);
+    });
+
+    it("a worker refuses one whose chain cannot be read, and goes on", async () => {
+      await using worker = await running({ ca: { cert: await text("root.crt"), key: "" }, server: await pair("good") });
+      const root = new X509Certificate(await text("root.crt")).raw;
+      // id-ecPublicKey, made to what nobody knows.
+      root[root.indexOf(Buffer.from("2a8648ce3d0201", "hex")) + 6] = 0x7f;
+      const damaged = `-----BEGIN CERTIFICATE-----\n${root.toString("base64")}\n-----END CERTIFICATE-----\n`;
+      await writeFile(join(dir, "damaged.crt"), damaged);
+      await shell(
+        `openssl s_client -connect 127.0.0.1:${worker.port} -cert sha1.crt -key sha1.key -cert_chain damaged.crt -alpn h2 -cipher DEFAULT@SECLEVEL=0 </dev/null >s_client.txt 2>&1 || :`,
+        dir,
+      );
+      await until(() => worker.audit.length > 0, "the refusal is recorded");
+      expect(worker.audit).toMatchObject([{ reason: "CERTIFICATE_WEAK_SIGNATURE", presented: { name: "sha1" } }]);
+      const own = { ...(await pair("good")), ca: await text("root.crt") };
+      expect(await diagnose({ server: `127.0.0.1:${worker.port}`, ...own })).toMatchObject({ reason: "answers" });
     });
   },
 );

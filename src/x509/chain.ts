@@ -1,4 +1,4 @@
-import { X509Certificate } from "node:crypto";
+import { type KeyObject, X509Certificate } from "node:crypto";
 import type { DetailedPeerCertificate, TLSSocket } from "node:tls";
 import { elements, extensions } from "./der.ts";
 import { maySign, nameOf, weaknessOf } from "./pem.ts";
@@ -6,6 +6,7 @@ import { allows, keyAllows, type Purpose } from "./usage.ts";
 
 /** What keeps a certificate from being accepted, for a program. */
 export type FaultKind =
+  | "malformed"
   | "expired"
   | "not-yet-valid"
   | "weak-key"
@@ -76,7 +77,7 @@ export function presented(socket: TLSSocket): readonly X509Certificate[] {
   return found;
 }
 
-/** What OpenSSL refuses on a path, for a purpose, the leaf's faults first. */
+/** What OpenSSL refuses on a path, for a purpose, the leaf's faults first. Throws nothing, whatever the certificates. */
 export function faultsOf({ certificates, end }: Path, purpose: Purpose, nowMs = Date.now()): readonly Fault[] {
   const anchored = end === undefined;
   return [
@@ -112,7 +113,10 @@ function* faultsAt(certificate: X509Certificate, place: Place): Generator<[Fault
   const [from, to] = [certificate.validFromDate, certificate.validToDate];
   if (nowMs > to.getTime()) yield ["expired", `expired at ${to.toISOString()}`];
   if (nowMs < from.getTime()) yield ["not-yet-valid", `is valid only from ${from.toISOString()}`];
-  const weakness = weaknessOf(certificate.publicKey);
+  if (Number.isNaN(from.getTime()) || Number.isNaN(to.getTime())) yield ["malformed", "has dates that cannot be read"];
+  const publicKey = publicKeyOf(certificate);
+  if (!publicKey) yield ["malformed", "has a public key that cannot be read"];
+  const weakness = publicKey && weaknessOf(publicKey);
   if (weakness) yield ["weak-key", `has ${weakness}, which TLS 1.3 does not take`];
   const algorithm = certificate.signatureAlgorithm ?? "";
   // A trusted certificate's own signature proves nothing, and is not looked at.
@@ -170,6 +174,14 @@ function isSignedBy(certificate: X509Certificate, signer: X509Certificate): bool
     return certificate.checkIssued(signer) && certificate.verify(signer.publicKey);
   } catch {
     return false;
+  }
+}
+
+function publicKeyOf(certificate: X509Certificate): KeyObject | undefined {
+  try {
+    return certificate.publicKey;
+  } catch {
+    return undefined;
   }
 }
 

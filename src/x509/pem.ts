@@ -270,7 +270,10 @@ function unended({ label, line }: { readonly label: string; readonly line: numbe
 
 function parsed(der: Buffer, at: string, message: string): Found {
   try {
-    return { certificate: new X509Certificate(der), at };
+    const certificate = new X509Certificate(der);
+    // Both are read on first use, and may be damaged where the rest is not.
+    void [certificate.publicKey, certificate.validFromDate.toISOString(), certificate.validToDate.toISOString()];
+    return { certificate, at };
   } catch (error) {
     throw new PemError("malformed", `${message} (${messageOf(error)})`, error);
   }
