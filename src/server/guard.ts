@@ -92,6 +92,15 @@ export interface Context {
   readonly principal: Principal;
   /** Aborted when the client has gone, its deadline has passed or, for handlers that `lasts`, the server shuts down. */
   readonly signal: AbortSignal;
+  /** Runs a piece of work when it is its client's turn: what takes long is done in pieces. */
+  readonly turn: <T>(work: () => T) => Promise<T>;
+}
+
+/** Who a call comes from. */
+export interface Caller {
+  readonly principal: Principal;
+  /** See Turns. */
+  readonly take: (work: () => boolean) => void;
 }
 
 export interface Handlers {
@@ -118,9 +127,9 @@ interface AnyCall {
 /**
  * Makes handlers for grpc-js from plain functions: what they throw becomes the call's status.
  *
- * @param principals whom the interceptor `authorise` let in, by the call's metadata
+ * @param callers whom the interceptor `authorise` let in, by the call's metadata
  */
-export function handlers(principals: Pick<WeakMap<Metadata, Principal>, "get">, log: Logger): Handlers {
+export function handlers(callers: Pick<WeakMap<Metadata, Caller>, "get">, log: Logger): Handlers {
   const lasting = new Set<AbortController>();
   let ended = false;
   const gone = new JobError("unavailable", "the worker is shutting down; its jobs keep running, try again");
@@ -140,9 +149,9 @@ export function handlers(principals: Pick<WeakMap<Metadata, Principal>, "get">, 
     if (lasts) lasting.add(cancel);
     try {
       if (lasts && ended) throw gone;
-      const principal = principals.get(call.metadata);
-      if (!principal) throw new Error("a handler was reached without authorisation");
-      const value = body({ principal, signal: cancel.signal });
+      const caller = callers.get(call.metadata);
+      if (!caller) throw new Error("a handler was reached without authorisation");
+      const value = body({ principal: caller.principal, signal: cancel.signal, turn: turnOf(caller) });
       // What is there is answered in this call's turn: turns.ts.
       answer.ok(value instanceof Promise ? await value : value);
     } catch (error) {
@@ -173,4 +182,18 @@ export function handlers(principals: Pick<WeakMap<Metadata, Principal>, "get">, 
       for (const cancel of lasting) cancel.abort(gone);
     },
   };
+}
+
+function turnOf({ take }: Caller): Context["turn"] {
+  return (work) =>
+    new Promise((resolve, reject) => {
+      take(() => {
+        try {
+          resolve(work());
+        } catch (error) {
+          reject(error);
+        }
+        return true;
+      });
+    });
 }

@@ -9,7 +9,7 @@ import {
   type HealthServer,
 } from "../../proto/generated/grpc/health/v1/health.ts";
 import { codeOf, JobError } from "../worker/errors.ts";
-import { handlers, type Handlers } from "./guard.ts";
+import { handlers, type Caller, type Handlers } from "./guard.ts";
 import type { Principal } from "./identity.ts";
 import { grpcOptions } from "./limits.ts";
 import { ServeError } from "./pem.ts";
@@ -62,6 +62,8 @@ const LOCAL: Principal = {
   notAfter: new Date(8.64e15),
 };
 
+const LOCAL_CALLER: Caller = { principal: LOCAL, take: (work) => void work() };
+
 /**
  * Answers health checks, and nothing else, on a UNIX socket that only the daemon's own user can open: whoever keeps the
  * daemon running needs no certificate for it. Leaves no audit records.
@@ -70,7 +72,7 @@ const LOCAL: Principal = {
  */
 export async function serveHealth(path: string, { service }: Health, log: Logger): Promise<Server> {
   const server = new Server(grpcOptions(MAX_WATCHERS));
-  server.addService(HealthService, service(handlers({ get: () => LOCAL }, log)));
+  server.addService(HealthService, service(handlers({ get: () => LOCAL_CALLER }, log)));
   try {
     await removeStale(path);
     await new Promise<void>((resolve, reject) =>

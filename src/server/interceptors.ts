@@ -4,8 +4,8 @@ import type { Logger } from "pino";
 import { readable, textOf } from "../worker/bytes.ts";
 import { audited, type Audit, type AuditRecord } from "./audit.ts";
 import { peerOf, type Connections, type Ends } from "./connections.ts";
-import { explain, guardedInterceptor } from "./guard.ts";
-import type { Identity, Principal } from "./identity.ts";
+import { explain, guardedInterceptor, type Caller } from "./guard.ts";
+import type { Identity } from "./identity.ts";
 import { mutates, needsRecord, rolesOf } from "./roles.ts";
 import type { Shares } from "./shares.ts";
 import { statusOf, type Failure } from "./status.ts";
@@ -58,12 +58,12 @@ function crowded(connections: Connections, calls: Shares, ends: Ends): Failure |
 }
 
 /**
- * Lets a call through to its handler, and its principal into `principals`, or answers why not. Both wait for a turn, so
+ * Lets a call through to its handler, and its caller into `callers`, or answers why not. Both wait for a turn, so
  * that a client with a thousand calls is as long before others as one with one.
  */
 export function authorise(
   connections: Connections,
-  principals: WeakMap<Metadata, Principal>,
+  callers: WeakMap<Metadata, Caller>,
   { calls, turns }: Room,
   log: Logger,
 ): ServerInterceptor {
@@ -95,7 +95,8 @@ export function authorise(
           onReceiveMetadata(metadata, pass) {
             // Here and not before: of a call that was over before it began `onCancel` is never told.
             calls.take(owner);
-            if (identity.ok) principals.set(metadata, identity.principal);
+            if (identity.ok)
+              callers.set(metadata, { principal: identity.principal, take: (work) => turns.take(owner, work) });
             pass(metadata);
           },
           onReceiveHalfClose(pass) {

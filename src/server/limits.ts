@@ -25,6 +25,9 @@ export const MAX_REFUSALS_RECORDED_PER_SECOND = 50;
 const CALLS_TOLD_PER_CONNECTION = 64;
 /** Of one HTTP/2 session, in MB as node:http2 counts: queued output, headers, streams. */
 const MAX_SESSION_MEMORY_MB = 64;
+/** A page of jobs ends once it has so much, and with the jobs that are found in so long. */
+export const LIST_BYTES = 1024 * 1024;
+export const LIST_MS = SECOND_MS;
 /** Of one request, after decompression. */
 const MAX_REQUEST_BYTES = 4 * 1024 * 1024;
 

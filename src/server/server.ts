@@ -7,9 +7,8 @@ import type { Worker } from "../worker/worker.ts";
 import type { TlsPem } from "../x509/pem.ts";
 import { openAudit } from "./audit.ts";
 import { connectionTable } from "./connections.ts";
-import { handlers } from "./guard.ts";
+import { handlers, type Caller } from "./guard.ts";
 import { health, serveHealth } from "./health.ts";
-import type { Principal } from "./identity.ts";
 import { auditCalls, authorise } from "./interceptors.ts";
 import { grpcOptions, MAX_CALLS, MAX_CONNECTIONS } from "./limits.ts";
 import { recordRefusals, recordUnknownMethods } from "./refusals.ts";
@@ -65,12 +64,12 @@ export async function serve({
   const audit = openAudit(target);
   const connections = connectionTable(maxConnections);
   const room = { calls: shares(maxCalls), turns: fairTurns() };
-  const principals = new WeakMap<Metadata, Principal>();
-  const calls = handlers(principals, log);
+  const callers = new WeakMap<Metadata, Caller>();
+  const calls = handlers(callers, log);
   const probe = health();
   const server = new Server({
     ...grpcOptions(Math.ceil(maxCalls / 2)),
-    interceptors: [auditCalls(audit, connections, log), authorise(connections, principals, room, log)],
+    interceptors: [auditCalls(audit, connections, log), authorise(connections, callers, room, log)],
   });
   server.addService(SERVICE, workerService(worker, calls));
   server.addService(HealthService, probe.service(calls));

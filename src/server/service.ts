@@ -1,14 +1,28 @@
-import type { handleServerStreamingCall } from "@grpc/grpc-js";
-import type { StreamRequest, WorkerServiceServer } from "../../proto/generated/jobs/v1/worker.ts";
+import type { handleServerStreamingCall, handleUnaryCall } from "@grpc/grpc-js";
+import {
+  QueryResponse,
+  type Job as ProtoJob,
+  type ListRequest,
+  type QueryRequest,
+  type StreamRequest,
+  type WorkerServiceServer,
+} from "../../proto/generated/jobs/v1/worker.ts";
+import type { Job } from "../worker/job.ts";
 import type { Worker } from "../worker/worker.ts";
-import type { Handlers } from "./guard.ts";
+import type { Context, Handlers } from "./guard.ts";
+import { listJobs } from "./list.ts";
 import { streamOutput, streamStats, type StreamMessage } from "./stream.ts";
 import { toResources } from "./translate-resources.ts";
-import { fromFinding, fromJob, toJobSpec, toListFilter, toStop } from "./translate.ts";
+import { fromFinding, fromJob, toJobSpec, toStop } from "./translate.ts";
 
-type Service = Omit<WorkerServiceServer, "stream"> & {
+type Service = Omit<WorkerServiceServer, "stream" | "list" | "query"> & {
   stream: handleServerStreamingCall<StreamRequest, StreamMessage>;
+  list: handleUnaryCall<ListRequest, Buffer>;
+  query: handleUnaryCall<QueryRequest, Answer>;
 };
+
+/** As a message, or as it is on the wire. */
+type Answer = QueryResponse | Buffer;
 
 /** WorkerService on a worker: translates requests and answers, and decides nothing. */
 export function workerService(worker: Worker, { unary, streaming }: Handlers): Service {
@@ -22,14 +36,11 @@ export function workerService(worker: Worker, { unary, streaming }: Handlers): S
       const { job, killed } = await worker.stop(request.jobId, how, signal);
       return { job: fromJob(job), killed };
     }),
-    query: unary(({ jobId }) => {
+    query: unary(({ jobId }, context): Answer | Promise<Answer> => {
       const job = worker.query(jobId);
-      return { pid: job.pid, exitCode: job.ended?.exitCode ?? -1, exited: job.state === "ended", job: fromJob(job) };
+      return isLong(job) ? inTurns(job, context) : toQueryResponse(job, fromJob(job));
     }),
-    list: unary((request) => {
-      const { jobs, nextPageToken = "" } = worker.list(toListFilter(request));
-      return { jobs: jobs.map(fromJob), nextPageToken };
-    }),
+    list: unary((request, context) => listJobs(worker, request, context)),
     wait: unary(async ({ jobId }, { signal }) => ({ job: fromJob(await worker.wait(jobId, signal)) }), "lasts"),
     update: unary(async ({ jobId, resources }) => {
       const job = await worker.update(jobId, resources ? toResources(resources) : {});
@@ -42,4 +53,23 @@ export function workerService(worker: Worker, { unary, streaming }: Handlers): S
     }),
     stream: streaming((call, context) => streamOutput(worker, call, context)),
   };
+}
+
+/** So many texts take milliseconds to translate, and as many again to serialise. */
+const MANY_TEXTS = 10_000;
+
+function isLong({ args, envNames }: Job): boolean {
+  return args.length + envNames.length > MANY_TEXTS;
+}
+
+function toQueryResponse({ pid, state, ended }: Job, job: ProtoJob): QueryResponse {
+  return { pid, exitCode: ended?.exitCode ?? -1, exited: state === "ended", job };
+}
+
+/** A QueryResponse on the wire, each step of its making in a turn of its own. */
+async function inTurns(job: Job, { turn }: Context): Promise<Buffer> {
+  // The first step was to find it.
+  await turn(() => {});
+  const translated = await turn(() => fromJob(job));
+  return turn(() => Buffer.from(QueryResponse.encode(toQueryResponse(job, translated)).finish()));
 }

@@ -1,5 +1,6 @@
 import type { ServerWritableStream } from "@grpc/grpc-js";
 import {
+  QueryResponse,
   Source,
   StreamResponse,
   WorkerServiceService,
@@ -80,9 +81,18 @@ function writer<Message>(call: ServerWritableStream<unknown, Message>, signal: A
 
 const SOURCES = { stdout: Source.SOURCE_STDOUT, stderr: Source.SOURCE_STDERR } as const;
 
-/** WorkerService with a Stream that takes the worker's own messages, and copies a chunk's bytes once. */
+/**
+ * WorkerService with answers that may be serialised already, and a Stream that takes the worker's own messages, and copies
+ * a chunk's bytes once.
+ */
 export const SERVICE = {
   ...WorkerServiceService,
+  query: {
+    ...WorkerServiceService.query,
+    responseSerialize: (response: QueryResponse | Buffer) =>
+      Buffer.isBuffer(response) ? response : Buffer.from(QueryResponse.encode(response).finish()),
+  },
+  list: { ...WorkerServiceService.list, responseSerialize: (bytes: Buffer) => bytes },
   stream: { ...WorkerServiceService.stream, responseSerialize: encode },
 } as const;
 

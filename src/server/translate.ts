@@ -15,6 +15,7 @@ import {
   type Usage as ProtoUsage,
 } from "../../proto/generated/jobs/v1/worker.ts";
 import { bytesOf, readable, textOf } from "../worker/bytes.ts";
+import type { Brief } from "../worker/brief.ts";
 import type { Finding } from "../worker/doctor/finding.ts";
 import { invalid } from "../worker/errors.ts";
 import type { Ended, Job, JobSpec, Pressure, Stall, State, Usage } from "../worker/job.ts";
@@ -155,7 +156,7 @@ function toPosition(position: StreamRequest["position"]): Position | undefined {
 }
 
 /** A job as the API tells it. */
-export function fromJob(job: Job): ProtoJob {
+export function fromJob(job: Brief): ProtoJob {
   const { id, state, user, group, owner, pid, createdAt, startedAt, endedAt, output } = job;
   return {
     id,
@@ -180,6 +181,7 @@ export function fromJob(job: Job): ProtoJob {
     logPolicy: job.logPolicy && fromLogPolicy(job.logPolicy),
     log: job.log && fromLog(job.log),
     mergeOutput: job.mergeOutput ?? false,
+    cut: (job.cut ?? []).map((name) => (name === "envNames" ? "env_names" : name)),
   };
 }
 
@@ -190,17 +192,17 @@ function fromProgram({
   envNames,
   cwd,
 }: Job): Pick<ProtoJob, "command" | "args" | "envNames" | "cwd" | "argvBytes" | "envNamesBytes" | "cwdBytes"> {
-  const bytesUnlessText = (texts: readonly string[]): Buffer[] =>
-    texts.every((text) => text.isWellFormed()) ? [] : texts.map(bytesOf);
-  const [cwdBytes = Buffer.alloc(0)] = bytesUnlessText([cwd]);
+  // A job may have 200,000 arguments: each is looked at once.
+  const isText = (texts: readonly string[]): boolean => texts.every((text) => text.isWellFormed());
+  const [argsAreText, namesAreText] = [isText(args), isText(envNames)];
   return {
     command: readable(command),
-    args: args.map(readable),
-    envNames: envNames.map(readable),
+    args: argsAreText ? [...args] : args.map(readable),
+    envNames: namesAreText ? [...envNames] : envNames.map(readable),
     cwd: readable(cwd),
-    argvBytes: bytesUnlessText([command, ...args]),
-    envNamesBytes: bytesUnlessText(envNames),
-    cwdBytes,
+    argvBytes: argsAreText && command.isWellFormed() ? [] : [command, ...args].map(bytesOf),
+    envNamesBytes: namesAreText ? [] : envNames.map(bytesOf),
+    cwdBytes: cwd.isWellFormed() ? Buffer.alloc(0) : bytesOf(cwd),
   };
 }
 

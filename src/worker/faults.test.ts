@@ -326,7 +326,7 @@ describe.skipIf(noMounts)(`on a full disk${reason(noMounts)}`, () => {
     journal.remove("a");
     expect(journal.find("a")).toBeUndefined();
     expect(journal.findRequest(by, "request")).toBeUndefined();
-    expect(journal.list(() => true, 1000, 10).map(({ job }) => job.id)).toEqual(["b"]);
+    expect(journal.list(() => true, 1000, 10).records.map(({ job }) => job.id)).toEqual(["b"]);
     expect(recorded).toEqual([]);
     expect(logged).toHaveLength(1);
     small.empty();

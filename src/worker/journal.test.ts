@@ -81,16 +81,17 @@ test("3,000 jobs are listed newest first, page after page, by state and label, e
   const all = Array.from({ length: count }, (_, i) => `j${count - 1 - i}`);
   const listed: string[] = [];
   for (let before = Infinity; ;) {
-    const page = journal.list(() => true, Math.min(before, Number.MAX_SAFE_INTEGER), 1000);
-    listed.push(...page.map((kept) => kept.job.id));
-    const last = page.at(-1);
-    if (!last) break;
-    before = last.seq;
+    const { records, next } = journal.list(() => true, Math.min(before, Number.MAX_SAFE_INTEGER), 1000);
+    listed.push(...records.map((kept) => kept.job.id));
+    if (next === undefined) break;
+    before = next;
   }
   expect(listed).toEqual(all);
   let seen = 0;
   const ids = (keep: (kept: Job) => boolean, most = Infinity, only: Only = {}): string[] =>
-    journal.list((kept) => ++seen > 0 && keep(kept), Number.MAX_SAFE_INTEGER, most, only).map((kept) => kept.job.id);
+    journal
+      .list((kept) => ++seen > 0 && keep(kept), Number.MAX_SAFE_INTEGER, most, only)
+      .records.map((kept) => kept.job.id);
   expect(ids(() => true, Infinity, { alive: true })).toEqual(all.filter((id) => id.endsWith("0")));
   const third = ["j2998", "j2995", "j2992", "j2989", "j2986"];
   expect(ids(({ labels }) => labels.get("third") === "1", 5)).toEqual(third);
@@ -100,6 +101,27 @@ test("3,000 jobs are listed newest first, page after page, by state and label, e
   expect(ids(() => true, Infinity, { label: ["fourth", "1"] })).toEqual([]);
   expect(seen).toBe(5); // the others are not decoded
   expect(journal.alive()).toHaveLength(count / 10);
+});
+
+test.each<[string, Only]>([
+  ["", {}],
+  [" of those that run", { alive: true }],
+  [" of those that have a label", { label: ["third", "1"] }],
+])("a search%s that has no time left goes on where it was, and each step gets on", (_, only) => {
+  using directory = testDirectory();
+  using journal = openJournal(directory.path);
+  for (let i = 0; i < 2000; i++)
+    journal.insert(job(`j${i}`, { state: "running", labels: new Map([["third", String(i % 3)]]) }), undefined);
+  const all = journal.list(() => true, Number.MAX_SAFE_INTEGER, 2000, only).records.map((kept) => kept.job.id);
+  const stepwise: string[] = [];
+  let steps = 0;
+  for (let before: number | undefined = Number.MAX_SAFE_INTEGER; before !== undefined; steps++) {
+    const { records, next } = journal.list(() => true, before, 2000, only, 0);
+    stepwise.push(...records.map((kept) => kept.job.id));
+    before = next;
+  }
+  expect(stepwise).toEqual(all);
+  expect(steps).toBe(2000);
 });
 
 test("an instance is named once and for all; another state directory has another", () => {
@@ -212,7 +234,7 @@ describe("a journal that an earlier version wrote", () => {
       expect(journal.alive().map(({ job: { command, args, state } }) => ({ command, args, state }))).toEqual([
         { command: "sleep", args: ["1000"], state: "starting" },
       ]);
-      const kept = journal.list(() => true, Number.MAX_SAFE_INTEGER, 100);
+      const { records: kept } = journal.list(() => true, Number.MAX_SAFE_INTEGER, 100);
       expect(kept.map(({ job: each }) => each.ended?.how)).toEqual([
         undefined,
         { kind: "lost", reason: "its supervisor ended without a record" },

@@ -79,8 +79,14 @@ export interface Journal extends Disposable {
   ids(): Set<string>;
   /** Those that have not ended, as far as is known. */
   alive(): Record[];
-  /** Those that `keep` wants, newest first, below `before`. */
-  list(keep: (job: Job) => boolean, before: number, limit: number, only?: Only): Record[];
+  /** Those that `keep` wants, newest first, below `before`: `limit` at most, and what is found until `untilMs` of performance.now(). */
+  list(keep: (job: Job) => boolean, before: number, limit: number, only?: Only, untilMs?: number): Found;
+}
+
+/** `next`: where to go on, `before` what was seen; absent when all was. */
+export interface Found {
+  readonly records: readonly Record[];
+  readonly next?: number;
 }
 
 /** A job's JSON; where its log is changes later, and is in columns. */
@@ -104,12 +110,17 @@ function isDate(key: string): boolean {
 }
 
 export function decode(text: string): unknown {
-  return JSON.parse(text, (key, value: unknown) => {
-    if (typeof value === "string" && isDate(key)) return new Date(value);
-    if (typeof value !== "object" || value === null) return value;
-    if ("$bigint" in value) return BigInt(String(value.$bigint));
-    return "$map" in value && Array.isArray(value.$map) ? new Map(value.$map) : value;
-  });
+  return revived("", JSON.parse(text));
+}
+
+/** Without JSON.parse's reviver, which is called for each of a hundred thousand arguments. */
+function revived(key: string, value: unknown): unknown {
+  if (typeof value === "string") return isDate(key) ? new Date(value) : value;
+  if (typeof value !== "object" || value === null) return value;
+  if (Array.isArray(value)) return typeof value[0] === "string" ? value : value.map((each) => revived("", each));
+  if ("$bigint" in value) return BigInt(String(value.$bigint));
+  if ("$map" in value && Array.isArray(value.$map)) return new Map(value.$map);
+  return Object.fromEntries(Object.entries(value).map(([name, each]) => [name, revived(name, each)]));
 }
 
 function decodeRow(text: string, seq: number): Job {
@@ -137,6 +148,7 @@ const COLUMNS = `SELECT seq, job, stopped_by, request_id, ${LOG_COLUMNS} FROM jo
 const INSERT = `INSERT INTO jobs (id, owner, request_id, state, stopped_by, job, ${LOG_NAMES})
   VALUES (?, ?, ?, ?, ?, ?${", ?".repeat(LOG_NAMES.split(",").length)})`;
 const ALIVE = `${COLUMNS} WHERE state <> 'ended'`;
+const ALIVE_AT_ONCE = 512;
 
 /** Opens or makes `journal.db` in `stateDir`. Throws JobError `unavailable`, which says what is wrong; nothing has been changed then. */
 export function openJournal(stateDir: string): Journal {
@@ -209,9 +221,30 @@ function journalIn(database: DatabaseSync, path: string): Journal {
   const find = database.prepare(`${COLUMNS} WHERE id = ?`);
   const findRequest = database.prepare(`${COLUMNS} WHERE owner = ? AND request_id = ?`);
   const alive = database.prepare(ALIVE);
+  const bySeq = database.prepare(`${COLUMNS} WHERE seq = ?`);
+  const aliveBefore = database.prepare(
+    `SELECT seq, 1 AS hit FROM jobs INDEXED BY jobs_alive WHERE state <> 'ended' AND seq < ? ORDER BY seq DESC LIMIT ${ALIVE_AT_ONCE}`,
+  );
   // instr() finds an empty text everywhere.
-  const aliveBefore = database.prepare(`${ALIVE} AND seq < ? AND instr(job, ?) > 0 ORDER BY seq DESC`);
-  const before = database.prepare(`${COLUMNS} WHERE seq < ? AND instr(job, ?) > 0 ORDER BY seq DESC`);
+  const allBefore = database.prepare(
+    "SELECT seq, instr(job, ?2) > 0 AS hit FROM jobs WHERE seq < ?1 ORDER BY seq DESC",
+  );
+
+  function* candidates(before: number, { alive: aliveOnly, label }: Only): Iterable<{ seq: number; hit: boolean }> {
+    const text = label ? JSON.stringify(label) : "";
+    for (let from = before; ;) {
+      // A statement that is not read to its end holds nothing: what follows it is another one.
+      const rows = aliveOnly ? aliveBefore.all(from) : allBefore.iterate(from, text);
+      let count = 0;
+      for (const row of rows) {
+        count++;
+        from = Number(row["seq"]);
+        yield { seq: from, hit: row["hit"] === 1 };
+      }
+      if (!aliveOnly || count < ALIVE_AT_ONCE) return;
+    }
+  }
+
   const whole = <T>(call: () => T): T => {
     try {
       return call();
@@ -263,15 +296,18 @@ function journalIn(database: DatabaseSync, path: string): Journal {
     find: (id) => whole(() => record(find.get(id))),
     findRequest: (owner, requestId) => whole(() => record(findRequest.get(owner, requestId))),
     alive: () => whole(() => alive.all().flatMap((row) => record(row) ?? [])),
-    list: (keep, seq, limit, { alive: aliveOnly = false, label } = {}) =>
+    list: (keep, before, limit, only = {}, untilMs = Infinity) =>
       whole(() => {
-        const found: Record[] = [];
-        for (const row of (aliveOnly ? aliveBefore : before).iterate(seq, label ? JSON.stringify(label) : "")) {
-          const kept = record(row);
-          if (kept && keep(kept.job)) found.push(kept);
-          if (found.length === limit) break;
+        const records: Record[] = [];
+        let next = before;
+        for (const { seq, hit } of candidates(before, only)) {
+          // One at the least, so that whoever goes on gets on.
+          if (records.length === limit || (next !== before && performance.now() > untilMs)) return { records, next };
+          next = seq;
+          const kept = hit ? record(bySeq.get(seq)) : undefined;
+          if (kept && keep(kept.job)) records.push(kept);
         }
-        return found;
+        return { records };
       }),
     [Symbol.dispose]() {
       try {

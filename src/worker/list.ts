@@ -1,3 +1,4 @@
+import { brief, type Brief } from "./brief.ts";
 import type { Context } from "./context.ts";
 import { invalid } from "./errors.ts";
 import type { Job, State } from "./job.ts";
@@ -9,35 +10,39 @@ export interface ListFilter {
   /** At most so many, 1 to 1000. */
   readonly limit: number;
   readonly pageToken?: string;
+  /** How long a search may hold the event loop, in ms; as long as it takes when absent. */
+  readonly stepMs?: number;
 }
 
-/** Jobs, newest first; `nextPageToken` is absent on the last page. */
+/** Jobs, newest first; `nextPageToken` is absent on the last page. With `stepMs` a page may have fewer than were asked for, and none. */
 export interface Listed {
-  readonly jobs: readonly Job[];
+  readonly jobs: readonly Brief[];
   readonly nextPageToken?: string;
 }
 
 export function list(
   { journal, running }: Context,
-  { states, labels = new Map(), limit, pageToken }: ListFilter,
+  { states, labels = new Map(), limit, pageToken, stepMs = Infinity }: ListFilter,
 ): Listed {
   if (!Number.isInteger(limit) || limit < 1 || limit > 1000) throw invalid("limit", "must be 1 to 1000");
   const before = pageToken === undefined ? Number.MAX_SAFE_INTEGER : Number(pageToken);
   if (!Number.isSafeInteger(before)) throw invalid("page_token", "is not one that List gave");
+  const untilMs = performance.now() + stepMs;
   // What runs is known here better than in the journal.
   const now = (job: Job): Job => running.get(job.id)?.job ?? job;
   const wanted = (job: Job): boolean =>
     (states === undefined || states.includes(now(job).state)) &&
     [...labels].every(([key, value]) => job.labels.get(key) === value);
   const [label] = labels;
-  const found = journal.list(wanted, before, limit + 1, { alive: states?.includes("ended") === false, label });
-  const page = found.slice(0, limit);
-  const last = page.at(-1);
+  const only = { alive: states?.includes("ended") === false, label };
+  const { records, next } = journal.list(wanted, before, limit + 1, only, untilMs);
+  const page = records.slice(0, limit);
+  const from = records.length > limit ? page.at(-1)?.seq : next;
   return {
     jobs: page.map(({ job }) => {
       const entry = running.get(job.id);
-      return entry ? current(entry) : job;
+      return brief(entry ? current(entry) : job);
     }),
-    ...(found.length > limit && last && { nextPageToken: String(last.seq) }),
+    ...(from !== undefined && { nextPageToken: String(from) }),
   };
 }

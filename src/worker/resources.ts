@@ -2,6 +2,7 @@ import { cpuSettings, cpusetSettings } from "./limits/cpu.ts";
 import { ioSettings } from "./limits/io.ts";
 import { hugetlbSettings, memorySettings } from "./limits/memory.ts";
 import { type Host, type Setting, limit, unsupported } from "./limits/setting.ts";
+import { invalid } from "./errors.ts";
 import { rdmaSettings, unifiedSettings } from "./limits/unified.ts";
 
 /**
@@ -89,6 +90,23 @@ export interface LinuxThrottleDevice extends LinuxBlockDevice {
   readonly rate: bigint;
 }
 
+/** Of each list and map of a request, and of what is told of limits; and the length of each text in them. */
+export const MAX_ENTRIES = 256;
+const MAX_TEXT_LENGTH = 4096;
+
+/** What no host has so many of would be in every list of jobs. Throws JobError `invalid`. */
+function checkSizes(field: string, value: unknown): void {
+  if (typeof value === "string" && value.length > MAX_TEXT_LENGTH)
+    throw invalid(field, `is longer than ${MAX_TEXT_LENGTH} characters`);
+  if (typeof value !== "object" || value === null) return;
+  const entries = Object.entries(value);
+  if (entries.length > MAX_ENTRIES) throw invalid(field, `has ${entries.length} entries; ${MAX_ENTRIES} is the most`);
+  for (const [name, each] of entries) {
+    if (name.length > MAX_TEXT_LENGTH) throw invalid(field, `has a name of more than ${MAX_TEXT_LENGTH} characters`);
+    checkSizes(Array.isArray(value) ? `${field}[${name}]` : `${field}.${name}`, each);
+  }
+}
+
 const PIDS_MAX = 4_194_304n; // PID_MAX_LIMIT, include/linux/threads.h
 
 /** Fields that are converted; the whole group where it has none of its own. */
@@ -143,6 +161,7 @@ function pidsSettings(asked: bigint | undefined): Setting[] {
  * `invalid` for a value out of range, `unsupported` for what cgroup v2 or this host does not have.
  */
 export function settingsOf(resources: LinuxResources, host: Host): Setting[] {
+  checkSizes("resources", resources);
   refuseTheRest(resources);
   const { pids, memory, blockIO, cpu, hugepageLimits, rdma, unified } = resources;
   return [

@@ -31,6 +31,9 @@ export interface Running {
   watcher?: FSWatcher;
 }
 
+/** Each of them has an answer to write: thousands would hold the event loop. */
+const WAITERS_IN_A_TURN = 16;
+
 export function runningOf(job: Job, jobsDir: string, hierarchy: Hierarchy): Running {
   const entry: Running = {
     job,
@@ -48,8 +51,17 @@ export function runningOf(job: Job, jobsDir: string, hierarchy: Hierarchy): Runn
   };
   entry.launched.promise.catch(() => {});
   const settle = (how: (each: PromiseWithResolvers<Job>) => void): void => {
-    entry.waiting?.forEach(how);
+    const waiting = entry.waiting ?? new Set();
     entry.waiting = undefined;
+    // Whoever gave up meanwhile is not in it any more.
+    const some = (): void => {
+      for (const each of waiting.values().take(WAITERS_IN_A_TURN)) {
+        waiting.delete(each);
+        how(each);
+      }
+      if (waiting.size > 0) setImmediate(some);
+    };
+    some();
   };
   entry.ended.promise.then(
     (ended) => settle(({ resolve }) => resolve(ended)),

@@ -1,0 +1,39 @@
+import { ListResponse, type ListRequest } from "../../proto/generated/jobs/v1/worker.ts";
+import type { Worker } from "../worker/worker.ts";
+import type { Context } from "./guard.ts";
+import { LIST_BYTES, LIST_MS } from "./limits.ts";
+import { fromJob, toListFilter } from "./translate.ts";
+
+/** Jobs that are found and serialised in one turn of the event loop, at most. */
+const STEP_JOBS = 32;
+/** How long a step searches. */
+const STEP_MS = 4;
+
+/**
+ * A page of jobs as a ListResponse on the wire, made step by step, between which others have their turns. It ends with
+ * the limit that was asked for, with LIST_BYTES, or with LIST_MS.
+ */
+export async function listJobs(worker: Worker, request: ListRequest, { turn, signal }: Context): Promise<Buffer> {
+  const filter = toListFilter(request);
+  const beganMs = performance.now();
+  const pieces: Uint8Array[] = [];
+  let left = filter.limit;
+  let bytes = 0;
+  let next = filter.pageToken;
+  do {
+    const pageToken = next;
+    const step = (): void => {
+      const limit = Math.min(left, STEP_JOBS);
+      const found = worker.list({ ...filter, limit, stepMs: STEP_MS, ...(pageToken !== undefined && { pageToken }) });
+      left -= found.jobs.length;
+      next = found.nextPageToken;
+      // Messages that follow each other are one message: protobuf.dev/programming-guides/encoding, "Last One Wins".
+      pieces.push(ListResponse.encode({ jobs: found.jobs.map(fromJob), nextPageToken: "" }).finish());
+      bytes += pieces.at(-1)?.length ?? 0;
+    };
+    await turn(step);
+    signal.throwIfAborted();
+  } while (next !== undefined && left > 0 && bytes < LIST_BYTES && performance.now() - beganMs < LIST_MS);
+  pieces.push(ListResponse.encode({ jobs: [], nextPageToken: next ?? "" }).finish());
+  return Buffer.concat(pieces);
+}
