@@ -147,8 +147,13 @@ async function factsOf(of: OfEach<string>): Promise<Record<string, string>> {
 }
 
 function run(user: User, flags: readonly string[], ...command: readonly string[]): Promise<Ran> {
+  return runAlone(["--user", named(user), ...flags], ...command);
+}
+
+/** As the job is by default: under a uid of its own where the daemon is root. */
+function runAlone(flags: readonly string[], ...command: readonly string[]): Promise<Ran> {
   const env = Object.entries(facts).flatMap(([name, value]) => ["--env", `${name}=${value}`]);
-  return daemon.jobs("writer", "run", "--user", named(user), ...env, ...flags, "--", ...command);
+  return daemon.jobs("writer", "run", ...env, ...flags, "--", ...command);
 }
 
 function named(user: User): User {
@@ -297,16 +302,24 @@ function attacks(): void {
   it.each(all.map((attack) => [attack.name, attack] as const))("%s gets nothing", async (name, attack) => {
     const { nobody, root } = await each((user) => run(user, [], "sh", "-c", attack.script));
     expect({ nobody: nobody.stdout, root: root.stdout }).toEqual(NOTHING);
-    if (attack !== FILTERED && !withoutRoot) {
-      const open = await run("nobody", ["--allow-user-namespaces"], "sh", "-c", attack.script);
-      expect(open.stdout).toBe("");
-    }
+    const flags = attack === FILTERED || withoutRoot ? [] : ["--allow-user-namespaces"];
+    expect((await runAlone(flags, "sh", "-c", attack.script)).stdout).toBe("");
     expect(before[name]).not.toBe("");
     expect(await seen(ALIVE, attack)).toEqual({ alive: before["alive"], [name]: before[name] });
   });
 }
 
-describe("a start", starts);
+describe("a start", () => {
+  starts();
+
+  const others = ["--user=www-data", "--user=daemon", "--group=shadow", "--group=disk", "--user=root --group=shadow"];
+  it.each(others)("with %s is refused", async (others) => {
+    const flags = others.split(/[ =]/);
+    const { code, stdout, stderr } = await runAlone(flags, "head", "-c", "16", "/etc/shadow");
+    expect({ code, stdout }).toEqual({ code: 125, stdout: "" });
+    expect(stderr).toMatch(/--allow-(user|group)/);
+  });
+});
 
 function starts(): void {
   it("finds no descriptor of those above it, as a directory, a program or an interpreter", async () => {
@@ -331,6 +344,18 @@ function starts(): void {
 
 describe("a job has", () => {
   possessions();
+
+  it("a uid, /tmp and /dev/shm that no other job has", async () => {
+    const script = "id -u; id -g; id -G; ls -A /tmp /var/tmp /dev/shm | grep -v :; touch /tmp/x /var/tmp/x /dev/shm/x";
+    const waits = await daemon.start("--", "sh", "-c", `${script}; exec sleep 31337`);
+    const { stdout } = await runAlone([], "sh", "-c", script);
+    const [uid, gid, groups, ...files] = stdout.trimEnd().split("\n");
+    expect({ gid, groups, files: files.filter(Boolean) }).toEqual({ gid: uid, groups: uid, files: [] });
+    const first = (await daemon.jobs("reader", "stream", waits)).stdout.split("\n")[0];
+    expect(Number(first)).toBeGreaterThan(2_000_000_000);
+    expect(first).not.toBe(uid);
+    await daemon.jobs("writer", "stop", "--grace", "0", waits);
+  });
 
   it("no more rights by a set-user-id program", async () => {
     const script = `/programs/touch /tmp/made-as-$(id -u); /programs/cat /proc/self/status | grep ^Cap

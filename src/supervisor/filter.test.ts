@@ -226,6 +226,7 @@ describe("a job that may make user namespaces", () => {
         mount -o remount,rw /sys && echo remounted; mount -t sysfs none /mnt && (echo 0 > /mnt/kernel/mm/ksm/run) && echo wrote
         umount /sys && echo unmounted; umount /proc && echo bared; umount /dev/shm && echo shared
         for file in kernel/core_pattern vm/swappiness kernel/domainname; do (echo 0 > /proc/sys/$file) && echo set $file; done
+        umount /dev/kmsg && echo revealed; mount --bind /dev /mnt && stat -c revealed-%t:%T /mnt/kmsg
         mknod /dev/shm/disk b 8 0 && head -c 1 /dev/shm/disk && echo read'
       nsenter --target 1 --mount true && echo entered; nsenter --target 1 --pid true && echo entered`;
     expect((await it.run({ script: attack, userNamespaces: true })).job.output()).toBe("");
