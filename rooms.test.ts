@@ -12,7 +12,10 @@ const ROOMS: Readonly<Record<string, { readonly rooms: readonly string[]; readon
   },
   "src/client": { rooms: ["src/x509", "proto"], packages: ["@grpc/grpc-js", "@bufbuild/protobuf"] },
   certs: { rooms: ["src/x509"], packages: ["@peculiar/x509", "reflect-metadata"] },
-  cli: { rooms: ["src/client", "src/server", "src/worker", "src/x509", "certs", "proto"], packages: ["sade", "pino"] },
+  cli: {
+    rooms: ["src/client", "src/server", "src/worker", "src/x509", "certs", "proto"],
+    packages: ["sade", "pino", "@bufbuild/protobuf"],
+  },
   docker: { rooms: [], packages: [] },
   // The suites know the daemon and the CLI as users do: built, and by what they answer.
   e2e: { rooms: ["certs", "proto"], packages: ["testcontainers"] },

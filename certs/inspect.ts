@@ -100,8 +100,8 @@ export function describe(given: string | X509Certificate, from: string, now = ne
   };
 }
 
-/** A description for people, one fact a line. */
-export function format(described: Description): string {
+/** A description for people, one fact a line. Who prints it has to escape a stranger's characters. */
+export function format(described: Description): string[] {
   const { subject, hosts, key } = described;
   const rows: (readonly [string, string | undefined])[] =
     described.kind === "certificate"
@@ -127,7 +127,7 @@ export function format(described: Description): string {
           ["hosts", hosts.join(", ")],
           ["key", formatKey(key)],
         ];
-  return rows.flatMap(([label, value]) => (value ? [`${label.padEnd(12)}${printable(value)}\n`] : [])).join("");
+  return rows.flatMap(([label, value]) => (value ? [label.padEnd(12) + value] : []));
 }
 
 function isRequest(contents: Buffer): boolean {
@@ -148,11 +148,6 @@ function lifeLeft(days: number): string {
 
 function formatKey({ type, bits }: KeyDescription): string {
   return bits ? `${type.toUpperCase()} ${bits}` : type;
-}
-
-/** A stranger's certificate must not drive the terminal that it is shown on. */
-function printable(text: string): string {
-  return text.replaceAll(/\p{C}/gu, "�");
 }
 
 function hostsOf(names: readonly JsonGeneralName[]): string[] {

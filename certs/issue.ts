@@ -69,12 +69,12 @@ export async function issueAll(options: IssueOptions): Promise<Issued[]> {
 }
 
 /** What was made, for people: one certificate a line. */
-export function formatIssued(issued: readonly Issued[]): string {
+export function formatIssued(issued: readonly Issued[]): string[] {
   const lines = issued.map(({ crt, certificate: { notAfter, role, hosts, key, ca } }) => {
     const what = ca ? "signs the others; keep its key offline" : (role ?? hosts.join(" "));
-    return `${crt}  until ${notAfter.slice(0, 10)}  RSA ${key.bits}  ${what}\n`;
+    return `${crt}  until ${notAfter.slice(0, 10)}  RSA ${key.bits}  ${what}`;
   });
-  return `${lines.join("")}Each has its private key beside it, as NAME.key.\n`;
+  return [...lines, "Each has its private key beside it, as NAME.key."];
 }
 
 /** The names and addresses by which a daemon on this host is reached from this host. */

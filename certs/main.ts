@@ -33,7 +33,7 @@ async function main(args: string[]): Promise<number> {
     if (!values.out) return say(process.stderr, `--out: missing; name the directory for the files\n\n${USAGE}`, 2);
     const { out, host: hosts, force } = values;
     const issued = await issueAll({ out, hosts, force, days: number(values.days), bits: number(values.bits) });
-    return say(process.stdout, formatIssued(issued), 0);
+    return say(process.stdout, `${formatIssued(issued).join("\n")}\n`, 0);
   } catch (error) {
     if (error instanceof CertError) return say(process.stderr, `${error.message}\n`, error.code === "invalid" ? 2 : 1);
     if (error instanceof TypeError && "code" in error) return say(process.stderr, `${error.message}\n\n${USAGE}`, 2);

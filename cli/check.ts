@@ -1,8 +1,8 @@
 import { examine, type ExamineOptions } from "../src/worker/doctor/examine.ts";
 import { problemsOf, readTls } from "../src/server/pem.ts";
 import { readTlsFiles } from "./connection.ts";
-import { exitCodeOfFindings, findingsToJson, formatFindings, formatSummary, type Told } from "./findings.ts";
-import { print, printJson } from "./output.ts";
+import { exitCodeOfFindings, formatFindings, formatSummary, printFindings, type Told } from "./findings.ts";
+import { print } from "./output.ts";
 import type { Given } from "./program.ts";
 
 /** `jobsd --check`: what a daemon with these flags could enforce here. Resolves to the exit code of the findings. */
@@ -10,8 +10,8 @@ export async function check(given: Given, options: ExamineOptions): Promise<numb
   const stateDir = given.text("state");
   const found = await examine({ ...options, ...(stateDir && { stateDir }) });
   const findings = [...found, ...(await certificateFindings(given))];
-  if (given.on("json")) await printJson(findingsToJson(findings, new Date()));
-  else await print(formatFindings(findings) + formatSummary(findings));
+  if (given.on("json")) await printFindings(findings, new Date());
+  else await print([...formatFindings(findings), formatSummary(findings)]);
   return exitCodeOfFindings(findings);
 }
 

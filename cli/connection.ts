@@ -18,6 +18,21 @@ export interface Connection extends Readonly<Record<Part, string>> {
   readonly sources: string;
 }
 
+/** Why there is no connection; `more` is what to do, and what was used, a line each. */
+class NoConnection extends ClientError {
+  readonly more: readonly string[];
+
+  constructor(
+    code: ClientError["code"],
+    message: string,
+    more: readonly string[],
+    options: ConstructorParameters<typeof ClientError>[2],
+  ) {
+    super(code, message, options);
+    this.more = more;
+  }
+}
+
 /** A person's files or settings are not as they must be. */
 export class SettingError extends Error {
   override readonly name = "SettingError";
@@ -94,8 +109,10 @@ export async function withClient<Result>(given: Given, work: (client: Client) =>
     const { diagnose } = await import("../src/client/diagnose.ts");
     const { reason, message, remedy } = await diagnose(credentials);
     const told = reason === "answers" ? `${error.message}; ${message}` : message;
-    const text = `no connection: ${told}\n  ${remedy}\n  with ${connection.sources}`;
-    throw new ClientError(error.code, text, { reason, cause: error });
+    throw new NoConnection(error.code, `no connection: ${told}`, [remedy, `with ${connection.sources}`], {
+      reason,
+      cause: error,
+    });
   }
 }
 

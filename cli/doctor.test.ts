@@ -143,6 +143,6 @@ describe("jobsd --check", () => {
   });
 
   it("refuses a wrong command line as ever", async () => {
-    expect(await check("--log-limit", "lots")).toMatchObject({ code: 2, stdout: "" });
+    expect(await check("--log-limit", "lots")).toMatchObject({ code: 125, stdout: "" });
   });
 });

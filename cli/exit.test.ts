@@ -1,3 +1,4 @@
+import { PassThrough } from "node:stream";
 import { describe, expect, it } from "vitest";
 import { Job } from "../proto/generated/jobs/v1/worker.ts";
 import { ClientError } from "../src/client/errors.ts";
@@ -5,6 +6,7 @@ import { ClosedPipe, exitCodeOfError, exitCodeOfJob } from "./exit.ts";
 import { describeEnd, formatCommand, formatTable } from "./format.ts";
 import { formatBytes, formatDuration } from "./units.ts";
 import { UsageError } from "./parse.ts";
+import { rendered } from "./text.ts";
 
 type Ended = NonNullable<Parameters<typeof Job.fromPartial>[0]["ended"]>;
 
@@ -84,7 +86,7 @@ describe("an ended job", () => {
 
 describe("an error", () => {
   it.each([
-    [new UsageError("x"), "run", 2],
+    [new UsageError("x"), "run", 125],
     [new ClosedPipe(), "stream", 141],
     [exec("ENOENT"), "run", 127],
     [exec("ENOENT"), "start", 127],
@@ -103,7 +105,7 @@ describe("an error", () => {
 describe("for people", () => {
   it("a command line is as a shell would take it, and writes nothing on the terminal by itself", () => {
     expect(formatCommand({ command: "sh", args: ["-c", "it's", "", "a\u001b[2Jb"], argvBytes: [] })).toBe(
-      "sh -c 'it'\\''s' '' 'a\\x1b[2Jb'",
+      "sh -c 'it'\\''s' '' $'a\\x1b[2Jb'",
     );
   });
 
@@ -124,8 +126,8 @@ describe("for people", () => {
 
   it("a table has a job a line, whatever is in its name", () => {
     const odd = Job.fromPartial({ id: "x", state: 2, command: "a\nb", user: "u", owner: "o\u0007" });
-    const [, row, rest] = formatTable([odd]).split("\n");
-    expect(row).toMatch(/^x +running +- +- +- +o\\x07 +u +'a b'$/);
-    expect(rest).toBe("");
+    const [, row, rest] = formatTable([odd]).map((line) => rendered(line, new PassThrough()));
+    expect(row).toMatch(/^x +running +- +- +- +o\\x07 +u +\$'a\\nb'$/);
+    expect(rest).toBeUndefined();
   });
 });

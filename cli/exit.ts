@@ -9,9 +9,8 @@ import { UsageError } from "./parse.ts";
 export const EXIT = {
   ok: 0,
   failed: 1,
-  usage: 2,
   timedOut: 124,
-  /** jobs or jobsd failed, not the job. */
+  /** jobs or jobsd failed, not the job: also of a command line that is wrong. */
   unavailable: 125,
   notExecutable: 126,
   notFound: 127,
@@ -46,9 +45,9 @@ const PASS_ON: ReadonlySet<string> = new Set(["start", "run", "wait", "doctor"])
 
 /** How a command exits that threw. */
 export function exitCodeOfError(error: unknown, command: string): number {
-  if (error instanceof UsageError || (error instanceof CertError && error.code === "invalid")) return EXIT.usage;
+  if (error instanceof UsageError || (error instanceof CertError && error.code === "invalid")) return EXIT.unavailable;
   if (error instanceof ClosedPipe) return EXIT.closedPipe;
-  if (error instanceof ClientError && error.field === "server") return EXIT.usage;
+  if (error instanceof ClientError && error.field === "server") return EXIT.unavailable;
   if (!PASS_ON.has(command)) return EXIT.failed;
   if (!(error instanceof ClientError) || error.facts["stage"] !== "exec") return EXIT.unavailable;
   return error.facts["errno"] === "ENOENT" ? EXIT.notFound : EXIT.notExecutable;

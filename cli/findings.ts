@@ -1,9 +1,9 @@
-import { styleText } from "node:util";
 import { ExamineResponse } from "../proto/generated/jobs/v1/worker.ts";
 import { fromFinding } from "../src/server/translate.ts";
 import type { Finding } from "../src/worker/doctor/finding.ts";
 import { EXIT } from "./exit.ts";
-import { printable } from "./output.ts";
+import { printMessage } from "./output.ts";
+import { type Line, padded, widthOf } from "./text.ts";
 
 /** A finding, also of what only a program looks at. */
 export type Told = Omit<Finding, "area"> & { readonly area: string };
@@ -25,26 +25,25 @@ export function exitCodeOfFindings(findings: readonly Told[]): number {
 }
 
 /** A table by area; under what is not enforced why, and what to do, once for rows that have it in common. */
-export function formatFindings(findings: readonly Told[]): string {
-  const widest = (text: (finding: Told) => string): number => Math.max(...findings.map((each) => text(each).length), 0);
+export function formatFindings(findings: readonly Told[]): Line[] {
+  const widest = (text: (finding: Told) => string): number =>
+    Math.max(...findings.map((each) => widthOf(text(each))), 0);
   const [areas, names] = [widest(({ area }) => area), widest(({ name }) => name)];
   const below = " ".repeat(areas + names + 6);
-  const rows = findings.map((finding, at) => {
-    const { area, name, state, meaning } = finding;
+  return findings.flatMap(({ area, name, state, meaning, reason, remedy }, at): Line[] => {
     const [before, after] = [findings[at - 1], findings[at + 1]];
     const { mark, colour } = MARKS[state];
-    const heading = area === before?.area ? "" : area;
-    const row = `${heading.padEnd(areas)}  ${styled(colour, mark)} ${name.padEnd(names)}  ${printable(meaning)}\n`;
-    if (after?.area === area && after.reason === finding.reason && after.remedy === finding.remedy) return row;
-    const why = finding.reason ? `${below}${styled("dim", printable(finding.reason))}\n` : "";
-    return `${row}${why}${finding.remedy ? `${below}→ ${printable(finding.remedy)}\n` : ""}`;
+    const heading = padded(area === before?.area ? "" : area, areas);
+    const row: Line = [`${heading}  `, { text: mark, style: colour }, ` ${padded(name, names)}  ${meaning}`];
+    if (after?.area === area && after.reason === reason && after.remedy === remedy) return [row];
+    const why: Line[] = reason ? [[below, { text: reason, style: "dim" }]] : [];
+    return [row, ...why, ...(remedy ? [`${below}→ ${remedy}`] : [])];
   });
-  return rows.join("");
 }
 
 /** As the API has them. */
-export function findingsToJson(findings: readonly Told[], time?: Date): unknown {
-  return ExamineResponse.toJSON({ findings: findings.map(fromFinding), time });
+export function printFindings(findings: readonly Told[], time?: Date): Promise<void> {
+  return printMessage("ExamineResponse", ExamineResponse.encode({ findings: findings.map(fromFinding), time }));
 }
 
 /** In a line. */
@@ -53,9 +52,5 @@ export function formatSummary(findings: readonly Told[]): string {
   const [missing, limited] = [count("missing"), count("limited")];
   const parts = [missing > 0 && `${missing} missing`, limited > 0 && `${limited} limited`].filter(Boolean);
   const end = exitCodeOfFindings(findings) === EXIT.unavailable ? ": no daemon starts here" : "";
-  return `${parts.length > 0 ? `${parts.join(", ")}${end}` : "all of it is enforced"}\n`;
-}
-
-function styled(format: "green" | "yellow" | "red" | "dim", text: string): string {
-  return styleText(format, text, { stream: process.stdout });
+  return parts.length > 0 ? `${parts.join(", ")}${end}` : "all of it is enforced";
 }

@@ -1,9 +1,8 @@
 import { constants } from "node:os";
-import { styleText } from "node:util";
 import { type Isolation, type Job, Network, type Usage, stateToJSON } from "../proto/generated/jobs/v1/worker.ts";
 import { logFacts } from "./logs.ts";
-import { printable } from "./output.ts";
-import { readable, textOf } from "../src/worker/bytes.ts";
+import { textOf } from "../src/worker/bytes.ts";
+import { columns, type Line, type Part, visible } from "./text.ts";
 import { formatBytes, formatDuration, toMs } from "./units.ts";
 
 const UMASK = 0o022;
@@ -63,7 +62,7 @@ export function killedForMemory(usage: Usage | undefined): bigint {
 }
 
 /** A job for a person, a line a fact. */
-export function formatJob(job: Job): string {
+export function formatJob(job: Job): Line[] {
   const { usage } = job;
   const cpu = usage && [`${formatDuration(usage.cpuUser)} user`, `${formatDuration(usage.cpuSystem)} system`];
   if (cpu && toMs(usage.cpuThrottled) > 0) {
@@ -71,8 +70,6 @@ export function formatJob(job: Job): string {
     cpu.push(`throttled ${formatDuration(usage.cpuThrottled)} in ${periods}`);
   }
   const facts: [string, string | false | undefined][] = [
-    ["id", job.id],
-    ["status", coloured(job, describeEnd(job).words)],
     ["command", formatCommand(job)],
     ["pid", job.pid > 0 && String(job.pid)],
     ["owner", job.owner],
@@ -98,39 +95,35 @@ export function formatJob(job: Job): string {
     ["stderr", job.mergeOutput && "goes to stdout"],
     ["isolation", job.isolation && isolationWords(job.isolation)],
   ];
-  const lines = facts.flatMap(([name, value]) => (value ? [`${`${name}:`.padEnd(15)}${value}\n`] : []));
-  return [...lines, ...job.warnings.map((warning) => `warning:       ${printable(warning)}\n`)].join("");
+  const titled = (name: string): string => `${name}:`.padEnd(15);
+  return [
+    titled("id") + job.id,
+    [titled("status"), coloured(job, describeEnd(job).words)],
+    ...facts.flatMap(([name, value]) => (value ? [titled(name) + value] : [])),
+    ...job.warnings.map((warning) => titled("warning") + warning),
+  ];
 }
 
 /** As the kernel has them. */
 export function formatLimits({ limits }: Pick<Job, "limits">): string {
-  return pairs(limits);
+  return pairs(new Map([...limits].map(([file, content]) => [file, content.trim().replaceAll("\n", "; ")])));
 }
 
 /** Columns with a header, the last one as long as it is. */
-export function formatTable(jobs: readonly Job[]): string {
-  const rows = jobs.map((job) =>
-    [
+export function formatTable(jobs: readonly Job[]): Line[] {
+  return columns([
+    ["ID", "STATUS", "CREATED", "ELAPSED", "PID", "OWNER", "USER", "COMMAND"],
+    ...jobs.map((job) => [
       job.id,
-      describeEnd(job).word,
+      coloured(job, describeEnd(job).word),
       job.createdAt?.toISOString().replace(/\.\d+/, "") ?? "-",
       formatDuration(job.usage?.elapsed),
       job.pid > 0 ? String(job.pid) : "-",
       job.owner || "-",
       job.user || "-",
       formatCommand(job),
-    ].map(printable),
-  );
-  const table = [["ID", "STATUS", "CREATED", "ELAPSED", "PID", "OWNER", "USER", "COMMAND"], ...rows];
-  const widths = table[0]?.map((_, column) => Math.max(...table.map((row) => row[column]?.length ?? 0))) ?? [];
-  return table
-    .map((row, line) => {
-      const cells = row.map((cell, column) => (column < row.length - 1 ? cell.padEnd(widths[column] ?? 0) : cell));
-      const job = jobs[line - 1];
-      if (job && cells[1] !== undefined) cells[1] = coloured(job, cells[1]);
-      return `${cells.join("  ")}\n`;
-    })
-    .join("");
+    ]),
+  ]);
 }
 
 /** The command line as a shell would take it. */
@@ -153,25 +146,18 @@ function processes(number: number | bigint): string {
 }
 
 function quoteWord(word: string): string {
-  // Within $'…' a shell reads \xNN as that byte.
-  if (!word.isWellFormed()) {
-    const escaped = word.replace(/[\\']/g, "\\$&").replaceAll("\n", "\\n").replaceAll("\t", "\\t");
-    return `$'${printable(readable(escaped))}'`;
-  }
-  return /^[\w@%+=:,./-]+$/.test(word)
-    ? word
-    : `'${printable(word)
-        .replaceAll("'", `'\\''`)
-        .replace(/[\n\t]/g, " ")}'`;
+  if (/^[\w@%+=:,./-]+$/.test(word)) return word;
+  if (visible(word) === word) return `'${word.replaceAll("'", `'\\''`)}'`;
+  return `$'${visible(word.replace(/[\\']/g, "\\$&"))}'`;
 }
 
-function coloured({ ended }: Job, text: string): string {
+function coloured({ ended }: Job, text: string): Part {
   const good = !ended || (ended.how?.$case === "exited" && ended.how.value.code === 0);
-  return styleText(good ? "green" : "red", text, { stream: process.stdout });
+  return { text, style: good ? "green" : "red" };
 }
 
 function pairs(map: ReadonlyMap<string, string>): string {
-  return [...map].map(([key, value]) => printable(`${key}=${value.trim().replaceAll("\n", "; ")}`)).join(", ");
+  return [...map].map(([key, value]) => `${key}=${value}`).join(", ");
 }
 
 function nowAndPeak(now: bigint | undefined, peak: bigint | undefined, format: (value: bigint) => string): string {

@@ -1,5 +1,7 @@
 import manifest from "../package.json" with { type: "json" };
 import { commandLine } from "./bytes.ts";
+import { EXIT } from "./exit.ts";
+import { finish, replaceNodes } from "./output.ts";
 import { parseWord } from "./parse.ts";
 import { type Command, type Flag, parse, type Program } from "./program.ts";
 
@@ -223,19 +225,17 @@ function certs(verb: string, operands: string | undefined, about: string, flags:
 
 const program: Program = { name: "jobs", version: manifest.version, flags: connectionFlags, commands };
 
-const parsed = understand(commandLine());
-// Help and version are on stdout already, and nothing else has to be loaded for them.
-if (parsed) {
-  const { finish } = await import("./output.ts");
-  await finish(parsed.name, parsed.run);
-}
+replaceNodes();
+const { name, run } = understand(commandLine());
+await finish(name, run);
 
-/** A command line as what is to be done; undefined when it asked for help or the version. */
-function understand(argv: readonly string[]): { name: string; run: () => Promise<number> } | undefined {
+/** A command line as what is to be done. */
+function understand(argv: readonly string[]): { name: string; run: () => Promise<number> } {
   try {
-    const found = parse(program, argv);
-    if (!found) return undefined;
-    const { command, given } = found;
+    const parsed = parse(program, argv);
+    // Help and version are written already.
+    if (!parsed) return { name: "", run: () => Promise.resolve(EXIT.ok) };
+    const { command, given } = parsed;
     if (command.flags.includes(output)) parseWord("--output", given.text("output") ?? "text", ["text", "json"]);
     return { name: command.name, run: () => command.run(given) };
   } catch (error) {

@@ -82,13 +82,13 @@ describe("jobsd", () => {
     ],
     [{ lisen: "x" }, /no flag --lisen, did you mean --listen\?/],
   ])("refuses %j as a wrong command line", async (flags, message) => {
-    expect(await daemon(flags)).toMatchObject({ code: 2, stdout: "", stderr: expect.stringMatching(message) });
+    expect(await daemon(flags)).toMatchObject({ code: 125, stdout: "", stderr: expect.stringMatching(message) });
   });
 
   it("names what is missing, and the variables that could give it", async () => {
     const env = { JOBSD_LISTEN: "127.0.0.1:0", JOBSD_STATE: join(host.dir, "other") };
     expect(await launch("jobsd", [], env).ended).toMatchObject({
-      code: 2,
+      code: 125,
       stderr: "jobsd: no --ca --cert --key: give the flags, or set JOBSD_CA JOBSD_CERT JOBSD_KEY\n",
     });
   });

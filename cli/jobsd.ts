@@ -7,10 +7,11 @@ import { SWITCHES } from "../src/worker/isolation.ts";
 import type { WorkerOptions } from "../src/worker/options.ts";
 import { commandLine, environment } from "./bytes.ts";
 import { readTlsFiles } from "./connection.ts";
+import { unwaiting } from "./descriptors.ts";
 import { EXIT } from "./exit.ts";
 import { linesTo } from "./lines.ts";
 import { logFlags, logOptions } from "./retention.ts";
-import { exit, printable } from "./output.ts";
+import { exit, print, replaceNodes, sayError } from "./output.ts";
 import {
   parseArchive,
   parseCount,
@@ -91,6 +92,7 @@ const program: Program = {
   ],
 };
 
+replaceNodes();
 await exit(await main());
 
 /** Resolves to the exit code; a start that fails says why in one line on stderr. */
@@ -99,9 +101,8 @@ async function main(): Promise<number> {
     const parsed = parse(program, commandLine());
     return parsed ? await parsed.command.run(withEnvironment(parsed.given, environment())) : EXIT.ok;
   } catch (error) {
-    const message = error instanceof Error ? error.message : String(error);
-    process.stderr.write(`jobsd: ${printable(message).replaceAll("\n", " ")}\n`);
-    return error instanceof UsageError || error instanceof ClientError ? EXIT.usage : EXIT.failed;
+    sayError(error, "jobsd");
+    return error instanceof UsageError || error instanceof ClientError ? EXIT.unavailable : EXIT.failed;
   }
 }
 
@@ -124,7 +125,9 @@ async function daemon(given: Given): Promise<number> {
       formatters: { level: (label) => ({ level: label }) },
       timestamp: pino.stdTimeFunctions.isoTime,
     },
-    linesTo(2, (lines, reason) => log.error({ lines, reason }, `${lines} lines of this log could not be written`)),
+    linesTo(unwaiting(2), (lines, reason) =>
+      log.error({ lines, reason }, `${lines} lines of this log could not be written`),
+    ),
   );
   const worker = await openWorker({ ...workerOptions, log: (at, message, facts) => log[at](facts ?? {}, message) });
   try {
@@ -132,7 +135,7 @@ async function daemon(given: Given): Promise<number> {
     logCrashes(log);
     const address = formatTarget({ host, port: server.port });
     log.info({ address, host: worker.host, version: manifest.version }, "listening");
-    process.stdout.write(`listening on ${address}\n`);
+    await print([`listening on ${address}`]).catch(() => {}); // jobs are more than a reader of this line
     const signal = await stopping;
     log.info({ signal }, "shutting down; jobs keep running");
     await server.close();

@@ -41,7 +41,7 @@ describe("a job's log", () => {
           limit: "1048576",
           keep: "LOG_KEEP_OLDEST",
           compression: "LOG_COMPRESSION_OFF",
-          keepFor: { seconds: "5400" },
+          keepFor: "5400s",
         },
         log: { place: "LOG_PLACE_KEPT" },
       },

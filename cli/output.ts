@@ -1,55 +1,130 @@
 import { once } from "node:events";
+import type { Writable } from "node:stream";
+import { isatty } from "node:tty";
+import { standardWriters } from "./descriptors.ts";
 import { ClosedPipe, exitCodeOfError } from "./exit.ts";
+import type { MessageName } from "./json.ts";
+import { type Line, rendered, visibleJson } from "./text.ts";
 
+/* The one place that writes: text as lines, which are escaped; a job's own bytes as they are; JSON. */
+
+const CLEAR_LINE = "\r\x1b[K";
+
+const { stdout, stderr } = standardWriters();
 const closed = new AbortController();
-process.stdout.on("error", (error: NodeJS.ErrnoException) => {
-  closed.abort(error.code === "EPIPE" ? new ClosedPipe() : new Error(`stdout: ${error.message}`, { cause: error }));
-});
+stdout.on("error", (error) => closed.abort(failureOf(error)));
 // Where nobody can be told of it, nobody is told.
 const deaf = new AbortController();
-process.stderr.on("error", () => deaf.abort());
+stderr.on("error", () => deaf.abort());
 
-/** Data, and nothing else. Resolves when more may be written; throws ClosedPipe when nobody reads any more. */
-export async function print(data: string | Uint8Array): Promise<void> {
-  closed.signal.throwIfAborted();
-  if (process.stdout.write(data)) return;
-  await once(process.stdout, "drain", { signal: closed.signal }).catch(() => closed.signal.throwIfAborted());
+/** How wide the terminal is that stdout is; undefined where it is none, 0 where it does not tell. */
+export const terminalWidth: number | undefined = isatty(1) ? (process.stdout.columns ?? 0) : undefined;
+
+/**
+ * Puts these streams in the place of Node's own, which are made when something touches them: loading node:util does. To be
+ * called before that.
+ */
+export function replaceNodes(): void {
+  Object.defineProperties(process, { stdout: { value: stdout }, stderr: { value: stderr } });
 }
 
-/** The job's stderr. Resolves when more may be written. */
-export async function printError(data: string | Uint8Array): Promise<void> {
-  if (deaf.signal.aborted || process.stderr.write(data)) return;
-  await once(process.stderr, "drain", { signal: deaf.signal }).catch(() => undefined);
+/** Lines of data. Resolves when more may be written; throws ClosedPipe when nobody reads any more. */
+export async function print(lines: readonly Line[]): Promise<void> {
+  await toStdout(lines.map((line) => `${rendered(line, stdout)}\n`).join(""));
 }
 
-/** What a person should know. */
-export function say(message: string): void {
-  process.stderr.write(`jobs: ${message}\n`);
+/** A line of a terminal, over the one that was written so before; `last` ends it. */
+export async function printOver(line: Line, last: boolean): Promise<void> {
+  await toStdout(`${CLEAR_LINE}${rendered(line, stdout)}${last ? "\n" : ""}`);
 }
 
-/** A protobuf message as its toJSON() made it. */
-export async function printJson(value: unknown): Promise<void> {
-  await print(`${JSON.stringify(value, undefined, 2)}\n`);
+/** A job's own bytes, as they are. Resolves when more may be written; throws ClosedPipe as print() does. */
+export async function printBytes(bytes: Uint8Array, to: "stdout" | "stderr"): Promise<void> {
+  if (to === "stdout") return toStdout(bytes);
+  if (!deaf.signal.aborted) await written(stderr, bytes, deaf.signal).catch(() => undefined);
+}
+
+/** A message of the API as protobuf's canonical JSON, from its bytes on the wire; `compact` in one line. */
+export async function printMessage(
+  name: MessageName,
+  encoded: { finish(): Uint8Array },
+  options: { readonly compact?: boolean } = {},
+): Promise<void> {
+  const { messageToJson } = await import("./json.ts");
+  await printJson(messageToJson(name, encoded.finish()), options);
+}
+
+/** JSON in several lines, or `compact` in one. */
+export async function printJson(value: unknown, { compact = false } = {}): Promise<void> {
+  await toStdout(`${visibleJson(JSON.stringify(value, undefined, compact ? undefined : 2))}\n`);
+}
+
+/** What a person should know, on stderr; `more` stands in lines of its own below it. */
+export function say(message: string, more: readonly string[] = []): void {
+  sayAs("jobs", message, more);
+}
+
+/** As say(), of another program. */
+export function sayAs(program: string, message: string, more: readonly string[] = []): void {
+  const lines = [`${program}: ${message}`, ...more.map((line) => `  ${line}`)];
+  stderr.write(lines.map((line) => `${rendered(line, stderr)}\n`).join(""));
+}
+
+/** Says what was thrown; nothing where it is that nobody reads any more. */
+export function sayError(error: unknown, program = "jobs"): void {
+  if (error instanceof ClosedPipe) return;
+  const more = error instanceof Error && "more" in error && Array.isArray(error.more) ? error.more.map(String) : [];
+  sayAs(program, error instanceof Error ? error.message : String(error), more);
 }
 
 /** Runs a command, tells on stderr what it throws, and ends the process with its exit code. */
 export async function finish(command: string, run: () => Promise<number>): Promise<never> {
-  const exitCode = await run().catch((error: unknown) => {
-    if (!(error instanceof ClosedPipe)) say(printable(error instanceof Error ? error.message : String(error)));
-    return exitCodeOfError(error, command);
-  });
+  const exitCode = await run()
+    .then(async (code) => {
+      await flushed(stdout);
+      if (stdout.errored) throw failureOf(stdout.errored);
+      return code;
+    })
+    .catch((error: unknown) => {
+      sayError(error);
+      return exitCodeOfError(error, command);
+    });
   return exit(exitCode);
 }
 
 /** Ends the process once all that was written has been handed on: a pipe is written to in the background. */
 export async function exit(exitCode: number): Promise<never> {
-  await Promise.all(
-    [process.stdout, process.stderr].map((stream) => new Promise<void>((resolve) => stream.write("", () => resolve()))),
-  );
+  await Promise.all([stdout, stderr].map(flushed));
   process.exit(exitCode);
 }
 
-/** Without the control characters by which a job's name could write on the reader's terminal. */
-export function printable(text: string): string {
-  return text.replace(/(?![\n\t])\p{Cc}/gu, (char) => `\\x${char.charCodeAt(0).toString(16).padStart(2, "0")}`);
+/** Ends the process as the signal would have, whatever has not been read yet; a shell tells 128+N of both. */
+export function exitBy(signal: "SIGINT", exitCode: number): never {
+  // A thread that waits for a reader would hold up exit(3).
+  if (stdout.writableNeedDrain || stderr.writableNeedDrain) {
+    process.removeAllListeners(signal);
+    process.kill(process.pid, signal);
+  }
+  process.exit(exitCode);
+}
+
+async function toStdout(data: string | Uint8Array): Promise<void> {
+  closed.signal.throwIfAborted();
+  await written(stdout, data, closed.signal);
+}
+
+async function written(stream: Writable, data: string | Uint8Array, broken: AbortSignal): Promise<void> {
+  if (stream.write(data)) return;
+  await once(stream, "drain", { signal: broken }).catch(() => broken.throwIfAborted());
+}
+
+function failureOf(error: NodeJS.ErrnoException): Error {
+  return error.code === "EPIPE" ? new ClosedPipe() : new Error(`stdout: ${error.message}`, { cause: error });
+}
+
+function flushed(stream: Writable): Promise<void> {
+  return new Promise((resolve) => {
+    if (stream.errored) resolve();
+    else stream.once("error", () => resolve()).write("", () => resolve());
+  });
 }

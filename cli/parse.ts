@@ -185,6 +185,17 @@ export function parsePairs(
   );
 }
 
+/** As parsePairs, of labels: throws UsageError, too, where the worker would know no such key. */
+export function parseLabels(flag: string, pairs: readonly string[]): Map<string, string> {
+  const labels = parsePairs(flag, pairs);
+  for (const key of labels.keys())
+    if (!/^[A-Za-z0-9._/-]{1,63}$/.test(key))
+      throw new UsageError(
+        `${flag} ${quoted(key)} is no label's key: up to 63 letters, digits and ._/- are right, and = before the value`,
+      );
+  return labels;
+}
+
 /** `pid,ipc`: parts of the isolation. Throws UsageError naming `flag`. */
 export function parseIsolation(flag: string, text: string): Part[] {
   return text.split(",").map((word) => parseWord(flag, word, SWITCHES));

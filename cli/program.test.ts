@@ -1,3 +1,4 @@
+import * as fc from "fast-check";
 import { describe, expect, it, vi } from "vitest";
 import { UsageError } from "./parse.ts";
 import { type Command, type Given, parse, type Program } from "./program.ts";
@@ -85,6 +86,87 @@ describe("a command line", () => {
     expect(given("stop", "a", "--now", "b")).toMatchObject({ operands: ["a", "b"] });
   });
 
+  it.each([
+    [["start", "-de", "A=1"], { detach: ["true"], env: ["A=1"] }],
+    [["start", "-deA=1"], { detach: ["true"], env: ["A=1"] }],
+    [["start", "-eA=1", "-e=B=2", "-e", "C="], { env: ["A=1", "B=2", "C="] }],
+    [["start", "-e-x", "--memory=-1"], { env: ["-x"], memory: ["-1"] }],
+    [["start", "--memory=a\nb"], { memory: ["a\nb"] }],
+    [["-de1", "start"], { detach: ["true"], env: ["1"] }],
+  ])("%j is read as getopt does", (argv, values) => {
+    const start = given(...argv);
+    expect(Object.fromEntries(Object.keys(values).map((name) => [name, start.list(name)]))).toEqual(values);
+    expect(start.operands).toEqual([]);
+  });
+
+  it("has operands behind -- where no job's command stands there", () => {
+    expect(given("stop", "--now", "--", "-x", "--help", "--").operands).toEqual(["-x", "--help", "--"]);
+    expect(complaint("stream", "a", "--", "b")).toMatch(/^jobs stream takes no "b"$/);
+  });
+
+  it("means the same whichever way its flags are written, and in whichever order with its operands", () => {
+    const value = fc.string({ minLength: 1, unit: "grapheme" }).filter((text) => !text.startsWith("-"));
+    const writings = (text: string): string[][] => [
+      ["--env", text],
+      [`--env=${text}`],
+      ["-e", text],
+      [`-e${text}`],
+      [`-e=${text}`],
+      ["-de", text],
+      [`-de${text}`],
+    ];
+    const flag = value.chain((text) =>
+      fc
+        .constantFrom(...writings(text).filter(([word]) => !text.startsWith("=") || !/^-d?e=/.test(word ?? "")))
+        .map((words) => ({ text, words })),
+    );
+    const property = fc.property(fc.array(flag), fc.array(value), (flags, words) => {
+      const start = given("start", ...flags.flatMap((each) => each.words), "--", ...words);
+      expect(start.list("env")).toEqual(flags.map(({ text }) => text));
+      expect(start.words).toEqual(words);
+    });
+    fc.assert(property);
+    const stops = fc.property(fc.shuffledSubarray(["a", "b", "--now", "c"], { minLength: 4 }), (words) => {
+      expect(given("stop", ...words).operands).toEqual(words.filter((word) => word !== "--now"));
+    });
+    fc.assert(stops);
+  });
+
+  it("is understood or refused, whatever its words are", () => {
+    const word = fc.oneof(
+      fc.constantFrom(
+        "start",
+        "stop",
+        "certs",
+        "sign",
+        "--",
+        "-",
+        "-d",
+        "-e",
+        "--env",
+        "--memory",
+        "--now",
+        "help",
+        "-h",
+        "-v",
+      ),
+      fc.string({ maxLength: 5 }),
+      fc.string({ maxLength: 3 }).map((text) => `-${text}`),
+    );
+    const log = vi.spyOn(console, "log").mockReturnValue(undefined);
+    const property = fc.property(fc.array(word, { maxLength: 6 }), (argv) => {
+      try {
+        const parsed = parse(program, argv);
+        if (!parsed) return;
+        for (const text of [...parsed.given.operands, ...parsed.given.words]) expect(argv).toContain(text);
+      } catch (error) {
+        if (!(error instanceof UsageError)) throw error;
+      }
+    });
+    fc.assert(property, { numRuns: 2000 });
+    log.mockRestore();
+  });
+
   it("may have flags in front of the command, aliases, and commands of two words", () => {
     const stop = given("--server", "h:1", "end", "x");
     expect([stop.command, stop.operands, stop.text("server")]).toEqual(["stop", ["x"], "h:1"]);
@@ -107,11 +189,18 @@ describe("a command line", () => {
     ["no command after flags", ["--server", "h:1"], /^no command: start/],
     ["a missing operand", ["stop"], /^no <id...>: jobs stop <id...> is right$/],
     ["an operand too many", ["stream", "a", "b"], /^jobs stream takes no "b"$/],
-    ["words after -- that nobody takes", ["stop", "a", "--", "b"], /^stop takes nothing after --$/],
     ["a value that is missing at the end", ["start", "--memory"], /^--memory needs a value: --memory=SIZE/],
     ["a value that looks like a flag", ["start", "--memory", "-1"], /^--memory needs a value/],
     ["a value that is empty", ["stop", "--server=", "a"], /^--server needs a value/],
-    ["the negation of a value", ["start", "--no-memory"], /^--memory needs a value/],
+    ["a negation", ["start", "--no-detach"], /^no flag --no-detach/],
+    ["an empty value that stands alone", ["stop", "--server", "", "a"], /^--server needs a value/],
+    ["the program's version where a command is", ["start", "-v", "/tmp:/tmp", "--", "true"], /^no flag -v; /],
+    ["its long form", ["stop", "a", "--version"], /^no flag --version/],
+    ["an unknown letter behind a known one", ["start", "-dx"], /^no flag -x/],
+    ["a letter that is a number", ["stop", "-9", "a"], /^no flag -9/],
+    ["a flag that is no flag of the program's", ["--bogus"], /^no flag --bogus/],
+    ["a flag of Node's", ["start", "--env-file", "f", "--", "true"], /^no flag --env-file/],
+    ["a value for a flag that has none", ["start", "--detach=maybe"], /^--detach takes no value but true and false/],
     ["a flag of other commands", ["certs", "sign", "x", "--server", "y"], /^no flag --server/],
   ])("is refused for %s", (_, argv, message) => {
     expect(complaint(...argv)).toMatch(message);
@@ -128,7 +217,8 @@ describe("a command line", () => {
   ])("asks for help with %s, which is on stdout", (...argv) => {
     const log = vi.spyOn(console, "log").mockReturnValue(undefined);
     expect(parse(program, argv)).toBeUndefined();
-    expect(log).toHaveBeenCalledOnce();
+    const right = argv[0] === "--version" ? "jobs, 1.2.3" : expect.stringContaining("Usage");
+    expect(log.mock.calls).toEqual([[right]]);
     log.mockRestore();
   });
 

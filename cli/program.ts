@@ -54,35 +54,23 @@ export interface Program {
 }
 
 /**
- * Understands a command line (without node and script). Undefined when it asked for help or the version, which are
- * then on stdout. Throws UsageError.
+ * Understands a command line (without node and script), flags as getopt_long(3) has them. Undefined when it asked for
+ * help or the version, which sade has written then. Throws UsageError.
  */
 export function parse(program: Program, argv: readonly string[]): { command: Command; given: Given } | undefined {
-  const end = argv.indexOf("--");
-  const words = end < 0 ? [...argv] : argv.slice(0, end);
-  const { command, rest } = find(program, words);
-  const tree = build(program);
-  if (!command) {
-    tree.parse(["", program.name, ...rest]);
+  const { command, words } = find(program, argv);
+  const flags = command
+    ? [...flagsOf(program, command), ...OWN.filter(({ name }) => name === "help" || command.name === "")]
+    : [...program.flags, ...OWN];
+  const read = scan(words, flags, (word) => unknownFlag(word, program, command, flags));
+  const asked = ["help", "version"].find((name) => read.values.has(name));
+  if (!command || asked) {
+    build(program).parse(["", program.name, ...(command?.name.split(" ") ?? []), `--${asked}`]);
     return undefined;
   }
-  const flags = flagsOf(program, command);
-  // sade ends the process where an operand is missing: the last word is there to be it, and is taken away again.
-  const joined = withDashes(rest, flags);
-  const line = ["", program.name, ...nameWords(command), ...joined.map((_, at) => plain(joined, at, flags)), "--", "."];
-  const parsed: { readonly args: readonly unknown[] } | undefined = tree.parse(line, {
-    lazy: true,
-    string: flags.filter(({ value }) => value !== undefined).flatMap(names),
-    boolean: flags.filter(({ value }) => value === undefined).flatMap(names),
-    unknown: (word) => unknownFlag(word, program, command, flags),
-  });
-  const args = parsed?.args ?? [];
-  const values = args.at(-1);
-  if (!isRecord(values)) return undefined;
-  const operands = [...args.slice(0, -1), ...(Array.isArray(values["_"]) ? values["_"] : [])].map(String).slice(0, -1);
+  const operands = command.takesCommand ? read.operands : [...read.operands, ...read.behind];
   checkOperands(program, command, operands);
-  if (end >= 0 && !command.takesCommand) throw new UsageError(`${command.name} takes nothing after --`);
-  return { command, given: read(command, operands, end < 0 ? [] : argv.slice(end + 1), flags, values) };
+  return { command, given: givenOf(command, operands, command.takesCommand ? read.behind : [], flags, read.values) };
 }
 
 /** A flag's value as `parse` reads it, undefined when it was not given. */
@@ -95,36 +83,114 @@ export function optional<Value>(
   return text === undefined ? undefined : parseText(`--${name}`, text);
 }
 
-/** The command, and the other words; no command when the program itself was asked for help or its version. */
-function find(program: Program, words: readonly string[]): { command?: Command; rest: string[] } {
+const OWN: readonly Flag[] = [
+  { name: "help", short: "h", about: "" },
+  { name: "version", short: "v", about: "" },
+];
+
+/** The command and the other words; no command where the program itself was asked for its help or version. */
+function find(program: Program, argv: readonly string[]): { command?: Command; words: readonly string[] } {
   const [single] = program.commands;
-  if (single?.name === "") return { command: single, rest: [...words] };
+  if (single?.name === "") return { command: single, words: argv };
+  // Flags may stand before the command, which then decides whether they are its own.
+  const all = [...OWN, ...program.commands.flatMap((command) => flagsOf(program, command))];
   let at = 0;
-  const all = program.commands.flatMap((command) => flagsOf(program, command));
-  const valued = new Set(
-    all
-      .filter(({ value }) => value !== undefined)
-      .flatMap(names)
-      .map(dashed),
-  );
-  while (words[at]?.startsWith("-")) at += valued.has(words[at] ?? "") ? 2 : 1;
-  const before = words.slice(0, at);
-  const after = words.slice(at);
-  if (after[0] === "help") return find(program, [...after.slice(1), "--help"]);
+  while (isFlag(argv[at])) at += takesNext(argv[at] ?? "", all) ? 2 : 1;
+  const [before, after] = [argv.slice(0, at), argv.slice(at)];
+  if (after[0] === "help") return find(program, [...before, ...after.slice(1), "--help"]);
   for (const count of [2, 1]) {
     const name = after.slice(0, count).join(" ");
     const command = program.commands.find(
       (known) => after.length >= count && (known.name === name || known.alias === name),
     );
-    if (command) return { command, rest: [...before, ...after.slice(count)] };
+    if (command) return { command, words: [...before, ...after.slice(count)] };
   }
-  if (after.length === 0 && before.some((word) => /^(-h|--help|-v|--version)$/.test(word))) return { rest: before };
+  const { values } = scan(before, [...OWN, ...(after.length > 0 ? all : program.flags)], (word) =>
+    unknownFlag(word, program, undefined, all),
+  );
+  if (after.length === 0 && (values.has("help") || values.has("version"))) return { words: before };
   const known = program.commands.map(({ name }) => name);
   const list = `${known.join(", ")}; ${program.name} --help says more`;
   if (after.length === 0) throw new UsageError(`no command: ${list}`);
   const wanted = after.slice(0, known.some((name) => name.startsWith(`${after[0]} `)) ? 2 : 1).join(" ");
   const guess = likely(wanted, [...known, ...program.commands.flatMap(({ alias }) => alias ?? [])]);
   throw new UsageError(`no command ${JSON.stringify(wanted)}${guess}: ${list}`);
+}
+
+interface Scanned {
+  /** Of each flag that was given, in order; "true" or "false" of one without a value. */
+  readonly values: ReadonlyMap<string, readonly string[]>;
+  readonly operands: readonly string[];
+  /** What stands after `--`. */
+  readonly behind: readonly string[];
+}
+
+/** Tells flags from operands. A flag may stand anywhere before `--`. */
+function scan(words: readonly string[], flags: readonly Flag[], unknown: (word: string) => never): Scanned {
+  const values = new Map<string, string[]>();
+  const operands: string[] = [];
+  const add = (flag: Flag, value: string): void =>
+    void values.set(flag.name, [...(values.get(flag.name) ?? []), value]);
+  for (let at = 0; at < words.length; at++) {
+    const word = words[at] ?? "";
+    if (word === "--") return { values, operands, behind: words.slice(at + 1) };
+    if (!isFlag(word)) {
+      operands.push(word);
+      continue;
+    }
+    for (const { flag, attached } of flagsIn(word, flags, unknown)) {
+      if (flag.value === undefined) {
+        if (!/^(true|false)?$/.test(attached ?? ""))
+          throw new UsageError(`--${flag.name} takes no value but true and false`);
+        add(flag, attached || "true");
+      } else {
+        const value = attached ?? words[++at] ?? "";
+        // A flag in its place means that the value was forgotten; a lone dash stands for stdin.
+        if (value === "" || (attached === undefined && isFlag(value))) throw missingValue(flag);
+        add(flag, value);
+      }
+    }
+  }
+  return { values, operands, behind: [] };
+}
+
+/** The flags of one word: `--name`, `--name=VALUE`, `-q`, `-qf`, `-n1`, `-qn1`, `-n=1`. */
+function flagsIn(
+  word: string,
+  flags: readonly Flag[],
+  unknown: (word: string) => never,
+): { readonly flag: Flag; readonly attached: string | undefined }[] {
+  if (word.startsWith("--")) {
+    const [, name, value] = /^--([^=]*)(?:=(.*))?$/s.exec(word) ?? [];
+    return [{ flag: flags.find((known) => known.name === name) ?? unknown(`--${name}`), attached: value }];
+  }
+  const found: { flag: Flag; attached: string | undefined }[] = [];
+  for (let at = 1; at < word.length; at++) {
+    const letter = String.fromCodePoint(word.codePointAt(at) ?? 0);
+    const flag = flags.find(({ short }) => short === letter) ?? unknown(`-${letter}`);
+    const rest = word.slice(at + 1);
+    const ends = flag.value !== undefined || rest.startsWith("=");
+    found.push({ flag, attached: ends && rest !== "" ? rest.replace(/^=/, "") : undefined });
+    if (ends) break;
+  }
+  return found;
+}
+
+/** Whether the value of a word's last flag is the next word. */
+function takesNext(word: string, flags: readonly Flag[]): boolean {
+  const unknown = (): never => {
+    throw new UsageError("");
+  };
+  try {
+    const last = flagsIn(word, flags, unknown).at(-1);
+    return last?.flag.value !== undefined && last.attached === undefined;
+  } catch {
+    return false; // told of once the command is known
+  }
+}
+
+function isFlag(word: string | undefined): boolean {
+  return word !== undefined && word.startsWith("-") && word !== "-" && word !== "--";
 }
 
 function build(program: Program): Sade {
@@ -148,47 +214,18 @@ function option(tree: Sade, { name, short, value, about }: Flag): void {
   tree.option(short ? `-${short}, --${name}` : `--${name}`, value ? `${value}: ${about}` : about);
 }
 
-/** A lone dash, which stands for stdin, is a value; mri takes one only behind "=". */
-function withDashes(words: readonly string[], flags: readonly Flag[]): string[] {
-  const valued = new Set(flags.flatMap((flag) => (flag.value === undefined ? [] : names(flag).map(dashed))));
-  return words.flatMap((word, at) => {
-    if (word === "-" && valued.has(words[at - 1] ?? "")) return [];
-    return words[at + 1] === "-" && valued.has(word) ? [`${word}=-`] : [word];
-  });
-}
-
-/**
- * A word as mri reads it right: of `-e` and `--env` it would forget one, it would take the word after a flag that is on
- * or off, and after `--flag=`.
- */
-function plain(words: readonly string[], at: number, flags: readonly Flag[]): string {
-  const [word = "", next = "-"] = words.slice(at);
-  const [, dashedName, value] = /^(--?[^=]+)(=.*)?$/s.exec(word) ?? [];
-  const flag = flags.find((known) => names(known).some((name) => dashedName === dashed(name)));
-  if (!flag) return word;
-  if (flag.value === undefined) return `--${flag.name}${value ?? "=true"}`;
-  if (value === "=" || (value === undefined && next.startsWith("-"))) throw missingValue(flag);
-  return `--${flag.name}${value ?? ""}`;
-}
-
-function read(
+function givenOf(
   command: Command,
   operands: readonly string[],
   words: readonly string[],
   flags: readonly Flag[],
-  values: Readonly<Record<string, unknown>>,
+  values: Scanned["values"],
 ): Given {
-  for (const flag of flags) {
-    const given = [values[flag.name] ?? []].flat();
-    if (flag.value !== undefined && given.some((value) => value === "" || typeof value === "boolean")) {
-      throw missingValue(flag);
-    }
-    if (!flag.bytes) for (const value of given) if (typeof value === "string") utf8(`--${flag.name}`, value);
-  }
+  for (const { name, bytes } of flags) if (!bytes) for (const value of values.get(name) ?? []) utf8(`--${name}`, value);
   for (const operand of operands) utf8(command.name, operand);
-  const list = (name: string): string[] => {
+  const list = (name: string): readonly string[] => {
     if (!flags.some((flag) => flag.name === name)) throw new Error(`${command.name} declares no flag --${name}`);
-    return [values[name] ?? []].flat().map(String);
+    return values.get(name) ?? [];
   };
   return {
     command: command.name,
@@ -210,13 +247,18 @@ function checkOperands(program: Program, command: Command, operands: readonly st
   throw new UsageError(`${line} takes no ${extra}${right}`);
 }
 
-function unknownFlag(word: string, { name: program }: Program, command: Command, flags: readonly Flag[]): never {
-  const name = [program, command.name].filter(Boolean).join(" ");
+function unknownFlag(
+  word: string,
+  { name: program }: Program,
+  command: Command | undefined,
+  flags: readonly Flag[],
+): never {
+  const name = [program, command?.name].filter(Boolean).join(" ");
   const guess = likely(
     word,
-    flags.flatMap(({ name: known }) => dashed(known)),
+    flags.map(({ name: known }) => dashed(known)),
   );
-  const hint = command.takesCommand
+  const hint = command?.takesCommand
     ? `; the command and its own flags go after --: ${name} [flags] -- CMD ARGS...`
     : "";
   throw new UsageError(`no flag ${word}${guess}${hint || `; ${name} --help lists them`}`);
@@ -249,18 +291,6 @@ function distance(one: string, other: string): number {
   return row.at(-1) ?? 0;
 }
 
-function nameWords({ name }: Command): string[] {
-  return name === "" ? [] : name.split(" ");
-}
-
-function names({ name, short }: Flag): string[] {
-  return short ? [name, short] : [name];
-}
-
 function dashed(name: string): string {
   return name.length === 1 ? `-${name}` : `--${name}`;
-}
-
-function isRecord(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null;
 }

@@ -15,9 +15,9 @@ export async function recover(given: Given): Promise<number> {
   return EXIT.ok;
 }
 
-function describe(recovered: Recovered): string {
+function describe(recovered: Recovered): string[] {
   const { aside, jobs, ended, running, lost, salvaged, nameless, unstarted, unreadable, unread } = recovered;
-  const lines = [
+  return [
     `the journal has been made anew: ${count(jobs, "job")}`,
     `  ended    ${ended}`,
     `  running  ${running}${running > 0 ? ", which the next jobsd takes up" : ""}`,
@@ -29,7 +29,6 @@ function describe(recovered: Recovered): string {
     ...named(unstarted, "whose directories tell of no start; the next jobsd removes them"),
     aside === undefined ? "there was no journal before" : `the old journal is kept: ${aside}`,
   ];
-  return `${lines.join("\n")}\n`;
 }
 
 function named(ids: readonly string[], what: string): string[] {

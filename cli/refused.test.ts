@@ -93,7 +93,7 @@ describe("a connection that fails says why, and what to do", () => {
   it("when the address is none", async () => {
     const { code, stderr } = await host.jobs(["list", "--server", "localhost"]);
     expect({ code, stderr }).toEqual({
-      code: 2,
+      code: 125,
       stderr: expect.stringMatching(/^jobs: server: "localhost" is no address/),
     });
   });

@@ -118,7 +118,7 @@ describe("jobs start --resources", () => {
     });
     await writeFile(file, '{ "memory": { "swapiness": 60 } }');
     expect(await host.jobs(["start", "--resources", file, "--", "true"])).toMatchObject({
-      code: 2,
+      code: 125,
       stdout: "",
       stderr: expect.stringContaining(`--resources ${file}: memory.swapiness is no field`),
     });

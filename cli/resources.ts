@@ -1,9 +1,9 @@
 import { readFileSync } from "node:fs";
+import { readStdin } from "./descriptors.ts";
 import { type Resources, parseResources } from "./oci.ts";
 import { parseCount, parseCpus, parseDevice, parseIoMax, parseLimitBytes, UsageError } from "./parse.ts";
 import { type Given, optional } from "./program.ts";
 
-const STDIN = 0;
 const THROTTLES = {
   rbps: "throttleReadBpsDevice",
   wbps: "throttleWriteBpsDevice",
@@ -68,7 +68,7 @@ function readResources(flag: string, file: string): Resources {
   const name = file === "-" ? "stdin" : file;
   let text: string;
   try {
-    text = readFileSync(file === "-" ? STDIN : file, "utf8");
+    text = file === "-" ? readStdin() : readFileSync(file, "utf8");
   } catch (error) {
     throw new UsageError(`${flag}: ${name} cannot be read: ${error instanceof Error ? error.message : String(error)}`);
   }

@@ -72,6 +72,29 @@ describe("a session", () => {
     expect(list).toMatchObject({ jobs: [{ id: jobId }] });
   });
 
+  it("shows in a line of its own whatever a job is called, and writes nothing on the terminal", async () => {
+    const evil = "x\nstatus:        exited with code 0\x1b[2J\u202e\u200b";
+    const flags = ["--env", `${evil}=1`, "--label", `evil=${evil}`];
+    const started = await host.jobs(["start", ...flags, "--", "sh", "-c", `: '${evil}'`]);
+    const id = started.stdout.trim();
+    await host.jobs(["wait", id]);
+    const seen = [
+      await host.jobs(["query", id]),
+      await host.jobs(["list", "-l", `evil=${evil}`]),
+      await host.jobs(["query", evil]),
+      await host.jobs(["start", "--cwd", `/${evil}`, "--", "true"]),
+      await host.jobs(["start", "--user", evil, "--", "true"]),
+      await host.jobs(["list", "--state", evil]),
+      await host.jobs([evil]),
+    ].map(({ stdout, stderr }) => Buffer.from(stdout + stderr, "latin1").toString());
+    for (const text of seen) {
+      expect(text).toMatch(/status: {8}exited with code 0\\(x|u00)1b\[2J\\u202e/);
+      expect(text.replaceAll("\n", "")).not.toMatch(/[\p{Cc}\p{Cf}]/u);
+    }
+    expect(seen[0]?.match(/^status:/gm)).toHaveLength(1);
+    expect(seen[1]?.split("\n")).toHaveLength(3);
+  });
+
   it("starts one job for one request id", async () => {
     const command = ["start", "--request-id", "once", "--", "true"];
     expect((await host.jobs(command)).stdout).toBe((await host.jobs(command)).stdout);
@@ -143,6 +166,13 @@ describe("a session", () => {
     expect(await host.jobs(["stop", id], reader)).toMatchObject({ code: 1, stdout: "" });
   });
 
+  it("shows the jobs that are there beside those that are not, and exits with 1", async () => {
+    const id = await host.start("true");
+    const asked = await host.jobs(["query", "nope", id, "neither"]);
+    expect(asked).toMatchObject({ code: 1, stdout: expect.stringMatching(new RegExp(`^id: +${id}$`, "m")) });
+    expect(asked.stderr).toMatch(/^jobs: .*nope.*\njobs: .*neither.*\n$/);
+  });
+
   it.each(["nosuchjob", "../../etc/passwd"])("knows no job %s", async (id) => {
     const answers = await Promise.all(["query", "stream", "stop", "wait"].map((command) => host.jobs([command, id])));
     for (const answer of answers) expect(answer).toMatchObject({ stdout: "", stderr: expect.stringContaining(id) });
@@ -187,7 +217,7 @@ describe("a session", () => {
     expect(await host.jobs(["list"], alice)).toMatchObject({ code: 0 });
     expect(
       await host.jobs(["certs", "sign", join(out, "alice.csr"), "--ca", host.file(""), "--role", "admin"]),
-    ).toMatchObject({ code: 2 });
+    ).toMatchObject({ code: 125 });
     const shown = await host.jobs(["certs", "inspect", "-o", "json", join(out, "alice.crt")]);
     expect(JSON.parse(shown.stdout)).toMatchObject({ subject: "CN=alice", role: "reader" });
     expect(await readFile(join(out, "alice.csr"), "utf8")).toContain("CERTIFICATE REQUEST");

@@ -46,7 +46,7 @@ export function launch(
 ): Running {
   const file = fileURLToPath(new URL(built ? `../dist/${program}.js` : `${program}.ts`, import.meta.url));
   const opened = [stdout, stderr].map((path) => (path === undefined ? "pipe" : openSync(path, "a")));
-  const child = spawn(process.execPath, [file, ...args], {
+  const child = spawn(process.execPath, ["--", file, ...args], {
     env: { PATH: process.env["PATH"], HOME: "/nonexistent", NODE_COMPILE_CACHE: CACHE, ...env },
     stdio: ["pipe", ...opened],
   });

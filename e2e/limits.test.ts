@@ -43,7 +43,7 @@ describe("a job with a fifth of a CPU", () => {
     expect(share).toBeLessThan(0.23);
     expect(freeShare).toBeGreaterThan(0.4);
     expect(job.limits).toMatchObject({ "cpu.max": "20000 100000" });
-    expect(seconds(job.usage.cpuThrottled ?? { seconds: "0", nanos: 0 })).toBeGreaterThan(10);
+    expect(seconds(job.usage.cpuThrottled ?? "0s")).toBeGreaterThan(10);
   });
 
   it("gets a fifth together with all its children", async () => {

@@ -98,7 +98,7 @@ describe("a daemon does not start, and says why in a line,", () => {
 
   it("when a flag is wrong", async () => {
     const { code, stderr } = await failDaemon({ certificates, flags: ["--log-keep", "some"] });
-    expect({ code, stderr }).toEqual({ code: 2, stderr: 'jobsd: --log-keep "some" is not one of newest, oldest\n' });
+    expect({ code, stderr }).toEqual({ code: 125, stderr: 'jobsd: --log-keep "some" is not one of newest, oldest\n' });
   });
 });
 

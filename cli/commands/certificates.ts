@@ -11,7 +11,7 @@ export async function certificates(given: Given): Promise<number> {
   return EXIT.ok;
 }
 
-async function make(given: Given): Promise<{ readonly value: unknown; readonly text: string }> {
+async function make(given: Given): Promise<{ readonly value: unknown; readonly text: readonly string[] }> {
   const [operand = ""] = given.operands;
   switch (given.command) {
     case "certs init": {

@@ -20,12 +20,12 @@ describe("jobs certs", () => {
   it("makes a party's key and request, signs it and shows the certificate", async () => {
     const requested = await request({ name: "alice@example", out: join(dir, "alice"), bits: 2048 });
     expect((await stat(requested.key)).mode & 0o777).toBe(0o600);
-    expect(formatRequest(requested)).toContain(`jobs certs sign ${requested.csr}`);
+    expect(formatRequest(requested).join("\n")).toContain(`jobs certs sign ${requested.csr}`);
 
     const signed = await sign({ csr: requested.csr, ca, role: "writer", days: 30, minBits: 2048 });
     expect(signed.crt).toBe(join(dir, "alice", "alice@example.crt"));
     expect((await stat(signed.crt)).mode & 0o777).toBe(0o644);
-    expect(formatSign(signed)).toMatch(/^role +writer$/m);
+    expect(formatSign(signed).join("\n")).toMatch(/^role +writer$/m);
 
     const crt = new X509Certificate(await readFile(signed.crt));
     expect(crt.checkIssued(new X509Certificate(await readFile(join(ca, "ca.crt"))))).toBe(true);
@@ -36,7 +36,7 @@ describe("jobs certs", () => {
       role: "writer",
       daysLeft: 29,
     });
-    expect(formatInspect(described)).toMatch(/^subject +CN=alice@example$/m);
+    expect(formatInspect(described).join("\n")).toMatch(/^subject +CN=alice@example$/m);
     expect(JSON.parse(JSON.stringify(described))).toEqual(described);
   });
 
@@ -116,7 +116,9 @@ describe.skipIf(withoutOpenssl)(`with what openssl has made${withoutOpenssl ? ` 
   ])("inspect shows the role that %s asks for", async (csr, role) => {
     const described = await inspect({ file: file(csr) });
     expect(described).toMatchObject({ kind: "request", subject: "CN=ada", role });
-    expect(formatInspect(described)).toContain(`asks for    role ${role}; jobs certs sign decides by --role`);
+    expect(formatInspect(described).join("\n")).toContain(
+      `asks for    role ${role}; jobs certs sign decides by --role`,
+    );
   });
 
   it("inspect shows no role of a request that asks for none", async () => {
@@ -126,11 +128,11 @@ describe.skipIf(withoutOpenssl)(`with what openssl has made${withoutOpenssl ? ` 
   it.each(["writer.csr", "new.csr", "der.csr"])("sign says of %s that its role was not taken over", async (csr) => {
     const signed = await sign({ csr: file(csr), ca, role: "reader", minBits: 2048, force: true });
     expect(signed).toMatchObject({ asked: "writer", certificate: { role: "reader" } });
-    expect(formatSign(signed)).toMatch(
-      /\nThe request asks for the role writer, which was not taken over: --role decides, and gave reader\.\n$/,
+    expect(formatSign(signed).join("\n")).toMatch(
+      /\nThe request asks for the role writer, which was not taken over: --role decides, and gave reader\.$/,
     );
     const plain = await sign({ csr: file("plain.csr"), ca, role: "reader", minBits: 2048, force: true });
-    expect(formatSign(plain)).not.toContain("not taken over");
+    expect(formatSign(plain).join("\n")).not.toContain("not taken over");
   });
 
   it.each(["mid.crt", "both.crt"])("sign with an intermediate CA, given as %s, writes the chain", async (crt) => {
@@ -140,6 +142,6 @@ describe.skipIf(withoutOpenssl)(`with what openssl has made${withoutOpenssl ? ` 
     await shell("openssl verify -CAfile root.crt -untrusted chain.crt chain.crt", made);
     const described = await inspect({ file: signed.crt });
     expect(described).toMatchObject({ subject: "CN=ada", issuer: "CN=mid", usages: ["clientAuth"], chain: ["CN=mid"] });
-    expect(formatInspect(described)).toContain("behind it   CN=mid\n");
+    expect(formatInspect(described).join("\n")).toMatch(/^behind it +CN=mid$/m);
   });
 });

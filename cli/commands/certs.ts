@@ -101,16 +101,18 @@ export function inspect(options: { readonly file: string }): Promise<Description
   return inspectFile(options.file);
 }
 
-export const formatInit: (issued: readonly Issued[]) => string = formatIssued;
-export const formatInspect: (described: Description) => string = format;
+export const formatInit: (issued: readonly Issued[]) => string[] = formatIssued;
+export const formatInspect: (described: Description) => string[] = format;
 
-export function formatRequest({ key, csr }: Requested): string {
-  return `${key}  private key, for this party alone\n${csr}  to be signed: jobs certs sign ${csr} --ca DIR --role ROLE\n`;
+export function formatRequest({ key, csr }: Requested): string[] {
+  return [
+    `${key}  private key, for this party alone`,
+    `${csr}  to be signed: jobs certs sign ${csr} --ca DIR --role ROLE`,
+  ];
 }
 
-export function formatSign({ crt, asked, certificate }: Signed): string {
+export function formatSign({ crt, asked, certificate }: Signed): string[] {
   const given = certificate.role ?? "none, as a worker has";
-  const note =
-    asked && `The request asks for the role ${asked}, which was not taken over: --role decides, and gave ${given}.\n`;
-  return `${crt}\n${format(certificate)}${note ?? ""}`;
+  const note = `The request asks for the role ${asked}, which was not taken over: --role decides, and gave ${given}.`;
+  return [crt, ...format(certificate), ...(asked ? [note] : [])];
 }

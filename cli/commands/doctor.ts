@@ -6,10 +6,10 @@ import { identify } from "../../src/server/identity.ts";
 import { nameOf, parseTls } from "../../src/x509/pem.ts";
 import { environment } from "../bytes.ts";
 import { findConnection, readCredentials, withClient } from "../connection.ts";
-import { exitCodeOfFindings, findingsToJson, formatFindings, formatSummary, type Told } from "../findings.ts";
+import { exitCodeOfFindings, formatFindings, formatSummary, printFindings, type Told } from "../findings.ts";
 import { count } from "../format.ts";
 import { formatDuration } from "../units.ts";
-import { print, printJson } from "../output.ts";
+import { print } from "../output.ts";
 import { toDuration } from "../parse.ts";
 import type { Given } from "../program.ts";
 
@@ -32,15 +32,15 @@ export async function doctor(given: Given): Promise<number> {
   const answer = await withClient(given, (client) => client.examine({ timeoutMs: TIMEOUT_MS })).catch(
     async (error: unknown) => {
       // What is known without the worker may be the reason.
-      await (json ? printJson(findingsToJson(own)) : print(formatFindings(own)));
+      await (json ? printFindings(own) : print(formatFindings(own)));
       throw error;
     },
   );
   const clock = clockFinding(answer, sentMs, Date.now());
   const worker: Told = { area: "client", name: "worker", state: "enforced", meaning: connection.server };
   const findings = [worker, ...own, ...clock, ...answer.findings.map(told)];
-  if (json) await printJson(findingsToJson(findings, answer.time));
-  else await print(formatFindings(findings) + formatSummary(findings));
+  if (json) await printFindings(findings, answer.time);
+  else await print([...formatFindings(findings), formatSummary(findings)]);
   return exitCodeOfFindings(findings);
 }
 

@@ -2,8 +2,8 @@ import { type Job, ListResponse, State } from "../../proto/generated/jobs/v1/wor
 import { withClient } from "../connection.ts";
 import { EXIT } from "../exit.ts";
 import { formatTable } from "../format.ts";
-import { print, printJson } from "../output.ts";
-import { parseCount, parsePairs, parseWord } from "../parse.ts";
+import { print, printMessage } from "../output.ts";
+import { parseCount, parseLabels, parseWord } from "../parse.ts";
 import type { Given } from "../program.ts";
 
 const TIMEOUT_MS = 30_000;
@@ -22,7 +22,7 @@ const STATES = {
 export async function list(given: Given): Promise<number> {
   const words = given.list("state").flatMap((text) => text.split(","));
   const states = words.map((word) => STATES[parseWord("--state", word, ["starting", "running", "stopping", "ended"])]);
-  const labels = parsePairs("--label", given.list("label"));
+  const labels = parseLabels("--label", given.list("label"));
   const limitText = given.text("limit");
   const limit = limitText === undefined ? DEFAULT_LIMIT : Number(parseCount("--limit", limitText)) || Infinity;
   return withClient(given, async (client) => {
@@ -34,8 +34,9 @@ export async function list(given: Given): Promise<number> {
       jobs.push(...page.jobs);
       pageToken = page.nextPageToken;
     } while (pageToken !== "" && jobs.length < limit);
-    if (given.text("output") === "json") await printJson(ListResponse.toJSON({ jobs, nextPageToken: pageToken }));
-    else if (given.on("quiet")) await print(jobs.map(({ id }) => `${id}\n`).join(""));
+    if (given.text("output") === "json")
+      await printMessage("ListResponse", ListResponse.encode({ jobs, nextPageToken: pageToken }));
+    else if (given.on("quiet")) await print(jobs.map(({ id }) => id));
     else await print(formatTable(jobs));
     return EXIT.ok;
   });

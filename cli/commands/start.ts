@@ -8,10 +8,11 @@ import { withClient } from "../connection.ts";
 import { EXIT } from "../exit.ts";
 import { riding } from "../outage.ts";
 import { logPolicy } from "../logs.ts";
-import { print, printJson } from "../output.ts";
+import { print, printMessage } from "../output.ts";
 import {
   parseCount,
   parseDurationMs,
+  parseLabels,
   parsePairs,
   parseRlimit,
   parseUmask,
@@ -31,8 +32,8 @@ const FIRST_LIMIT_MS = 2_000;
 export async function start(given: Given): Promise<number> {
   const request = startRequest(given, environment());
   const started = await withClient(given, (client) => startJob(client, request));
-  if (given.text("output") === "json") await printJson(StartResponse.toJSON(started));
-  else await print(`${started.jobId}\n`);
+  if (given.text("output") === "json") await printMessage("StartResponse", StartResponse.encode(started));
+  else await print([started.jobId]);
   return EXIT.ok;
 }
 
@@ -65,7 +66,7 @@ export function startRequest(given: Given, env: NodeJS.ProcessEnv): StartInput {
     ...(cwd.isWellFormed() ? { cwd } : { cwdBytes: bytesOf(cwd) }),
     user: given.text("user") ?? "",
     group: given.text("group") ?? "",
-    labels: parsePairs("--label", given.list("label")),
+    labels: parseLabels("--label", given.list("label")),
     timeLimit: timeLimit === undefined ? undefined : toDuration(timeLimit),
     requestId: given.text("request-id") ?? randomUUID(),
     resources: resources(given),

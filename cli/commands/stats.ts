@@ -5,12 +5,11 @@ import { EXIT } from "../exit.ts";
 import { describeEnd } from "../format.ts";
 import { checkJob, riding } from "../outage.ts";
 import { formatBytes, formatDuration, toMs } from "../units.ts";
-import { print, say } from "../output.ts";
+import { exitBy, print, printMessage, printOver, say, terminalWidth } from "../output.ts";
 import { parseDurationMs, toDuration, UsageError } from "../parse.ts";
 import { type Given, optional } from "../program.ts";
 
 const LEAST_INTERVAL_MS = 100;
-const CLEAR_LINE = "\x1b[K";
 
 /** `jobs stats [flags] ID`: a line a sample until the job has ended; on a terminal one line, written again and again. */
 export async function stats(given: Given): Promise<number> {
@@ -23,7 +22,7 @@ export async function stats(given: Given): Promise<number> {
   // Looking away is all that a signal does here: the job goes on.
   process.once("SIGINT", () => {
     leaveLine();
-    process.exit(EXIT.interrupted);
+    exitBy("SIGINT", EXIT.interrupted);
   });
   return withClient(given, async (client) => {
     await checkJob(client, jobId);
@@ -40,13 +39,13 @@ export async function stats(given: Given): Promise<number> {
 
 /** What is said next is not to stand behind the line that is written again and again. */
 function leaveLine(): void {
-  if (process.stdout.isTTY) process.stdout.write("\n");
+  if (terminalWidth !== undefined) void print([""]);
 }
 
 type Write = (message: StatsResponse, last: boolean) => Promise<void>;
 
 async function writeJson(message: StatsResponse): Promise<void> {
-  await print(`${JSON.stringify(StatsResponse.toJSON(message))}\n`);
+  await printMessage("StatsResponse", StatsResponse.encode(message), { compact: true });
 }
 
 type Column = readonly [title: string, width: number, cell: (now: Usage, before: Usage | undefined) => string];
@@ -81,9 +80,7 @@ const WIDTH = COLUMNS.reduce((sum, [, width]) => sum + width + GAP.length, -GAP.
 const SPARED: ReadonlySet<string> = new Set(["PEAK", "SWAP"]);
 
 function table(): Write {
-  const { isTTY } = process.stdout;
-  // A terminal of no size is one that does not tell it.
-  const width = (isTTY && process.stdout.columns) || Infinity;
+  const width = terminalWidth || Infinity;
   const columns = width < WIDTH ? COLUMNS.filter(([title]) => !SPARED.has(title)) : COLUMNS;
   const line = (cellOf: (column: Column) => string): string =>
     columns
@@ -94,13 +91,13 @@ function table(): Write {
   let before: Usage | undefined;
   let first = true;
   return async ({ usage, end }, last) => {
-    if (first) await print(`${line(([title]) => title)}\n`);
+    if (first) await print([line(([title]) => title)]);
     first = false;
     if (!usage) return;
     const since = end ? undefined : before;
     const cells = line(([, , cell]) => cell(usage, since));
     before = usage;
-    await print(isTTY ? `\r${CLEAR_LINE}${cells}${last ? "\n" : ""}` : `${cells}\n`);
+    await (terminalWidth === undefined ? print([cells]) : printOver(cells, last));
   };
 }
 

@@ -4,7 +4,7 @@ import { withClient } from "../connection.ts";
 import { EXIT } from "../exit.ts";
 import { count, describeEnd } from "../format.ts";
 import { riding } from "../outage.ts";
-import { print, printJson, say } from "../output.ts";
+import { print, printMessage, say, sayError } from "../output.ts";
 import { parseDurationMs, parseSignal, toDuration } from "../parse.ts";
 import type { Given } from "../program.ts";
 
@@ -33,13 +33,13 @@ export async function stop(given: Given): Promise<number> {
       if (answer.status === "rejected") continue;
       const { job, killed } = answer.value;
       const id = given.operands[index] ?? "";
-      if (given.text("output") === "json") await printJson(StopResponse.toJSON(answer.value));
-      else await print(`${id}\n`);
+      if (given.text("output") === "json") await printMessage("StopResponse", StopResponse.encode(answer.value));
+      else await print([id]);
       const forced = killed > 0 ? `; ${count(killed, "process", "es")} had to be killed` : "";
       if (job) say(`job ${id}: ${describeEnd(job).words}${forced}`);
     }
     const failures = answers.flatMap((answer) => (answer.status === "rejected" ? [answer.reason] : []));
-    for (const failure of failures.slice(1)) say(failure instanceof Error ? failure.message : String(failure));
+    for (const failure of failures.slice(1)) sayError(failure);
     if (failures.length > 0) throw failures[0];
     return EXIT.ok;
   });

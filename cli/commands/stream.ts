@@ -5,7 +5,7 @@ import { ClientError } from "../../src/client/errors.ts";
 import { withClient } from "../connection.ts";
 import { EXIT } from "../exit.ts";
 import { checkJob, riding } from "../outage.ts";
-import { print, printError, say } from "../output.ts";
+import { exitBy, printBytes, printMessage, say } from "../output.ts";
 import { parseCount, parseWord, UsageError } from "../parse.ts";
 import type { Given } from "../program.ts";
 
@@ -18,7 +18,7 @@ export async function stream(given: Given): Promise<number> {
   const request: StreamInput = { jobId, position: position(given), follow: given.on("follow"), sources, times };
   const write = given.text("output") === "json" ? writeJson : times ? timestamped() : writeBytes;
   // Detaching is all that a signal does here: the job goes on.
-  process.once("SIGINT", () => process.exit(EXIT.interrupted));
+  process.once("SIGINT", () => exitBy("SIGINT", EXIT.interrupted));
   return withClient(given, async (client) => {
     await checkJob(client, jobId);
     const end = await copy(client, request, write);
@@ -65,11 +65,11 @@ function position(given: Given): StreamInput["position"] {
 
 async function writeBytes({ source, output }: StreamResponse): Promise<void> {
   if (output.length === 0) return;
-  await (source === Source.SOURCE_STDERR ? printError(output) : print(output));
+  await printBytes(output, source === Source.SOURCE_STDERR ? "stderr" : "stdout");
 }
 
 async function writeJson(message: StreamResponse): Promise<void> {
-  await print(`${JSON.stringify(StreamResponse.toJSON(message))}\n`);
+  await printMessage("StreamResponse", StreamResponse.encode(message), { compact: true });
 }
 
 /** Puts the time in front of each line, also of one that comes in pieces: its first piece's time. */

@@ -2,7 +2,7 @@ import { UpdateResponse } from "../../proto/generated/jobs/v1/worker.ts";
 import { withClient } from "../connection.ts";
 import { EXIT } from "../exit.ts";
 import { formatLimits } from "../format.ts";
-import { print, printJson, say } from "../output.ts";
+import { print, printMessage, say } from "../output.ts";
 import { UsageError } from "../parse.ts";
 import type { Given } from "../program.ts";
 import { resources } from "../resources.ts";
@@ -17,8 +17,8 @@ export async function update(given: Given): Promise<number> {
   if (!asked) throw new UsageError("nothing to change: jobs update --memory 256M ID is right; --help has the flags");
   return withClient(given, async (client) => {
     const answer = await client.update({ jobId, resources: asked }, { timeoutMs: TIMEOUT_MS });
-    if (given.text("output") === "json") await printJson(UpdateResponse.toJSON(answer));
-    else await print(`${jobId}\n`);
+    if (given.text("output") === "json") await printMessage("UpdateResponse", UpdateResponse.encode(answer));
+    else await print([jobId]);
     if (answer.job) say(`job ${jobId}: ${formatLimits(answer.job)}`);
     return EXIT.ok;
   });

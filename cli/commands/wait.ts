@@ -4,7 +4,7 @@ import { withClient } from "../connection.ts";
 import { EXIT, exitCodeOfJob } from "../exit.ts";
 import { describeEnd } from "../format.ts";
 import { checkJob, riding } from "../outage.ts";
-import { print, printJson } from "../output.ts";
+import { print, printMessage } from "../output.ts";
 import type { Given } from "../program.ts";
 
 /** `jobs wait ID…`: until all have ended; exits with the code of the first of them that did not exit with 0. */
@@ -14,8 +14,8 @@ export async function wait(given: Given): Promise<number> {
     let exitCode: number = EXIT.ok;
     for (const id of given.operands) {
       const answer = await retrying(client, () => client.wait(id), riding(client));
-      if (given.text("output") === "json") await printJson(WaitResponse.toJSON(answer));
-      else if (answer.job) await print(`${id} ${describeEnd(answer.job).words}\n`);
+      if (given.text("output") === "json") await printMessage("WaitResponse", WaitResponse.encode(answer));
+      else if (answer.job) await print([`${id} ${describeEnd(answer.job).words}`]);
       exitCode ||= answer.job ? exitCodeOfJob(answer.job) : EXIT.unavailable;
     }
     return exitCode;

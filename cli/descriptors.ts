@@ -1,0 +1,65 @@
+import { constants, createWriteStream, fstatSync, openSync, readFileSync } from "node:fs";
+import { Socket } from "node:net";
+import type { Writable } from "node:stream";
+import { isatty } from "node:tty";
+
+/*
+ * stdout and stderr are descriptions that the caller may share with other programs. libuv makes that of a pipe or a socket
+ * non-blocking, and the others' writes fail with EAGAIN then; so process.stdout is not for these.
+ */
+
+/** A stream to a descriptor, whose description stays as it is. */
+export function writerTo(fd: 1 | 2): Writable {
+  // libuv opens a terminal anew by itself.
+  if (isatty(fd)) return fd === 1 ? process.stdout : process.stderr;
+  const stats = fstatSync(fd);
+  const own = stats.isFIFO() ? reopened(fd) : stats.isSocket() && isNonBlocking(fd) ? fd : undefined;
+  if (own !== undefined) return new Socket({ fd: own, readable: false, writable: true });
+  // In a thread, where a reader that stalls holds up nobody else.
+  return createWriteStream("", { fd, autoClose: false });
+}
+
+/** stdout and stderr; one stream where both are one file, so that what comes first is written first. */
+export function standardWriters(): { readonly stdout: Writable; readonly stderr: Writable } {
+  const stdout = writerTo(1);
+  const [out, err] = [fstatSync(1), fstatSync(2)];
+  return { stdout, stderr: out.dev === err.dev && out.ino === err.ino ? stdout : writerTo(2) };
+}
+
+/** An unreachable one would be closed. */
+const sockets: Socket[] = [];
+
+/**
+ * A descriptor for synchronous writes that do not wait for a reader: another description of the same pipe or terminal. A
+ * socket has but one, which stays non-blocking: a daemon must not wait for whoever reads its log.
+ */
+export function unwaiting(fd: 1 | 2): number {
+  const stats = fstatSync(fd);
+  if (stats.isSocket()) sockets.push(new Socket({ fd, readable: false, writable: true }));
+  return (stats.isFIFO() || isatty(fd) ? reopened(fd) : undefined) ?? fd;
+}
+
+/** All that can be read from stdin; also where another program has made it non-blocking. */
+export function readStdin(): string {
+  try {
+    return readFileSync(0, "utf8");
+  } catch (error) {
+    if (!(error instanceof Error && "code" in error && error.code === "EAGAIN")) throw error;
+    return readFileSync("/dev/stdin", "utf8");
+  }
+}
+
+/** A non-blocking description of its own; undefined where there can be none: another user's pipe, no reader, no /proc. */
+function reopened(fd: number): number | undefined {
+  const { O_WRONLY, O_NONBLOCK, O_NOCTTY } = constants;
+  try {
+    return openSync(`/proc/self/fd/${fd}`, O_WRONLY | O_NONBLOCK | O_NOCTTY);
+  } catch {
+    return undefined;
+  }
+}
+
+function isNonBlocking(fd: number): boolean {
+  const [, flags = "0"] = /^flags:\s*(\d+)/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, "utf8")) ?? [];
+  return (Number.parseInt(flags, 8) & constants.O_NONBLOCK) !== 0;
+}
