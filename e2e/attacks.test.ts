@@ -242,7 +242,8 @@ const ATTACKS: readonly Attack[] = [
     script: `for node in $(find /dev -type b) /dev/mem; do head -c 512 $node > /tmp/of-$USER && echo read $node; done
       for number in $(cat /sys/class/block/*/dev | tr : ,); do
         mknod /tmp/disk b \${number%,*} \${number#*,} && echo made $number
-      done`,
+      done
+      for node in /dev/console /dev/kmsg /dev/tty0; do (echo x > $node) && echo wrote $node; done`,
     sees: "ls /tmp/disk; find /dev -type b -exec stat -c '%n %a %u' {} +",
   },
   {

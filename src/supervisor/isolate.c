@@ -68,10 +68,20 @@ static bool mount_over(const char *type, const char *path, unsigned long flags, 
 	return mount(type, path, type, MS_NOSUID | MS_NODEV | flags, options) == 0 || absent(path);
 }
 
+static bool set_attributes(const char *path, struct mount_attr attr)
+{
+	return syscall(SYS_mount_setattr, AT_FDCWD, path, AT_RECURSIVE, &attr, sizeof attr) == 0 || absent(path);
+}
+
 static bool make_read_only(const char *path)
 {
-	struct mount_attr attr = { .attr_set = MOUNT_ATTR_RDONLY };
-	return syscall(SYS_mount_setattr, AT_FDCWD, path, AT_RECURSIVE, &attr, sizeof attr) == 0 || absent(path);
+	return set_attributes(path, (struct mount_attr){ .attr_set = MOUNT_ATTR_RDONLY });
+}
+
+/* What the host mounts below from now on does not come in: it would be as writable as it is there. */
+static bool close_to_mounts(const char *path)
+{
+	return set_attributes(path, (struct mount_attr){ .propagation = MS_PRIVATE });
 }
 
 static bool hide(const char *path)
@@ -119,11 +129,83 @@ bool settle_tmp(bool own)
 	return own == ahead || (own ? cover_tmp() : uncover_tmp());
 }
 
-/* Where the host shares its mounts they come and go in here, too; else it could not unmount what a waiting supervisor has. */
+static bool is_mounted(const char *path)
+{
+	struct statx file;
+	return statx(AT_FDCWD, path, 0, STATX_BASIC_STATS, &file) == 0 && file.stx_attributes & STATX_ATTR_MOUNT_ROOT;
+}
+
+/* Replaces the escapes of mountinfo, a backslash and three octal digits, in place (proc_pid_mountinfo(5)). */
+static void unescape(char *path)
+{
+	char *to = path;
+	for (const char *from = path; *from;) {
+		unsigned octal;
+		if (*from == '\\' && sscanf(from + 1, "%3o", &octal) == 1) {
+			*to++ = (char)octal;
+			from += 4;
+		} else
+			*to++ = *from++;
+	}
+	*to = '\0';
+}
+
+static bool is_below(const char *path, const char *top)
+{
+	size_t length = strlen(top);
+	return strncmp(path, top, length) == 0 && (path[length] == '\0' || path[length] == '/');
+}
+
+/* Has a mount of this type show, and set, nothing but what the usual place of its kind does. */
+static bool seal_mount(const char *type, const char *path)
+{
+	static const char *const kernel[] = { "sysfs", "cgroup", "cgroup2", "debugfs", "tracefs", "securityfs", "configfs",
+					      "bpf", "efivarfs", "pstore", "fusectl", "binfmt_misc", "selinuxfs", "smackfs",
+					      "resctrl", "nfsd", "rpc_pipefs" };
+	if (!is_mounted(path))
+		return true; /* another mount is over it */
+	if (strcmp(type, "proc") == 0)
+		return is_below(path, "/proc") ||
+		       (isolation.parts & PART_PID ? hide(path) : make_read_only(path));
+	if (strcmp(type, "devpts") == 0)
+		return is_below(path, "/dev/pts") || hide(path);
+	for (size_t i = 0; i < sizeof kernel / sizeof *kernel; i++)
+		if (strcmp(type, kernel[i]) == 0)
+			return make_read_only(path);
+	return true;
+}
+
+/* The kernel's own file systems may be mounted anywhere: a chroot's /proc is as good as the host's. */
+static bool seal_kernel(void)
+{
+	char *line = NULL, *path = NULL, *type = NULL;
+	size_t room = 0;
+	FILE *mounts = fopen("/proc/self/mountinfo", "re");
+	bool done = mounts != NULL;
+	while (done && getline(&line, &room, mounts) > 0) {
+		const char *options = strstr(line, " - ");
+		if (sscanf(line, "%*s %*s %*s %*s %ms", &path) == 1 && options && sscanf(options, " - %ms", &type) == 1) {
+			unescape(path);
+			done = seal_mount(type, path);
+		}
+		free(path);
+		free(type);
+		path = type = NULL;
+	}
+	free(line);
+	if (mounts)
+		fclose(mounts);
+	return done;
+}
+
+/* Where the host shares its mounts they come and go in here, too; else it could not unmount what a waiting supervisor
+ * has. Terminals are the job's: those of the host may be an administrator's. Anybody may read
+ * the kernel's log in /dev/kmsg (syslog(2)). */
 static unsigned enter_mounts(void)
 {
-	if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_SLAVE | MS_REC, NULL) < 0 ||
-	    !make_read_only("/sys") || !hide("/dev/kmsg")) /* anybody may read the kernel's log there (syslog(2)) */
+	if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_SLAVE | MS_REC, NULL) < 0 || !close_to_mounts("/sys") ||
+	    !make_read_only("/sys") || !seal_kernel() || !hide("/dev/kmsg") ||
+	    !(mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "mode=620,ptmxmode=666") == 0 || absent("/dev/pts")))
 		return PART_MOUNT;
 	if (isolation.parts & PART_IPC && !(mount_over("tmpfs", "/dev/shm", 0, "mode=1777") &&
 					    mount_over("mqueue", "/dev/mqueue", MS_NOEXEC, NULL)))
@@ -157,7 +239,8 @@ bool renew_mounts(void)
 {
 	struct pollfd changes = { .fd = host.changes, .events = POLLPRI };
 	bool done = !(isolation.parts & PART_MOUNT) || isolation.parts & PART_USER || poll(&changes, 1, 0) <= 0 ||
-		    (setns(host.mounts, CLONE_NEWNS) == 0 && enter_mounts() == 0);
+		    /* To enter a mount namespace is to leave the daemon's root, where that is another. */
+		    (setns(host.mounts, CLONE_NEWNS) == 0 && fchdir(ROOT_FD) == 0 && chroot(".") == 0 && enter_mounts() == 0);
 	close_if_open(host.changes);
 	close_if_open(host.mounts);
 	return done;
@@ -186,12 +269,6 @@ static bool seal(const char *path)
 	return absent(path) || (mount(path, path, NULL, MS_BIND | MS_REC, NULL) == 0 && make_read_only(path));
 }
 
-static bool is_mounted(const char *path)
-{
-	struct statx file;
-	return statx(AT_FDCWD, path, 0, STATX_BASIC_STATS, &file) == 0 && file.stx_attributes & STATX_ATTR_MOUNT_ROOT;
-}
-
 /* What is mounted on a name moves with the directories above it, and another could be put in their place; unless they
  * are mount points, too (rename(2), EBUSY). */
 static bool fix_above(const char *path)
@@ -210,15 +287,38 @@ static bool keep(const char *path)
 	return *path == '-' ? hide(path + 1) : seal(path + 1);
 }
 
-/* A job of the supervisor's own user: files that are kept from others by their modes alone. */
-static bool harden(void)
+/* Closes every device but the usual ones, as a cgroup's program does where the host has cgroup v2. */
+static bool close_devices(void)
+{
+	static const char *const usual[] = { "/dev/null",    "/dev/zero", "/dev/full", "/dev/random",
+					     "/dev/urandom", "/dev/tty",  "/dev/kmsg" /* null, by now */ };
+	for (size_t i = 0; i < sizeof usual / sizeof *usual; i++)
+		if (mount(usual[i], usual[i], NULL, MS_BIND, NULL) < 0 && !absent(usual[i]))
+			return false;
+	if ((mount("/dev/pts/ptmx", "/dev/ptmx", NULL, MS_BIND, NULL) < 0 && !absent("/dev/ptmx")) ||
+	    !set_attributes("/", (struct mount_attr){ .attr_set = MOUNT_ATTR_NODEV }))
+		return false;
+	for (size_t i = 0; i < sizeof usual / sizeof *usual; i++)
+		if (!set_attributes(usual[i], (struct mount_attr){ .attr_clr = MOUNT_ATTR_NODEV }))
+			return false;
+	return set_attributes("/dev/pts", (struct mount_attr){ .attr_clr = MOUNT_ATTR_NODEV }) &&
+	       set_attributes("/dev/ptmx", (struct mount_attr){ .attr_clr = MOUNT_ATTR_NODEV });
+}
+
+/* A job of the supervisor's own user: files that are kept from others by their modes alone. No mount of the host comes in
+ * any more, since it could be one of those; what has come since the supervisor made its own is sealed, too. */
+static bool harden(const struct start *start)
 {
 	/* What a runtime's default configuration has (runtime-spec, config-linux.md, maskedPaths and readonlyPaths). */
 	static const char *const kernel[] = { "=/proc/bus", "=/proc/fs", "=/proc/irq", "=/proc/sys",
-					      "=/proc/sysrq-trigger", "-/proc/acpi", "-/proc/asound",
-					      "-/proc/kcore", "-/proc/keys", "-/proc/latency_stats", "-/proc/sched_debug",
-					      "-/proc/scsi", "-/proc/timer_list" };
-	for (size_t i = 0; isolation.parts & PART_PID && i < sizeof kernel / sizeof *kernel; i++)
+					      "=/proc/sysrq-trigger", "=/proc/dynamic_debug", "=/proc/mtrr", "-/proc/acpi",
+					      "-/proc/asound", "-/proc/kcore", "-/proc/keys", "-/proc/latency_stats",
+					      "-/proc/sched_debug", "-/proc/scsi", "-/proc/timer_list", "-/proc/timer_stats",
+					      "-/sys/firmware", "-/sys/devices/virtual/powercap" };
+	bool closed = start->device_bytes > 0 || isolation.parts & PART_USER;
+	if (!close_to_mounts("/") || !seal_kernel() || !(closed || close_devices()))
+		return false;
+	for (size_t i = 0; i < sizeof kernel / sizeof *kernel; i++)
 		if (!keep(kernel[i]))
 			return false;
 	for (char **path = isolation.protected; *path; path++)
@@ -234,7 +334,7 @@ bool isolate_job(const struct request *request)
 	bool own = !start->set_user || start->uid == geteuid();
 	return (!(isolation.parts & PART_CGROUP) || !*request->cgroup || enter_cgroup(request->cgroup)) &&
 	       (!start->network_none || enter_network()) &&
-	       (!own || !(isolation.parts & PART_MOUNT) || harden());
+	       (!own || !(isolation.parts & PART_MOUNT) || harden(start));
 }
 
 static unsigned isolate_all(uid_t uid, gid_t gid)

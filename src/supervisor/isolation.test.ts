@@ -1,5 +1,7 @@
-import { execFileSync } from "node:child_process";
+import { execFileSync, spawn } from "node:child_process";
+import { once } from "node:events";
 import {
+  chmodSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
@@ -23,6 +25,14 @@ const testWithCgroup = test.skipIf(!FULL.wanted.has("cgroup"));
 const OWN = { credentials: { ...CREDENTIALS, user: "root", uid: 0, gid: 0, groups: [0], change: true } };
 
 const WAITS = 'read x < "$CUE"';
+
+/** A prelude: what the spawner's host is, with mounts that are shared, as systemd's are. */
+const OWN_HOST = 'if [ -z "$INNER" ]; then INNER=1 exec unshare --mount --propagation shared sh "$0" "$@"; fi';
+
+/** Runs a command where the spawner is. */
+function onHost(it: Rig, ...command: readonly string[]): void {
+  execFileSync("nsenter", ["--target", String(it.pid()), "--mount", ...command]);
+}
 
 async function outputOf(it: Rig, spec: Spec): Promise<string> {
   const { job, exit } = await it.run(spec);
@@ -269,6 +279,118 @@ describe.each(isolated)("$build", (variant) => {
     await using bare = await unprivilegedRig(variant, { wanted: new Set<Part>([...without("cgroup"), "user"]) });
     const spec = { cgroup: "", credentials: { ...CREDENTIALS, change: false } };
     expect(await outputOf(bare, { script, ...spec })).toBe("1:3\nrefused\n");
+  });
+
+  describe("of what is mounted on the host", () => {
+    /** Where the kernel's own file systems are not used to be. */
+    const KERNEL = ["proc", "sysfs", "cgroup2", "devpts", "debugfs"] as const;
+    /** The files that root may write below a place, and how many processes it shows. */
+    const looks = (place: string): string =>
+      `find ${place} -type f -writable 2> /dev/null | head -n 3; ls ${place}/proc 2> /dev/null | grep -c '^[0-9]'; ls ${place}/devpts 2> /dev/null`;
+
+    async function withPlace(use: (it: Rig, place: string) => Promise<void>): Promise<void> {
+      const place = mkdtempSync("/var/lib/jobs-kernel-");
+      chmodSync(place, 0o755);
+      for (const type of KERNEL) mkdirSync(join(place, type));
+      try {
+        await using it = await rig(variant, { prelude: OWN_HOST });
+        await it.run({ script: "true" }); // supervisors that wait have their mounts
+        await use(it, place);
+      } finally {
+        rmSync(place, { recursive: true });
+      }
+    }
+    const mountAll = (it: Rig, place: string): void => {
+      for (const type of KERNEL) onHost(it, "mount", "-t", type, "none", join(place, type));
+    };
+
+    test("a job can neither write nor read what is the kernel's, wherever it is", async () => {
+      await withPlace(async (it, place) => {
+        mountAll(it, place);
+        for (const who of [{}, OWN]) expect((await it.run({ script: looks(place), ...who })).job.output()).toBe("0\n");
+      });
+    });
+
+    test("a job of root gets nothing that comes while it runs", async () => {
+      await withPlace(async (it, place) => {
+        const job = await it.start({ script: `echo ready; read x < "$CUE"; ${looks(place)}`, ...OWN });
+        await job.wrote("ready");
+        mountAll(it, place);
+        it.cue();
+        await job.ended();
+        expect(job.output()).toBe("ready\n0\n");
+      });
+    });
+
+    test("no job gets anything that comes below /sys", async () => {
+      await withPlace(async (it) => {
+        const at = "/sys/kernel/debug /sys/kernel/config /sys/kernel/security /sys/fs/bpf"
+          .split(" ")
+          .filter(existsSync);
+        const writes = `exec 2> /dev/null; for at in ${at.join(" ")}; do (echo x > $at/file) && echo $at; done; true`;
+        const script = `echo ready; read x < "$CUE"; ${writes}`;
+        const jobs = [await it.start({ script }), await it.start({ script, ...OWN })];
+        for (const job of jobs) await job.wrote("ready");
+        for (const path of at) onHost(it, "mount", "-t", "tmpfs", "-o", "mode=777", "none", path);
+        for (const _job of jobs) it.cue();
+        for (const job of jobs) await job.ended();
+        expect(at).not.toEqual([]);
+        for (const job of jobs) expect(job.output()).toBe("ready\n");
+        expect((await it.run({ script: writes, ...OWN })).job.output()).toBe("");
+      });
+    });
+  });
+
+  test("a job of root may write no file of the kernel's but its own processes'", async () => {
+    await using it = await rig(variant);
+    const script = `find /proc /sys -path '/proc/[0-9]*' -prune -o -type f -writable -exec test -f {} ';' -print 2> /dev/null`;
+    const { job } = await it.run({ script, ...OWN });
+    const files = job.output().split("\n").filter(Boolean);
+    // Whoever may read how much a machine is short of something may wait for it, too (Documentation/accounting/psi.rst).
+    expect(files.filter((path) => !path.startsWith("/proc/pressure/"))).toEqual([]);
+  });
+
+  test("a job of root can open the usual devices and no other, where no cgroup says so", async () => {
+    await using it = await rig(variant);
+    const program = `use Fcntl; for my $path (@ARGV) {
+      print "$path\n" if sysopen(my $device, $path, O_RDONLY | O_NONBLOCK | O_NOCTTY) or sysopen($device, $path, O_WRONLY | O_NONBLOCK | O_NOCTTY);
+    }`;
+    const script = `perl -e '${program}' $(find /dev -xdev '(' -type b -o -type c ')' ! -name 'watchdog*')`;
+    const { job } = await it.run({ script, ...OWN });
+    const usual = [
+      "/dev/full",
+      "/dev/kmsg",
+      "/dev/null",
+      "/dev/ptmx",
+      "/dev/random",
+      "/dev/urandom",
+      "/dev/zero",
+    ].filter(existsSync);
+    expect(job.output().split("\n").filter(Boolean).toSorted()).toEqual(usual);
+  });
+
+  test("terminals are a job's own, and it can have some", async () => {
+    const held = spawn("script", ["-qfc", "echo ready; exec sleep 1000", "/dev/null"], {
+      stdio: ["ignore", "pipe", "ignore"],
+    });
+    try {
+      await once(held.stdout, "data");
+      await using it = await rig(variant);
+      const script = "ls /dev/pts; script -qc tty /dev/null < /dev/null";
+      for (const who of [{}, OWN]) expect((await it.run({ script, ...who })).job.output()).toBe("ptmx\n/dev/pts/0\r\n");
+    } finally {
+      held.kill();
+    }
+  });
+
+  test("a daemon's own root is its jobs' root, also when mounts are made anew", async () => {
+    const prelude = `if [ -z "$INNER" ]; then INNER=1 exec unshare --mount --propagation private sh -c '
+      mount --rbind / /mnt && mount -t tmpfs none /mnt/media && : > /mnt/media/inside && exec chroot /mnt sh "$0" "$@"' "$0" "$@"; fi`;
+    await using it = await rig(variant, { prelude });
+    const script = "ls /media";
+    expect((await it.run({ script })).job.output()).toBe("inside\n");
+    execFileSync("nsenter", ["--target", String(it.pid()), "--mount", "mount", "-t", "tmpfs", "none", "/mnt/srv"]);
+    expect((await it.run({ script })).job.output()).toBe("inside\n");
   });
 
   testWithCgroup("no job can mount its cgroup anew and write to it", async () => {

@@ -18,11 +18,11 @@ interface Rule {
 }
 
 const character = (major: bigint, minor?: bigint): Rule => ({ allow: true, type: "c", major, minor, access: ALL });
-/** Nothing but what every program may expect: null, zero, full, random, urandom, tty, console, ptmx and the pts. */
+/** Nothing but what every program may expect: null, zero, full, random, urandom, tty, ptmx and the pts. The console is the host's. */
 const DEFAULT: readonly Rule[] = [
   { allow: false, access: ALL },
   ...[3n, 5n, 7n, 8n, 9n].map((minor) => character(1n, minor)),
-  ...[0n, 1n, 2n].map((minor) => character(5n, minor)),
+  ...[0n, 2n].map((minor) => character(5n, minor)),
   character(136n),
 ];
 
