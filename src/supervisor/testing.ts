@@ -262,9 +262,9 @@ export async function unprivilegedRig(variant: Variant, isolation: Partial<Isola
   const jobs = mkdtempSync("/var/tmp/jobs-nobody-");
   const { uid, gid } = CREDENTIALS;
   chownSync(jobs, uid, gid);
-  const prelude = `if [ $(id -u) = 0 ]; then exec setpriv --reuid=${uid} --regid=${gid} --clear-groups sh "$0" "$@"; fi`;
+  const change = `chown ${uid}:${gid} "$(dirname "$0")"; exec setpriv --reuid=${uid} --regid=${gid} --clear-groups`;
+  const prelude = `if [ $(id -u) = 0 ]; then ${change} sh "$0" "$@"; fi`;
   const it = await rig(variant, { prelude, jobs, isolation });
-  chownSync(it.directory, uid, gid);
   return {
     ...it,
     async [Symbol.asyncDispose]() {
