@@ -86,6 +86,29 @@ describe("a command that cannot run is told at once, and leaves nothing", () => 
   });
 });
 
+describe("jobs that name no user", () => {
+  it("share neither a uid, nor a group, nor a file, and leave none", async () => {
+    await daemon.inside("sed", "-i", "s/^root:x:0:.*/root:x:0:nobody/", "/etc/group");
+    const places = "/tmp /var/tmp /dev/shm /run/lock";
+    const script = `id -u; id -G; for place in ${places}; do cat $place/mine 2> /dev/null; echo mine > $place/mine; done
+      echo $HOME; exec sleep 54321`;
+    const ids = [await daemon.start("--", "sh", "-c", script), await daemon.start("--", "sh", "-c", script)];
+    const users = await Promise.all(
+      ids.map(async (id) => {
+        const { user, group } = (await daemon.query(id)).job;
+        const told = `${user}\n${group}\n/tmp\n`;
+        await vi.waitFor(async () => expect((await daemon.jobs("reader", "stream", id)).stdout).toBe(told), DEADLINE);
+        return Number(user);
+      }),
+    );
+    expect(new Set(users).size).toBe(2);
+    for (const uid of users) expect(uid - 2_100_000_000).toBeLessThan(65_536);
+    expect(await daemon.jobs("writer", "stop", "--grace", "0", ...ids)).toMatchObject({ code: 0 });
+    const left = users.map((uid) => `-uid ${uid} -o -gid ${uid}`).join(" -o ");
+    expect(await daemon.inside("sh", "-c", `find / -xdev ${left}; find ${places} -name mine`)).toBe("");
+  });
+});
+
 describe("a stop", () => {
   it("lets a job that obeys end by itself, in its own way", async () => {
     const script = "trap 'echo cleaned up; exit 7' TERM; echo up; while :; do sleep 0.2; done";

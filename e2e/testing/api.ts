@@ -14,6 +14,8 @@ export interface Job {
   readonly id: string;
   readonly state: "STATE_STARTING" | "STATE_RUNNING" | "STATE_STOPPING" | "STATE_ENDED";
   readonly pid: number;
+  readonly user: string;
+  readonly group: string;
   readonly resources?: object;
   readonly limits?: Readonly<Record<string, string>>;
   readonly warnings?: readonly string[];

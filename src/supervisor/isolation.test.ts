@@ -218,6 +218,31 @@ describe.each(isolated)("$build", (variant) => {
     });
   });
 
+  test("a private /tmp that is made ahead is the same, and away for a job that is to see the host's", async () => {
+    await using it = await rig(variant, { isolation: { ownTmp: true } });
+    const script = "ls -A /tmp /var/tmp; echo x > /tmp/own && cat /tmp/own; stat -c %a /tmp";
+    expect(await outputOf(it, { script, privateTmp: true })).toBe("/tmp:\n\n/var/tmp:\nx\n1777\n");
+    expect(await outputOf(it, { script: 'ls "$RIG/cue"; grep -c " /tmp tmpfs" /proc/mounts || :' })).toMatch(
+      /cue\n0\n$/,
+    );
+  });
+
+  test.runIf(isRoot)(
+    "a job that is to be alone with its uid is not started while anything runs under that",
+    async () => {
+      await using it = await rig(variant);
+      const uid = 2_120_000_000 + Math.floor(Math.random() * 10_000_000);
+      const credentials = { ...CREDENTIALS, user: String(uid), uid, gid: uid, groups: [uid], alone: true };
+      const limits = "grep processes /proc/self/limits";
+      const spec = { script: `id -u; ${limits}`, credentials };
+      const stranger = spawn("sleep", ["1000"], { uid, gid: uid, stdio: "ignore" });
+      await expect(it.start(spec)).rejects.toMatchObject({ facts: { stage: "user", errno: "EBUSY" } });
+      stranger.kill("SIGKILL");
+      await once(stranger, "exit");
+      expect(await outputOf(it, spec)).toBe(`${uid}\n${await outputOf(it, { script: limits })}`);
+    },
+  );
+
   test("rlimits, umask and oom_score_adj are what was asked for", async () => {
     await using it = await rig(variant);
     const rlimits = [

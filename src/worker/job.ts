@@ -87,15 +87,16 @@ export interface JobSpec {
   readonly env?: ReadonlyMap<string, string>;
   /** An absolute path; `/` when absent. */
   readonly cwd?: string;
-  /** A name or a number; the worker's default user when absent. */
+  /** A name or a number that the worker allows; when absent its default user, or a uid of the job's own. */
   readonly user?: string;
+  /** A name or a number: one of the user's, or one that the worker allows; all of the user's when absent. */
   readonly group?: string;
   readonly labels?: ReadonlyMap<string, string>;
   readonly timeLimitMs?: number;
   readonly resources?: LinuxResources;
   /** The host's when absent; `none` has a loopback and nothing else. */
   readonly network?: "host" | "none";
-  /** An empty /tmp and /var/tmp that nobody else sees and that end with the job. */
+  /** An empty /tmp and /var/tmp that nobody else sees and that end with the job; always so with a uid of its own. */
   readonly privateTmp?: boolean;
   /** stderr goes where stdout goes, so that their order is exact; all is stdout then. */
   readonly mergeOutput?: boolean;

@@ -1,6 +1,6 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, readdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import type { Job, JobSpec } from "./job.ts";
@@ -125,6 +125,22 @@ describe.runIf(root).each(modes)("a job %s", (_mode, options) => {
     expect((await finished(worker, write)).text).toBe("");
     for (const place of places.split(" ")) expect(existsSync(join(place, name))).toBe(false);
     expect((await finished(worker, look)).text).toBe("");
+  });
+
+  test("has the limits of its uid for itself: what others run does not count", async () => {
+    await using worker = await testWorker({ ...options, jobUids: someUids(3) });
+    const script = "sleep 1000 & sleep 1000 & sed -n 's/^Max processes *//p' /proc/self/limits; wait";
+    const spec: JobSpec = { ...sh(script), rlimits: [{ name: "nproc", soft: 4, hard: 4 }] };
+    for (let i = 0; i < 3; i++) expect((await startReady(worker, spec)).line).toMatch(/^4 +4 /);
+  });
+
+  test("that cannot be started leaves nothing, nor does a daemon that ends, where its files are in a /tmp that it covers", async () => {
+    await using worker = await testWorker({ ...options, jobUids: someUids(3) });
+    expect(worker.stateDir).toMatch(/^\/tmp\//);
+    await refused(() => worker.start(run("/no/such/program")));
+    expect(worker.traces()).toEqual([]);
+    await worker.close();
+    expect(readdirSync(join(worker.stateDir, "jobs", ".spares"))).toEqual([]);
   });
 
   test("that names an allowed user has the host's /tmp, unless it asks for its own", async () => {

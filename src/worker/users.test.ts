@@ -188,6 +188,7 @@ describe("who a start runs as", () => {
       ["root, which has a flag of its own", { allowUsers: ["root"] }, /--allow-root/],
       ["root's group by its number", { allowGroups: ["0"] }, /--allow-root/],
       ["a default user that is not there", { user: "no-such-user" }, /no user "no-such-user"/],
+      ["root as its default user", { user: "root" }, /no job as root \(jobsd --allow-root\)/],
     ])("is not to be had of a worker with %s, which does not open", async (_what, options, message) => {
       expect((await refused(() => checkRules(options))).message).toMatch(message);
     });

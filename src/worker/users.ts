@@ -169,9 +169,10 @@ function isAmong(allowed: readonly string[] = [], name: string, id: number): boo
   });
 }
 
-/** Throws `invalid` for what no start could name. */
-export function checkRules({ user, allowRoot = false, allowUsers = [], allowGroups = [] }: Rules): void {
-  if (user !== undefined) credentialsOf(user);
+/** Throws JobError for what no start could name, and for a user of the worker's as whom it would run no job. */
+export function checkRules(rules: Rules): void {
+  const { user, allowRoot = false, allowUsers = [], allowGroups = [] } = rules;
+  if (user !== undefined) chooseCredentials({ user }, rules);
   for (const [field, entries] of [
     ["allow user", allowUsers],
     ["allow group", allowGroups],

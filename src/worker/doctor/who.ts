@@ -25,7 +25,6 @@ function ownUid(range: UidRange): Pick<Finding, "state" | "meaning"> {
   return { state: "enforced", meaning: `each job has a uid and a gid of its own, of ${formatRange(range)}` };
 }
 
-/** Throws JobError when the worker's user is one that it does not allow. */
 function commonUser(options: Who): Omit<Finding, "area" | "name"> {
   const { user, groups } = chooseCredentials({}, options);
   return {
