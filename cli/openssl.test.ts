@@ -59,5 +59,19 @@ describe.skipIf(withoutOpenssl)(
       expect(refused).toMatchObject({ stdout: "", stderr: expect.stringContaining("writer") });
       expect(refused.code).not.toBe(0);
     });
+
+    it("are told by doctor and by jobsd --check when one of their chain ends within 30 days", async () => {
+      await shell(
+        `openssl x509 -req -sha256 -days 20 -in writer.csr -CA ca.crt -CAkey ca.key -copy_extensions copy -out soon.crt
+        cp -p writer.key soon.key
+        openssl x509 -req -sha256 -days 20 -in worker.csr -CA ca.crt -CAkey ca.key -copy_extensions copy -out w.crt`,
+        dir,
+      );
+      const told = await jobs("soon", ["doctor", "-o", "json"]);
+      expect(told.stdout).toMatch(/"name": "certificate",[^}]*"state": "FINDING_STATE_LIMITED",[^}]*it ends on 20/);
+      const flags = ["--ca", file("ca.crt"), "--cert", file("w.crt"), "--key", file("worker.key")];
+      const checked = await launch("jobsd", ["--check", ...flags]).ended;
+      expect(checked.stdout).toContain("the worker's certificate (CN=worker) expires at 20");
+    });
   },
 );

@@ -3,6 +3,7 @@ import { type ExamineResponse, FindingState } from "../../proto/generated/jobs/v
 import { ownFault, unusableCredentials } from "../../src/client/diagnose.ts";
 import type { Credentials } from "../../src/client/target.ts";
 import { identify } from "../../src/server/identity.ts";
+import { endsSoon, pathOf } from "../../src/x509/chain.ts";
 import { nameOf, parseTls } from "../../src/x509/pem.ts";
 import { environment } from "../bytes.ts";
 import { findConnection, readCredentials, withClient } from "../connection.ts";
@@ -15,7 +16,6 @@ import type { Given } from "../program.ts";
 
 const TIMEOUT_MS = 30_000;
 const DAY_MS = 24 * 3600 * 1000;
-const SOON_DAYS = 14;
 const SKEW_MS = 5_000;
 
 const STATES: ReadonlyMap<FindingState, Told["state"]> = new Map([
@@ -67,9 +67,12 @@ function certificateFinding(certificate: X509Certificate, credentials: Credentia
   const issuer = certificate.issuer.replaceAll("\n", ", ");
   const meaning = `${nameOf(certificate)}, signed by ${issuer}, ${until}`;
   const row = { area: "client", name: "certificate", meaning } as const;
-  return days >= SOON_DAYS
-    ? { ...row, state: "enforced" }
-    : { ...row, state: "limited", reason: "it ends soon", remedy: "sign a new one: jobs certs sign" };
+  const { chain, authorities } = parseTls(credentials);
+  const ending = pathOf(certificate, chain, authorities).certificates.find((each) => endsSoon(each));
+  if (!ending) return { ...row, state: "enforced" };
+  const what = ending === certificate ? "it" : `the certificate of ${nameOf(ending)}, which it depends on,`;
+  const reason = `${what} ends on ${ending.validToDate.toISOString().slice(0, 10)}`;
+  return { ...row, state: "limited", reason, remedy: "sign a new one: jobs certs sign" };
 }
 
 /** What the worker's own rule makes of it. */

@@ -1,5 +1,5 @@
 import type { X509Certificate } from "node:crypto";
-import { faultsOf, pathOf, tell } from "../x509/chain.ts";
+import { endsSoon, faultsOf, pathOf, tell } from "../x509/chain.ts";
 import { nameOf, parseTls, TlsFileError, type TlsFiles, type TlsPem } from "../x509/pem.ts";
 
 type ServeErrorCode = "bad-ca" | "bad-certificate" | "bad-key" | "key-mismatch" | "port-in-use" | "cannot-listen";
@@ -16,7 +16,6 @@ export class ServeError extends Error {
 }
 
 const CODES = { ca: "bad-ca", cert: "bad-certificate", key: "bad-key" } as const;
-const SOON_MS = 30 * 24 * 3600 * 1000;
 
 /** What clients will refuse, now or soon, and the certificate that it is in. */
 export interface Problem {
@@ -70,7 +69,7 @@ export function problemsOf({ own, chain, authorities }: TlsFiles, nowMs = Date.n
     if (endMs < nowMs) {
       if (others.includes(certificate))
         problems.push({ certificate, message: `${what} expired at ${end}: clients that it signed are refused` });
-    } else if (endMs - nowMs < SOON_MS) problems.push({ certificate, message: `${what} expires at ${end}` });
+    } else if (endsSoon(certificate, nowMs)) problems.push({ certificate, message: `${what} expires at ${end}` });
   }
   return problems;
 }

@@ -37,6 +37,7 @@ export interface Path {
 
 /** OpenSSL follows no longer ones. */
 const MAX_DEPTH = 100;
+const SOON_MS = 30 * 24 * 3600 * 1000;
 const BASIC_CONSTRAINTS = "551d13";
 /** 1.2.840.10070.8.1. */
 const ROLE = "2a8648ce560801";
@@ -99,6 +100,12 @@ export function tell({ certificate, depth, says }: Fault, leaf: string): string 
   const self = certificate.checkIssued(certificate);
   const who = depth === 0 ? leaf : self ? "the CA's certificate" : "the intermediate certificate";
   return `${who} (${nameOf(certificate)}) ${says}`;
+}
+
+/** Whether a certificate that holds now ends within 30 days. */
+export function endsSoon({ validToDate }: X509Certificate, nowMs = Date.now()): boolean {
+  const leftMs = validToDate.getTime() - nowMs;
+  return leftMs >= 0 && leftMs < SOON_MS;
 }
 
 interface Place {

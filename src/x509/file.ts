@@ -12,9 +12,10 @@ export function readSmall(path: string): Promise<Buffer> {
 /** As readSmall; throws PemError `exposed`, too, when others than its owner may read or write the file. */
 export function readPrivate(path: string): Promise<Buffer> {
   return read(path, async (file) => {
-    const { mode } = await file.stat();
-    if ((mode & 0o077) === 0) return;
-    const octal = (mode & 0o7777).toString(8).padStart(4, "0");
+    const found = await file.stat();
+    // A directory's mode would be told of otherwise.
+    if (found.isDirectory() || (found.mode & 0o077) === 0) return;
+    const octal = (found.mode & 0o7777).toString(8).padStart(4, "0");
     throw new PemError("exposed", `${path}: others can read this private key (mode ${octal}): chmod 600 ${path}`);
   });
 }

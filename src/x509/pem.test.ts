@@ -1,3 +1,4 @@
+import { readFileSync } from "node:fs";
 import { chmod, mkdir, mkdtempDisposable, readFile, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -113,6 +114,22 @@ describe.skipIf(withoutOpenssl)(`files that openssl has made${withoutOpenssl ? `
     });
   });
 
+  it("are taken by the library and by the server as they are, without the CLI", async () => {
+    const [ca, cert, key] = ["bom.crt", "leaf.der", "sec1.der"].map((name) => readFileSync(join(dir, name)));
+    if (!ca || !cert || !key) throw new Error("no files");
+    await using server = await running(
+      { ca: { cert: "", key: "" }, server: { cert: "", key: "" } },
+      {},
+      { tls: { ca, cert, key } },
+    );
+    using client = connect({ server: `localhost:${server.port}`, ca, cert, key });
+    expect((await client.list()).jobs).toHaveLength(1);
+    const encrypted = readFileSync(join(dir, "encrypted.key"));
+    expect(() => connect({ server: "localhost:1", ca, cert, key: encrypted })).toThrow(
+      "key:1: the private key is encrypted; openssl pkey -in key -out PLAIN.key decrypts it",
+    );
+  });
+
   describe("an intermediate CA without its root", () => {
     const below = { cert: "below.crt", key: "below.key" };
 
@@ -136,6 +153,7 @@ describe.skipIf(withoutOpenssl)(`files that openssl has made${withoutOpenssl ? `
     it.each<[string, Files, string]>([
       ["no file", { ca: "none.crt" }, "none.crt: no such file or directory"],
       ["a directory", { ca: "directory" }, "directory: is a directory; a file is needed"],
+      ["a directory for a key", { key: "directory" }, "directory: is a directory; a file is needed"],
       ["a file that is too large", { cert: "large.crt" }, "large.crt: is over 256 KiB"],
       ["an empty file", { ca: "empty.crt" }, "empty.crt: is empty; a PEM file with -----BEGIN CERTIFICATE-----"],
       ["a text", { cert: "note.txt" }, "note.txt: holds nothing in PEM, no certificate"],
