@@ -151,6 +151,17 @@ describe("a stop", () => {
     expect(await processes("98765")).toEqual([]);
   });
 
+  it("ends a job whose supervisor cannot be told to", async () => {
+    const id = await daemon.start("--", "sh", "-c", "trap '' TERM; setsid sleep 65432 & echo up; wait; wait");
+    await expect.poll(() => processes("sleep 65432"), DEADLINE).not.toEqual([]);
+    await daemon.inside("rm", `/var/lib/jobs/jobs/${id}/control`);
+    expect(await daemon.jobs("writer", "stop", "--grace", "500ms", id)).toMatchObject({ code: 0 });
+    expect(await processes("65432")).toEqual([]);
+    const { job } = await daemon.query(id);
+    expect(job.ended).toMatchObject({ stopped: { escalated: true } });
+    expect(job.warnings).toContainEqual(expect.stringContaining("the daemon stops it"));
+  });
+
   it("is not needed for what a job leaves behind when its main process ends", async () => {
     const ran = await run("--label", "test=leaves", "--", "sh", "-c", "setsid sleep 87654 & echo done; exit 4");
     expect(ran).toMatchObject({ code: 4, stdout: "done\n" });

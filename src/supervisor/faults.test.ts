@@ -34,6 +34,25 @@ describe.each(variants)("$mode, $build", (variant) => {
       },
     );
 
+    test.runIf(variant.mode === "descent" && variant.build === "hardened")(
+      "an exit record that cannot be written for 30 s is given up, and its supervisor ends with the errno",
+      async () => {
+        await using it = await rig(variant);
+        const launch = it.launchOf({ script: `echo before; ${CUE}; exit 7` });
+        const why = Promise.withResolvers<readonly [number, string]>();
+        await it.spawner.launch(
+          launch,
+          () => {},
+          (...told) => why.resolve(told),
+        );
+        await using _fault = await failing(readLog(launch.directory).supervisor, "renameat", "EROFS");
+        const began = performance.now();
+        it.cue();
+        expect(await why.promise).toEqual([0, "EROFS"]);
+        expect(performance.now() - began).toBeGreaterThan(29_000);
+      },
+    );
+
     test.each(["EIO", "EDQUOT", "ENOSPC", "EROFS"])(
       "output that meets %s is a gap, also where the log could not say so then, and the log goes on after it",
       async (errno) => {
@@ -230,7 +249,7 @@ test("a long start that is given up while it is written, since the spawner died,
   const spawner = it.pid();
   await until(() => childrenOf(spawner).length >= 2, "spares are there");
   const spares = childrenOf(spawner);
-  for (const pid of spares) process.kill(pid, "SIGSTOP");
+  for (const pid of [spawner, ...spares]) process.kill(pid, "SIGSTOP"); // or it would have them go on
   const ran = join(it.directory, "ran");
   let recorded = false;
   const started = it.spawner.launch(

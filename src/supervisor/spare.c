@@ -189,8 +189,9 @@ int stand_by(uint64_t job, const char *jobs, uid_t uid, gid_t gid)
 		tell(job, REPLY_FAILED, 0, STAGE_REQUEST, EBADMSG);
 		return 1;
 	}
-	if (supervise(job, &request, &spare))
-		return 0;
+	int status = supervise(job, &request, &spare);
+	if (status >= 0)
+		return status;
 	discard(&spare, path);
 	return 1;
 }

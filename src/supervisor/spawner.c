@@ -13,6 +13,7 @@
 #include <sys/epoll.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -31,6 +32,7 @@ static size_t watched_room;
 int oom_score;
 static int epoll;
 static int idle; /* the reading end of the pipe that spares hold */
+static int stops; /* told of supervisors that are stopped */
 
 bool tell(uint64_t job, enum reply_kind kind, pid_t pid, enum stage stage, int error)
 {
@@ -81,12 +83,26 @@ static bool watch_supervisor(uint64_t job, int fd, bool child)
 static void be_gone(int fd)
 {
 	siginfo_t status = { 0 };
-	bool killed = watched[fd].child && waitid(P_PIDFD, (id_t)fd, &status, WEXITED) == 0 && status.si_code != CLD_EXITED;
+	bool known = watched[fd].child && waitid(P_PIDFD, (id_t)fd, &status, WEXITED) == 0;
+	bool killed = known && status.si_code != CLD_EXITED;
 	/* Closing alone is not enough: a spare forked a moment ago holds a copy yet. */
 	epoll_ctl(epoll, EPOLL_CTL_DEL, fd, NULL);
 	close(fd);
-	if (!tell(watched[fd].job, REPLY_GONE, killed ? status.si_status : 0, 0, 0))
+	if (!tell(watched[fd].job, REPLY_GONE, killed ? status.si_status : 0, 0, known && !killed ? status.si_status : 0))
 		leave(EXIT_SUCCESS);
+}
+
+/* A supervisor that is stopped would start no job and end none: it is made to go on. Its parent alone is told of that. */
+static void continue_stopped(void)
+{
+	struct signalfd_siginfo told;
+	siginfo_t child = { 0 };
+	while (read(stops, &told, sizeof told) == sizeof told)
+		;
+	while (waitid(P_ALL, 0, &child, WSTOPPED | WNOHANG) == 0 && child.si_pid > 0) {
+		kill(child.si_pid, SIGCONT);
+		child.si_pid = 0;
+	}
 }
 
 int64_t now_ns(clockid_t clock)
@@ -132,8 +148,8 @@ static void take_adopt(uint64_t job, const char *directory, size_t size)
 	/* Opening for writing alone fails unless somebody reads. While this one is held,
 	 * the reading end is opened with a writer there, and so hears of the hang-up. */
 	errno = ENOENT;
-	int writing = length > 0 && (size_t)length < sizeof path ? open(path, O_WRONLY | O_NONBLOCK | O_CLOEXEC) : -1;
-	int watching = writing < 0 ? -1 : open(path, O_RDONLY | O_NONBLOCK | O_CLOEXEC);
+	int writing = length > 0 && (size_t)length < sizeof path ? open(path, O_WRONLY | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC) : -1;
+	int watching = writing < 0 ? -1 : open(path, O_RDONLY | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC);
 	close_if_open(writing);
 	if (watching >= 0 && watch_supervisor(job, watching, false))
 		return;
@@ -226,7 +242,13 @@ static bool prepare_descriptors(void)
 	if (open("/", O_PATH | O_DIRECTORY | O_CLOEXEC) != ROOT_FD)
 		return false;
 	epoll = epoll_create1(EPOLL_CLOEXEC);
-	return epoll >= 0 && epoll_ctl(epoll, EPOLL_CTL_ADD, DAEMON_FD, &event) == 0;
+	if (epoll < 0 || epoll_ctl(epoll, EPOLL_CTL_ADD, DAEMON_FD, &event) < 0)
+		return false;
+	sigset_t child;
+	sigemptyset(&child);
+	sigaddset(&child, SIGCHLD);
+	event.data.fd = stops = signalfd(-1, &child, SFD_CLOEXEC | SFD_NONBLOCK);
+	return stops >= 0 && epoll_ctl(epoll, EPOLL_CTL_ADD, stops, &event) == 0;
 }
 
 /*
@@ -277,6 +299,8 @@ int main(int argc, char **argv)
 		for (int i = 0; i < count; i++) {
 			if (events[i].data.fd == DAEMON_FD)
 				take_frames(argv[1]);
+			else if (events[i].data.fd == stops)
+				continue_stopped();
 			else
 				be_gone(events[i].data.fd);
 		}

@@ -29,7 +29,8 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { EXIT_RECORD_SIZE = 4096, BY_SIZE = 1024, PUMP_SIZE = 64 << 10, FIRST_PAUSE_MS = 20, LONGEST_PAUSE_MS = 5000 };
+enum { EXIT_RECORD_SIZE = 4096, BY_SIZE = 1024, PUMP_SIZE = 64 << 10, FIRST_PAUSE_MS = 20, LONGEST_PAUSE_MS = 5000,
+       PATIENCE_MS = 30000 };
 
 enum phase { RUNNING, STOPPING, KILLING };
 
@@ -119,7 +120,11 @@ static enum stage launch(struct supervisor *self, const struct request *request,
 
 static bool write_record(int fd, const char *text, int length)
 {
-	return length > 0 && pwrite(fd, text, (size_t)length, 0) == length && ftruncate(fd, length) == 0;
+	ssize_t n;
+	for (int done = 0; done < length; done += (int)n)
+		if ((n = pwrite(fd, text + done, (size_t)(length - done), done)) <= 0)
+			return false;
+	return length > 0 && ftruncate(fd, length) == 0;
 }
 
 static int64_t micros(struct timeval time)
@@ -138,11 +143,18 @@ static bool record_exit(struct supervisor *self, int fd, const char *text, int l
 	       (renameat(self->directory, "exit.new", self->directory, "exit") == 0 || errno == ENOENT);
 }
 
+/* A disk may take later what it does not take now, and no kernel tells when. */
+static bool may_pass(int error)
+{
+	return error == EIO || error == EROFS || error == EDQUOT || error == ENOSPC || error == ENOMEM;
+}
+
 /*
- * A disk that does not take the record now (EIO, EROFS, EDQUOT) may later, and no kernel tells when: it is tried again,
- * with a growing pause. Until then the supervisor lives, so that nobody takes the job for lost.
+ * A record that the disk does not take is tried again for a while, with a growing pause: until then the supervisor lives, so
+ * that nobody takes the job for lost. After that, and at once where it can never be written, the job's place is worth more
+ * than its record. Returns 0 or the errno.
  */
-static void write_exit(struct supervisor *self, int fd)
+static int write_exit(struct supervisor *self, int fd)
 {
 	char text[EXIT_RECORD_SIZE];
 	bool exited = WIFEXITED(self->status);
@@ -156,8 +168,15 @@ static void write_exit(struct supervisor *self, int fd)
 		exited ? 0 : WTERMSIG(self->status), !exited && WCOREDUMP(self->status), self->started_ns, self->ended_ns,
 		self->ended_clock_ns - self->started_clock_ns, micros(self->usage.ru_utime), micros(self->usage.ru_stime),
 		self->usage.ru_maxrss * 1024, self->log.size, self->log.first, self->log.dropped);
-	for (int pause = FIRST_PAUSE_MS; !record_exit(self, fd, text, length); pause = pause * 2 < LONGEST_PAUSE_MS ? pause * 2 : LONGEST_PAUSE_MS)
+	int64_t deadline_ns = after_ms(PATIENCE_MS);
+	for (int pause = FIRST_PAUSE_MS; !record_exit(self, fd, text, length);) {
+		int error = errno;
+		if (!may_pass(error) || now_ns(CLOCK_MONOTONIC) > deadline_ns)
+			return error;
 		poll(NULL, 0, pause);
+		pause = pause * 2 < LONGEST_PAUSE_MS ? pause * 2 : LONGEST_PAUSE_MS;
+	}
+	return 0;
 }
 
 /* Returns how many bytes there were. */
@@ -318,7 +337,7 @@ static void release(struct request *request)
 	free(request->body);
 }
 
-bool supervise(uint64_t job, struct request *request, const struct spare *spare)
+int supervise(uint64_t job, struct request *request, const struct spare *spare)
 {
 	static struct supervisor supervisor;
 	struct supervisor *self = &supervisor;
@@ -341,12 +360,11 @@ bool supervise(uint64_t job, struct request *request, const struct spare *spare)
 	/* No daemon any more: the next one learns it from the job's directory. */
 	tell(job, failed ? REPLY_FAILED : REPLY_STARTED, self->pid, failed, error);
 	if (failed)
-		return false;
+		return -1;
 	close(DAEMON_FD);
 	tree_identify(&self->tree);
 	if (start->time_limit_ms > 0)
 		self->deadline_ns = after_ms(start->time_limit_ms);
 	watch(self);
-	write_exit(self, spare->record);
-	return true;
+	return write_exit(self, spare->record);
 }

@@ -130,7 +130,7 @@ struct reply {
 	int32_t pid; /* of the job, or of the spare, whose directory is .spare-PID; of REPLY_LACKS: an isolation part;
 		      * of REPLY_GONE: the signal that killed the supervisor, 0 where none did or nobody knows */
 	int32_t stage;
-	int32_t error; /* errno */
+	int32_t error; /* errno; of REPLY_GONE: why it wrote no exit record */
 };
 
 /*
@@ -248,9 +248,10 @@ int stand_by(uint64_t job, const char *jobs, uid_t uid, gid_t gid); /* uid and g
 bool take_bytes(int control, void *into, size_t count);
 pid_t outer_self(void); /* needs ROOT_FD */
 
-/* supervise.c: has the job run, and stays until it has ended. False when it did not run.
+/* supervise.c: has the job run, and stays until it has ended. Returns 0, or -1 when it did not run, or the errno that its
+ * exit record could not be written for: the supervisor's exit status, which the spawner tells.
  * Frees what the request points to: up to 2 MB that nobody needs once the job has them. */
-bool supervise(uint64_t job, struct request *request, const struct spare *spare);
+int supervise(uint64_t job, struct request *request, const struct spare *spare);
 
 /* tree.c: a job's processes: all of its pid namespace, or of its cgroup, or, where it has neither, all that descend. */
 struct tree {

@@ -4,7 +4,7 @@ import { existsSync, mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { rig, variants, type Rig } from "./testing.ts";
-import { runs, soon, statOf, until } from "./testing/processes.ts";
+import { childrenOf, runs, soon, statOf, until } from "./testing/processes.ts";
 import { readExit, readLog } from "./testing/records.ts";
 
 const WAITS = 'echo before; read x < "$CUE"; echo after; exit 7';
@@ -85,6 +85,17 @@ describe.each(variants)("$mode, $build", (variant) => {
     await soon(job.gone, "the spawner says that it is gone");
     await until(() => !runs(job.pid), "the main process is killed");
     expect(existsSync(join(job.directory, "exit"))).toBe(false);
+  });
+
+  test("a supervisor that is stopped is made to go on, before its job and while that runs", async () => {
+    await using it = await rig(variant);
+    await it.run({ script: "" });
+    await until(() => childrenOf(it.pid()).every((pid) => statOf(pid)?.[0] === "S"), "its supervisor is gone");
+    expect(childrenOf(it.pid())).not.toEqual([]);
+    for (const spare of childrenOf(it.pid())) process.kill(spare, "SIGSTOP");
+    const job = await it.start({ argv: ["sleep", "1000"], timeLimitMs: 300 });
+    process.kill(job.supervisor, "SIGSTOP");
+    expect(await job.ended()).toMatchObject({ cause: "timeout" });
   });
 
   test("what is no job is gone at once", async () => {

@@ -1,6 +1,6 @@
-import { closeSync, constants, openSync, writeSync } from "node:fs";
+import { closeSync, constants, fstatSync, openSync, writeSync } from "node:fs";
 import { join } from "node:path";
-import { JobError, codeOf } from "./errors.ts";
+import { codeOf } from "./errors.ts";
 
 /* src/supervisor/supervisor.h has what is written: struct order. */
 const ORDER_BYTES = 16;
@@ -13,25 +13,29 @@ const MOST_BY_BYTES = 1000;
 export const GRACE_MS = 10_000;
 
 /**
- * Tells the supervisor of the job in `directory` to end it. That it is gone already is no error: its end is on its way.
- * `by` is who asks for that, which the exit record tells. Throws JobError `exhausted` when it cannot be told.
+ * Tells the supervisor of the job in `directory` to end it. `by` is who asks for that, which the exit record tells. Returns
+ * undefined once the order is in the FIFO, else why it is not: an errno's name, ENXIO where nobody reads. Never throws.
  */
-export function order(directory: string, signal: number, graceMs: number, by = ""): void {
+export function order(directory: string, signal: number, graceMs: number, by = ""): string | undefined {
   const end = Buffer.alloc(ORDER_BYTES);
   end.writeInt32LE(signal, 0);
   end.writeBigInt64LE(BigInt(Math.ceil(graceMs)), 8);
   const bytes = Buffer.concat([end, ...namesOf(by)]);
   try {
-    const fd = openSync(join(directory, "control"), constants.O_WRONLY | constants.O_NONBLOCK);
-    try {
-      writeSync(fd, bytes);
-    } finally {
-      closeSync(fd);
-    }
+    return withControl(directory, (fd) => (writeSync(fd, bytes) === bytes.length ? undefined : "EAGAIN"));
   } catch (error) {
-    const code = codeOf(error);
-    if (code !== "ENXIO" && code !== "EPIPE" && code !== "ENOENT")
-      throw new JobError("exhausted", `the job's supervisor cannot be reached (${code})`, { cause: error });
+    return codeOf(error);
+  }
+}
+
+/** Calls `use` with a descriptor of the FIFO, as long as somebody reads that. Throws where none does, or it is none. */
+function withControl<T>(directory: string, use: (fd: number) => T): T {
+  const fd = openSync(join(directory, "control"), constants.O_WRONLY | constants.O_NONBLOCK | constants.O_NOFOLLOW);
+  try {
+    if (!fstatSync(fd).isFIFO()) throw Object.assign(new Error("control is no FIFO"), { code: "ENXIO" });
+    return use(fd);
+  } finally {
+    closeSync(fd);
   }
 }
 
@@ -49,8 +53,7 @@ function namesOf(by: string): Buffer[] {
 /** The supervisor of the job in `directory` lives, for somebody reads its FIFO: opening one for writing alone fails otherwise (fifo(7)). */
 export function isSupervised(directory: string): boolean {
   try {
-    closeSync(openSync(join(directory, "control"), constants.O_WRONLY | constants.O_NONBLOCK));
-    return true;
+    return withControl(directory, () => true);
   } catch {
     return false;
   }

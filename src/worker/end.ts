@@ -7,7 +7,7 @@ import { endedOf, readExit, type Exit } from "./exit.ts";
 import type { Job } from "./job.ts";
 import { logIn } from "./log.ts";
 import { FIRST_PAUSE_MS, longer } from "./pause.ts";
-import { killTree } from "./process.ts";
+import { killTree, signalSupervisor } from "./process.ts";
 import { withReserve } from "./reserve.ts";
 import { extentOf, unwatch, usageOf, type Running } from "./running.ts";
 
@@ -16,6 +16,9 @@ import { extentOf, unwatch, usageOf, type Running } from "./running.ts";
  * no record of its end; `fresh` when that was a moment ago.
  */
 export function gone(context: Context, entry: Running, lost: string | undefined, fresh: boolean): void {
+  if (entry.gone) return;
+  entry.gone = true;
+  clearTimeout(entry.overdue);
   // A short job is gone before its start has been told.
   const told = entry.launched.promise.then(() => finish(context, entry, lost, fresh));
   told.catch((error: unknown) =>
@@ -23,10 +26,11 @@ export function gone(context: Context, entry: Running, lost: string | undefined,
   );
 }
 
-/** Why a job is lost whose supervisor a signal killed; undefined when none did. */
-export function killedBy(signal: number): string | undefined {
+/** Why a job is lost whose supervisor is gone, as the spawner tells of that; undefined when it tells nothing. */
+export function lostBy(signal: number, errno: string): string | undefined {
   const [name = signal] = Object.entries(constants.signals).find(([, number]) => number === signal) ?? [];
-  return signal === 0 ? undefined : `its supervisor was killed by ${name}`;
+  if (signal !== 0) return `its supervisor was killed by ${name}`;
+  return errno === "0" ? undefined : `its exit record could not be written (${errno})`;
 }
 
 async function finish(context: Context, entry: Running, lost: string | undefined, fresh: boolean): Promise<void> {
@@ -35,9 +39,12 @@ async function finish(context: Context, entry: Running, lost: string | undefined
   const exit = await exitOf(context, entry);
   if (context.closed) return;
   entry.job = withReserve(() => {
-    if (!exit && entry.group !== undefined) killGroup(entry.group);
-    else if (!exit) killTree(entry.job.pid, entry.job.birth, journal.boot, fresh ? entry.startedMs : undefined);
-    const job = endedJob(entry, exit, existsSync(entry.directory) ? lost : "its directory is gone");
+    if (!exit) endRest(context, entry, fresh);
+    const job = endedJob(
+      entry,
+      exit,
+      existsSync(entry.directory) ? (entry.unanswered?.lost ?? lost) : "its directory is gone",
+    );
     return { ...job, log: logIn(entry.directory, retirement.wanted(job)) };
   });
   const recorded = Promise.withResolvers<void>();
@@ -58,6 +65,13 @@ async function finish(context: Context, entry: Running, lost: string | undefined
     void recorded.promise.then(() => context.closed || retirement.ended(entry.job));
     options.log("info", "job ended", { job: entry.job.id, how: entry.job.ended?.how });
   });
+}
+
+/** Of a job without an exit record. Its supervisor may be there, where nobody could reach it. */
+function endRest({ journal }: Context, { group, job, supervisor, startedMs }: Running, fresh: boolean): void {
+  if (group !== undefined) killGroup(group);
+  else killTree({ pid: job.pid, born: job.birth, startedMs: fresh ? startedMs : undefined }, journal.boot);
+  signalSupervisor(supervisor, startedMs, "SIGKILL");
 }
 
 /**

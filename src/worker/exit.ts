@@ -2,7 +2,8 @@ import { readFileSync } from "node:fs";
 import { constants } from "node:os";
 import { join } from "node:path";
 import { codeOf } from "./errors.ts";
-import type { Ended, How, Job, Usage } from "./job.ts";
+import type { Ended, How, Usage } from "./job.ts";
+import type { Running } from "./running.ts";
 
 const { SIGKILL } = constants.signals;
 
@@ -28,11 +29,14 @@ export function readExit(directory: string): Exit | undefined {
   }
 }
 
-/** How a job ended, from its exit record and its cgroup's last figures; `lost` says why there is no record. */
+/**
+ * How a job ended, from its exit record and its cgroup's last figures; `lost` says why there is no record. What the daemon
+ * had to kill itself (overdue.ts) was stopped, although its supervisor does not know by whom.
+ */
 export function endedOf(
   exit: Exit | undefined,
   usage: Usage,
-  { job, stoppedBy }: { readonly job: Job; readonly stoppedBy: string | undefined },
+  { job, stoppedBy, unanswered }: Pick<Running, "job" | "stoppedBy" | "unanswered">,
   lost = "its supervisor ended without a record",
 ): Ended {
   if (!exit)
@@ -40,22 +44,22 @@ export function endedOf(
       how: { kind: "lost", reason: lost },
       exitCode: -1,
       signal: 0,
-      killed: 0,
+      killed: unanswered?.killed ?? 0,
     };
   const number = (key: string): number => Number(exit.get(key));
   const exitCode = number("code");
   const signal = number("signal");
   let how: How =
     signal === 0 ? { kind: "exited", code: exitCode } : { kind: "signalled", signal, coreDumped: number("core") === 1 };
-  if (exit.get("cause") === "stop")
+  if (exit.get("cause") === "stop" || (unanswered && exit.get("cause") === "none"))
     how = {
       kind: "stopped",
       by: stoppedBy ?? decodeURIComponent(exit.get("by") ?? ""),
-      escalated: number("escalated") === 1,
+      escalated: number("escalated") === 1 || (unanswered?.killed ?? 0) > 0,
     };
   else if (exit.get("cause") === "timeout") how = { kind: "timed-out", limitMs: job.timeLimitMs ?? 0 };
   else if (signal === SIGKILL && (usage.oomKills ?? 0) > 0) how = outOfMemory(usage);
-  return { how, exitCode, signal, killed: number("killed") };
+  return { how, exitCode, signal, killed: Math.max(number("killed"), unanswered?.killed ?? 0) };
 }
 
 /**

@@ -159,7 +159,7 @@ export interface Reply {
    * killed a supervisor that is gone.
    */
   readonly pid: number;
-  /** Where a start failed, and why. */
+  /** Where a start failed, and why; of a supervisor that is gone, why it wrote no exit record. "0" for no reason. */
   readonly stage: string;
   readonly errno: string;
 }

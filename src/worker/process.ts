@@ -86,16 +86,30 @@ export function bootOf(born: string): Boot {
   return { host, init };
 }
 
+/** What is known of a job's processes. */
+export interface Roots {
+  /** Of the main process; 0 where nobody knows. */
+  readonly pid: number;
+  /** What the main process has to fit; see birthOf(). */
+  readonly born: string | undefined;
+  /** While its supervisor lives, and for a moment after: when its exec was told, as nowMs() has it. */
+  readonly startedMs: number | undefined;
+  /** Of its supervisor, where that may live. */
+  readonly supervisor?: number;
+}
+
 /**
- * Kills what is left of a job that has no cgroup, nor a supervisor any more: the main process, which `born` has to fit, its
- * session, and all that descend from them. A stranger that has the number by now lives. `startedMs`, for one whose supervisor
- * has ended a moment ago: when its exec was told, as nowMs() has it.
+ * Kills what is left of a job that has no cgroup: the main process, its session, the children of its supervisor, and all
+ * that descend from them. A stranger that has a number of theirs by now lives. Returns how many there were.
  */
-export function killTree(pid: number, born: string | undefined, boot: Boot, startedMs: number | undefined): void {
+export function killTree(roots: Roots, boot: Boot): number {
   const killed = new Set<string>();
+  let most = 0; // a supervisor that is well kills some of them itself
   for (let before = -1; before < killed.size;) {
     before = killed.size;
-    for (const each of treeOf(pid, born, boot, startedMs)) {
+    const tree = treeOf(roots, boot);
+    most = Math.max(most, tree.length);
+    for (const each of tree) {
       // Looked at again, because reading all of /proc takes a while.
       if (look(each.pid)?.ticks !== each.ticks) continue;
       try {
@@ -106,26 +120,69 @@ export function killTree(pid: number, born: string | undefined, boot: Boot, star
       }
     }
   }
+  return Math.max(most, killed.size);
 }
 
-/** It had its number before its exec was told, at `startedMs`: whoever has it after is younger. */
+/** It had its number before the exec that was told at `startedMs`: whoever has it after is younger. */
 function isOf({ ticks }: Process, startedMs: number): boolean {
   const uptimeMs = Number(readFileSync("/proc/uptime", "latin1").split(" ")[0]) * 1000;
   const ageMs = uptimeMs - Number(ticks) * TICK_MS;
   return nowMs() - ageMs <= startedMs + 2 * TICK_MS;
 }
 
-function treeOf(pid: number, born: string | undefined, boot: Boot, startedMs: number | undefined): Process[] {
+/** Whether the main process is the job's; undefined where there is none. */
+function isMain({ pid, born, startedMs }: Roots, boot: Boot): boolean | undefined {
   const main = pid > 0 ? look(pid) : undefined;
-  const fresh = startedMs !== undefined;
-  const itself = main && (born === undefined ? fresh && isOf(main, startedMs) : born === birth(main, boot));
-  // Without it, its session is no other's: nobody can have had the number, and left it, in that moment.
-  if (pid <= 0 || !(itself ?? fresh)) return [];
+  if (!main) return undefined;
+  return born === undefined ? startedMs !== undefined && isOf(main, startedMs) : born === birth(main, boot);
+}
+
+function treeOf(roots: Roots, boot: Boot): Process[] {
+  const { pid, startedMs, supervisor } = roots;
+  // Without the main process, its session is no other's: nobody can have had the number, and left it, in that moment.
+  const session = pid > 0 && (isMain(roots, boot) ?? startedMs !== undefined) ? pid : undefined;
+  const parent = supervisorState(supervisor, startedMs) === undefined ? undefined : supervisor;
+  if (session === undefined && parent === undefined) return [];
   const all = readdirSync("/proc").flatMap((name) => (/^\d+$/.test(name) ? (look(Number(name)) ?? []) : []));
   const tree = new Map<number, Process>();
   for (let before = -1; before < tree.size;) {
     before = tree.size;
-    for (const each of all) if (each.session === pid || tree.has(each.parent)) tree.set(each.pid, each);
+    for (const each of all)
+      if (each.session === session || each.parent === parent || tree.has(each.parent)) tree.set(each.pid, each);
   }
   return [...tree.values()];
+}
+
+/** Sends a signal to the main process of a job whose supervisor cannot; it goes on if it was stopped. */
+export function signalMain(roots: Roots, boot: Boot, signal: number): void {
+  try {
+    if (isMain(roots, boot) !== true) return;
+    process.kill(roots.pid, signal);
+    process.kill(roots.pid, "SIGCONT");
+  } catch {
+    // It has ended.
+  }
+}
+
+/**
+ * A letter of proc_pid_stat(5): what the supervisor `pid` does of a job whose exec was told at `startedMs`. Undefined when it
+ * is gone, or nobody knows which process it was.
+ */
+export function supervisorState(pid: number | undefined, startedMs: number | undefined): string | undefined {
+  if (pid === undefined || pid <= 0 || startedMs === undefined) return undefined;
+  const found = stat(pid);
+  return found && !/[ZX]/.test(found.state) && isOf(found, startedMs) ? found.state : undefined;
+}
+
+/** Sends a signal to that supervisor, if it is there. */
+export function signalSupervisor(
+  pid: number | undefined,
+  startedMs: number | undefined,
+  signal: "SIGCONT" | "SIGKILL",
+): void {
+  try {
+    if (supervisorState(pid, startedMs) !== undefined) process.kill(pid ?? 0, signal);
+  } catch {
+    // It has ended.
+  }
 }

@@ -454,10 +454,10 @@ describe("of a job that has neither a cgroup nor a pid namespace", () => {
     const main = spawn("sleep", ["1000"], { detached: true });
     await once(main, "spawn");
     const pid = main.pid ?? 0;
-    killTree(pid, undefined, thisBoot(), undefined);
-    killTree(pid, undefined, thisBoot(), nowMs() - 1000);
+    killTree({ pid, born: undefined, startedMs: undefined }, thisBoot());
+    killTree({ pid, born: undefined, startedMs: nowMs() - 1000 }, thisBoot());
     expect(runs(pid)).toBe(true);
-    killTree(pid, undefined, thisBoot(), nowMs());
+    killTree({ pid, born: undefined, startedMs: nowMs() }, thisBoot());
     await until("it is gone", () => !runs(pid));
   });
 

@@ -6,13 +6,12 @@ import { hierarchyAt, killGroup, populated, readLimits, removeGroup, type Hierar
 import { track, untrack, type Context } from "./context.ts";
 import { isSupervised, order } from "./control.ts";
 import { removeDirectory } from "./directory.ts";
-import { gone, killedBy } from "./end.ts";
+import { gone, lostBy } from "./end.ts";
 import { readExit } from "./exit.ts";
-import type { Job } from "./job.ts";
 import { readJob, type Told } from "./job-file.ts";
 import type { Record as Kept } from "./journal.ts";
 import { logIn } from "./log.ts";
-import { bootOf, interruption } from "./process.ts";
+import { bootOf, interruption, signalSupervisor, supervisorState } from "./process.ts";
 import { startOf, type Running } from "./running.ts";
 
 /** A supervisor that has been told to go on starts its job, or fails, in milliseconds. */
@@ -108,17 +107,21 @@ async function takeUp(context: Context, { job, stoppedBy, requestId }: Kept): Pr
       limits: group === undefined ? job.limits : new Map([...job.limits, ...readLimits(group, job.limits.keys())]),
     };
   entry.startedMs = journal.interrupted === undefined ? started?.ms : undefined;
+  entry.supervisor = started?.supervisor;
   entry.launched.resolve();
+  // Whoever stopped it may have done so while no parent of it heard of that.
+  signalSupervisor(entry.supervisor, entry.startedMs, "SIGCONT");
   if (supervised) files.later(entry);
   // Whether it lives is said by its FIFO alone, not by any boot's or process's number.
-  const lost = supervised ? undefined : lostBefore(context, job);
-  spawner.adopt(directory, (signal) => gone(context, entry, killedBy(signal) ?? lost, supervised));
+  const lost = supervised ? undefined : lostBefore(context, entry);
+  spawner.adopt(directory, (signal, errno) => gone(context, entry, lostBy(signal, errno) ?? lost, supervised));
 }
 
 /** What became of a job while no daemon ran. */
-function lostBefore({ journal }: Context, { birth }: Job): string {
+function lostBefore({ journal }: Context, { job: { birth }, startedMs, supervisor }: Running): string {
   const interrupted = birth === undefined ? journal.interrupted : interruption(bootOf(birth), journal.boot);
-  return interrupted ?? "its supervisor died while no jobsd ran";
+  const unreachable = supervisorState(supervisor, startedMs) !== undefined;
+  return interrupted ?? (unreachable ? "its control is gone" : "its supervisor died while no jobsd ran");
 }
 
 /** Its directory has been removed, but it had been seen to run, or does. */

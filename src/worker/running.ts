@@ -16,6 +16,15 @@ export interface Running {
   readonly group: string | undefined;
   readonly controllers: ReadonlySet<string>;
   stoppedBy: string | undefined;
+  /** Its supervisor's pid; undefined where nobody knows. */
+  supervisor: number | undefined;
+  /** Its supervisor is known to be gone, and its end is being recorded. */
+  gone: boolean;
+  /** While it is being stopped: when this process ends it instead of its supervisor (overdue.ts), as nowMs() has it. */
+  dueMs: number;
+  overdue?: NodeJS.Timeout;
+  /** Its supervisor does not take orders: how many processes were killed here, why it is lost if there is no exit record. */
+  unanswered?: { killed: number; readonly lost: string };
   /** When it was exec'ed, in ms of CLOCK_MONOTONIC, which all processes share until the next boot: process.hrtime(). */
   startedMs: number | undefined;
   requestId: string | undefined;
@@ -41,6 +50,9 @@ export function runningOf(job: Job, jobsDir: string, hierarchy: Hierarchy): Runn
     group: hierarchy.kind === "cgroup2" ? join(hierarchy.path, job.id) : undefined,
     controllers: hierarchy.kind === "cgroup2" ? hierarchy.controllers : new Set(),
     stoppedBy: undefined,
+    supervisor: undefined,
+    gone: false,
+    dueMs: Infinity,
     startedMs: undefined,
     requestId: undefined,
     launched: Promise.withResolvers(),

@@ -19,6 +19,7 @@ const ABORT = Buffer.of(0);
 
 /** A supervisor that waits for its job. */
 export interface Spare {
+  readonly pid: number;
   readonly directory: string;
   /** Its FIFO, open for writing. */
   readonly control: number;
@@ -29,9 +30,9 @@ export interface Spare {
  * nothing was recorded. Throws what `record` throws, and JobError when the directory cannot be had.
  */
 export async function give(
-  { control, directory }: Spare,
+  { control, directory, pid }: Spare,
   number: number,
-  { launch, record }: { readonly launch: Launch; readonly record: () => void },
+  { launch, record }: { readonly launch: Launch; readonly record: (supervisor: number) => void },
 ): Promise<boolean> {
   const bytes = startFrame(number, launch);
   // What is longer than a FIFO holds is written while the supervisor reads it.
@@ -40,7 +41,7 @@ export async function give(
   try {
     if (long) await written(long, bytes);
     else writeSync(control, bytes);
-    record();
+    record(pid);
     take(directory, launch);
     last = GO;
     return true;

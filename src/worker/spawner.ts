@@ -13,12 +13,11 @@ import { SPARE, dismiss, give, type Spare } from "./spare.ts";
 export interface Spawner extends Disposable {
   /**
    * Makes `launch.directory` and starts the job in it; resolves to the job's pid once it has been exec'ed. Where a spare
-   * supervisor is ready, all but that has been done when this returns. `record` is called while the supervisor prepares;
-   * the job does not run before it has returned, nor if it throws. A start that outlives the daemon ends with its
-   * directory, which the next daemon removes. `gone` is called once, when the supervisor is no more, with the
-   * signal that killed it, or 0 where none did or nobody knows.
+   * supervisor is ready, all but that has been done when this returns. `record` is called with the supervisor's pid while
+   * that prepares; the job does not run before it has returned, nor if it throws. A start that outlives the daemon ends with its
+   * directory, which the next daemon removes. `gone` is called once, when the supervisor is no more, with what ended it.
    */
-  launch(launch: Launch, record: () => void, gone: Gone): Promise<number>;
+  launch(launch: Launch, record: (supervisor: number) => void, gone: Gone): Promise<number>;
   /** `gone` is called when the supervisor that an earlier daemon made for `directory` is no more, which may be now. */
   adopt(directory: string, gone: Gone): void;
   /**
@@ -38,7 +37,8 @@ export interface Spawner extends Disposable {
   close(): Promise<void>;
 }
 
-type Gone = (signal: number) => void;
+/** Hears the signal that killed a supervisor, or 0, and why it wrote no exit record, or "0": as far as anybody knows. */
+type Gone = (signal: number, errno: string) => void;
 
 /** Supervisors that wait for a job. Each takes 0.1 MB. */
 const SPARES = 4;
@@ -48,7 +48,7 @@ const STAYED_MS = 1000;
 
 interface Launching {
   readonly launch: Launch;
-  readonly record: () => void;
+  readonly record: (supervisor: number) => void;
   readonly gone: Gone;
   readonly resolve: (pid: number) => void;
   readonly reject: (error: unknown) => void;
@@ -119,9 +119,9 @@ export function openSpawner(
   async function hand(spare: Spare, number: number, launching: Launching): Promise<void> {
     // A long start takes a while, and may be given up meanwhile.
     const given = (): boolean => supervisors.get(number)?.state === "launching";
-    const record = (): void => {
+    const record = (supervisor: number): void => {
       if (!given()) throw died("the start was given up");
-      launching.record();
+      launching.record(supervisor);
     };
     try {
       if ((await give(spare, number, { launch: launching.launch, record })) || !given()) return;
@@ -137,8 +137,9 @@ export function openSpawner(
     asked.delete(number);
     const directory = join(parent, `${SPARE}${pid}`);
     try {
-      const control = openSync(join(directory, "control"), constants.O_WRONLY | constants.O_NONBLOCK);
-      supervisors.set(number, { state: "spare", directory, control });
+      const flags = constants.O_WRONLY | constants.O_NONBLOCK | constants.O_NOFOLLOW;
+      const control = openSync(join(directory, "control"), flags);
+      supervisors.set(number, { state: "spare", pid, directory, control });
       spares.add(number);
     } catch (error) {
       supervisors.delete(number);
@@ -187,7 +188,7 @@ export function openSpawner(
       changes.delete(number);
     } else if (kind === "gone" && known?.state === "running") {
       supervisors.delete(number);
-      known.gone(pid);
+      known.gone(pid, errno);
     } else if (kind === "gone") {
       drop(number)?.reject(died("the job's supervisor died before the job ran"));
     } else if (kind === "done") {

@@ -2,7 +2,7 @@ import { constants } from "node:os";
 import { killGroup, limitGroup, removeGroup } from "./cgroup.ts";
 import { track, untrack, type Context } from "./context.ts";
 import { GRACE_MS, order } from "./control.ts";
-import { gone, killedBy } from "./end.ts";
+import { gone, lostBy } from "./end.ts";
 import { removeDirectory } from "./directory.ts";
 import { JobError, notFound } from "./errors.ts";
 import { refusal } from "./failure.ts";
@@ -94,13 +94,14 @@ async function attempt(context: Context, asked: JobSpec): Promise<Job> {
   const entry = track(context, job, hierarchy);
   entry.requestId = spec.requestId;
   try {
-    const record = (): void => {
+    const record = (supervisor: number): void => {
+      entry.supervisor = supervisor;
       if (entry.group !== undefined) entry.job = { ...job, limits: limitGroup(entry.group, settings) };
       journal.insert(entry.job, spec.requestId);
     };
     const launch = launchOf(context, entry, spec, credentials, env);
-    const pid = await spawner.launch(devices ? { ...launch, devices } : launch, record, (signal) =>
-      gone(context, entry, killedBy(signal), true),
+    const pid = await spawner.launch(devices ? { ...launch, devices } : launch, record, (signal, errno) =>
+      gone(context, entry, lostBy(signal, errno), true),
     );
     entry.job = { ...entry.job, state: "running", pid, startedAt: new Date() };
     entry.startedMs = nowMs();

@@ -3,6 +3,8 @@ import { find, isRunning, type Context } from "./context.ts";
 import { GRACE_MS, order } from "./control.ts";
 import { invalid, notFound } from "./errors.ts";
 import type { Job } from "./job.ts";
+import { doWithout, rootsOf, seeToEnd } from "./overdue.ts";
+import { signalMain } from "./process.ts";
 import { withReserve } from "./reserve.ts";
 import { endOf } from "./running.ts";
 
@@ -39,7 +41,12 @@ export async function stop(
   entry.stoppedBy ??= by;
   if (entry.job.state === "running") entry.job = { ...entry.job, state: "stopping" };
   context.files.later(entry);
-  withReserve(() => order(entry.directory, signal, graceMs, by));
+  const untold = withReserve(() => order(entry.directory, signal, graceMs, by));
+  if (untold !== undefined) {
+    doWithout(context, entry, `cannot be told to end it (${untold})`);
+    signalMain(rootsOf(entry), context.journal.boot, signal);
+  }
+  seeToEnd(context, entry, signal === constants.signals.SIGKILL ? 0 : graceMs);
   const job = await endOf(entry, waiting);
   return { job, killed: job.ended?.killed ?? 0 };
 }
