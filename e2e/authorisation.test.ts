@@ -104,6 +104,12 @@ describe("a writer", () => {
   });
 });
 
+describe("a certificate without an extended key usage, as openssl makes them,", () => {
+  it("is for any use, so that its role alone counts", async () => {
+    expect(await daemon.jobs("bare", "run", "--", "echo", "in")).toEqual({ code: 0, stdout: "in\n", stderr: "" });
+  });
+});
+
 describe("a certificate of the right CA lets nobody in", () => {
   it.each([
     ["without a role", "roleless", "ROLE_MISSING", "it has no role extension 1.2.840.10070.8.1"],

@@ -39,12 +39,13 @@ export async function issueCertificates(hosts: readonly string[] = [], now?: Dat
 interface Odd {
   /** Values of as many role extensions; a good writer's when absent. */
   readonly roles?: readonly Uint8Array[];
-  readonly purpose?: ExtendedKeyUsage;
+  /** A client's when absent; `any` for a certificate without an extended key usage. */
+  readonly purpose?: ExtendedKeyUsage | "any";
   readonly notBefore?: Date;
   readonly notAfter?: Date;
 }
 
-/** Certificates that the run's CA, or one of its name, might have signed, and that must let nobody in. */
+/** Certificates that the run's CA, or one of its name, might have signed; all but `bare` must let nobody in. */
 const ODD: Readonly<Record<string, Odd>> = {
   roleless: { roles: [] },
   admin: { roles: [derString("admin")] },
@@ -54,9 +55,10 @@ const ODD: Readonly<Record<string, Odd>> = {
   future: { notBefore: new Date(Date.now() + HOUR_MS), notAfter: new Date(Date.now() + 2 * HOUR_MS) },
   server: { purpose: ExtendedKeyUsage.serverAuth },
   stranger: {},
+  bare: { purpose: "any" },
 };
 
-/** Adds the parties `roleless`, `admin`, `printable`, `double`, `expired`, `future`, `server` and `stranger`. */
+/** Adds the parties of ODD. */
 export async function issueOdd({ file }: Certificates): Promise<void> {
   const trusted = await openAuthority(file("ca.crt"), file("ca.key"));
   const [namesake, key] = await Promise.all([createAuthority(), generateKey()]);
@@ -82,7 +84,7 @@ async function sign(
     signingKey: toCryptoKey(caKey, "sign"),
     signingAlgorithm: SIGNING,
     extensions: [
-      new ExtendedKeyUsageExtension([purpose]),
+      ...(purpose === "any" ? [] : [new ExtendedKeyUsageExtension([purpose])]),
       ...roles.map((value) => new Extension(ROLE_OID, false, value)),
     ],
   });

@@ -71,12 +71,11 @@ const REMEDIES: Readonly<Record<CertificateReason, { readonly server: string; re
     own: "give a certificate that this CA signed (jobs certs sign), with its intermediate CA's behind it",
   },
 };
-/** Which of several faults OpenSSL has met first. */
+/** Which of several faults OpenSSL means. */
 const KINDS: ReadonlyMap<string, FaultKind> = new Map([
   ["CERT_HAS_EXPIRED", "expired"],
   ["CERT_NOT_YET_VALID", "not-yet-valid"],
   ["INVALID_PURPOSE", "purpose"],
-  ["INVALID_CA", "not-a-ca"],
   ["PATH_LENGTH_EXCEEDED", "path-length"],
 ]);
 
@@ -225,8 +224,9 @@ function serverFault(socket: TLSSocket, credentials: Credentials, where: string)
     };
   }
   const { authorities } = parseTls(credentials);
-  const faults = faultsOf(pathOf(peer, others, authorities), "server");
-  const fault = faults.find(({ kind }) => kind === KINDS.get(code)) ?? faults[0];
+  const path = pathOf(peer, others, authorities);
+  const faults = faultsOf(path, "server");
+  const fault = path.end ?? faults.find(({ kind }) => kind === KINDS.get(code)) ?? faults[0];
   if (fault) return told("server", REASONS[fault.kind], tell(fault, name));
   return told("server", "untrusted", `${name} (${nameOf(peer)}) is not accepted (${code})`);
 }

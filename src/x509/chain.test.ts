@@ -54,6 +54,7 @@ keyUsage=keyEncipherment" -days 99
 make server-mid root "$CA
 extendedKeyUsage=serverAuth" -days 99; make below-server-mid server-mid "$LEAF" -days 99
 make false-mid root basicConstraints=critical,CA:FALSE -days 99; make below-false-mid false-mid "$LEAF" -days 99
+make foreign stranger-root 'extendedKeyUsage=clientAuth' -days 99; make past root 'extendedKeyUsage=clientAuth' -days -1
 make nameless root 1.2.840.10070.8.1=ASN1:UTF8String:writer -days 99
 make elsewhere root subjectAltName=DNS:elsewhere.example -days 99
 make critical root "subjectAltName=IP:127.0.0.1
@@ -181,6 +182,11 @@ const ROWS: readonly (readonly [string, Row])[] = [
     "that another CA of the name signed it",
     both("stranger", "untrusted", "(CN=stranger) is signed by another CA of the same name, CN=root", /./),
   ],
+  [
+    "that another CA of the name signed it, which comes before its purpose",
+    both("foreign", "untrusted", "(CN=foreign) is signed by another CA of the same name, CN=root", /./),
+  ],
+  ["that it has expired, which comes before its purpose", both("past", "expired", "(CN=past) expired at", /^CERT_HAS/)],
   [
     "that it is signed by itself",
     both("self", "untrusted", "(CN=self) is signed by itself, and not by the CA", /SELF_SIGNED/),

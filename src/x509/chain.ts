@@ -78,10 +78,11 @@ export function presented(socket: TLSSocket): readonly X509Certificate[] {
   return found;
 }
 
-/** What OpenSSL refuses on a path, for a purpose, the leaf's faults first. Throws nothing, whatever the certificates. */
+/** What OpenSSL refuses on a path, for a purpose: that nobody trusted has signed it first, then the leaf's faults. Throws nothing, whatever the certificates. */
 export function faultsOf({ certificates, end }: Path, purpose: Purpose, nowMs = Date.now()): readonly Fault[] {
   const anchored = end === undefined;
   return [
+    ...(end ? [end] : []),
     ...certificates.flatMap((certificate, depth) => {
       const trusted = anchored && depth === certificates.length - 1;
       return [...faultsAt(certificate, { depth, trusted, purpose, nowMs })].map(([kind, says]) => ({
@@ -91,7 +92,6 @@ export function faultsOf({ certificates, end }: Path, purpose: Purpose, nowMs = 
         depth,
       }));
     }),
-    ...(end ? [end] : []),
   ];
 }
 
