@@ -1,4 +1,5 @@
-import { chmod, copyFile, mkdir, readFile, writeFile } from "node:fs/promises";
+import { existsSync } from "node:fs";
+import { chmod, copyFile, mkdir, readFile, rename, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type Host, launch, type Ran, startHost } from "./testing.ts";
@@ -48,14 +49,33 @@ describe("jobsd", () => {
       [{ listen: `127.0.0.1:${port}` }, /port|in use/],
       [{ state: join(host.dir, "state") }, /state|another|locked/],
       [{ state: join(file, "below") }, /file|directory/],
+      [{ state: file }, /state directory/],
       [{ audit: join(host.dir, "no", "audit") }, /audit/],
+      [{ audit: join(host.dir, "taken") }, /EISDIR.*taken/],
+      [{ "audit-limit": "1023K" }, /--audit-limit 1023K: 1M is the least/],
+      [{ "health-socket": file }, /is no socket, and was left as it is/],
+      [{ "max-calls": "1" }, /--max-calls/],
     ];
     const ran = await Promise.all(cases.map(([flags]) => daemon(flags)));
     for (const [index, { code, stdout, stderr }] of ran.entries()) {
       expect(stderr).toMatch(cases[index]?.[1] ?? "");
       expect(stderr.split("\n").filter((line) => line.startsWith("jobsd: "))).toHaveLength(1);
-      expect({ code, stdout }).toEqual({ code: 1, stdout: "" });
+      const usage = /^jobsd: --/m.test(stderr);
+      expect({ code, stdout }).toEqual({ code: usage ? 125 : 1, stdout: "" });
     }
+    expect(await readFile(file, "utf8")).toBe("no PEM");
+  });
+
+  it("goes on in a new audit log on SIGHUP, when the old one was moved away, and ends by none", async () => {
+    const [log, moved] = [join(host.dir, "state", "audit.jsonl"), join(host.dir, "moved.jsonl")];
+    await rename(log, moved);
+    const before = await host.start("true");
+    for (let i = 0; i < 3; i++) process.kill(host.pid, "SIGHUP");
+    await expect.poll(() => existsSync(log)).toBe(true);
+    const after = await host.start("true");
+    expect(await readFile(moved, "utf8")).toContain(before);
+    expect(await readFile(moved, "utf8")).not.toContain(after);
+    expect(await readFile(log, "utf8")).toContain(after);
   });
 
   it.each([

@@ -1,9 +1,11 @@
-import { dirname, join, resolve } from "node:path";
+import { readdirSync, statSync } from "node:fs";
+import { basename, dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import type { Logger } from "pino";
 import manifest from "../package.json" with { type: "json" };
 import { ClientError } from "../src/client/errors.ts";
 import { SWITCHES } from "../src/worker/isolation.ts";
+import type { AuditLimits } from "../src/server/audit-file.ts";
 import type { WorkerOptions } from "../src/worker/options.ts";
 import { commandLine, environment } from "./bytes.ts";
 import { readTlsFiles } from "./connection.ts";
@@ -47,6 +49,8 @@ const flags: readonly Flag[] = [
   { name: "max-calls", value: "N", about: "at once of all clients, 4096 when not given; one has half at most" },
   { name: "cgroup", value: "DIR", about: "the cgroup v2 directory to make jobs' groups in" },
   { name: "audit", value: "FILE", about: "the audit log; STATE/audit.jsonl when not given" },
+  { name: "audit-limit", value: "SIZE", about: "of it and its older files together, 256M when not given; 0 for none" },
+  { name: "audit-keep", value: "DURATION", about: "its older files are removed after that, 365d when not given" },
   {
     name: "health-socket",
     value: "FILE",
@@ -65,6 +69,8 @@ const flags: readonly Flag[] = [
   { name: "json", about: "with --check and --recover: what was found as JSON" },
 ];
 
+const LEAST_AUDIT_BYTES = 1024 * 1024;
+
 // Beside cli/ and beside dist/, which holds this file once it is built.
 const SUPERVISOR = fileURLToPath(new URL("../build/supervisor", import.meta.url));
 
@@ -78,6 +84,7 @@ const program: Program = {
       about: [
         "Runs jobs on this machine for clients with certificates. Each flag can be set as JOBSD_FLAG, as in JOBSD_LOG_LIMIT.",
         "SIGTERM ends the daemon; jobs go on, and the next one on the same state directory has them again.",
+        "SIGHUP has it open its audit log anew, which may have been moved away; it ends nothing.",
         "--check exits with 0 when nothing is missing, 1 when jobs lack something, 125 when no daemon could start.",
       ],
       flags,
@@ -109,6 +116,9 @@ async function main(): Promise<number> {
 /** Serves until a signal comes. Throws what keeps it from starting. */
 async function daemon(given: Given): Promise<number> {
   const stopping = signalled("SIGTERM", "SIGINT");
+  /** What a SIGHUP does; one that comes before there is anything to do ends nothing. */
+  const onHangup = new Set<() => void>();
+  process.on("SIGHUP", () => onHangup.forEach((each) => each()));
   const { listen, worker: workerOptions, level, ...served } = await settings(given);
   const [{ pino }, { parseTarget, formatTarget }, { openWorker }, { serve }] = await Promise.all([
     import("pino"),
@@ -132,6 +142,10 @@ async function daemon(given: Given): Promise<number> {
   const worker = await openWorker({ ...workerOptions, log: (at, message, facts) => log[at](facts ?? {}, message) });
   try {
     const server = await serve({ ...served, worker, host, port: wanted, log });
+    onHangup.add(() => {
+      log.info("SIGHUP: files are opened anew");
+      server.reopen();
+    });
     logCrashes(log);
     const address = formatTarget({ host, port: server.port });
     log.info({ address, host: worker.host, version: manifest.version }, "listening");
@@ -152,6 +166,7 @@ interface Settings {
   readonly worker: WorkerOptions;
   readonly healthSocket: string | undefined;
   readonly audit: string;
+  readonly auditLimits: Partial<AuditLimits>;
   readonly level: "debug" | "info" | "warn" | "error";
   readonly shutdownMs: number;
   readonly maxConnections: number | undefined;
@@ -190,6 +205,8 @@ async function settings(given: Given): Promise<Settings> {
     region: given.text("archive-region"),
   });
   const audit = given.text("audit") ?? join(stateDir, "audit.jsonl");
+  const limitBytes = optional(given, "audit-limit", auditLimit);
+  const keepMs = optional(given, "audit-keep", parseDurationMs);
   const worker: WorkerOptions = {
     stateDir,
     ...hostOptions(given),
@@ -199,7 +216,7 @@ async function settings(given: Given): Promise<Settings> {
     ...(maxJobs !== undefined && { maxJobs }),
     ...(archive && { archive }),
     // For jobs as root, who may do with files what the daemon may.
-    hidden: [resolve(text("key")), resolve(audit)],
+    hidden: [resolve(text("key")), placeOf(resolve(audit))],
     sealed: [process.execPath, dirname(import.meta.dirname), resolve(text("ca")), resolve(text("cert"))],
   };
   const level = parseWord("--log-level", given.text("log-level") ?? "info", ["debug", "info", "warn", "error"]);
@@ -211,11 +228,29 @@ async function settings(given: Given): Promise<Settings> {
     worker,
     healthSocket: given.text("health-socket"),
     audit,
+    auditLimits: {
+      ...(limitBytes !== undefined && { limitBytes }),
+      ...(keepMs !== undefined && { keepMs }),
+    },
     level,
     shutdownMs,
     maxConnections: optional(given, "max-connections", atLeastTwo),
     maxCalls: optional(given, "max-calls", atLeastTwo),
   };
+}
+
+/** The directory of an audit log that holds nothing else, so that it hides what comes after the file, too; else the file. */
+function placeOf(audit: string): string {
+  const directory = dirname(audit);
+  if (!statSync(directory, { throwIfNoEntry: false })?.isDirectory()) return audit;
+  return readdirSync(directory).every((name) => name.startsWith(basename(audit))) ? directory : audit;
+}
+
+/** Bytes of an audit log; throws UsageError for what a few lines would fill. */
+function auditLimit(flag: string, size: string): number {
+  const bytes = Number(parseSizeBytes(flag, size));
+  if (bytes !== 0 && bytes < LEAST_AUDIT_BYTES) throw new UsageError(`${flag} ${size}: 1M is the least, 0 is no limit`);
+  return bytes;
 }
 
 /** A limit of which one client has half. */

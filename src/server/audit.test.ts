@@ -1,15 +1,39 @@
-import { mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { execFileSync } from "node:child_process";
+import {
+  existsSync,
+  mkdtempSync,
+  readFileSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  unlinkSync,
+  utimesSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Writable } from "node:stream";
 import { status } from "@grpc/grpc-js";
-import { beforeAll, expect, onTestFinished, test } from "vitest";
+import { beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import { StartRequest } from "../../proto/generated/jobs/v1/worker.ts";
 import { noMounts, reason, smallDisk } from "../supervisor/testing/faults.ts";
 import { openAudit, type AuditRecord } from "./audit.ts";
-import { MAX_REFUSALS_RECORDED_PER_SECOND } from "./limits.ts";
+import { fewOf } from "./few.ts";
+import { FEW } from "./limits.ts";
 import { recordRefusals } from "./refusals.ts";
-import { answer, authority, clientOf, errorOf, JOB, logTo, running, type Authority, type Pair } from "./testing.ts";
+import {
+  answer,
+  authority,
+  clientOf,
+  errorOf,
+  JOB,
+  logTo,
+  running,
+  until,
+  type Authority,
+  type Pair,
+} from "./testing.ts";
 
 let trusted: Authority;
 let writer: Pair;
@@ -70,7 +94,7 @@ test.skipIf(noMounts)(`what a full disk did not take is written first when there
   using _closed = { [Symbol.dispose]: () => audit.close() };
   audit.write({ ...RECORD, id: "first" });
   small.fill();
-  const long = "x".repeat(4096);
+  const long = "x".repeat(3950);
   for (const id of ["second", "third"]) expect(() => audit.write({ ...RECORD, id, reason: long })).toThrow();
   small.empty();
   audit.write({ ...RECORD, id: "fourth" });
@@ -121,18 +145,180 @@ test("a stream that was closed is as bad as a full disk", async () => {
   expect((await errorOf(answer((done) => client.start(START, done)))).code).toBe(status.UNAVAILABLE);
 });
 
-test("strangers cannot fill the disk with refusals, and how many were not recorded is", () => {
+test("of refused connections the first few of a kind in a minute are recorded, and then how many more there were", async () => {
   const records: AuditRecord[] = [];
-  const audit = { write: (record: AuditRecord) => void records.push(record), close: () => undefined };
-  const record = recordRefusals(
-    audit,
-    logTo(() => undefined),
-  );
-  const end = performance.now() + 1100;
-  let sent = 0;
-  for (; performance.now() < end; sent++) record({ peer: "192.0.2.1:1", reason: "ECONNRESET" });
-  const suppressed = records.reduce((sum, each) => sum + (each.suppressed ?? 0), 0);
-  expect(suppressed).toBeGreaterThan(MAX_REFUSALS_RECORDED_PER_SECOND);
-  expect(records.length).toBeLessThanOrEqual(3 * MAX_REFUSALS_RECORDED_PER_SECOND);
-  expect(sent).toBeGreaterThan(records.length + suppressed);
+  const audit = { write: (record: AuditRecord) => void records.push(record) };
+  const log = logTo(() => undefined);
+  using record = recordRefusals(audit, log, { ...FEW, windowMs: 200 });
+  for (let i = 0; i < 1000; i++) record({ peer: `192.0.2.1:${i}`, reason: "TOO_MANY_HANDSHAKES" });
+  record({ peer: "192.0.2.2:1", reason: "CERT_HAS_EXPIRED" });
+  expect(records.map(({ reason }) => reason)).toEqual([
+    ...Array.from({ length: FEW.ofKind }, () => "TOO_MANY_HANDSHAKES"),
+    "CERT_HAS_EXPIRED",
+  ]);
+  await until(() => records.length > FEW.ofKind + 1, "the minute is over");
+  expect(records.at(-1)).toEqual({
+    id: expect.any(String),
+    event: "connection",
+    decision: "denied",
+    more: { TOO_MANY_HANDSHAKES: 1000 - FEW.ofKind },
+    since: expect.stringMatching(/^\d{4}-.*Z$/),
+  });
+  record({ peer: "192.0.2.1:1", reason: "TOO_MANY_HANDSHAKES" });
+  expect(records).toHaveLength(FEW.ofKind + 3);
+});
+
+test("whatever is refused, in however many ways, a minute has so many records and one more", () => {
+  const told: Readonly<Record<string, number>>[] = [];
+  let passed = 0;
+  {
+    using few = fewOf(({ more }) => told.push(more));
+    for (let i = 0; i < 10_000; i++) if (few.pass(`kind ${i % 1000}`)) passed++;
+  }
+  expect(passed).toBe(FEW.ofAll);
+  expect(told).toHaveLength(1);
+  expect(Object.keys(told[0] ?? {}).length).toBeLessThanOrEqual(FEW.ofAll + 1);
+  expect(Object.values(told[0] ?? {}).reduce((sum, count) => sum + count, 0)).toBe(10_000 - FEW.ofAll);
+});
+
+test("a client's denied calls are counted after the first few, and another's are recorded still", async () => {
+  const [reader, other] = await Promise.all([
+    trusted.client("reader"),
+    trusted.client("reader", { name: "another reader" }),
+  ]);
+  await using server = await running(trusted);
+  using client = clientOf(server.port, trusted.ca, reader);
+  using another = clientOf(server.port, trusted.ca, other);
+  for (let i = 0; i < 20; i++) await errorOf(answer((done) => client.start(START, done)));
+  await errorOf(answer((done) => another.start(START, done)));
+  await server.close();
+  const names = server.audit.map(({ principal }) => principal?.name);
+  expect(names.filter((name) => name === "some reader")).toHaveLength(FEW.ofKind);
+  expect(names.filter((name) => name === "another reader")).toHaveLength(1);
+  expect(server.audit.at(-1)?.more).toEqual({ "reader some reader: ROLE_NOT_ALLOWED": 20 - FEW.ofKind });
+});
+
+test("no record is longer than a few kilobytes, whatever a stranger gives", () => {
+  const path = join(directory(), "audit.log");
+  const audit = openAudit(path);
+  const long = "\u0001€x".repeat(20_000);
+  const claimed = { name: long, serial: long, fingerprint: long, role: long };
+  audit.write({
+    ...RECORD,
+    method: long,
+    peer: long,
+    principal: claimed,
+    presented: claimed,
+    reason: long,
+    code: long,
+    jobId: long,
+    request: { command: long, argc: 1, limits: Array.from({ length: 50 }, () => long) },
+  });
+  audit.close();
+  const text = readFileSync(path, "utf8");
+  expect(Buffer.byteLength(text)).toBeLessThan(64 * 1024);
+  const { presented, request } = JSON.parse(text) as AuditRecord;
+  expect(presented?.name).toBe(`${long.slice(0, 256)}…`);
+  expect(request?.limits).toHaveLength(17);
+});
+
+describe("an audit log", () => {
+  const LIMITS = { limitBytes: 64 * 1024, keepMs: 3600_000, turnMs: 3600_000 };
+  const size = JSON.stringify({ time: new Date().toISOString(), ...RECORD }).length + 1;
+
+  function filesIn(path: string): string[] {
+    return readdirSync(path).toSorted((a, b) => b.length - a.length || (a < b ? -1 : 1));
+  }
+
+  test("goes on in another file with an eighth of its limit, loses no line, and drops the oldest files beyond it", () => {
+    const path = directory();
+    const file = join(path, "audit.log");
+    writeFileSync(join(path, "audit.log.notes"), "of somebody else");
+    const audit = openAudit(file, LIMITS);
+    const count = Math.ceil((2 * LIMITS.limitBytes) / size);
+    const sizeOfAll = (): number =>
+      readdirSync(path).reduce((sum, name) => sum + statSync(join(path, name)).size, 0) - "of somebody else".length;
+    let most = 0;
+    for (let i = 0; i < count; i++) {
+      audit.write({ ...RECORD, durationMs: i });
+      most = Math.max(most, sizeOfAll());
+    }
+    audit.close();
+    expect(most).toBeLessThanOrEqual(LIMITS.limitBytes);
+    const lines = filesIn(path)
+      .filter((name) => !name.endsWith("notes"))
+      .flatMap((name) => readFileSync(join(path, name), "utf8").trim().split("\n"))
+      .map((text) => (JSON.parse(text) as AuditRecord).durationMs ?? -1)
+      .toSorted((a, b) => a - b);
+    // The newest, without a hole, three quarters of the limit at the least.
+    expect(lines).toEqual(Array.from({ length: lines.length }, (_, i) => count - lines.length + i));
+    expect(lines.length * size).toBeGreaterThan((LIMITS.limitBytes * 3) / 4);
+    expect(existsSync(join(path, "audit.log.notes"))).toBe(true);
+    for (const name of filesIn(path).filter((each) => !each.endsWith("notes")))
+      expect(statSync(join(path, name)).mode & 0o777).toBe(0o600);
+  });
+
+  test("goes on in another file when it is old, and removes those that are older than they may be", async () => {
+    const path = directory();
+    const file = join(path, "audit.log");
+    const old = `${file}.2026-01-02T03-04-05.678Z`;
+    writeFileSync(old, "old\n");
+    utimesSync(old, new Date(0), new Date(0));
+    const audit = openAudit(file, { ...LIMITS, turnMs: 20 });
+    expect(existsSync(old)).toBe(false);
+    audit.write({ ...RECORD, id: "before" });
+    await new Promise((resolve) => setTimeout(resolve, 40));
+    audit.write({ ...RECORD, id: "after" });
+    audit.close();
+    expect(readFileSync(file, "utf8")).toMatch(/^.*"after".*\n$/);
+    expect(filesIn(path)).toHaveLength(2);
+  });
+
+  test("stays one file without a limit", () => {
+    const path = directory();
+    const audit = openAudit(join(path, "audit.log"), { ...LIMITS, limitBytes: 0 });
+    for (let i = 0; i < 2000; i++) audit.write(RECORD);
+    audit.close();
+    expect(readdirSync(path)).toEqual(["audit.log"]);
+  });
+
+  test("goes on in the same file where there can be no other, and says so", () => {
+    const path = directory();
+    const [file, failures] = [join(path, "audit.log"), [] as unknown[]];
+    const audit = openAudit(file, LIMITS, (error) => failures.push(error));
+    // Not even root can rename what is not there any more.
+    unlinkSync(file);
+    for (let i = 0; i < 200; i++) audit.write(RECORD);
+    expect(failures.length).toBeGreaterThan(0);
+    expect(failures.length).toBeLessThan(5);
+    expect(failures[0]).toMatchObject({ code: "ENOENT" });
+    audit.reopen();
+    audit.write({ ...RECORD, id: "last" });
+    expect(readFileSync(file, "utf8")).toContain('"last"');
+    audit.close();
+  });
+
+  test("is written where a link leads, and the link stays", () => {
+    const [path, elsewhere] = [directory(), directory()];
+    symlinkSync(join(elsewhere, "real.log"), join(path, "audit.log"));
+    const audit = openAudit(join(path, "audit.log"), LIMITS);
+    for (let i = 0; i < 200; i++) audit.write(RECORD);
+    audit.close();
+    expect(readdirSync(path)).toEqual(["audit.log"]);
+    expect(readdirSync(elsewhere).length).toBeGreaterThan(1);
+  });
+
+  test("that is no regular file is written to, and left as it is otherwise; one that cannot be is told of", () => {
+    const path = directory();
+    const before = statSync("/dev/null").mode;
+    const audit = openAudit("/dev/null", LIMITS);
+    for (let i = 0; i < 200; i++) audit.write(RECORD);
+    audit.reopen();
+    audit.close();
+    expect(statSync("/dev/null").mode).toBe(before);
+    expect(() => openAudit(path)).toThrow("EISDIR");
+    execFileSync("mkfifo", [join(path, "fifo")]);
+    // And does not wait for a reader.
+    expect(() => openAudit(join(path, "fifo"))).toThrow("ENXIO");
+  });
 });

@@ -1,6 +1,7 @@
-import { closeSync, fchmodSync, openSync, writeSync } from "node:fs";
 import type { Writable } from "node:stream";
+import { openAuditFile, type AuditLimits } from "./audit-file.ts";
 import type { Certificate, Principal } from "./identity.ts";
+import { AUDIT_LIMITS } from "./limits.ts";
 
 /** One line of the audit log. */
 export interface AuditRecord {
@@ -10,8 +11,8 @@ export interface AuditRecord {
   /** Of calls that change something or last: recorded before they are handled, and again when they have ended. */
   readonly stage?: "begin" | "end";
   readonly method?: string;
-  /** Address and port of the other side. */
-  readonly peer: string;
+  /** Address and port of the other side; absent where it is of many. */
+  readonly peer?: string;
   /** By verified certificate; `role` is absent when it has no valid one. */
   readonly principal?: AuditedPrincipal;
   /** What a certificate claims that was not verified. */
@@ -25,8 +26,9 @@ export interface AuditRecord {
   readonly durationMs?: number;
   /** Names and counts only: arguments and environment may be secrets. */
   readonly request?: { readonly command?: string; readonly argc?: number; readonly limits?: readonly string[] };
-  /** Refused connections before this one that were not recorded. */
-  readonly suppressed?: number;
+  /** What was refused otherwise than in records of its own, by what and how often, since `since`. */
+  readonly more?: Readonly<Record<string, number>>;
+  readonly since?: string;
 }
 
 interface AuditedPrincipal {
@@ -42,43 +44,46 @@ export interface Audit {
    * appended later then, before those behind it, as long as they are no more than 1000.
    */
   write(record: AuditRecord): void;
+  /** Goes on in the file that the path names now. Throws, and goes on as it was, when that cannot be opened. */
+  reopen(): void;
   close(): void;
 }
 
 const MAX_LATE = 1000;
+/** A line that is longer has its texts and lists cut. */
+const LINE_LENGTH = 4096;
+const TEXT_LENGTH = 256;
+const LIST_LENGTH = 16;
 
 /**
- * Opens an audit log: JSON lines, appended to the file at a path (made with mode 0600) or to a stream that stays the
- * caller's. Writing to a file is one write(2) of one line, before `write` returns.
+ * Opens an audit log: JSON lines, appended to the file at a path or to a stream that stays the caller's. Writing to a file
+ * is one write(2) of one line, before `write` returns; `failed` is told of what goes wrong with files before it.
  */
-export function openAudit(target: string | Writable): Audit {
-  if (typeof target !== "string") return { write: (record) => writeTo(target, line(record)), close: () => undefined };
-  const fd = openSync(target, "a", 0o600);
-  fchmodSync(fd, 0o600);
-  let torn = false;
+export function openAudit(
+  target: string | Writable,
+  limits: AuditLimits = AUDIT_LIMITS,
+  failed: (error: unknown) => void = () => {},
+): Audit {
+  if (typeof target !== "string")
+    return { write: (record) => writeTo(target, line(record)), reopen: () => {}, close: () => {} };
+  const file = openAuditFile(target, limits, failed);
   let open = true;
   const late: string[] = [];
-
-  const append = (text: string): void => {
-    const bytes = Buffer.from(torn ? `\n${text}` : text);
-    // Only a full disk or a limit cuts a line short; it must not take the next one with it.
-    const written = writeSync(fd, bytes);
-    torn = written < bytes.length;
-    if (torn) throw new Error(`${target}: only ${written} of ${bytes.length} bytes could be written`);
-  };
-
   return {
     write(record) {
       if (!open) throw new Error("the audit log is closed");
       late.push(line(record));
       if (late.length > MAX_LATE) late.shift();
       for (let text = late[0]; text !== undefined; text = late[0]) {
-        append(text);
+        file.append(text);
         late.shift();
       }
     },
+    reopen() {
+      if (open) file.reopen();
+    },
     close() {
-      if (open) closeSync(fd);
+      if (open) file.close();
       open = false;
     },
   };
@@ -91,7 +96,20 @@ export function audited(certificate: Certificate | Principal): AuditedPrincipal 
 }
 
 function line(record: AuditRecord): string {
-  return `${JSON.stringify({ time: new Date().toISOString(), ...record })}\n`;
+  const timed = { time: new Date().toISOString(), ...record };
+  const text = JSON.stringify(timed);
+  return `${text.length > LINE_LENGTH ? JSON.stringify(timed, (_, value: unknown) => cut(value)) : text}\n`;
+}
+
+/** A record as it may be told elsewhere: what strangers give has any length. */
+export function short(record: AuditRecord): unknown {
+  return JSON.parse(JSON.stringify(record, (_, value: unknown) => cut(value)));
+}
+
+function cut(value: unknown): unknown {
+  if (typeof value === "string" && value.length > TEXT_LENGTH) return `${value.slice(0, TEXT_LENGTH).toWellFormed()}…`;
+  if (!Array.isArray(value) || value.length <= LIST_LENGTH) return value;
+  return [...value.slice(0, LIST_LENGTH), `… ${value.length - LIST_LENGTH} more`];
 }
 
 function writeTo(stream: Writable, text: string): void {

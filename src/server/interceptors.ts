@@ -2,8 +2,9 @@ import { randomUUID } from "node:crypto";
 import { status, type Metadata, type ServerInterceptor } from "@grpc/grpc-js";
 import type { Logger } from "pino";
 import { readable, textOf } from "../worker/bytes.ts";
-import { audited, type Audit, type AuditRecord } from "./audit.ts";
+import { audited, short, type Audit, type AuditRecord } from "./audit.ts";
 import { peerOf, type Connections, type Ends } from "./connections.ts";
+import type { Few } from "./few.ts";
 import { explain, guardedInterceptor, type Caller } from "./guard.ts";
 import type { Identity } from "./identity.ts";
 import { mutates, needsRecord, rolesOf } from "./roles.ts";
@@ -117,9 +118,10 @@ export function authorise(
  * Records every call. It comes before `authorise`, whose denials pass its `sendStatus`. One record when the call has
  * ended; of a call that changes something or streams one more before its handler runs, so that nothing happens
  * without a record on disk and that a stream of days is no secret. A start or an update is refused when that first
- * record cannot be written; others go on, and the failure is logged.
+ * record cannot be written; others go on, and the failure is logged. Of calls that are denied the first `few` of a client
+ * have a record each.
  */
-export function auditCalls(audit: Audit, connections: Connections, log: Logger): ServerInterceptor {
+export function auditCalls(audit: Audit, connections: Connections, few: Few, log: Logger): ServerInterceptor {
   return guardedInterceptor(({ path, responseStream }, call) => {
     const startedMs = performance.now();
     const ends = call.getConnectionInfo();
@@ -142,6 +144,7 @@ export function auditCalls(audit: Audit, connections: Connections, log: Logger):
     function end(code: status, reason?: string): void {
       if (ended) return;
       ended = true;
+      if (!allowed && !few.pass(`${connections.ownerOf(ends)}: ${reason ?? status[code]}`)) return;
       record({
         ...(twice && allowed && { stage: "end" }),
         code: status[code],
@@ -184,12 +187,12 @@ export function auditCalls(audit: Audit, connections: Connections, log: Logger):
 }
 
 /** True when it is on disk; the reason is logged when not. */
-export function writeRecord(audit: Audit, log: Logger, record: AuditRecord): boolean {
+export function writeRecord(audit: Pick<Audit, "write">, log: Logger, record: AuditRecord): boolean {
   try {
     audit.write(record);
     return true;
   } catch (error) {
-    log.error({ err: error, record }, "audit record lost");
+    log.error({ err: error, record: short(record) }, "audit record lost");
     return false;
   }
 }

@@ -2,6 +2,7 @@
 
 const SECOND_MS = 1000;
 const MINUTE_MS = 60 * SECOND_MS;
+const DAY_MS = 24 * 60 * MINUTE_MS;
 
 /** Connections at once that have shown a certificate; a client has a half of them at most: shares.ts. */
 export const MAX_CONNECTIONS = 1024;
@@ -18,8 +19,10 @@ export const MAX_SILENT = 512;
 /** TLS handshakes at once: each costs an RSA signature before anyone is known. */
 export const MAX_HANDSHAKES = 128;
 export const HANDSHAKE_TIMEOUT_MS = 10 * SECOND_MS;
-/** Refused connections that are recorded each second; the rest are counted, so that strangers cannot fill the disk. */
-export const MAX_REFUSALS_RECORDED_PER_SECOND = 50;
+/** The audit log: its files together, how long files before it stay, and when another follows. */
+export const AUDIT_LIMITS = { limitBytes: 256 * 1024 * 1024, keepMs: 365 * DAY_MS, turnMs: DAY_MS };
+/** Refusals of a kind, and of all kinds, that are recorded each minute; the rest are counted in one record. */
+export const FEW = { ofKind: 10, ofAll: 50, windowMs: MINUTE_MS };
 
 /** Calls at once on one connection beyond a client's share: so many are told of it at once, others after them. */
 const CALLS_TOLD_PER_CONNECTION = 64;

@@ -4,39 +4,35 @@ import type { IncomingHttpHeaders, ServerHttp2Stream } from "node:http2";
 import type { Logger } from "pino";
 import { audited, type Audit } from "./audit.ts";
 import { peerOf, type Connections } from "./connections.ts";
+import { fewOf, type Few } from "./few.ts";
 import { inspect } from "./identity.ts";
 import { writeRecord } from "./interceptors.ts";
-import { MAX_REFUSALS_RECORDED_PER_SECOND } from "./limits.ts";
+import { FEW } from "./limits.ts";
 import { METHODS } from "./roles.ts";
 import type { Refusal } from "./tls.ts";
 
 const MAX_PATH_CHARS = 256;
 
-/** Records connections that did not get in, as many a second as strangers may fill the disk with. */
-export function recordRefusals(audit: Audit, log: Logger): (refusal: Refusal) => void {
-  let second = 0;
-  let recorded = 0;
-  let suppressed = 0;
-  return ({ peer, reason, certificate }) => {
-    const now = Math.floor(performance.now() / 1000);
-    if (now !== second) [second, recorded] = [now, 0];
-    if (recorded >= MAX_REFUSALS_RECORDED_PER_SECOND) {
-      suppressed++;
-      return;
-    }
-    recorded++;
+/** Records connections that did not get in: the first few of a minute, and how many more there were. */
+export function recordRefusals(
+  audit: Pick<Audit, "write">,
+  log: Logger,
+  few: typeof FEW = FEW,
+): Disposable & ((refusal: Refusal) => void) {
+  const refused = { event: "connection", decision: "denied" } as const;
+  const first = fewOf((rest) => void writeRecord(audit, log, { id: randomUUID(), ...refused, ...rest }), few);
+  const record = ({ peer, reason, certificate }: Refusal): void => {
+    if (!first.pass(reason)) return;
     const presented = certificate && inspect(certificate);
-    const written = writeRecord(audit, log, {
+    writeRecord(audit, log, {
       id: randomUUID(),
-      event: "connection",
+      ...refused,
       peer,
-      decision: "denied",
       reason,
       ...(presented && { presented: audited(presented) }),
-      ...(suppressed > 0 && { suppressed }),
     });
-    if (written) suppressed = 0;
   };
+  return Object.assign(record, { [Symbol.dispose]: () => first[Symbol.dispose]() });
 }
 
 /** What node:http2 publishes when a request's headers have come. */
@@ -46,7 +42,7 @@ const STREAM_START = "http2.server.stream.start";
  * Records requests that no interceptor sees, because grpc-js answers them itself: methods that do not exist, and
  * requests that are not gRPC. Returns what ends it.
  */
-export function recordUnknownMethods(audit: Audit, connections: Connections, log: Logger): () => void {
+export function recordUnknownMethods(audit: Audit, connections: Connections, few: Few, log: Logger): () => void {
   function onStart(message: unknown): void {
     try {
       const request = startOf(message);
@@ -55,6 +51,8 @@ export function recordUnknownMethods(audit: Audit, connections: Connections, log
       const { path, contentType, ends } = request;
       const known = METHODS.has(path);
       if (known && contentType.startsWith("application/grpc")) return;
+      const reason = known ? "NOT_GRPC" : "UNKNOWN_METHOD";
+      if (!few.pass(`${connections.ownerOf(ends)}: ${reason}`)) return;
       const identity = connections.identify(ends);
       const certificate = identity.ok ? identity.principal : identity.certificate;
       writeRecord(audit, log, {
@@ -64,7 +62,7 @@ export function recordUnknownMethods(audit: Audit, connections: Connections, log
         peer: peerOf(ends),
         ...(certificate && { principal: audited(certificate) }),
         decision: "denied",
-        reason: known ? "NOT_GRPC" : "UNKNOWN_METHOD",
+        reason,
         ...(!known && { code: "UNIMPLEMENTED" }),
       });
     } catch (error) {

@@ -1,3 +1,4 @@
+import { randomUUID } from "node:crypto";
 import type { Writable } from "node:stream";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { Server, ServerCredentials, type Metadata } from "@grpc/grpc-js";
@@ -6,11 +7,13 @@ import { HealthService } from "../../proto/generated/grpc/health/v1/health.ts";
 import type { Worker } from "../worker/worker.ts";
 import type { TlsPem } from "../x509/pem.ts";
 import { openAudit } from "./audit.ts";
+import type { AuditLimits } from "./audit-file.ts";
 import { connectionTable } from "./connections.ts";
+import { fewOf } from "./few.ts";
 import { handlers, type Caller } from "./guard.ts";
 import { health, serveHealth } from "./health.ts";
-import { auditCalls, authorise } from "./interceptors.ts";
-import { grpcOptions, MAX_CALLS, MAX_CONNECTIONS } from "./limits.ts";
+import { auditCalls, authorise, writeRecord } from "./interceptors.ts";
+import { AUDIT_LIMITS, grpcOptions, MAX_CALLS, MAX_CONNECTIONS } from "./limits.ts";
 import { recordRefusals, recordUnknownMethods } from "./refusals.ts";
 import { workerService } from "./service.ts";
 import { shares } from "./shares.ts";
@@ -29,6 +32,8 @@ export interface ServeOptions {
   readonly healthSocket?: string | undefined;
   /** The audit log: a file's path, or a stream. */
   readonly audit: string | Writable;
+  /** Of a file: AUDIT_LIMITS where absent. */
+  readonly auditLimits?: Partial<AuditLimits>;
   readonly log: Logger;
   /** How long a shutdown waits for calls that are being answered, in ms. */
   readonly shutdownMs: number;
@@ -40,6 +45,8 @@ export interface ServeOptions {
 export interface Served {
   readonly port: number;
   readonly address: string;
+  /** Opens files anew that are written to, since others may have their names now. What fails is logged, and changes nothing. */
+  reopen(): void;
   /** Ends streams with UNAVAILABLE, lets other calls finish, and is done after `shutdownMs` at the latest. */
   close(): Promise<void>;
 }
@@ -56,12 +63,19 @@ export async function serve({
   tls,
   healthSocket,
   audit: target,
+  auditLimits,
   log,
   shutdownMs,
   maxConnections = MAX_CONNECTIONS,
   maxCalls = MAX_CALLS,
 }: ServeOptions): Promise<Served> {
-  const audit = openAudit(target);
+  const audit = openAudit(target, { ...AUDIT_LIMITS, ...auditLimits }, (error) =>
+    log.error({ err: error }, "the audit log goes on in the same file, or keeps more than it should"),
+  );
+  const denied = fewOf((rest) =>
+    writeRecord(audit, log, { id: randomUUID(), event: "call", decision: "denied", ...rest }),
+  );
+  const onRefused = recordRefusals(audit, log);
   const connections = connectionTable(maxConnections);
   const room = { calls: shares(maxCalls), turns: fairTurns() };
   const callers = new WeakMap<Metadata, Caller>();
@@ -69,17 +83,18 @@ export async function serve({
   const probe = health();
   const server = new Server({
     ...grpcOptions(Math.ceil(maxCalls / 2)),
-    interceptors: [auditCalls(audit, connections, log), authorise(connections, callers, room, log)],
+    interceptors: [auditCalls(audit, connections, denied, log), authorise(connections, callers, room, log)],
   });
   server.addService(SERVICE, workerService(worker, calls));
   server.addService(HealthService, probe.service(calls));
   // Insecure as far as grpc-js knows: what is injected is a TLS connection that has been verified.
   const injector = server.createConnectionInjector(ServerCredentials.createInsecure());
-  const stopRecording = recordUnknownMethods(audit, connections, log);
+  const stopRecording = recordUnknownMethods(audit, connections, denied, log);
   let local: Server | undefined;
   function dispose(): void {
     local?.forceShutdown();
     stopRecording();
+    for (const few of [denied, onRefused]) few[Symbol.dispose]();
     audit.close();
   }
 
@@ -93,7 +108,7 @@ export async function serve({
       log,
       connections,
       onConnection: (socket) => injector.injectConnection(socket),
-      onRefused: recordRefusals(audit, log),
+      onRefused,
     });
   } catch (error) {
     dispose();
@@ -117,5 +132,12 @@ export async function serve({
     await nextTurn();
     dispose();
   }
-  return { port: listener.port, address: listener.address, close: () => (closed ??= close()) };
+  function reopen(): void {
+    try {
+      audit.reopen();
+    } catch (error) {
+      log.error({ err: error }, "the audit log cannot be opened anew, and goes on in the file that is open");
+    }
+  }
+  return { port: listener.port, address: listener.address, reopen, close: () => (closed ??= close()) };
 }
