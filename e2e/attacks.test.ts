@@ -8,6 +8,8 @@ const USERS = ["nobody", "root"] as const;
 type User = (typeof USERS)[number];
 type OfEach<T> = Readonly<Record<User, T>>;
 
+/** A container, two jobs and a look at them, on an emulated machine that others use, too. */
+const LOOK_MS = 300_000;
 const DEADLINE = { timeout: 60_000, interval: 500 };
 
 /** What no job may get of the daemon: its descriptors, its environment. */
@@ -96,7 +98,7 @@ let before: Readonly<Record<string, string>>;
 let withoutRoot = false;
 
 const FLAGS = ["--allow-root", "--allow-user", "nobody", "--allow-user-namespaces"];
-beforeAll(() => lookAt({ flags: FLAGS, entrypoint: ENTRYPOINT }));
+beforeAll(() => lookAt({ flags: FLAGS, entrypoint: ENTRYPOINT }), LOOK_MS);
 afterAll(() => made.disposeAsync());
 
 /** Starts a daemon with jobs that others are aimed at, and looks at it. */
@@ -459,7 +461,7 @@ describe("where the daemon is not root", () => {
   beforeAll(async () => {
     withoutRoot = true;
     await lookAt({ entrypoint: WITHOUT_ROOT });
-  });
+  }, LOOK_MS);
 
   describe("a job that", attacks);
   describe("a start", starts);
