@@ -1,4 +1,5 @@
 import { once } from "node:events";
+import { readFileSync, writeFileSync } from "node:fs";
 import { mkdir, rename, writeFile } from "node:fs/promises";
 import { connect as connectTo, createServer, type Socket } from "node:net";
 import { join } from "node:path";
@@ -217,6 +218,27 @@ describe("what is no outage is told at once, in the worker's words:", () => {
       using database = new DatabaseSync(join(own.dir, "state", "journal.db"));
       database.prepare("UPDATE jobs SET job = '{' || job WHERE id = ?").run(archived);
     }
+    await boot();
+    const lost = /its record in the journal is damaged \(row \d+: .*jobsd --recover looks for it in its directory/;
+    expect(await own.jobs(["query", archived])).toMatchObject({ code: 0, stdout: expect.stringMatching(lost) });
+    expect(await own.jobs(["stream", archived])).toMatchObject({ code: 0, stdout: "kept\n" });
+    expect(await own.jobs(["list", "--quiet"])).toMatchObject({ code: 0, stdout: expect.stringContaining(archived) });
+  });
+
+  it("a journal that is damaged", async () => {
+    const boot = await own.end("SIGTERM");
+    const path = join(own.dir, "state", "journal.db");
+    let page = 0;
+    {
+      using database = new DatabaseSync(path);
+      page = Number(
+        database.prepare("SELECT rootpage FROM sqlite_master WHERE name = 'sqlite_autoindex_jobs_1'").get()?.[
+          "rootpage"
+        ],
+      );
+    }
+    const bytes = readFileSync(path);
+    writeFileSync(path, bytes.fill(0xa5, (page - 1) * 4096, page * 4096));
     await boot();
     for (const [command, code] of [
       ["stream", 1],

@@ -177,6 +177,7 @@ export function fromJob(job: Brief): ProtoJob {
     usage: job.usage && fromUsage(job.usage),
     output: { size: BigInt(output.size), first: BigInt(output.first), dropped: BigInt(output.dropped) },
     warnings: [...job.warnings],
+    damaged: job.damaged ?? "",
     isolation: fromIsolation(job),
     logPolicy: job.logPolicy && fromLogPolicy(job.logPolicy),
     log: job.log && fromLog(job.log),

@@ -25,6 +25,7 @@ import {
   sizesOf,
   SKIPPABLE_BYTES,
 } from "./seekable.ts";
+import { turns } from "./turn.ts";
 
 /** A file that takes no more of the disk would take no less when compressed. */
 const LEAST_BYTES = 4096;
@@ -84,7 +85,7 @@ async function writeOutput(log: Log, output: FileHandle, index: FileHandle, sign
   let position = 0;
   const enter = (offset: number, length: number, compressed: number): Promise<unknown> =>
     writeAll(index, encodeFrame({ offset, position, length, compressed }), SKIPPABLE_BYTES + count * ENTRY_BYTES);
-  for (const { from, to } of runs(log)) {
+  for await (const { from, to } of runs(log)) {
     signal.throwIfAborted();
     const bytes = buffer.subarray(0, to - from);
     if ((await log.output.read(bytes, from)) < bytes.length) throw new Error("the output is cut short");
@@ -100,18 +101,23 @@ async function writeOutput(log: Log, output: FileHandle, index: FileHandle, sign
 }
 
 /** Of what was kept, none longer than a frame. */
-function* runs(log: Log): Generator<{ readonly from: number; readonly to: number }> {
+async function* runs(log: Log): AsyncGenerator<{ readonly from: number; readonly to: number }> {
+  const rest = turns();
   const size = log.output.size();
   for (let from = log.header().first; from < size;) {
     const { source, end } = log.pieceAt(from);
     const most = Math.min(size, from + FRAME_BYTES);
     let to = end;
     if (source !== undefined) {
-      for (let next = log.pieceAt(to); to < most && next.source !== undefined; next = log.pieceAt(to)) to = next.end;
+      for (let next = log.pieceAt(to); to < most && next.source !== undefined; next = log.pieceAt(to)) {
+        to = next.end;
+        await rest();
+      }
       to = Math.min(to, most);
       yield { from, to };
     }
     from = to;
+    await rest();
   }
 }
 

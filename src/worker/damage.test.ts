@@ -25,7 +25,22 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { noInjection, reason } from "../supervisor/testing/faults.ts";
 import { openJournal, VERSION } from "./journal.ts";
 import { recoverJournal } from "./recover.ts";
-import { finished, refused, root, run, testDaemon, testDirectory, testWorker, until, waits } from "./testing.ts";
+import type { Job } from "./job.ts";
+import {
+  JOB,
+  finished,
+  readAll,
+  refused,
+  root,
+  run,
+  startReady,
+  testDaemon,
+  testDirectory,
+  testWorker,
+  until,
+  waits,
+} from "./testing.ts";
+import type { Worker } from "./worker.ts";
 
 /* Journals that cannot be used. Each is what a real worker left, and was then damaged. */
 
@@ -122,12 +137,6 @@ describe("a journal that cannot be used is told in one line, with what helps, an
       closed,
       (path) => overwrite(path, (rootPage(path, "jobs_alive") - 1) * PAGE, Buffer.alloc(PAGE, 0xa5)),
       /malformed/,
-    ],
-    [
-      "a job that runs whose text is damaged",
-      closed,
-      (path) => sql(path, "UPDATE jobs SET job = substr(job, 1, 100) WHERE state <> 'ended'"),
-      /row \d+/,
     ],
     [
       "another program's database",
@@ -312,23 +321,86 @@ describe("a journal that lost what was recorded last is made good from the jobs'
   });
 });
 
-describe("what is found damaged later", () => {
-  test.each([7, JOBS])("is an error of that call, which says what helps; all else goes on: row %i", async (row) => {
+/** Damage of one row: the `SET` of an update. */
+const ROWS: readonly (readonly [string, string])[] = [
+  ["text that is no JSON", "job = '{' || job"],
+  ["no text", "job = ''"],
+  ["bytes", "job = x'00ff'"],
+  ["another's JSON", `job = '{"exitCode":"x"}'`],
+  ["null", "job = 'null'"],
+  ["a field of another kind", "job = json_set(job, '$.ended.exitCode', 'x')"],
+  ["a number that is none", "job = json_set(job, '$.output.size', 1e300)"],
+  ["a time that is none", "job = json_set(job, '$.createdAt', 'yesterday')"],
+  ["a field that is missing", "job = json_remove(job, '$.warnings')"],
+  ["another job's text", "job = (SELECT job FROM jobs WHERE seq = 1)"],
+  ["a log that is nowhere", "log = 'lost'"],
+  ["a log of more bytes than a number holds", "log_bytes = 9223372036854775807"],
+];
+
+function everyJob(worker: Worker): Job[] {
+  const all: Job[] = [];
+  let { jobs, nextPageToken } = worker.list({ limit: 1000 });
+  for (all.push(...jobs); nextPageToken !== undefined; all.push(...jobs))
+    ({ jobs, nextPageToken } = worker.list({ limit: 1000, pageToken: nextPageToken }));
+  return all;
+}
+
+describe("a record that is damaged", () => {
+  const GOOD = 3000;
+
+  test.each(ROWS)("by %s is one job that says so; thousands of others are as they were", async (_what, damage) => {
     using copy = copyOf(closed);
-    // Of the newest that has ended the id is needed.
-    sql(copy.journal, `DELETE FROM jobs WHERE seq > ${JOBS}; UPDATE jobs SET job = '{' || job WHERE seq = ${row}`);
+    {
+      using journal = openJournal(copy.path);
+      const ended = { ...JOB, state: "ended", endedAt: new Date(1) } as const;
+      for (let i = 0; i < GOOD; i++) journal.insert({ ...ended, id: `01good${i}` }, undefined);
+    }
+    sql(copy.journal, `UPDATE jobs SET ${damage} WHERE seq = 7`);
     let id = "";
     {
       using database = new DatabaseSync(copy.journal);
-      id = String(database.prepare("SELECT id FROM jobs WHERE seq = ?").get(row)?.["id"]);
+      id = String(database.prepare("SELECT id FROM jobs WHERE seq = 7").get()?.["id"]);
     }
-    await using worker = await testWorker({ stateDir: copy.path });
-    const error = await refused(() => worker.query(id));
-    expect(error).toMatchObject({ code: "unavailable", facts: { reason: "damaged" } });
-    expect(error.message).toMatch(new RegExp(`row ${row}.*jobsd --recover`));
-    expect((await finished(worker, run("echo", "fine"))).text).toBe("fine\n");
+    for (const restart of [0, 1]) {
+      const worker = await testWorker({ stateDir: copy.path });
+      const listed = everyJob(worker);
+      expect(listed).toHaveLength(GOOD + JOBS + 1 + restart);
+      expect(listed.filter(({ damaged }) => damaged !== undefined).map((job) => job.id)).toEqual([id]);
+      const told = { id, state: "ended", owner: "tester", damaged: expect.stringMatching(/^its record .* \(row 7: /) };
+      expect(worker.query(id)).toMatchObject({ ...told, ended: { how: { kind: "lost", reason: told.damaged } } });
+      expect(await worker.wait(id)).toMatchObject(told);
+      expect((await readAll(worker.stream(id, {}))).text).toBe(`${"x".repeat(1000)}\n`);
+      expect(worker.logged.filter((line) => line.includes("a job's record is damaged"))).toHaveLength(1);
+      expect((await finished(worker, run("echo", "fine"))).text).toBe("fine\n");
+      await worker.close();
+    }
   });
 
+  test.each([
+    ["is read from its directory, when the next worker starts", true],
+    ["and that its directory has no other of, runs on, and can be stopped", false],
+  ])("of a job that runs %s", async (_what, kept) => {
+    await using worker = await testWorker();
+    const { id, pid } = await startReady(worker, { ...waits, requestId: "once" });
+    await until("its record is in its directory", () => existsSync(join(worker.directory(id), "job")));
+    await worker.close();
+    sql(join(worker.stateDir, "journal.db"), "UPDATE jobs SET job = substr(job, 1, 100)");
+    if (!kept) rmSync(join(worker.directory(id), "job"));
+    await using again = await testWorker({ stateDir: worker.stateDir });
+    expect(again.query(id)).toMatchObject({
+      state: "running",
+      pid,
+      owner: "tester",
+      command: kept ? "sh" : "(unknown)",
+    });
+    expect(again.logged.filter((line) => line.includes("a job's record is damaged"))).toHaveLength(1);
+    expect((await again.start({ ...waits, requestId: "once" })).job.id).toBe(id);
+    expect((await again.stop(id, { by: "tester" })).job.ended?.how).toMatchObject({ kind: "stopped" });
+    expect(again.list({ limit: 10 }).jobs.map(({ damaged }) => damaged)).toEqual([undefined]);
+  });
+});
+
+describe("what is found damaged later", () => {
   test("a page of rows that nobody needed at the start", () => {
     using copy = copyOf(closed);
     overwrite(copy.journal, statSync(copy.journal).size - 5 * PAGE, Buffer.alloc(PAGE, 0xff));

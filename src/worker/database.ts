@@ -69,13 +69,15 @@ export function inaccessible(path: string, error: unknown): JobError {
   return new JobError("unavailable", `the journal ${path} ${told}`, { facts: { errno: code }, cause: error });
 }
 
+/** What SQLite says of a database that is damaged: also that a row is not in an index, or is there twice. */
+const DAMAGE = /malformed|not a database|corrupt|no such (table|column|index)|constraint failed|datatype mismatch/i;
+
 /** What SQLite threw, as a JobError with what can be done. */
 export function unusable(path: string, error: unknown): JobError {
   if (error instanceof JobError) return error;
   const message = error instanceof Error ? error.message : String(error);
   if (/locked|busy/.test(message)) return lockedBy(path, error);
-  if (error instanceof SyntaxError || /malformed|not a database|corrupt|no such (table|column)/i.test(message))
-    return damaged(path, `is damaged (${message})`, error);
+  if (error instanceof SyntaxError || DAMAGE.test(message)) return damaged(path, `is damaged (${message})`, error);
   return new JobError("unavailable", `the journal cannot be used: ${path}: ${message}`, {
     reason: "journal-unavailable",
     cause: error,

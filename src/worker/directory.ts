@@ -1,4 +1,4 @@
-import { chmodSync, existsSync, mkdirSync, rmSync } from "node:fs";
+import { chmodSync, existsSync, lstatSync, mkdirSync, rmSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { JobError } from "./errors.ts";
 import { withReserve } from "./reserve.ts";
@@ -28,9 +28,18 @@ export function openDirectory(stateDir: string): Directories {
   return { jobsDir, sparesDir };
 }
 
-/** Removes a directory that another may be removing too: where it finds a file gone, Node's own leaves the rest and is content. */
+/** Who removes the same directory is done with it by then. */
+const TRIES = 1000;
+
+/**
+ * Removes a directory that another may be removing too: where it finds a file gone, Node's own leaves the rest and is
+ * content. Throws what keeps it from being removed.
+ */
 export function removeDirectory(path: string): void {
-  while (existsSync(path)) withReserve(() => rmSync(path, { recursive: true, force: true }));
+  for (let left = TRIES; lstatSync(path, { throwIfNoEntry: false }); left--) {
+    if (left === 0) throw new Error(`${path} is there again and again`);
+    withReserve(() => rmSync(path, { recursive: true, force: true }));
+  }
 }
 
 /** Makes a directory and those above it. Node's own `recursive` never returns where the file system refuses with ENOENT, as /proc does. */

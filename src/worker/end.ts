@@ -100,7 +100,7 @@ async function exitOf(context: Context, { directory, job }: Running): Promise<Ex
   }
 }
 
-function endedJob(entry: Running, exit: Exit | undefined, lost: string | undefined): Job {
+export function endedJob(entry: Running, exit: Exit | undefined, lost: string | undefined): Job {
   const usage = usageOf(entry, exit);
   const number = (key: string): number => Number(exit?.get(key));
   return {

@@ -1,7 +1,7 @@
-import { readFileSync } from "node:fs";
 import { constants } from "node:os";
 import { join } from "node:path";
-import { codeOf } from "./errors.ts";
+import { codeOf, JobError } from "./errors.ts";
+import { readText } from "./file.ts";
 import type { Ended, How, Usage } from "./job.ts";
 import type { Running } from "./running.ts";
 
@@ -13,19 +13,55 @@ export type Exit = ReadonlyMap<string, string>;
 /** From its first line to its last. It is written without a sync, so that a power cut can leave zeros, or nothing. */
 const WHOLE = /^version 1\n[^\0]*\ndropped \d+\n$/;
 
+/** EXIT_RECORD_SIZE in supervise.c. */
+const MOST_BYTES = 4096;
+const FLAG = /^[01]$/;
+const COUNT = /^\d{1,19}$/;
+/** What its lines are to be like; `by` is in no record of before there was that. */
+const FORMS: ReadonlyMap<string, RegExp> = new Map([
+  ["pid", /^\d{1,9}$/],
+  ["cause", /^(none|stop|timeout)$/],
+  ["escalated", FLAG],
+  ["killed", /^\d{1,9}$/],
+  ["code", /^(-1|\d{1,3})$/],
+  ["signal", /^\d{1,2}$/],
+  ["core", FLAG],
+  ["started_ns", COUNT],
+  ["ended_ns", COUNT],
+  ["elapsed_ns", COUNT],
+  ["user_us", COUNT],
+  ["system_us", COUNT],
+  ["max_rss_bytes", COUNT],
+  ["size", COUNT],
+  ["first", COUNT],
+  ["dropped", COUNT],
+]);
+
 /**
- * The exit record in a job's directory: lines of `key value`; undefined when there is no such file, or it is not whole.
- * Throws when it cannot be read.
+ * The exit record in a job's directory: lines of `key value`; undefined when there is no such file, or it is not what a
+ * supervisor writes. Throws when it cannot be read.
  */
 export function readExit(directory: string): Exit | undefined {
   try {
-    const text = readFileSync(join(directory, "exit"), "utf8");
+    const text = readText(join(directory, "exit"), MOST_BYTES) ?? "";
     if (!WHOLE.test(text)) return undefined;
     const lines = text.trim().split("\n");
-    return new Map(lines.map((line) => [line.slice(0, line.indexOf(" ")), line.slice(line.indexOf(" ") + 1)]));
+    const exit = new Map(lines.map((line) => [line.slice(0, line.indexOf(" ")), line.slice(line.indexOf(" ") + 1)]));
+    const formed = FORMS.entries().every(([key, form]) => form.test(exit.get(key) ?? ""));
+    return formed && isName(exit.get("by") ?? "") ? exit : undefined;
   } catch (error) {
-    if (codeOf(error) === "ENOENT") return undefined;
+    if (codeOf(error) === "ENOENT" || error instanceof JobError) return undefined;
     throw error;
+  }
+}
+
+/** Percent-encoded, as control.ts sends it. */
+function isName(by: string): boolean {
+  try {
+    decodeURIComponent(by);
+    return true;
+  } catch {
+    return false;
   }
 }
 

@@ -11,13 +11,18 @@ let unused = Buffer.alloc(0);
 
 let lastMs = 0;
 
-/** Has ids from now on sort behind this one, also where the clock has gone back since it was made. */
-export function sortBehind(id: string): void {
+/** When an id was made, in ms since the epoch; undefined where it has no time in it. */
+export function timeOf(id: string): number | undefined {
   const [time] = ULID_TIME.exec(id.slice(id.lastIndexOf(".") + 1)) ?? [];
-  if (time === undefined) return;
+  if (time === undefined) return undefined;
   let ms = 0;
   for (let i = 0; i < TIME_CHARS; i++) ms = ms * 32 + CROCKFORD.indexOf(time.charAt(i));
-  lastMs = Math.max(lastMs, ms);
+  return ms;
+}
+
+/** Has ids from now on sort behind this one, also where the clock has gone back since it was made. */
+export function sortBehind(id: string): void {
+  lastMs = Math.max(lastMs, timeOf(id) ?? 0);
 }
 
 /**

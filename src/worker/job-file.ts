@@ -1,18 +1,21 @@
-import { readFileSync, renameSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { renameSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import { codeOf } from "./errors.ts";
-import type { Job } from "./job.ts";
+import type { Job, JobLog } from "./job.ts";
+import { date, jobIn } from "./job-check.ts";
 import { decode, encode, type Journal } from "./journal.ts";
 import { birthOf } from "./process.ts";
 import { startOf, type Running } from "./running.ts";
 import { readExit } from "./exit.ts";
+import { readText } from "./file.ts";
+import { TURN_MS } from "./turn.ts";
 
 /* `job` in a job's directory: its record once more, from which a journal can be rebuilt. */
 
+/** No record is longer: a start has 8 MiB at the most, of which JSON makes six times as much. */
+const MOST_BYTES = 64 * 1024 * 1024;
 /** A job that has ended by then is written once. */
 const DELAY_MS = 100;
-/** How long others wait for the writing of many. */
-const TURN_MS = 4;
 
 /** A job as its directory tells it. */
 export interface Told {
@@ -142,11 +145,33 @@ function unknownJob(directory: string, started: ReturnType<typeof startOf>): Job
 
 function readJobFile(directory: string): Told | undefined {
   try {
-    // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- writeJobFile() wrote it
-    const { log, ...told } = decode(readFileSync(join(directory, "job"), "utf8")) as Told & Pick<Job, "log">;
-    if (told.job.id !== basename(directory)) return undefined;
-    return log ? { ...told, job: { ...told.job, log } } : told;
+    const text = readText(join(directory, "job"), MOST_BYTES);
+    return text === undefined ? undefined : toldBy(decode(text), basename(directory));
   } catch {
     return undefined;
   }
+}
+
+/** Undefined where it is not what writeJobFile() wrote for that job. */
+function toldBy(found: unknown, id: string): Told | undefined {
+  if (typeof found !== "object" || found === null) return undefined;
+  const field = (name: string): unknown => Reflect.get(found, name);
+  const [instance, requestId, stoppedBy] = ["instance", "requestId", "stoppedBy"].map(field);
+  const job = jobIn(field("job"));
+  const log = placeIn(field("log"));
+  const names = [requestId, stoppedBy].every((each) => each === undefined || typeof each === "string");
+  if (job.id !== id || typeof instance !== "string" || !names) return undefined;
+  return {
+    job: log ? { ...job, log } : job,
+    instance,
+    ...(typeof requestId === "string" && { requestId }),
+    ...(typeof stoppedBy === "string" && { stoppedBy }),
+  };
+}
+
+/** It is told of an archived log alone. */
+function placeIn(value: unknown): JobLog | undefined {
+  if (typeof value !== "object" || value === null || !("at" in value && "compressed" in value)) return undefined;
+  const { at, compressed } = value;
+  return at instanceof Date && date(at) ? { kind: "archived", at, compressed: compressed === true } : undefined;
 }

@@ -154,6 +154,8 @@ export interface Job {
   /** Where its output log is; absent until it has ended. */
   readonly log?: JobLog;
   readonly warnings: readonly string[];
+  /** What is wrong with its record, where no more can be told of it than its id, its owner, and where its log is. */
+  readonly damaged?: string;
 }
 
 /** Byte offsets in a job's output log. */

@@ -2,12 +2,15 @@ import { existsSync } from "node:fs";
 import { DatabaseSync, type SQLOutputValue } from "node:sqlite";
 import { APPLICATION_ID, databasePath, openDatabase, unusable } from "./database.ts";
 import { isFailing } from "./failure.ts";
+import { timeOf } from "./id.ts";
 import type { Job } from "./job.ts";
+import { date, jobIn } from "./job-check.ts";
 import {
   LOG_COLUMNS,
   LOG_NAMES,
   LOG_SCHEMA,
   LOG_VALUES,
+  logIfTold,
   logOf,
   logRecords,
   logValues,
@@ -35,7 +38,7 @@ export const MIGRATIONS: readonly string[] = [
 ];
 export const VERSION = MIGRATIONS.length;
 
-/** A job as it is kept: all of it but what only a running one has. */
+/** A job as it is kept: all of it but what only a running one has. One whose `job` is `damaged` is as its columns tell. */
 export interface Record {
   readonly seq: number;
   readonly job: Job;
@@ -52,7 +55,7 @@ export interface Only {
 
 /**
  * The record of all jobs, in SQLite. Held by one process at a time. Every method throws JobError `unavailable` when what it
- * needs is damaged.
+ * needs is damaged. A row of which only the content is damaged is one job that says so, and fails nothing.
  */
 export interface Journal extends Disposable {
   /** Of the state directory, for good: names this worker's cgroup. */
@@ -123,28 +126,67 @@ function revived(key: string, value: unknown): unknown {
   return Object.fromEntries(Object.entries(value).map(([name, each]) => [name, revived(name, each)]));
 }
 
-function decodeRow(text: string, seq: number): Job {
+type Row = Readonly<{ [column: string]: SQLOutputValue }>;
+
+/** The job of a row. Throws SyntaxError where the row is not what a worker writes. */
+function jobOf(row: Row): Job {
+  const job = jobIn(decode(String(row["job"])));
+  if (job.id !== row["id"]) throw new SyntaxError("it is another job's");
+  if ((job.state === "ended") !== (row["state"] === "ended")) throw new SyntaxError("its state is not its column's");
+  const log = logOf(row);
+  return log ? { ...job, log } : job;
+}
+
+function orDamaged(row: Row): Job {
   try {
-    // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- the journal holds what encode() wrote
-    return decode(text) as Job;
+    return jobOf(row);
   } catch (error) {
-    throw new SyntaxError(`row ${seq}: ${error instanceof Error ? error.message : String(error)}`, { cause: error });
+    return damagedJob(row, error instanceof Error ? error.message : String(error));
   }
 }
 
-export function record(row: Readonly<{ [column: string]: SQLOutputValue }> | undefined): Record | undefined {
+/** What can be told of a job whose row is damaged: it counts as ended, because nobody knows how it is. */
+function damagedJob(row: Row, why: string): Job {
+  const id = String(row["id"]);
+  const log = logIfTold(row);
+  const at = [Number(row["ended_at"] ?? timeOf(id) ?? 0), timeOf(id) ?? 0].map((ms) => new Date(ms));
+  const [endedAt, createdAt] = at.map((each) => (date(each) ? each : new Date(0)));
+  const damaged = `its record in the journal is damaged (row ${String(row["seq"])}: ${why})`;
+  return {
+    id,
+    state: "ended",
+    command: "(unknown)",
+    args: [],
+    envNames: [],
+    cwd: "/",
+    user: "",
+    group: "",
+    labels: new Map(),
+    limits: new Map(),
+    owner: String(row["owner"]),
+    pid: 0,
+    createdAt: createdAt ?? new Date(0),
+    endedAt: endedAt ?? new Date(0),
+    ended: { how: { kind: "lost", reason: damaged }, exitCode: -1, signal: 0, killed: 0 },
+    output: { size: 0, first: 0, dropped: 0 },
+    ...(log && { log }), // its output may be read yet
+    warnings: [`${damaged}: jobsd --recover looks for it in its directory`],
+    damaged,
+  };
+}
+
+export function record(row: Row | undefined): Record | undefined {
   if (row === undefined) return undefined;
-  const { seq, job, stopped_by: stoppedBy, request_id: requestId } = row;
-  const log = logOf(row);
+  const { seq, stopped_by: stoppedBy, request_id: requestId } = row;
   return {
     seq: Number(seq),
-    job: { ...decodeRow(String(job), Number(seq)), ...(log && { log }) },
+    job: orDamaged(row),
     ...(typeof stoppedBy === "string" && { stoppedBy }),
     ...(typeof requestId === "string" && { requestId }),
   };
 }
 
-const COLUMNS = `SELECT seq, job, stopped_by, request_id, ${LOG_COLUMNS} FROM jobs`;
+const COLUMNS = `SELECT seq, id, owner, state, job, stopped_by, request_id, ended_at, ${LOG_COLUMNS} FROM jobs`;
 const INSERT = `INSERT INTO jobs (id, owner, request_id, state, stopped_by, job, ${LOG_NAMES})
   VALUES (?, ?, ?, ?, ?, ?${", ?".repeat(LOG_NAMES.split(",").length)})`;
 const ALIVE = `${COLUMNS} WHERE state <> 'ended'`;
@@ -156,8 +198,9 @@ export function openJournal(stateDir: string): Journal {
   // What a start reads first is read before anything is written.
   const { database, written } = openDatabase(path, VERSION, (seen) => {
     seen.prepare("SELECT * FROM meta").all();
-    // One of an earlier version lacks columns.
-    seen.prepare("SELECT * FROM jobs WHERE state <> 'ended'").all().map(record);
+    const alive = seen.prepare("SELECT * FROM jobs WHERE state <> 'ended'");
+    alive.setReadBigInts(true);
+    alive.all();
   });
   try {
     for (const [before, text] of MIGRATIONS.entries())
@@ -179,6 +222,22 @@ export function makeJournal(path: string, instance: string, jobs: Iterable<Omit<
   for (const { job, requestId = null, stoppedBy = null } of jobs)
     insert.run(job.id, job.owner, requestId, job.state, stoppedBy, encode(job), ...logValues(job));
   database.exec("COMMIT");
+}
+
+/** The same functions, each called by `call`. */
+function eachIn<T extends object>(functions: T, call: <R>(run: () => R) => R): T {
+  const entries = Object.entries(functions).map(([name, run]: [string, (...args: unknown[]) => unknown]) => [
+    name,
+    (...args: unknown[]) => call(() => run(...args)),
+  ]);
+  // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- nothing but what calls them has changed
+  return Object.fromEntries(entries) as T;
+}
+
+function pathsIn(text: string): string[] {
+  const found: unknown = JSON.parse(text);
+  if (Array.isArray(found) && found.every((each): each is string => typeof each === "string")) return found;
+  throw new SyntaxError("where jobs' groups were is damaged");
 }
 
 function journalIn(database: DatabaseSync, path: string): Journal {
@@ -239,12 +298,20 @@ function journalIn(database: DatabaseSync, path: string): Journal {
       for (const row of rows) {
         count++;
         from = Number(row["seq"]);
-        yield { seq: from, hit: row["hit"] === 1 };
+        yield { seq: from, hit: Number(row["hit"]) === 1 };
       }
       if (!aliveOnly || count < ALIVE_AT_ONCE) return;
     }
   }
 
+  for (const each of [find, findRequest, alive, bySeq, aliveBefore, allBefore]) each.setReadBigInts(true);
+  const reading = <T>(call: () => T): T => {
+    try {
+      return call();
+    } catch (error) {
+      throw unusable(path, error);
+    }
+  };
   const whole = <T>(call: () => T): T => {
     try {
       return call();
@@ -259,11 +326,10 @@ function journalIn(database: DatabaseSync, path: string): Journal {
     boot,
     interrupted,
     clean,
-    logs: logRecords(database),
+    logs: eachIn(logRecords(database), whole),
     groupsIn(path) {
-      const text = meta("groups") ?? "[]";
-      // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- written below
-      const former = (JSON.parse(text) as string[]).filter((each) => each !== path && existsSync(each));
+      const text = whole(() => meta("groups")) ?? "[]";
+      const former = whole(() => pathsIn(text)).filter((each) => each !== path && existsSync(each));
       const groups = path === undefined ? former : [path, ...former];
       const now = JSON.stringify(groups);
       try {
@@ -282,9 +348,9 @@ function journalIn(database: DatabaseSync, path: string): Journal {
     update: (job) => void whole(() => update.run(job.state, encode(job), ...logValues(job), job.id)),
     stopping: (id, by) => void whole(() => stopping.run(by, id)),
     remove: (id) => void whole(() => remove.run(id)),
-    newest: () => whole(() => newest.get()?.["id"]?.toString()),
+    newest: () => reading(() => newest.get()?.["id"]?.toString()),
     lastUid: ({ first, last }) =>
-      whole(() => {
+      reading(() => {
         for (const { job } of recent.iterate()) {
           // Not decoded: a quotation mark within a text has a backslash before it.
           const uid = Number(/"user":"(\d+)"/.exec(String(job))?.[1]);
@@ -292,12 +358,12 @@ function journalIn(database: DatabaseSync, path: string): Journal {
         }
         return undefined;
       }),
-    ids: () => new Set(whole(() => String(ids.get()?.["ids"] ?? "").split(" "))),
-    find: (id) => whole(() => record(find.get(id))),
-    findRequest: (owner, requestId) => whole(() => record(findRequest.get(owner, requestId))),
-    alive: () => whole(() => alive.all().flatMap((row) => record(row) ?? [])),
+    ids: () => new Set(reading(() => String(ids.get()?.["ids"] ?? "").split(" "))),
+    find: (id) => reading(() => record(find.get(id))),
+    findRequest: (owner, requestId) => reading(() => record(findRequest.get(owner, requestId))),
+    alive: () => reading(() => alive.all().flatMap((row) => record(row) ?? [])),
     list: (keep, before, limit, only = {}, untilMs = Infinity) =>
-      whole(() => {
+      reading(() => {
         const records: Record[] = [];
         let next = before;
         for (const { seq, hit } of candidates(before, only)) {

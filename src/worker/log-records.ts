@@ -1,5 +1,6 @@
 import type { DatabaseSync, SQLOutputValue } from "node:sqlite";
 import type { Job, JobLog, PruneReason } from "./job.ts";
+import { amount, date } from "./job-check.ts";
 
 /* Where ended jobs' logs are, in the journal: all of it is selected by SQL, because there may be a hundred thousand. */
 
@@ -37,18 +38,49 @@ export const LOG_NAMES = LOG_VALUES.replaceAll(" = ?", "");
 
 type Row = Readonly<{ [column: string]: SQLOutputValue }>;
 
+const PRUNE_REASONS: ReadonlySet<unknown> = new Set([
+  "age",
+  "count",
+  "size",
+  "free",
+  "keep-for",
+  "missing",
+] satisfies PruneReason[]);
+
+/** Where the log is, by a row's columns. Throws SyntaxError where they are damaged. */
 export function logOf(row: Row): JobLog | undefined {
+  const log = placeIn(row);
+  const told =
+    log === undefined ||
+    (("at" in log ? date(log.at) : true) &&
+      ("bytes" in log ? amount(log.bytes) : true) &&
+      (log.kind !== "pruned" || PRUNE_REASONS.has(log.why)));
+  if (!told) throw new SyntaxError("where its log is cannot be told");
+  return log;
+}
+
+/** The same; undefined where they are damaged. */
+export function logIfTold(row: Row): JobLog | undefined {
+  try {
+    return logOf(row);
+  } catch {
+    return undefined;
+  }
+}
+
+function placeIn(row: Row): JobLog | undefined {
   const [bytes, at, due] = [Number(row["log_bytes"]), new Date(Number(row["log_at"])), row["log_due"] !== null];
   switch (row["log"]) {
     case "kept":
     case "compressed":
       return { kind: row["log"], bytes, ...(due && { due }) };
     case "archived":
-      return { kind: "archived", at, compressed: row["log_zstd"] === 1 };
+      return { kind: "archived", at, compressed: Number(row["log_zstd"]) === 1 };
     case "pruned":
       // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- pruned() wrote it
       return { kind: "pruned", bytes, at, why: row["log_why"] as PruneReason };
     default:
+      if (row["log"] !== null && row["log"] !== undefined) throw new SyntaxError("its log is nowhere known");
       return undefined;
   }
 }
@@ -134,7 +166,9 @@ export function logRecords(database: DatabaseSync): LogRecords {
     `SELECT id, ended_at, log_bytes, log_until FROM jobs INDEXED BY jobs_log_until
      WHERE log_until IS NOT NULL AND (? OR log_due IS NOT 1) ORDER BY log_until LIMIT ?`,
   );
-  const find = (id: string): JobLog | undefined => logOf(of.get(id) ?? {});
+  // A number that is damaged may be too large for another kind.
+  for (const each of [of, local, oldest, expiring]) each.setReadBigInts(true);
+  const find = (id: string): JobLog | undefined => logIfTold(of.get(id) ?? {});
   const localOf = (row: Row): Local => ({
     id: String(row["id"]),
     endedMs: Number(row["ended_at"]),

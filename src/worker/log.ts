@@ -1,6 +1,7 @@
-import { closeSync, existsSync, fstatSync, openSync, read, readSync, statSync } from "node:fs";
+import { closeSync, existsSync, fstatSync, read, readSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { codeOf, JobError } from "./errors.ts";
+import { openFile } from "./file.ts";
 import type { JobLog, OutputExtent } from "./job.ts";
 import { framedOutput, openIndex, type Bytes, type LocalBytes } from "./seekable.ts";
 
@@ -16,6 +17,10 @@ export const RECORD_BYTES = 16;
 /** In the header. */
 export const FIRST_RECORD_AT = 16;
 const BLOCK_RECORDS = 256;
+/** What `runEnd` looks at before it lets its caller breathe: a millisecond. */
+const MOST_PIECES = 4096;
+/** A record that was written while it was looked for is looked for again. */
+const TRIES = 8;
 const MAGIC = "jobslog1";
 const SOURCES: readonly (Source | undefined)[] = [undefined, "stdout", "stderr"];
 
@@ -34,7 +39,7 @@ interface Header {
   };
 }
 
-/** Bytes of one source and time; `source` is absent for a gap. */
+/** Bytes of one source and time, with `start` at or before what was asked for and `end` after it; `source` is absent for a gap. */
 interface Piece {
   readonly source: Source | undefined;
   readonly timeMs: number;
@@ -48,8 +53,9 @@ export interface Log {
   readonly output: Bytes;
   header(): Header;
   extent(): OutputExtent;
-  /** The piece that holds `offset`, and the end of the run of its source. Ask for the size before, not after. */
+  /** The piece that holds `offset`. Ask for the size before, not after. Throws JobError `data-loss` where the index tells none. */
   pieceAt(offset: number): Piece;
+  /** The end of the run of its source, `most` at most; that of a piece in it, where the run is of thousands. */
   runEnd(offset: number, most: number, times: boolean): number;
 }
 
@@ -126,9 +132,9 @@ function openCompressedLog(directory: string): Log & Disposable {
 }
 
 function openBoth(directory: string, ...[first, second]: readonly [string, string]): [number, number] {
-  const output = openSync(join(directory, first), "r");
+  const output = openFile(join(directory, first));
   try {
-    return [output, openSync(join(directory, second), "r")];
+    return [output, openFile(join(directory, second))];
   } catch (error) {
     closeSync(output);
     throw error;
@@ -171,12 +177,12 @@ export function logOf(index: LocalBytes, output: Bytes): Log {
   const block = Buffer.alloc(BLOCK_RECORDS * RECORD_BYTES);
   let blockFirst = 0;
   let blockCount = 0;
+  /** The record of the last call. */
   let at = -1;
 
   function header(): Header {
-    index.read(scratch, 0);
-    if (scratch.toString("latin1", 0, 8) !== MAGIC)
-      throw new JobError("data-loss", "the index of the output is damaged");
+    const there = index.read(scratch, 0);
+    if (there < HEADER_BYTES || scratch.toString("latin1", 0, 8) !== MAGIC) throw damaged();
     const [first = 0, firstRecord = 0, dropped = 0, gapEnd = 0] = [8, 16, 24, 32].map((i) =>
       Number(scratch.readBigUInt64LE(i)),
     );
@@ -184,6 +190,8 @@ export function logOf(index: LocalBytes, output: Bytes): Log {
     const ms = Number(scratch.readBigInt64LE(56)) / 1e6;
     const pids = { pid: scratch.readInt32LE(48), supervisor: scratch.readInt32LE(52) };
     const started = { ...pids, at: new Date(startedMs), ...(ms > 0 && { ms }) };
+    // No count of bytes or records is above what a file can have.
+    if (![first, firstRecord, dropped, gapEnd].every(Number.isSafeInteger)) throw damaged();
     return { first, firstRecord, dropped, gapEnd, ...(startedMs > 0 && { started }) };
   }
 
@@ -192,14 +200,13 @@ export function logOf(index: LocalBytes, output: Bytes): Log {
     return { size: Math.max(output.size(), gapEnd), first, dropped };
   }
 
-  /** Position of record `n` in `block`, which is read when it is not there; -1 past the last. */
+  /** Position of record `n` in `block`, which is read when it is not there, with the record before it; -1 past the last. */
   function record(n: number): number {
     if (n < blockFirst || n >= blockFirst + blockCount) {
-      blockFirst = n;
-      blockCount = Math.floor(index.read(block, HEADER_BYTES + n * RECORD_BYTES) / RECORD_BYTES);
-      if (blockCount === 0) return -1;
+      blockFirst = Math.max(0, n - 1);
+      blockCount = Math.floor(index.read(block, HEADER_BYTES + blockFirst * RECORD_BYTES) / RECORD_BYTES);
     }
-    return (n - blockFirst) * RECORD_BYTES;
+    return n < blockFirst + blockCount ? (n - blockFirst) * RECORD_BYTES : -1;
   }
 
   function offsetOf(n: number): number {
@@ -207,10 +214,11 @@ export function logOf(index: LocalBytes, output: Bytes): Log {
     return position < 0 ? Infinity : block.readUIntLE(position, 6);
   }
 
-  /** The last record at or before `offset`. */
+  /** The last record at or before `offset`; the first that holds, where all are behind it. */
   function search(offset: number): number {
     let low = header().firstRecord;
     let high = Math.floor((index.size() - HEADER_BYTES) / RECORD_BYTES);
+    if (low > 0 && low >= high) throw damaged();
     while (high - low > 1) {
       const middle = (low + high) >>> 1;
       if (offsetOf(middle) <= offset) low = middle;
@@ -219,17 +227,46 @@ export function logOf(index: LocalBytes, output: Bytes): Log {
     return low;
   }
 
-  function pieceAt(offset: number): Piece {
-    if (at < 0 || offsetOf(at) > offset) at = search(offset);
-    while (offsetOf(at + 1) <= offset) at++;
-    let end = offsetOf(at + 1);
+  /** The same, from the record of the last call on where it is near. */
+  function seek(offset: number): number {
+    if (at < 0 || offsetOf(at) > offset) return search(offset);
+    for (let n = at; n < at + BLOCK_RECORDS; n++) if (offsetOf(n + 1) > offset) return n;
+    return search(offset);
+  }
+
+  /** Of an offset that no record reaches. */
+  function behindRecords(offset: number, start: number): Piece | undefined {
+    const end = output.size();
     // Bytes that are being dropped now are in no record yet: they lie between the file's end and the log's.
-    if (end === Infinity) end = output.size();
-    if (offset >= end) return { source: undefined, timeMs: 0, start: offset, end: Infinity };
-    const position = record(at);
-    if (position < 0) return { source: undefined, timeMs: 0, start: offset, end };
-    const start = block.readUIntLE(position, 6);
-    return { source: SOURCES[block.readUInt16LE(position + 6)], timeMs: block.readUIntLE(position + 8, 6), start, end };
+    if (offset >= end) return { source: undefined, timeMs: 0, start: end, end: Infinity };
+    // Of bytes that are there the record was written before them.
+    if (start === Infinity || offsetOf(at + 1) <= offset) return undefined;
+    return pieceOf(at, offsetOf(at + 1) === Infinity ? end : offsetOf(at + 1));
+  }
+
+  function pieceOf(n: number, end: number): Piece {
+    const position = record(n);
+    const kind = block.readUInt16LE(position + 6);
+    if (kind >= SOURCES.length) throw damaged();
+    const [start, timeMs] = [block.readUIntLE(position, 6), block.readUIntLE(position + 8, 6)];
+    return { source: SOURCES[kind], timeMs, start, end };
+  }
+
+  function pieceAt(offset: number): Piece {
+    for (let tries = 0; tries < TRIES; tries++) {
+      at = seek(offset);
+      const start = offsetOf(at);
+      const end = offsetOf(at + 1);
+      if (end === Infinity && (start <= offset || start === Infinity)) {
+        const piece = behindRecords(offset, start);
+        if (piece) return piece;
+      } else if (start <= offset && offset < end) return pieceOf(at, end);
+      // What was let go meanwhile is in no record any more.
+      const { first } = header();
+      if (offset < first) return { source: undefined, timeMs: 0, start: offset, end: first };
+      at = -1;
+    }
+    throw damaged();
   }
 
   return {
@@ -241,7 +278,7 @@ export function logOf(index: LocalBytes, output: Bytes): Log {
     runEnd(offset, most, times) {
       const { source, timeMs, end } = pieceAt(offset);
       let reached = end;
-      while (reached < most) {
+      for (let pieces = 1; reached < most && pieces < MOST_PIECES; pieces++) {
         const next = pieceAt(reached);
         if (next.source !== source || (times && next.timeMs !== timeMs)) break;
         reached = next.end;
@@ -249,4 +286,8 @@ export function logOf(index: LocalBytes, output: Bytes): Log {
       return Math.min(reached, most);
     },
   };
+}
+
+function damaged(): JobError {
+  return new JobError("data-loss", "the index of the output is damaged");
 }

@@ -1,6 +1,7 @@
-import { setImmediate as nextTurn } from "node:timers/promises";
+import { JobError } from "./errors.ts";
 import type { OutputExtent } from "./job.ts";
 import type { Log, Source } from "./log.ts";
+import { turns } from "./turn.ts";
 
 /** Where a stream begins; the first byte that is kept when absent. */
 export type Position =
@@ -69,10 +70,12 @@ async function tailOffset(
   source: Source | undefined,
 ): Promise<number> {
   if (position.kind === "offset") return position.offset;
+  const rest = turns();
   let left = position.count;
   let last = true;
   if (left <= 0) return size;
   for (let high = Math.min(size, log.output.size()); high > first;) {
+    await rest();
     // A gap may be as long as all that was not kept.
     const above = log.pieceAt(high - 1);
     if (above.source === undefined) {
@@ -86,10 +89,9 @@ async function tailOffset(
       const to = log.runEnd(from, high, false);
       if (piece.source !== undefined && (source ?? piece.source) === piece.source) runs.push({ from, to });
       from = to;
+      await rest();
     }
-    const bytes = position.kind === "tail-lines" ? Buffer.allocUnsafeSlow(high - low) : Buffer.alloc(0);
-    if (position.kind === "tail-lines") await log.output.read(bytes, low);
-    else await nextTurn();
+    const bytes = position.kind === "tail-lines" ? await windowOf(log, low, high, runs) : Buffer.alloc(0);
     for (const { from, to } of runs.toReversed()) {
       if (position.kind === "tail-bytes") {
         if (left <= to - from) return to - left;
@@ -105,6 +107,34 @@ async function tailOffset(
     high = low;
   }
   return first;
+}
+
+/** The bytes from `low` to `high`, of which those that lie in no run may be any: a gap's cannot be read. */
+async function windowOf(
+  log: Log,
+  low: number,
+  high: number,
+  runs: readonly { readonly from: number; readonly to: number }[],
+): Promise<Buffer> {
+  const bytes = Buffer.allocUnsafeSlow(high - low);
+  const rest = turns();
+  for (let i = 0; i < runs.length;) {
+    const from = runs[i]?.from ?? high;
+    let to = runs[i++]?.to ?? high;
+    for (; runs[i]?.from === to; i++) to = runs[i]?.to ?? to;
+    await readWhole(log, bytes.subarray(from - low, to - low), from);
+    await rest();
+  }
+  return bytes;
+}
+
+async function readWhole(log: Log, bytes: Buffer, offset: number): Promise<void> {
+  checkCount(await log.output.read(bytes, offset), bytes, offset);
+}
+
+function checkCount(count: number, bytes: Buffer, offset: number): void {
+  if (count < bytes.length)
+    throw new JobError("data-loss", `the output log is shorter than it was (at ${offset + count})`);
 }
 
 interface Ahead {
@@ -132,6 +162,8 @@ export async function* readOutput(log: Log, live: Live, options: StreamOptions):
   using _subscription = follow ? live.subscribe(notify) : undefined;
   signal?.addEventListener("abort", notify);
   const extent = log.extent();
+  const rest = turns();
+  let { first } = extent;
   let offset = options.position ? await tailOffset(log, extent, options.position, source) : extent.first;
   let buffers: [Buffer, Buffer] | undefined;
   let ahead: Ahead | undefined;
@@ -143,7 +175,7 @@ export async function* readOutput(log: Log, live: Live, options: StreamOptions):
 
   /** Begins to read what follows `from`; undefined where that is a gap, unwanted, or not there. */
   function readAhead(from: number, size: number): Ahead | undefined {
-    if (from >= size) return undefined;
+    if (from >= size || from < first) return undefined;
     const { source: found, timeMs } = log.pieceAt(from);
     if (found === undefined || (source ?? found) !== found) return undefined;
     if (!buffers) reading++;
@@ -168,14 +200,12 @@ export async function* readOutput(log: Log, live: Live, options: StreamOptions):
         const taken = ahead;
         ahead = undefined;
         if (taken) await taken.count;
-        const { first } = log.header(); // after reading: what was let go meanwhile reads as zeros
+        ({ first } = log.header()); // after reading: what was let go meanwhile reads as zeros
         if (offset < first) {
           yield { kind: "gap", offset, length: first - offset };
           offset = first;
         } else if (taken) {
-          const count = await taken.count;
-          if (count < taken.bytes.length)
-            throw new Error(`the output log is shorter than it was (at ${offset + count})`);
+          checkCount(await taken.count, taken.bytes, offset);
           offset = taken.end;
           ahead = readAhead(offset, size);
           yield { kind: "chunk", source: taken.source, timeMs: taken.timeMs, offset: taken.offset, bytes: taken.bytes };
@@ -184,6 +214,7 @@ export async function* readOutput(log: Log, live: Live, options: StreamOptions):
           const end = log.runEnd(offset, size, false);
           if (gap) yield { kind: "gap", offset, length: end - offset };
           offset = end;
+          await rest();
         }
       }
       if (!follow || ended || signal?.aborted) break;

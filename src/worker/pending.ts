@@ -1,6 +1,6 @@
 import { refusal } from "./failure.ts";
 import type { Job } from "./job.ts";
-import type { Journal } from "./journal.ts";
+import type { Journal, Record } from "./journal.ts";
 import { FIRST_PAUSE_MS, longer } from "./pause.ts";
 
 /** A journal that loses nothing where its disk is full or fails. */
@@ -27,8 +27,19 @@ export function patient(
   const pending = new Map<string, Write>();
   /** Of starts that failed, and are in the journal yet. */
   const removed = new Set<string>();
+  /** Jobs whose records are damaged, and that the log tells of. */
+  const told = new Set<string>();
   let timer: NodeJS.Timeout | undefined;
   let pauseMs = FIRST_PAUSE_MS;
+
+  function tell<R extends Record | undefined>(found: R): R {
+    const { id, damaged } = found?.job ?? { id: "" };
+    if (damaged !== undefined && !told.has(id)) {
+      told.add(id);
+      log("error", "a job's record is damaged; all others are as they were", { job: id, damaged });
+    }
+    return found;
+  }
 
   function write(kind: "stopping" | "update" | "remove", id: string, run: () => void, recorded?: () => void): void {
     const key = `${kind} ${id}`;
@@ -86,12 +97,13 @@ export function patient(
         () => removed.delete(id),
       );
     },
-    find: (id) => (removed.has(id) ? undefined : journal.find(id)),
+    find: (id) => (removed.has(id) ? undefined : tell(journal.find(id))),
     findRequest(owner, requestId) {
       const found = journal.findRequest(owner, requestId);
-      return found && removed.has(found.job.id) ? undefined : found;
+      return found && removed.has(found.job.id) ? undefined : tell(found);
     },
-    list: (keep, ...rest) => journal.list((job) => !removed.has(job.id) && keep(job), ...rest),
+    alive: () => journal.alive().map(tell),
+    list: (keep, ...rest) => journal.list((job) => !removed.has(job.id) && keep(job), ...rest).map(tell),
     [Symbol.dispose]() {
       if (pending.size > 0) flush();
       clearTimeout(timer);

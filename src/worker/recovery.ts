@@ -25,7 +25,9 @@ export function removeSpares(sparesDir: string): void {
 /** Takes up the jobs of the daemon before this one. */
 export async function recover(context: Context): Promise<void> {
   const { groups, jobsDir, journal, options, running } = context;
-  for (const kept of journal.alive()) await takeUp(context, kept);
+  for (const kept of journal.alive())
+    if (kept.job.damaged === undefined) await takeUp(context, kept);
+    else await takeUpDamaged(context, kept);
   if (!journal.clean) {
     const known = journal.ids();
     const found = readdirSync(jobsDir).filter((id) => !id.startsWith(".") && !known.has(id) && takeIn(context, id));
@@ -80,6 +82,23 @@ function readTold({ options }: Context, directory: string): Told | "unreadable" 
     });
     return "unreadable";
   }
+}
+
+/** Of a job that may run, and whose record is damaged: its directory has another, or tells at least that it runs. */
+async function takeUpDamaged(context: Context, kept: Kept): Promise<void> {
+  const { jobsDir, journal, retirement } = context;
+  const { id, owner, damaged: _damaged, ended: _ended, endedAt: _endedAt, ...rest } = kept.job;
+  const directory = join(jobsDir, id);
+  const told = readTold(context, directory);
+  if (told === undefined || told === "unreadable")
+    return takeUp(context, { ...kept, job: { ...rest, id, owner, state: "running" } });
+  const { stoppedBy = kept.stoppedBy, job: found } = told;
+  const job = told.instance === undefined ? { ...found, owner } : found;
+  const ended = job.state === "ended";
+  const whole = ended ? { ...job, log: job.log ?? logIn(directory, retirement.wanted(job)) } : job;
+  journal.update(whole);
+  if (ended) return retirement.ended(whole);
+  return takeUp(context, { ...kept, job, ...(stoppedBy !== undefined && { stoppedBy }) });
 }
 
 async function takeUp(context: Context, { job, stoppedBy, requestId }: Kept): Promise<void> {

@@ -48,18 +48,17 @@ function rowsOf(database: DatabaseSync, bytes: number): Omit<Salvaged, "instance
   let low = 0;
   const take = (row: Row | undefined): number => {
     const seq = Number(row?.["seq"]);
-    try {
-      const found = record(row);
-      if (found) kept.set(found.seq, found);
-    } catch {
-      unread++; // its text is damaged
-    }
+    const found = record(row);
+    if (found?.job.damaged !== undefined) unread++;
+    else if (found) kept.set(found.seq, found);
     return seq;
   };
   const run = (order: "ASC" | "DESC", from: number): number => {
     let last = from;
     try {
-      for (const row of database.prepare(`SELECT * FROM jobs NOT INDEXED ORDER BY seq ${order}`).iterate()) {
+      const rows = database.prepare(`SELECT * FROM jobs NOT INDEXED ORDER BY seq ${order}`);
+      rows.setReadBigInts(true);
+      for (const row of rows.iterate()) {
         if (order === "DESC" && Number(row["seq"]) <= low) return low;
         last = take(row);
       }
@@ -72,6 +71,7 @@ function rowsOf(database: DatabaseSync, bytes: number): Omit<Salvaged, "instance
   if (low < Infinity) {
     const high = run("DESC", low + Math.floor(bytes / LEAST_ROW_BYTES));
     const one = database.prepare("SELECT * FROM jobs WHERE seq = ?");
+    one.setReadBigInts(true);
     for (let seq = low + 1; seq < high; seq++) {
       try {
         take(one.get(seq));

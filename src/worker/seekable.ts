@@ -32,6 +32,8 @@ const BOUND_BYTES = 2048;
 const LEAST_CHUNK = 64;
 /** Readers that hold a frame each. */
 const HOLDERS = 64;
+/** An index of more would be one of 64 GiB: four thousand million pieces of output. */
+const MOST_INDEX_FRAMES = 2 ** 20;
 
 /** Bytes wherever they are. */
 export interface Bytes {
@@ -49,6 +51,8 @@ const decompressAsync = promisify(zstdDecompress);
 
 /** A window of one frame is all that a frame can use; a checksum, so that what a disk has damaged is not taken for output. */
 const PARAMETERS = { [constants.ZSTD_c_windowLog]: Math.log2(FRAME_BYTES), [constants.ZSTD_c_checksumFlag]: 1 };
+/** A damaged frame can ask for a window of 128 MiB. */
+const WINDOW = { [constants.ZSTD_d_windowLogMax]: Math.log2(FRAME_BYTES) };
 
 /** Pieces of one frame. They are of one buffer, which zlib's own promise would copy. */
 export function compressFrame(bytes: Buffer): Promise<Buffer[]> {
@@ -131,7 +135,53 @@ export interface Frames {
   at(n: number): Frame;
 }
 
-/** Reads index.zst. Throws when it is none. */
+/** Where the index's own frames are in index.zst, and how long the index is. */
+interface IndexFrames {
+  /** Bytes at the file's beginning, with the frame table. */
+  readonly tableBytes: number;
+  readonly count: number;
+  readonly length: number;
+  /** Frame `n` as it is in the file, and how long it is when it has been decompressed. */
+  at(n: number): { readonly position: number; readonly compressed: number; readonly length: number };
+}
+
+/**
+ * Reads the seek table, which is believed only where it tells of the whole file, and of frames that a daemon makes: all
+ * of them full but the last. What a damaged one says allocates nothing.
+ */
+function indexFrames(size: number, bytesAt: (length: number, position: number) => Buffer): IndexFrames {
+  const footer = bytesAt(FOOTER_BYTES, size - FOOTER_BYTES);
+  const frames = footer.readUInt32LE(0);
+  if (footer.readUInt32LE(5) !== SEEKABLE || frames < 1 || frames > MOST_INDEX_FRAMES) throw notSeekable();
+  const end = size - FOOTER_BYTES - frames * SIZES_BYTES;
+  const table = bytesAt(frames * SIZES_BYTES, end);
+  const sizes = (n: number): readonly [number, number] => [
+    table.readUInt32LE(n * SIZES_BYTES),
+    table.readUInt32LE(n * SIZES_BYTES + 4),
+  ];
+  const starts = new Float64Array(frames);
+  let position = 0;
+  for (let n = 0; n < frames; n++) {
+    const [compressed, length] = sizes(n);
+    starts[n] = position;
+    position += compressed;
+    const full = n === frames - 1 ? length > 0 && length <= INDEX_FRAME_BYTES : length === INDEX_FRAME_BYTES;
+    if (n > 0 && !(full && compressed <= INDEX_FRAME_BYTES + BOUND_BYTES)) throw notSeekable();
+  }
+  if (position !== end - SKIPPABLE_BYTES) throw notSeekable();
+  const count = frames - 1;
+  return {
+    tableBytes: sizes(0)[0],
+    count,
+    length: count === 0 ? 0 : (count - 1) * INDEX_FRAME_BYTES + sizes(count)[1],
+    at(n) {
+      const [compressed, length] = sizes(n + 1);
+      return { position: starts[n + 1] ?? 0, compressed, length };
+    },
+  };
+}
+
+/** Reads index.zst. Throws JobError `data-loss` when it is none, and so do the reads of what it holds. */
 export function openIndex(file: LocalBytes): { readonly index: LocalBytes; readonly frames: Frames } {
   const size = file.size();
   const bytesAt = (length: number, position: number): Buffer => {
@@ -140,20 +190,17 @@ export function openIndex(file: LocalBytes): { readonly index: LocalBytes; reado
     if (file.read(bytes, position) < length) throw notSeekable();
     return bytes;
   };
-  const footer = bytesAt(FOOTER_BYTES, size - FOOTER_BYTES);
-  if (footer.readUInt32LE(5) !== SEEKABLE) throw notSeekable();
-  const count = footer.readUInt32LE(0);
-  const table = bytesAt(count * SIZES_BYTES, size - FOOTER_BYTES - count * SIZES_BYTES);
-  const sizes = Array.from({ length: count }, (_, i) => table.readUInt32LE(i * SIZES_BYTES));
-  const [entriesBytes = 0, ...compressed] = sizes;
-  let position = entriesBytes;
-  const starts = compressed.map((bytes) => (position += bytes) - bytes);
-  const length = compressed.reduce((sum, _, i) => sum + table.readUInt32LE((i + 1) * SIZES_BYTES + 4), 0);
+  const own = indexFrames(size, bytesAt);
+  const { length } = own;
 
   let held: { readonly n: number; readonly bytes: Buffer } | undefined;
   function frame(n: number): Buffer {
-    if (held?.n !== n) held = { n, bytes: decompressed(bytesAt(compressed[n] ?? 0, starts[n] ?? -1)) };
-    return held.bytes;
+    if (held?.n === n) return held.bytes;
+    if (n >= own.count) throw notSeekable();
+    const { position, compressed, length: wanted } = own.at(n);
+    const bytes = decompressed(bytesAt(compressed, position), wanted);
+    held = { n, bytes };
+    return bytes;
   }
   // Readers ask for the header again and again.
   const head = length > 0 ? Buffer.from(frame(0).subarray(0, 64)) : Buffer.alloc(0);
@@ -170,9 +217,24 @@ export function openIndex(file: LocalBytes): { readonly index: LocalBytes; reado
         return done;
       },
     },
-    frames: {
-      count: (entriesBytes - SKIPPABLE_BYTES) / ENTRY_BYTES,
-      at: (n) => decodeFrame(bytesAt(ENTRY_BYTES, SKIPPABLE_BYTES + n * ENTRY_BYTES)),
+    frames: openFrames(own.tableBytes, bytesAt),
+  };
+}
+
+/** The frame table, which is the first `tableBytes` of index.zst. */
+function openFrames(tableBytes: number, bytesAt: (length: number, position: number) => Buffer): Frames {
+  const count = (tableBytes - SKIPPABLE_BYTES) / ENTRY_BYTES;
+  if (!Number.isInteger(count) || count < 1 || !bytesAt(SKIPPABLE_BYTES, 0).equals(frameTableHeader(count)))
+    throw notSeekable();
+  return {
+    count,
+    at(n) {
+      if (n < 0 || n >= count) throw notSeekable();
+      const found = decodeFrame(bytesAt(ENTRY_BYTES, SKIPPABLE_BYTES + n * ENTRY_BYTES));
+      const { offset, position, length, compressed } = found;
+      if (!Number.isSafeInteger(offset + length) || !Number.isSafeInteger(position + compressed)) throw notSeekable();
+      if (length > FRAME_BYTES || compressed > FRAME_BYTES + BOUND_BYTES) throw notSeekable();
+      return found;
     },
   };
 }
@@ -185,12 +247,14 @@ function damaged(message: string, cause?: unknown): JobError {
   return new JobError("data-loss", message, { cause });
 }
 
-function decompressed(frame: Buffer): Buffer {
+function decompressed(frame: Buffer, length: number): Buffer {
   try {
-    return zstdDecompressSync(frame);
+    const bytes = zstdDecompressSync(frame, { maxOutputLength: Math.max(length, LEAST_CHUNK), params: WINDOW });
+    if (bytes.length === length) return bytes;
   } catch (error) {
     throw damaged(`the compressed index is damaged: ${reasonOf(error)}`, error);
   }
+  throw damaged("the compressed index is not what its table says");
 }
 
 interface Holder {
@@ -199,7 +263,7 @@ interface Holder {
 /** Those that hold a frame, the one that asked last at the end: what thousands of readers hold is bounded. */
 const holders = new Set<Holder>();
 
-/** The output that the frames of `file` hold, at its offsets. What is in no frame reads as zeros. */
+/** The output that the frames of `file` hold, at its offsets. Reading what is in no frame throws JobError `data-loss`. */
 export function framedOutput(frames: Frames, file: Bytes): Bytes & Disposable {
   const holder: Holder = {};
   const end = frames.at(frames.count - 1).offset;
@@ -221,11 +285,9 @@ export function framedOutput(frames: Frames, file: Bytes): Bytes & Disposable {
   }
 
   async function load({ position, length, compressed }: Frame): Promise<Buffer> {
-    if (length > FRAME_BYTES || compressed > FRAME_BYTES + BOUND_BYTES)
-      throw damaged("the compressed index is damaged");
     const bytes = Buffer.allocUnsafeSlow(compressed);
     if ((await file.read(bytes, position)) < compressed) throw damaged("the compressed output is cut short");
-    const options = { chunkSize: length + LEAST_CHUNK, maxOutputLength: length };
+    const options = { chunkSize: length + LEAST_CHUNK, maxOutputLength: length, params: WINDOW };
     const output = await decompressAsync(bytes, options).catch((error: unknown) => {
       throw damaged(`the compressed output is damaged: ${reasonOf(error)}`, error);
     });
@@ -259,13 +321,8 @@ export function framedOutput(frames: Frames, file: Bytes): Bytes & Disposable {
         const n = find(at);
         const { offset, length } = frames.at(n);
         const inFrame = at - offset;
-        if (inFrame >= 0 && inFrame < length) {
-          at += (await frameBytes(n)).copy(buffer, at - from, inFrame);
-          continue;
-        }
-        const next = Math.min(to, frames.at(inFrame < 0 ? n : n + 1).offset);
-        buffer.fill(0, at - from, next - from);
-        at = next;
+        if (inFrame < 0 || inFrame >= length) throw damaged("the compressed output lacks what its index tells of");
+        at += (await frameBytes(n)).copy(buffer, at - from, inFrame);
       }
       return Math.max(0, to - from);
     },

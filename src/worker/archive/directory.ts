@@ -2,6 +2,7 @@ import { createHash } from "node:crypto";
 import { mkdir, open, rename, rm, stat, type FileHandle } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { codeOf } from "../errors.ts";
+import { READ_FLAGS } from "../file.ts";
 import { unavailable, type Store } from "./store.ts";
 
 const BLOCK_BYTES = 1024 * 1024;
@@ -39,7 +40,7 @@ export function directoryStore(root: string): Store {
     },
     async open(key) {
       try {
-        const file = await open(join(root, key));
+        const file = await openStored(join(root, key));
         const { size } = await file.stat();
         return {
           size,
@@ -55,6 +56,14 @@ export function directoryStore(root: string): Store {
     },
     [Symbol.dispose]() {},
   };
+}
+
+/** A FIFO in its place would hold one of few threads, and all who read files with it. */
+async function openStored(path: string): Promise<FileHandle> {
+  const file = await open(path, READ_FLAGS);
+  if ((await file.stat()).isFile()) return file;
+  await file.close();
+  throw new Error(`${path} is no regular file`);
 }
 
 /** Fills `buffer` from `offset` on, as far as the file reaches; resolves to how far that is. */

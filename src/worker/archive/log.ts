@@ -2,6 +2,7 @@ import { constants } from "node:fs";
 import { open, unlink, type FileHandle } from "node:fs/promises";
 import { join } from "node:path";
 import { writeAll } from "../compress.ts";
+import { JobError } from "../errors.ts";
 import { compressedLogOf, fileBytes, logOf, type Log } from "../log.ts";
 import type { LocalBytes } from "../seekable.ts";
 import { BLOCK_BYTES, inBlocks } from "./blocks.ts";
@@ -59,14 +60,20 @@ async function fetched(stored: Stored, directory: string, opened: AsyncDisposabl
   const { size } = source;
   if (size <= MOST_IN_MEMORY_BYTES) {
     const bytes = Buffer.alloc(size);
-    await source.read(bytes, 0);
+    await readWhole(source, bytes, 0);
     return { size: () => size, read: (buffer, offset) => bytes.copy(buffer, 0, offset) };
   }
   const file = opened.use(await nameless(directory));
   const buffer = Buffer.allocUnsafeSlow(BLOCK_BYTES);
   for (let offset = 0; offset < size; offset += BLOCK_BYTES) {
-    const count = await source.read(buffer, offset);
-    await writeAll(file, buffer.subarray(0, count), offset);
+    const bytes = buffer.subarray(0, size - offset);
+    await readWhole(source, bytes, offset);
+    await writeAll(file, bytes, offset);
   }
   return fileBytes(file.fd);
+}
+
+async function readWhole(source: Stored, bytes: Buffer, offset: number): Promise<void> {
+  if ((await source.read(bytes, offset)) < bytes.length)
+    throw new JobError("data-loss", "the index in the archive is shorter than it was");
 }

@@ -1,0 +1,107 @@
+import { writeSync } from "node:fs";
+import { setImmediate as nextTurn } from "node:timers/promises";
+import { Worker } from "node:worker_threads";
+import { codeOf, JobError } from "../errors.ts";
+import { randomOf } from "./mutate.ts";
+import { targets, type Target } from "./targets.ts";
+
+/*
+ * node fuzz.ts TARGET FILES SECONDS [SEED [CASES]]
+ *
+ * Gives a parser damaged files until the time is over, and prints what it met as a line of JSON. A case that does not
+ * end in time ends this process, with the case's number on stderr: SEED is then that number, and CASES 1.
+ */
+
+/** A loaded machine takes its time; a hang takes for ever. */
+const DEADLINE_MS = 20_000;
+
+/** What the parser met. */
+export interface Met {
+  readonly target: string;
+  readonly cases: number;
+  /** Cases that were taken for what they were damaged from, and those that ended with an error of its kind. */
+  readonly read: number;
+  readonly refused: number;
+  /** CPU time that was spent without a turn for others, at the most, in ms. */
+  readonly longestTurnMs: number;
+  /** What the process took more than it did before the first case, at the most. */
+  readonly memoryBytes: number;
+}
+
+/** In a thread, so that it sees a case that holds the event loop. */
+function watch(current: Int32Array): void {
+  const program = `
+    const { workerData } = require("node:worker_threads");
+    const fs = require("node:fs");
+    let last = -1, since = Date.now();
+    setInterval(() => {
+      const now = Atomics.load(workerData.current, 0);
+      if (now !== last) { last = now; since = Date.now(); }
+      if (Date.now() - since < workerData.deadlineMs) return;
+      fs.writeSync(2, "case " + now + " does not end\\n");
+      process.kill(process.pid, "SIGKILL");
+    }, 100);`;
+  new Worker(program, { eval: true, workerData: { current, deadlineMs: DEADLINE_MS } }).unref();
+}
+
+/** An error that a parser may end with: one that a caller is told of, or a system call's. */
+function isTold(error: unknown): boolean {
+  if (error instanceof JobError) return error.code !== "internal";
+  return error instanceof Error && "syscall" in error && codeOf(error) !== "unknown";
+}
+
+/** Takes turns for as long as others do; tells of the longest that there was between two of its own. */
+function turnTaker(): Disposable & { longestMs(): number } {
+  const spent = (): number => {
+    const { user, system } = process.threadCpuUsage();
+    return (user + system) / 1000;
+  };
+  let longest = 0;
+  let last = spent();
+  let taking = true;
+  function take(): void {
+    const now = spent();
+    longest = Math.max(longest, now - last);
+    last = now;
+    if (taking) setImmediate(take);
+  }
+  setImmediate(take);
+  return {
+    longestMs: () => longest,
+    [Symbol.dispose]() {
+      taking = false;
+    },
+  };
+}
+
+async function fuzz(name: string, target: Target, seconds: number, seed: number, most: number): Promise<Met> {
+  const current = new Int32Array(new SharedArrayBuffer(4));
+  Atomics.store(current, 0, seed);
+  watch(current);
+  // What is loaded and compiled with the first case is no case's.
+  await target(randomOf(seed)).catch(() => {});
+  await nextTurn();
+  const before = process.resourceUsage().maxRSS;
+  using taker = turnTaker();
+  let [cases, read, refused] = [0, 0, 0];
+  for (const until = Date.now() + seconds * 1000; Date.now() < until && cases < most; cases++) {
+    Atomics.store(current, 0, seed + cases);
+    try {
+      await target(randomOf(seed + cases));
+      read++;
+    } catch (error) {
+      if (!isTold(error)) throw new Error(`case ${seed + cases} of ${name}`, { cause: error });
+      refused++;
+    }
+    await nextTurn();
+  }
+  const memoryBytes = (process.resourceUsage().maxRSS - before) * 1024;
+  return { target: name, cases, read, refused, longestTurnMs: taker.longestMs(), memoryBytes };
+}
+
+const [name = "", files = "", seconds = "1", seed = "1", cases = "1000000000"] = process.argv.slice(2);
+const make = targets.get(name);
+if (!make) throw new Error(`no target ${name}: ${[...targets.keys()].join(", ")}`);
+using opened = make(files);
+writeSync(1, JSON.stringify(await fuzz(name, opened.run, Number(seconds), Number(seed), Number(cases))));
+process.exit(0);
