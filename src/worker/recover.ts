@@ -78,6 +78,8 @@ export function recoverJournal(stateDirectory: string, now = new Date()): Recove
     const fresh = join(work, "journal.db");
     makeJournal(fresh, instance, entries);
     const aside = putAside(path, twin ?? `${path}.damaged-${now.toISOString().replaceAll(/[-:]|\.\d+/g, "")}`);
+    // With a -wal that is another's the new one would be damaged.
+    sync(stateDir);
     renameSync(fresh, path);
     sync(stateDir);
     return { ...figures, instance, unread: old.unread, ...(aside !== undefined && { aside }) };
