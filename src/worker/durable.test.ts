@@ -61,13 +61,14 @@ const ORDERS: readonly Order[] = [
     orders: [
       [/^mkdir(at)?\(.*"state\/archive\/[^/"]+"/, sync("state/archive"), write(`${STORED}/.partial-index`)],
       [new RegExp(`^mkdir(at)?\\(.*"${STORED}"`), sync("state/archive/[^/]+"), write(`${STORED}/.partial-index`)],
-      ...["index", "output", "job"].map((name) => [
-        ...placed(STORED, `.partial-${name}`, name),
-        new RegExp(`^pread64\\(\\d+<${STORED}/${name}>`),
-        write("state/journal.db-wal"),
-        sync("state/journal.db-wal"),
-        unlink(`${JOB}/index`),
-      ]),
+      ...["index", "output", "job"].map((name) =>
+        placed(STORED, `.partial-${name}`, name).concat([
+          new RegExp(`^pread64\\(\\d+<${STORED}/${name}>`),
+          write("state/journal.db-wal"),
+          sync("state/journal.db-wal"),
+          unlink(`${JOB}/index`),
+        ]),
+      ),
     ],
   },
   {

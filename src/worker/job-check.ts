@@ -17,9 +17,10 @@ const flag: Check = (value) => typeof value === "boolean";
 const whole: Check = Number.isSafeInteger;
 const count: Check = (value) => whole(value) && Number(value) >= 0;
 /** Bytes are counted in 64 bits by the kernel: what is above the safe integers is told as near as can be. */
-export const amount: Check = (value) => typeof value === "number" && value >= 0 && value < 2 ** 63;
+const amount: Check = (value) => typeof value === "number" && value >= 0 && value < 2 ** 63;
 const uint32: Check = (value) => count(value) && Number(value) < 2 ** 32;
 const int32: Check = (value) => whole(value) && Math.abs(Number(value)) < 2 ** 31;
+export const bytes: Check = (value) => Number.isInteger(value) && amount(value);
 const duration: Check = (value) => typeof value === "number" && value >= 0 && value <= MOST_MS;
 const average: Check = (value) => typeof value === "number";
 /** A time that can be told. */
@@ -215,7 +216,7 @@ const JOB: Checks<Omit<Job, "log">> = {
   endedAt: optional(date),
   ended: optional(ended),
   usage: optional(usage),
-  output: shape<OutputExtent>({ size: amount, first: amount, dropped: amount }),
+  output: shape<OutputExtent>({ size: bytes, first: bytes, dropped: bytes }),
   logPolicy: optional(logPolicy),
   warnings: listOf(text),
   damaged: optional(text),

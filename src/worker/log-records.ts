@@ -1,6 +1,6 @@
 import type { DatabaseSync, SQLOutputValue } from "node:sqlite";
 import type { Job, JobLog, PruneReason } from "./job.ts";
-import { amount, date } from "./job-check.ts";
+import { bytes, date } from "./job-check.ts";
 
 /* Where ended jobs' logs are, in the journal: all of it is selected by SQL, because there may be a hundred thousand. */
 
@@ -53,7 +53,7 @@ export function logOf(row: Row): JobLog | undefined {
   const told =
     log === undefined ||
     (("at" in log ? date(log.at) : true) &&
-      ("bytes" in log ? amount(log.bytes) : true) &&
+      ("bytes" in log ? bytes(log.bytes) : true) &&
       (log.kind !== "pruned" || PRUNE_REASONS.has(log.why)));
   if (!told) throw new SyntaxError("where its log is cannot be told");
   return log;
@@ -69,16 +69,16 @@ export function logIfTold(row: Row): JobLog | undefined {
 }
 
 function placeIn(row: Row): JobLog | undefined {
-  const [bytes, at, due] = [Number(row["log_bytes"]), new Date(Number(row["log_at"])), row["log_due"] !== null];
+  const [size, at, due] = [Number(row["log_bytes"]), new Date(Number(row["log_at"])), row["log_due"] !== null];
   switch (row["log"]) {
     case "kept":
     case "compressed":
-      return { kind: row["log"], bytes, ...(due && { due }) };
+      return { kind: row["log"], bytes: size, ...(due && { due }) };
     case "archived":
       return { kind: "archived", at, compressed: Number(row["log_zstd"]) === 1 };
     case "pruned":
       // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- pruned() wrote it
-      return { kind: "pruned", bytes, at, why: row["log_why"] as PruneReason };
+      return { kind: "pruned", bytes: size, at, why: row["log_why"] as PruneReason };
     default:
       if (row["log"] !== null && row["log"] !== undefined) throw new SyntaxError("its log is nowhere known");
       return undefined;

@@ -103,7 +103,11 @@ export function patient(
       return found && removed.has(found.job.id) ? undefined : tell(found);
     },
     alive: () => journal.alive().map(tell),
-    list: (keep, ...rest) => journal.list((job) => !removed.has(job.id) && keep(job), ...rest).map(tell),
+    list(keep, ...rest) {
+      const found = journal.list((job) => !removed.has(job.id) && keep(job), ...rest);
+      found.records.forEach(tell);
+      return found;
+    },
     [Symbol.dispose]() {
       if (pending.size > 0) flush();
       clearTimeout(timer);

@@ -246,7 +246,7 @@ function takeJob(directory: string): void {
 /** Rows with columns of any kind, which SQLite does not refuse. */
 function rowTarget(files: string): Opened {
   using journal = openJournal(join(files, FILES.state));
-  const rows = journal.list(() => true, Number.MAX_SAFE_INTEGER, 1000);
+  const { records: rows } = journal.list(() => true, Number.MAX_SAFE_INTEGER, 1000);
   const texts = jobsIn(files).map((directory) => readFileSync(join(directory, "job"), "utf8"));
   const records: readonly { readonly [column: string]: SQLOutputValue }[] = rows.map(({ seq, job }, i) => ({
     seq: BigInt(seq),
@@ -296,8 +296,9 @@ function useJournal(stateDir: string, ids: readonly string[], random: Random): v
     if (found) tell(found.job);
   };
   const calls: (() => unknown)[] = [
-    () => journal.list(() => true, Number.MAX_SAFE_INTEGER, 1000).forEach(told),
-    () => journal.list(() => true, 10, 5, { label: ["a", "b"] }).forEach(told),
+    () => journal.list(() => true, Number.MAX_SAFE_INTEGER, 1000).records.forEach(told),
+    () => journal.list(() => true, 10, 5, { label: ["a", "b"] }).records.forEach(told),
+    () => journal.list(() => true, Number.MAX_SAFE_INTEGER, 5, { alive: true }).records.forEach(told),
     () => journal.alive().forEach(told),
     () => ids.forEach((id) => told(journal.find(id))),
     () => told(journal.findRequest("tester", "x")),
