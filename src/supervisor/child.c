@@ -43,15 +43,18 @@ static bool take_stdio(int out, int err)
 }
 
 /*
- * Closes every descriptor but 0, 1 and 2, and unblocks signals. The kernel resolves the paths that a job names after
- * this: /proc/self/fd/N leads to whatever is open, close-on-exec or not. The supervisor keeps its own descriptors,
- * since the clone copied the table.
+ * Closes every descriptor but 0, 1 and 2. The kernel resolves the paths that a job names after this: /proc/self/fd/N leads
+ * to whatever is open, close-on-exec or not. The supervisor keeps its own descriptors, since the clone copied the table.
  */
-static bool let_go(void)
+static bool close_others(void)
+{
+	return syscall(SYS_close_range, STDERR_FILENO + 1U, ~0U, 0) == 0;
+}
+
+static bool unblock_signals(void)
 {
 	sigset_t none;
-	return syscall(SYS_close_range, STDERR_FILENO + 1U, ~0U, 0) == 0 && sigemptyset(&none) == 0 &&
-	       sigprocmask(SIG_SETMASK, &none, NULL) == 0;
+	return sigemptyset(&none) == 0 && sigprocmask(SIG_SETMASK, &none, NULL) == 0;
 }
 
 /* The daemon may be shielded from the out-of-memory killer; its jobs are not. */
@@ -59,7 +62,7 @@ static bool set_oom_score(int score)
 {
 	char text[16];
 	int length = snprintf(text, sizeof text, "%d", score);
-	int fd = open("/proc/self/oom_score_adj", O_WRONLY | O_CLOEXEC);
+	int fd = open_own("/proc/self/oom_score_adj");
 	/* To lower it below what root once set it to takes CAP_SYS_RESOURCE; without, the job stays the more likely victim. */
 	bool done = fd >= 0 && (write(fd, text, (size_t)length) == length || (errno == EACCES && oom_score > score));
 	close_if_open(fd);
@@ -184,12 +187,15 @@ static enum stage prepare_and_execute(struct birth *birth)
 		return STAGE_ISOLATION;
 	if (!set_limits(request))
 		return STAGE_LIMITS;
+	/* Before it is the user's: until its exec the process has the supervisor's memory, and these lead to the host. */
+	if (!close_others())
+		return STAGE_STDIO;
 	/* Here, since without no_new_privs it takes the capabilities that are given up next. */
 	if (isolation.parts & PART_SECCOMP && !filter_calls(request->start.user_namespaces))
 		return STAGE_ISOLATION;
 	if (!drop_privileges(request, birth->supervisor))
 		return STAGE_USER;
-	if (!let_go())
+	if (!unblock_signals())
 		return STAGE_STDIO;
 	/* From here on the job's own paths are resolved. */
 	if (chdir(request->cwd) < 0)

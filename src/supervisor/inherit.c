@@ -45,7 +45,7 @@ static bool settled(long result)
 
 static bool write_own(const char *path, const char *text)
 {
-	int fd = open(path, O_WRONLY | O_CLOEXEC);
+	int fd = open_own(path);
 	bool done = settled(fd < 0 ? -1 : write(fd, text, strlen(text)));
 	close_if_open(fd);
 	return done;

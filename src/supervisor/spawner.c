@@ -278,6 +278,9 @@ static bool prepare(void)
 	    getrlimit(RLIMIT_NOFILE, &files) < 0)
 		return false;
 	hasten(getppid());
+	/* Whoever has the user of the spawner, a supervisor or a job before its exec could look into them, and trace them. */
+	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
+		return false;
 	files.rlim_cur = files.rlim_max; /* one for each running job */
 	return setrlimit(RLIMIT_NOFILE, &files) == 0 && prepare_descriptors() && find_parts();
 }

@@ -185,6 +185,7 @@ bool map_user(uid_t uid, gid_t gid);
 pid_t fork_isolated(void);
 unsigned isolate(uid_t uid, gid_t gid);
 bool renew_mounts(void);
+int open_own(const char *path);
 bool settle_tmp(bool own);
 bool isolate_job(const struct request *request);
 
