@@ -8,6 +8,7 @@ import type { Few } from "./few.ts";
 import { explain, guardedInterceptor, type Caller } from "./guard.ts";
 import type { Identity } from "./identity.ts";
 import { mutates, needsRecord, rolesOf } from "./roles.ts";
+import { MAX_UNREAD_BYTES } from "./limits.ts";
 import type { Shares } from "./shares.ts";
 import { statusOf, type Failure } from "./status.ts";
 import type { Turns } from "./turns.ts";
@@ -40,6 +41,19 @@ function denial(identity: Identity, path: string): Failure | undefined {
 export interface Room {
   readonly calls: Shares;
   readonly turns: Turns;
+  /** Bytes of each one's answers that have not been taken from here. */
+  readonly unread: Map<string, number>;
+}
+
+/** Why a call is not answered; undefined when it is. */
+function unreadable(unread: Room["unread"], owner: string): Failure | undefined {
+  if ((unread.get(owner) ?? 0) < MAX_UNREAD_BYTES) return undefined;
+  return {
+    code: status.RESOURCE_EXHAUSTED,
+    reason: "UNREAD_ANSWERS",
+    message: `answers of ${MAX_UNREAD_BYTES} bytes wait to be read by certificates of this name and role: read them first`,
+    facts: { limit: "unread-bytes-of-one-client", maximum: String(MAX_UNREAD_BYTES) },
+  };
 }
 
 /** Why a call finds no room; undefined when it does. */
@@ -65,13 +79,20 @@ function crowded(connections: Connections, calls: Shares, ends: Ends): Failure |
 export function authorise(
   connections: Connections,
   callers: WeakMap<Metadata, Caller>,
-  { calls, turns }: Room,
+  { calls, turns, unread }: Room,
   log: Logger,
 ): ServerInterceptor {
   return guardedInterceptor(({ path }, call) => {
     const ends = call.getConnectionInfo();
     const owner = connections.ownerOf(ends);
     let gone = false;
+    let bytes = 0;
+    const weigh = (more: number): void => {
+      bytes += more;
+      const all = (unread.get(owner) ?? 0) + more;
+      if (all > 0) unread.set(owner, all);
+      else unread.delete(owner);
+    };
     /** Of nobody who has gone meanwhile; what throws ends its own call. */
     const later = (work: () => void): void =>
       turns.take(owner, () => {
@@ -97,18 +118,30 @@ export function authorise(
             // Here and not before: of a call that was over before it began `onCancel` is never told.
             calls.take(owner);
             if (identity.ok)
-              callers.set(metadata, { principal: identity.principal, take: (work) => turns.take(owner, work) });
+              callers.set(metadata, {
+                principal: identity.principal,
+                take: (work) => turns.take(owner, work, "begun"),
+              });
             pass(metadata);
           },
           onReceiveHalfClose(pass) {
-            later(pass);
+            later(() => {
+              const full = unreadable(unread, owner);
+              if (full) call.sendStatus(statusOf(full));
+              else pass();
+            });
           },
           // grpc-js tells it of every call once nothing of it is left to be sent.
           onCancel() {
             gone = true;
             calls.give(owner);
+            weigh(-bytes);
           },
         });
+      },
+      sendMessage(message, pass) {
+        if (Buffer.isBuffer(message)) weigh(message.length);
+        pass(message);
       },
     };
   }, log);

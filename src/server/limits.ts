@@ -28,6 +28,8 @@ export const FEW = { ofKind: 10, ofAll: 50, windowMs: MINUTE_MS };
 const CALLS_TOLD_PER_CONNECTION = 64;
 /** Of one HTTP/2 session, in MB as node:http2 counts: queued output, headers, streams. */
 const MAX_SESSION_MEMORY_MB = 64;
+/** Of one client's answers, that it has not taken: an answer may have the two megabytes of a job's arguments. */
+export const MAX_UNREAD_BYTES = 32 * 1024 * 1024;
 /** A page of jobs ends once it has so much, and with the jobs that are found in so long. */
 export const LIST_BYTES = 1024 * 1024;
 export const LIST_MS = SECOND_MS;

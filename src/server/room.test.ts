@@ -1,4 +1,5 @@
 import { once } from "node:events";
+import { connect as connectHttp2 } from "node:http2";
 import { connect, createServer, type Socket } from "node:net";
 import { connect as connectTls } from "node:tls";
 import { status } from "@grpc/grpc-js";
@@ -6,7 +7,7 @@ import { beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import { ErrorInfo, Status } from "../../proto/generated/google/rpc/details.ts";
 import { StreamRequest } from "../../proto/generated/jobs/v1/worker.ts";
 import { networkOf } from "./handshakes.ts";
-import { MAX_CONNECTIONS_TOLD, MAX_HANDSHAKES, MAX_SILENT, TOLD_MS } from "./limits.ts";
+import { MAX_CONNECTIONS_TOLD, MAX_HANDSHAKES, MAX_SILENT, MAX_UNREAD_BYTES, TOLD_MS } from "./limits.ts";
 import { shares } from "./shares.ts";
 import {
   answer,
@@ -228,6 +229,38 @@ describe("a client with as many calls as one may have", () => {
   });
 });
 
+test("a client that does not read long answers gets no more of them, while others do", async () => {
+  const long = { ...JOB, args: Array.from({ length: 32 }, () => "x".repeat(64 * 1024)) };
+  await using server = await running(trusted, { query: () => long });
+  // Nothing of an answer is taken by a window of no byte: RFC 9113, 6.9.2.
+  const session = connectHttp2(`https://localhost:${server.port}`, {
+    ca: trusted.ca.cert,
+    ...reader,
+    settings: { initialWindowSize: 0 },
+  }).on("error", () => undefined);
+  onTestFinished(() => session.destroy());
+  for (let i = 0; i < 100; i++) {
+    const stream = session.request({
+      ":method": "POST",
+      ":path": "/jobs.v1.WorkerService/Query",
+      "content-type": "application/grpc",
+      te: "trailers",
+    });
+    stream.on("error", () => undefined).end(Buffer.from([0, 0, 0, 0, 0]));
+  }
+  await expect
+    .poll(() => query(server, reader).then(() => undefined, factsOf), { timeout: 10_000 })
+    .toMatchObject({
+      reason: "UNREAD_ANSWERS",
+      limit: "unread-bytes-of-one-client",
+      maximum: String(MAX_UNREAD_BYTES),
+    });
+  expect(await query(server, writer)).toMatchObject({ pid: JOB.pid });
+  expect(process.memoryUsage().arrayBuffers).toBeLessThan(4 * MAX_UNREAD_BYTES);
+  session.destroy();
+  await expect.poll(() => query(server, reader).catch(() => undefined)).toMatchObject({ pid: JOB.pid });
+}, 30_000);
+
 test("of what all share one has a half at most, and the last eighth is for those who have few", () => {
   const limit = shares(512);
   for (let i = 0; i < 256; i++) limit.take("one");
@@ -245,6 +278,19 @@ test("of what all share one has a half at most, and the last eighth is for those
   expect(limit.full("nobody yet")).toEqual({ whose: "all", maximum: 512 });
   limit.give("two");
   expect([limit.full("two"), limit.full("nobody yet")]).toEqual([{ whose: "all", maximum: 512 }, undefined]);
+});
+
+test("what goes on with something that was begun comes before what was not", async () => {
+  const turns = fairTurns(0);
+  const order: string[] = [];
+  for (const call of ["a", "b", "c"])
+    turns.take("one", () => {
+      order.push(`${call} 1`);
+      turns.take("one", () => order.push(`${call} 2`) > 0, "begun");
+      return true;
+    });
+  await until(() => order.length === 6, "all had their turns");
+  expect(order).toEqual(["a 1", "a 2", "b 1", "b 2", "c 1", "c 2"]);
 });
 
 test("who asks for a thousand turns at once waits behind themselves, and others come between", async () => {

@@ -77,7 +77,7 @@ export async function serve({
   );
   const onRefused = recordRefusals(audit, log);
   const connections = connectionTable(maxConnections);
-  const room = { calls: shares(maxCalls), turns: fairTurns() };
+  const room = { calls: shares(maxCalls), turns: fairTurns(), unread: new Map<string, number>() };
   const callers = new WeakMap<Metadata, Caller>();
   const calls = handlers(callers, log);
   const probe = health();

@@ -5,6 +5,8 @@ import {
   type ListRequest,
   type QueryRequest,
   type StreamRequest,
+  type WaitRequest,
+  WaitResponse,
   type WorkerServiceServer,
 } from "../../proto/generated/jobs/v1/worker.ts";
 import type { Job } from "../worker/job.ts";
@@ -15,14 +17,13 @@ import { streamOutput, streamStats, type StreamMessage } from "./stream.ts";
 import { toResources } from "./translate-resources.ts";
 import { fromFinding, fromJob, toJobSpec, toStop } from "./translate.ts";
 
-type Service = Omit<WorkerServiceServer, "stream" | "list" | "query"> & {
+/** What may be long is serialised where it is made, so that its length is known: interceptors.ts bounds what is unread. */
+type Service = Omit<WorkerServiceServer, "stream" | "list" | "query" | "wait"> & {
   stream: handleServerStreamingCall<StreamRequest, StreamMessage>;
   list: handleUnaryCall<ListRequest, Buffer>;
-  query: handleUnaryCall<QueryRequest, Answer>;
+  query: handleUnaryCall<QueryRequest, Buffer>;
+  wait: handleUnaryCall<WaitRequest, Buffer>;
 };
-
-/** As a message, or as it is on the wire. */
-type Answer = QueryResponse | Buffer;
 
 /** WorkerService on a worker: translates requests and answers, and decides nothing. */
 export function workerService(worker: Worker, { unary, streaming }: Handlers): Service {
@@ -36,12 +37,15 @@ export function workerService(worker: Worker, { unary, streaming }: Handlers): S
       const { job, killed } = await worker.stop(request.jobId, how, signal);
       return { job: fromJob(job), killed };
     }),
-    query: unary(({ jobId }, context): Answer | Promise<Answer> => {
+    query: unary(({ jobId }, context) => {
       const job = worker.query(jobId);
-      return isLong(job) ? inTurns(job, context) : toQueryResponse(job, fromJob(job));
+      return isLong(job) ? inTurns(job, context) : queryResponse(job, fromJob(job));
     }),
     list: unary((request, context) => listJobs(worker, request, context)),
-    wait: unary(async ({ jobId }, { signal }) => ({ job: fromJob(await worker.wait(jobId, signal)) }), "lasts"),
+    wait: unary(async ({ jobId }, { signal }) => {
+      const job = await worker.wait(jobId, signal);
+      return onWire(WaitResponse.encode({ job: fromJob(job) }).finish());
+    }, "lasts"),
     update: unary(async ({ jobId, resources }) => {
       const job = await worker.update(jobId, resources ? toResources(resources) : {});
       return { job: fromJob(job) };
@@ -62,14 +66,19 @@ function isLong({ args, envNames }: Job): boolean {
   return args.length + envNames.length > MANY_TEXTS;
 }
 
-function toQueryResponse({ pid, state, ended }: Job, job: ProtoJob): QueryResponse {
-  return { pid, exitCode: ended?.exitCode ?? -1, exited: state === "ended", job };
+function queryResponse({ pid, state, ended }: Job, job: ProtoJob): Buffer {
+  const response = { pid, exitCode: ended?.exitCode ?? -1, exited: state === "ended", job };
+  return onWire(QueryResponse.encode(response).finish());
 }
 
-/** A QueryResponse on the wire, each step of its making in a turn of its own. */
+/** A QueryResponse, each step of its making in a turn of its own. */
 async function inTurns(job: Job, { turn }: Context): Promise<Buffer> {
   // The first step was to find it.
   await turn(() => {});
   const translated = await turn(() => fromJob(job));
-  return turn(() => Buffer.from(QueryResponse.encode(toQueryResponse(job, translated)).finish()));
+  return turn(() => queryResponse(job, translated));
+}
+
+function onWire({ buffer, byteOffset, byteLength }: Uint8Array): Buffer {
+  return Buffer.from(buffer, byteOffset, byteLength);
 }

@@ -1,6 +1,5 @@
 import type { ServerWritableStream } from "@grpc/grpc-js";
 import {
-  QueryResponse,
   Source,
   StreamResponse,
   WorkerServiceService,
@@ -8,6 +7,7 @@ import {
   type StatsResponse,
   type StreamRequest,
 } from "../../proto/generated/jobs/v1/worker.ts";
+import { brief } from "../worker/brief.ts";
 import type { Job } from "../worker/job.ts";
 import type { Chunk, Gap } from "../worker/output.ts";
 import type { Worker } from "../worker/worker.ts";
@@ -56,7 +56,7 @@ export async function streamStats(
     const next = await samples.next();
     signal.throwIfAborted();
     const usage = next.done ? next.value.usage : next.value;
-    const end = next.done ? fromJob(next.value) : undefined;
+    const end = next.done ? fromJob(brief(next.value)) : undefined;
     const sent = write({ time: new Date(), usage: usage && fromUsage(usage), end });
     if (next.done) return;
     await sent;
@@ -81,18 +81,19 @@ function writer<Message>(call: ServerWritableStream<unknown, Message>, signal: A
 
 const SOURCES = { stdout: Source.SOURCE_STDOUT, stderr: Source.SOURCE_STDERR } as const;
 
+function asItIs(bytes: Buffer): Buffer {
+  return bytes;
+}
+
 /**
- * WorkerService with answers that may be serialised already, and a Stream that takes the worker's own messages, and copies
+ * WorkerService with answers that are serialised already, and a Stream that takes the worker's own messages, and copies
  * a chunk's bytes once.
  */
 export const SERVICE = {
   ...WorkerServiceService,
-  query: {
-    ...WorkerServiceService.query,
-    responseSerialize: (response: QueryResponse | Buffer) =>
-      Buffer.isBuffer(response) ? response : Buffer.from(QueryResponse.encode(response).finish()),
-  },
-  list: { ...WorkerServiceService.list, responseSerialize: (bytes: Buffer) => bytes },
+  query: { ...WorkerServiceService.query, responseSerialize: asItIs },
+  list: { ...WorkerServiceService.list, responseSerialize: asItIs },
+  wait: { ...WorkerServiceService.wait, responseSerialize: asItIs },
   stream: { ...WorkerServiceService.stream, responseSerialize: encode },
 } as const;
 
@@ -115,7 +116,7 @@ export function encode(message: StreamMessage): Buffer {
     case "gap":
       return encodeRest({ offset: BigInt(message.offset), gap: BigInt(message.length) });
     default:
-      return encodeRest({ offset: BigInt(message.offset), end: fromJob(message.job) });
+      return encodeRest({ offset: BigInt(message.offset), end: fromJob(brief(message.job)) });
   }
 }
 
