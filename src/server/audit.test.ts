@@ -222,6 +222,19 @@ test("no record is longer than a few kilobytes, whatever a stranger gives", () =
   expect(request?.limits).toHaveLength(17);
 });
 
+test("a stranger's certificate with a name of 40 kB leaves a short record", async () => {
+  const stranger = await authority();
+  const pair = await stranger.client("writer", { name: "x".repeat(40_000) });
+  const path = join(directory(), "audit.log");
+  await using server = await running(trusted, {}, { audit: path });
+  using client = clientOf(server.port, trusted.ca, pair);
+  await errorOf(answer((done) => client.start(START, done)));
+  await until(() => statSync(path).size > 0, "it is recorded");
+  expect(statSync(path).size).toBeLessThan(4096);
+  const { decision, presented } = JSON.parse(readFileSync(path, "utf8")) as AuditRecord;
+  expect({ decision, name: presented?.name }).toEqual({ decision: "denied", name: `${"x".repeat(256)}…` });
+});
+
 describe("an audit log", () => {
   const LIMITS = { limitBytes: 64 * 1024, keepMs: 3600_000, turnMs: 3600_000 };
   const size = JSON.stringify({ time: new Date().toISOString(), ...RECORD }).length + 1;

@@ -62,6 +62,7 @@ describe("a certificate is refused", () => {
     ["for servers", { roles: [utf8], usages: ["serverAuth"] }, "CERTIFICATE_PURPOSE"],
 
     ["with no name", { roles: [utf8], name: "" }, "CERTIFICATE_NAME"],
+    ["with a name of any length", { roles: [utf8], name: "x".repeat(257) }, "CERTIFICATE_NAME"],
     ["with two names", { roles: [utf8], name: "a,CN=b" }, "CERTIFICATE_NAME"],
   ])("%s", async (_, options, reason) => {
     expect(await identityOf(options)).toMatchObject({ ok: false, reason });

@@ -8,6 +8,7 @@ const ROLE_OID_HEX = "2a8648ce560801";
 const ROLE_OID = "1.2.840.10070.8.1";
 const UTF8_STRING = 0x0c;
 const MAX_CACHED = 1024;
+const MAX_NAME_LENGTH = 256;
 
 /** What a certificate says of its holder. */
 export interface Certificate {
@@ -103,6 +104,11 @@ function parse(der: Uint8Array): Identity {
   const { name } = certificate;
   if (name === "") {
     const message = "the certificate must have exactly one common name";
+    return { ok: false, reason: "CERTIFICATE_NAME", message, certificate };
+  }
+  // It is in every record of what its holder does, and in every job: RFC 5280 allows 64 characters.
+  if (name.length > MAX_NAME_LENGTH) {
+    const message = `the certificate's common name is longer than ${MAX_NAME_LENGTH} characters`;
     return { ok: false, reason: "CERTIFICATE_NAME", message, certificate };
   }
   if (!allows(der, "client")) {
