@@ -271,8 +271,7 @@ const ATTACKS: readonly Attack[] = [
   },
   {
     name: "reads the kernel's log",
-    script:
-      "dmesg; dmesg --syslog; for file in /dev/kmsg /proc/kmsg; do timeout 1 head -c 1 $file; done",
+    script: "dmesg; dmesg --syslog; for file in /dev/kmsg /proc/kmsg; do timeout 1 head -c 1 $file; done",
     sees: "ls -l /dev/kmsg /proc/kmsg",
   },
   {
