@@ -1,5 +1,5 @@
 import { readdirSync, statSync } from "node:fs";
-import { basename, dirname, join, resolve } from "node:path";
+import { basename, dirname, isAbsolute, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import type { Logger } from "pino";
 import manifest from "../package.json" with { type: "json" };
@@ -100,6 +100,8 @@ const program: Program = {
 };
 
 replaceNodes();
+// S3's client would look for its configuration, which may name a program to run, in the current directory.
+if (!isAbsolute(process.env["HOME"] ?? "/")) delete process.env["HOME"];
 await exit(await main());
 
 /** Resolves to the exit code; a start that fails says why in one line on stderr. */

@@ -47,6 +47,14 @@ describe("a connection that fails says why, and what to do", () => {
     );
   });
 
+  it("when the worker is of another CA, also where the environment tells Node to trust anybody", async () => {
+    const anybody = { NODE_TLS_REJECT_UNAUTHORIZED: "0" };
+    const { code, stdout, stderr } = await host.jobs(["list", "--ca", foreign("ca.crt")], anybody);
+    expect({ code, stdout }).toEqual({ code: 1, stdout: "" });
+    expect(stderr).toContain("is signed by another CA of the same name");
+    expect(await host.jobs(["list", "-q"], anybody)).toMatchObject({ code: 0 });
+  });
+
   it("when the own certificate is of another CA", async () => {
     const other = { JOBS_CERT: foreign("writer.crt"), JOBS_KEY: foreign("writer.key") };
     const { code, stderr } = await host.jobs(["list"], other);

@@ -35,6 +35,8 @@ interface LaunchOptions {
   /** Files that it writes to, at their end. */
   readonly stdout?: string | undefined;
   readonly stderr?: string | undefined;
+  /** The directory that it is run in; that of the tests when absent. */
+  readonly cwd?: string | undefined;
 }
 
 /** Runs one of the programs of cli/, from its source unless otherwise said. */
@@ -42,13 +44,14 @@ export function launch(
   program: "jobs" | "jobsd",
   args: readonly string[],
   env: NodeJS.ProcessEnv = {},
-  { built = false, stdout, stderr }: LaunchOptions = {},
+  { built = false, stdout, stderr, cwd }: LaunchOptions = {},
 ): Running {
   const file = fileURLToPath(new URL(built ? `../dist/${program}.js` : `${program}.ts`, import.meta.url));
   const opened = [stdout, stderr].map((path) => (path === undefined ? "pipe" : openSync(path, "a")));
   const child = spawn(process.execPath, ["--", file, ...args], {
     env: { PATH: process.env["PATH"], HOME: "/nonexistent", NODE_COMPILE_CACHE: CACHE, ...env },
     stdio: ["pipe", ...opened],
+    cwd,
   });
   for (const each of opened) if (typeof each === "number") closeSync(each);
   const output = { stdout: "", stderr: "" };
