@@ -136,6 +136,23 @@ test("a number that the table gives is that of the headers which know the call",
   expect(TABLE.filter(({ number }) => number !== undefined && Number(number) < 424)).toEqual([]);
 });
 
+test("the table is at least as strict as docker's default profile for a container without capabilities", () => {
+  // Those that it does not let a container make.
+  const denied = `acct add_key bpf chroot clock_settime clone3 create_module delete_module fanotify_init finit_module
+    fsconfig fsmount fsopen fspick get_kernel_syms get_mempolicy init_module io_uring_enter io_uring_register
+    io_uring_setup ioperm iopl kcmp kexec_file_load kexec_load keyctl lookup_dcookie lsm_get_self_attr lsm_list_modules
+    lsm_set_self_attr mbind migrate_pages mount mount_setattr move_mount move_pages nfsservctl open_by_handle_at
+    open_tree open_tree_attr perf_event_open pidfd_getfd pivot_root process_madvise query_module quotactl quotactl_fd
+    reboot request_key set_mempolicy set_mempolicy_home_node setdomainname sethostname setns settimeofday swapoff swapon
+    _sysctl sysfs syslog umount2 unshare uselib userfaultfd ustat vhangup`.split(/\s+/);
+  const strict = new Map(TABLE.map(({ name, verdicts }) => [name, verdicts[0]]));
+  expect(denied.filter((name) => !["deny", "absent"].includes(strict.get(name) ?? ""))).toEqual([]);
+  // Those that it lets a container make with some arguments.
+  expect(strict.get("clone")).toBe("arg0!&0x7e020000");
+  expect(strict.get("personality")).toBe("arg0=0,0xffffffff");
+  expect(strict.get("socket")).toBe("arg0=1,2,10,16");
+});
+
 describe("each system call is answered as the table has it,", () => {
   test.each([VARIANT, SANITIZED])("for a job of nobody ($build)", async (variant) => {
     await using it = await rig(variant);
