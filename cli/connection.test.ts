@@ -28,16 +28,66 @@ function find(flags: Readonly<Record<string, string>>, env: NodeJS.ProcessEnv) {
 }
 
 describe("the connection", () => {
-  it("takes each part from flags, then the environment, then the context", async () => {
-    expect(await find({ server: "flag:1" }, { JOBS_CA: "env.ca" })).toEqual({
-      server: "flag:1",
-      ca: "env.ca",
-      cert: "/etc/lab.crt",
-      key: join(home, "jobs", "lab.key"),
-      sources: expect.stringContaining(
-        "server flag:1 (flags), ca env.ca (environment), cert /etc/lab.crt (context lab)",
-      ),
-    });
+  const identity = { flags: "flag", env: "env", lab: "/etc/lab" } as const;
+  const own = { cert: "flag.crt", key: "flag.key" };
+
+  it.each<[string, Record<string, string>, NodeJS.ProcessEnv, string, keyof typeof identity]>([
+    ["flags over the environment", { server: "flag:1", ca: "f", ...own }, all, "flag:1", "flags"],
+    ["a flag over one part of the environment", { server: "flag:1" }, all, "flag:1", "env"],
+    ["a certificate and key by flags, with the environment's server", own, all, "env:1", "flags"],
+    ["a flag over one part of the current context", { server: "flag:1" }, {}, "flag:1", "lab"],
+    ["the environment over the current context", {}, all, "env:1", "env"],
+    ["the current context where the environment says nothing", {}, { JOBS_CERT: "" }, "lab:1", "lab"],
+    ["a context by flag over the environment", { context: "lab" }, all, "lab:1", "lab"],
+    ["a context by flag over one by environment", { context: "lab" }, { JOBS_CONTEXT: "nope" }, "lab:1", "lab"],
+    [
+      "a variable over one part of the environment's context",
+      {},
+      { JOBS_CONTEXT: "lab", JOBS_SERVER: "e:1" },
+      "e:1",
+      "lab",
+    ],
+    [
+      "all flags, whatever context the environment names",
+      { server: "flag:1", ca: "f", ...own },
+      { JOBS_CONTEXT: "nope" },
+      "flag:1",
+      "flags",
+    ],
+  ])("takes %s", async (_, flags, env, server, who) => {
+    expect(await find(flags, env)).toMatchObject({ server, cert: `${identity[who]}.crt` });
+  });
+
+  it.each<[string, Record<string, string>, NodeJS.ProcessEnv, string]>([
+    ["a context that is not there, with the environment's parts", { context: "nope" }, all, 'no context "nope"'],
+    ["the environment's own bad context", {}, { ...all, JOBS_CONTEXT: "nope" }, 'no context "nope"'],
+    [
+      "a context by flag with the environment's certificate",
+      { context: "half" },
+      all,
+      "no ca, cert, key: context half gives server alone, and is not mixed with JOBS_CA, JOBS_CERT, JOBS_KEY",
+    ],
+    [
+      "the environment's server with the current context's certificate",
+      {},
+      { JOBS_SERVER: "env:1" },
+      "no ca, cert, key: the environment gives server alone, and is not mixed with the file's current context lab",
+    ],
+    [
+      "a certificate by flag with the environment's key",
+      { cert: "flag.crt" },
+      all,
+      "the certificate would be of flags, flag.crt, and the key of the environment, env.key: give both together",
+    ],
+    ["a key by flag with the context's certificate", { context: "lab", key: "k" }, {}, "the key of flags, k"],
+    [
+      "the environment's certificate with its context's key",
+      {},
+      { JOBS_CONTEXT: "lab", JOBS_CERT: "env.crt" },
+      "the certificate would be of the environment, env.crt, and the key of context lab",
+    ],
+  ])("refuses %s", async (_, flags, env, message) => {
+    await expect(find(flags, env)).rejects.toThrow(message);
   });
 
   it("needs no file where flags and environment have all", async () => {
@@ -47,11 +97,14 @@ describe("the connection", () => {
     });
   });
 
-  it("takes the context that is named, by flag before environment", async () => {
-    expect(await find({ context: "half" }, { ...all, JOBS_SERVER: "", JOBS_CONTEXT: "lab" })).toMatchObject({
-      server: "half:1",
+  it("tells where each part is from", async () => {
+    expect(await find({ server: "flag:1" }, {})).toEqual({
+      server: "flag:1",
+      ca: join(home, "jobs", "lab.ca"),
+      cert: "/etc/lab.crt",
+      key: join(home, "jobs", "lab.key"),
+      sources: expect.stringContaining("server flag:1 (flags), ca "),
     });
-    expect(await find({}, { ...all, JOBS_SERVER: "", JOBS_CONTEXT: "half" })).toMatchObject({ server: "half:1" });
   });
 
   it("that lacks something names it, and the three ways to give it", async () => {

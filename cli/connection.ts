@@ -38,31 +38,75 @@ export class SettingError extends Error {
   override readonly name = "SettingError";
 }
 
+/** One place that names parts of a connection. */
+interface Layer {
+  readonly source: string;
+  readonly parts: Parts;
+}
+
 /**
- * Flags over environment over the context of config.json, for each part by itself. Throws UsageError when a part is
- * missing, SettingError when config.json is wrong.
+ * The command line over the environment over the file: `--context`, or the environment where it sets any JOBS_ variable of
+ * these, or the file's current context has what the flags do not give. No two of the three are mixed, nor a certificate
+ * with another's key. Throws UsageError when a part is missing, SettingError when config.json is wrong.
  */
 export async function findConnection(given: Pick<Given, "text">, env: NodeJS.ProcessEnv): Promise<Connection> {
-  const layers = [
-    { source: "flags", parts: parts((part) => given.text(part)) },
-    { source: "environment", parts: parts((part) => env[`JOBS_${part.toUpperCase()}`]) },
-  ];
-  const complete = PARTS.every((part) => layers.some((layer) => layer.parts[part]));
-  const wanted = given.text("context") ?? (env["JOBS_CONTEXT"] || undefined);
-  if (!complete || wanted) layers.push(await readContext(wanted, env));
+  const flags: Layer = { source: "flags", parts: parts((part) => given.text(part)) };
+  const complete = PARTS.every((part) => flags.parts[part]);
+  const context = given.text("context");
+  const layers = [flags];
+  if (context !== undefined) layers.push(await readContext(context, env));
+  else if (!complete) layers.push(...(await surroundings(env)));
   const found = PARTS.flatMap((part) => {
     const layer = layers.find(({ parts: has }) => has[part]);
     return layer ? [{ part, source: layer.source, value: layer.parts[part] ?? "" }] : [];
   });
   const missing = PARTS.filter((part) => !found.some((one) => one.part === part));
-  if (missing.length > 0) {
-    const flags = missing.map((part) => `--${part}`).join(" ");
-    const variables = missing.map((part) => `JOBS_${part.toUpperCase()}`).join(" ");
-    throw new UsageError(`no ${missing.join(", ")}: give ${flags}, or set ${variables}, or ${contextHint(env)}`);
-  }
+  if (missing.length > 0) throw await incomplete(missing, layers, env);
+  const [cert, key] = ["cert", "key"].map((part) => found.find((one) => one.part === part));
+  if (cert && key && cert.source !== key.source)
+    throw new UsageError(
+      `the certificate would be of ${cert.source}, ${cert.value}, and the key of ${key.source}, ${key.value}: give both together`,
+    );
   const values: Record<Part, string> = { server: "", ca: "", cert: "", key: "" };
   for (const { part, value } of found) values[part] = value;
   return { ...values, sources: describeSources(found) };
+}
+
+/** The environment, where it says anything of a connection, and then its context; otherwise the file's current one. */
+async function surroundings(env: NodeJS.ProcessEnv): Promise<Layer[]> {
+  const variables: Layer = { source: "the environment", parts: parts((part) => env[variableOf(part)]) };
+  const context = env["JOBS_CONTEXT"] || undefined;
+  if (context !== undefined) return [variables, await readContext(context, env)];
+  return Object.keys(variables.parts).length > 0 ? [variables] : [await readContext(undefined, env)];
+}
+
+/** Says what is missing, and what of another place has not been taken for it. */
+async function incomplete(
+  missing: readonly Part[],
+  layers: readonly Layer[],
+  env: NodeJS.ProcessEnv,
+): Promise<UsageError> {
+  const flags = missing.map((part) => `--${part}`).join(" ");
+  const variables = missing.map(variableOf).join(" ");
+  const chosen = layers.findLast(({ parts: has, source }) => source !== "flags" && Object.keys(has).length > 0);
+  const others = [
+    ...missing.filter((part) => env[variableOf(part)]).map(variableOf),
+    ...(await readContext(undefined, env).then(
+      ({ source, parts: has }) => (missing.some((part) => has[part]) ? [`the file's current ${source}`] : []),
+      () => [],
+    )),
+  ];
+  if (!chosen || others.length === 0)
+    return new UsageError(`no ${missing.join(", ")}: give ${flags}, or set ${variables}, or ${contextHint(env)}`);
+  const has = PARTS.filter((part) => chosen.parts[part]);
+  return new UsageError(
+    `no ${missing.join(", ")}: ${chosen.source} gives ${has.join(", ")} alone, and is not mixed with ${others.join(", ")}; ` +
+      `give ${flags}, or all of it in one place`,
+  );
+}
+
+function variableOf(part: Part): string {
+  return `JOBS_${part.toUpperCase()}`;
 }
 
 function contextHint(env: NodeJS.ProcessEnv): string {
@@ -116,10 +160,7 @@ export async function withClient<Result>(given: Given, work: (client: Client) =>
   }
 }
 
-async function readContext(
-  wanted: string | undefined,
-  env: NodeJS.ProcessEnv,
-): Promise<{ source: string; parts: Parts }> {
+async function readContext(wanted: string | undefined, env: NodeJS.ProcessEnv): Promise<Layer> {
   const place = configFile(env);
   const asked = wanted === undefined ? "" : `context ${wanted}: `;
   if ("nowhere" in place) {

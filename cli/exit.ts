@@ -14,7 +14,6 @@ export const EXIT = {
   unavailable: 125,
   notExecutable: 126,
   notFound: 127,
-  interrupted: 128 + 2,
   outOfMemory: 128 + 9,
   closedPipe: 128 + 13,
 } as const;

@@ -1,5 +1,6 @@
 import manifest from "../package.json" with { type: "json" };
 import { commandLine } from "./bytes.ts";
+import { keepIgnored } from "./caller.ts";
 import { EXIT } from "./exit.ts";
 import { finish, replaceNodes } from "./output.ts";
 import { parseWord } from "./parse.ts";
@@ -235,6 +236,7 @@ function certs(verb: string, operands: string | undefined, about: string, flags:
 const program: Program = { name: "jobs", version: manifest.version, flags: connectionFlags, commands };
 
 replaceNodes();
+keepIgnored();
 const { name, run } = understand(commandLine());
 await finish(name, run);
 

@@ -10,6 +10,7 @@ import type { WorkerOptions } from "../src/worker/options.ts";
 import { commandLine, environment } from "./bytes.ts";
 import { readTlsFiles } from "./connection.ts";
 import { unwaiting } from "./descriptors.ts";
+import { isIgnored, keepIgnored } from "./caller.ts";
 import { EXIT } from "./exit.ts";
 import { linesTo } from "./lines.ts";
 import { logFlags, logOptions } from "./retention.ts";
@@ -102,6 +103,7 @@ const program: Program = {
 replaceNodes();
 // S3's client would look for its configuration, which may name a program to run, in the current directory.
 if (!isAbsolute(process.env["HOME"] ?? "/")) delete process.env["HOME"];
+keepIgnored();
 await exit(await main());
 
 /** Resolves to the exit code; a start that fails says why in one line on stderr. */
@@ -272,14 +274,14 @@ function withEnvironment(given: Given, env: NodeJS.ProcessEnv): Given {
   };
 }
 
-/** The first of these signals; a second one ends the process at once, as it would without this. */
+/** The first of these signals that the caller does not have ignored; a second one ends the process at once, as it would without this. */
 function signalled(...signals: readonly NodeJS.Signals[]): Promise<NodeJS.Signals> {
   return new Promise((settle) => {
     const listener = (signal: NodeJS.Signals): void => {
       for (const each of signals) process.off(each, listener);
       settle(signal);
     };
-    for (const each of signals) process.on(each, listener);
+    for (const each of signals) if (!isIgnored(each)) process.on(each, listener);
   });
 }
 

@@ -1,5 +1,7 @@
 import { once } from "node:events";
+import { constants } from "node:os";
 import type { Writable } from "node:stream";
+import { setTimeout as delay } from "node:timers/promises";
 import { isatty } from "node:tty";
 import { standardWriters } from "./descriptors.ts";
 import { ClosedPipe, exitCodeOfError } from "./exit.ts";
@@ -8,10 +10,13 @@ import { type Line, rendered, visibleJson } from "./text.ts";
 
 /* The one place that writes: text as lines, which are escaped; a job's own bytes as they are; JSON. */
 
+const LAST_WORDS_MS = 200;
 const CLEAR_LINE = "\r\x1b[K";
 
 const { stdout, stderr } = standardWriters();
 const closed = new AbortController();
+/** Aborted, with what to throw, once stdout takes no more. */
+export const stdoutClosed: AbortSignal = closed.signal;
 stdout.on("error", (error) => closed.abort(failureOf(error)));
 // Where nobody can be told of it, nobody is told.
 const deaf = new AbortController();
@@ -98,14 +103,15 @@ export async function exit(exitCode: number): Promise<never> {
   process.exit(exitCode);
 }
 
-/** Ends the process as the signal would have, whatever has not been read yet; a shell tells 128+N of both. */
-export function exitBy(signal: "SIGINT", exitCode: number): never {
-  // A thread that waits for a reader would hold up exit(3).
-  if (stdout.writableNeedDrain || stderr.writableNeedDrain) {
+/** Ends the process with 128+N, whatever has not been read yet. */
+export async function exitBy(signal: NodeJS.Signals): Promise<never> {
+  await Promise.race([flushed(stderr), delay(LAST_WORDS_MS)]);
+  // A thread that waits for a reader holds up exit(3), and no signal; a shell tells 128+N of that, too.
+  if (stdout.writableLength > 0 || stderr.writableLength > 0) {
     process.removeAllListeners(signal);
     process.kill(process.pid, signal);
   }
-  process.exit(exitCode);
+  process.exit(128 + constants.signals[signal]);
 }
 
 async function toStdout(data: string | Uint8Array): Promise<void> {

@@ -1,4 +1,7 @@
-import { spawnSync } from "node:child_process";
+import { spawn, spawnSync } from "node:child_process";
+import { once } from "node:events";
+import { constants } from "node:os";
+import { text } from "node:stream/consumers";
 import { readFile, symlink } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -62,13 +65,16 @@ describe("jobs run", () => {
     expect(ran.stdout).toContain("TWO=2 2\n");
   });
 
-  it.each(["SIGINT", "SIGTERM"] as const)("stops the job on %s", async (signal) => {
-    const running = host.launch(["run", "--", "sh", "-c", "echo up; exec sleep 60"]);
-    await running.shows("up\n");
-    running.child.kill(signal);
-    const ran = await running.ended;
-    expect(ran).toMatchObject({ code: 143, stderr: expect.stringContaining("stopped by writer") });
-  });
+  it.each(["SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGALRM", "SIGXCPU"] as const)(
+    "stops the job on %s",
+    async (signal) => {
+      const running = host.launch(["run", "--", "sh", "-c", "echo up; exec sleep 60"]);
+      await running.shows("up\n");
+      running.child.kill(signal);
+      const ran = await running.ended;
+      expect(ran).toMatchObject({ code: 143, stderr: expect.stringContaining("stopped by writer") });
+    },
+  );
 
   it("kills the job on a second interrupt", async () => {
     const running = host.launch([
@@ -83,6 +89,53 @@ describe("jobs run", () => {
     await running.shows("asked\n");
     running.child.kill("SIGINT");
     expect(await running.ended).toMatchObject({ code: 137, stderr: expect.stringContaining("killing job") });
+  });
+
+  it.each(["SIGHUP", "SIGINT", "SIGQUIT", "SIGTERM"] as const)(
+    "leaves a job that cannot be stopped on a third %s, exits with 128+N, and says how to reach it",
+    async (signal) => {
+      const script = "trap 'echo asked' TERM; echo up; while :; do sleep 0.05; done";
+      const running = host.launch(["run", "--label", `left=${signal}`, "--", "sh", "-c", script]);
+      await running.shows("up\n");
+      const [id = ""] = (await host.jobs(["ps", "-q", "-l", `left=${signal}`])).stdout.split("\n");
+      process.kill(host.pid, "SIGSTOP");
+      try {
+        for (const text of ["stopping job", "killing job", ""]) {
+          running.child.kill(signal);
+          if (text) await running.shows(text, "stderr");
+        }
+        const { code, stderr } = await running.ended;
+        expect(code).toBe(128 + constants.signals[signal]);
+        expect(stderr).toContain(
+          `job ${id} may still be running: jobs stream --follow ${id} shows it, jobs stop ${id}`,
+        );
+      } finally {
+        process.kill(host.pid, "SIGCONT");
+      }
+      await host.jobs(["stop", "--grace", "0", id]);
+    },
+  );
+
+  it("stops the job when its output finds no room", async () => {
+    const script = `exec "$NODE" -- "$JOBS" run --label full=yes -- sh -c 'echo up; exec sleep 600' >/dev/full`;
+    const JOBS = fileURLToPath(new URL("jobs.ts", import.meta.url));
+    const env = { ...process.env, ...host.as("writer"), NODE: process.execPath, JOBS };
+    const { status, stderr } = spawnSync("sh", ["-c", script], { env, encoding: "utf8" });
+    expect({ status, stderr }).toEqual({ status: 125, stderr: expect.stringMatching(/^jobs: stdout: ENOSPC/) });
+    const [id = ""] = (await host.jobs(["ps", "-q", "--label", "full=yes"])).stdout.split("\n");
+    expect((await host.jobs(["wait", id])).stdout).toContain("stopped by writer");
+  });
+
+  it("stops the job when it meets an error that nobody catches", async () => {
+    const late = "data:text/javascript,process.on('SIGCONT', () => { throw new Error('oops') })";
+    const running = host.launch(["run", "--label", "crash=yes", "--", "sh", "-c", "echo up; exec sleep 600"], {
+      NODE_OPTIONS: `--import "${late}"`,
+    });
+    await running.shows("up\n");
+    running.child.kill("SIGCONT");
+    expect(await running.ended).toMatchObject({ code: 125, stderr: "jobs: oops\n" });
+    const [id = ""] = (await host.jobs(["ps", "-q", "--label", "crash=yes"])).stdout.split("\n");
+    expect((await host.jobs(["wait", id])).stdout).toContain("stopped by writer");
   });
 
   it("stops the job, quietly, when nobody reads its output any more", async () => {
@@ -121,10 +174,49 @@ describe("jobs stream", () => {
 });
 
 describe("the launchers in bin/", () => {
+  const launcher = (name: string): string => fileURLToPath(new URL(`../bin/${name}`, import.meta.url));
+
+  it("leave signals ignored that the caller has ignored, as nohup does", async () => {
+    const script = `trap "" HUP INT QUIT; exec "${launcher("jobs")}" run -- sh -c 'echo up; sleep 0.5; echo done'`;
+    const child = spawn("sh", ["-c", script], { env: { ...process.env, ...host.as("writer") } });
+    const output: string[] = [];
+    child.stdout.on("data", (text) => output.push(String(text)));
+    await once(child.stdout, "data");
+    for (const signal of ["SIGHUP", "SIGINT", "SIGQUIT"] as const) child.kill(signal);
+    expect(await once(child, "close")).toEqual([0, null]);
+    expect(output.join("")).toBe("up\ndone\n");
+  });
+
+  it("leave a daemon's, too", async () => {
+    const env = { ...process.env, JOBSD_LISTEN: "127.0.0.1:0", JOBSD_STATE: `${host.dir}/nohup`, ...host.certificates };
+    const daemon = spawn("sh", ["-c", `trap "" INT; exec "${launcher("jobsd")}"`], { env });
+    await once(daemon.stdout, "data");
+    daemon.kill("SIGINT");
+    daemon.kill("SIGTERM");
+    const [log] = await Promise.all([text(daemon.stderr), once(daemon, "close")]);
+    expect(log).toContain('"signal":"SIGTERM"');
+  });
+
+  it.each(["jobs", "jobsd"])("%s give Node nothing of the command line, and nothing of NODE_OPTIONS", (name) => {
+    const env = { ...process.env, NODE_OPTIONS: "--no-such-option" };
+    const args = name === "jobs" ? ["start", "--env-file", "/none", "--", "true"] : ["--env-file=/none"];
+    const { status, stderr } = spawnSync(launcher(name), args, { env, encoding: "utf8" });
+    expect({ status, stderr }).toEqual({ status: 125, stderr: expect.stringContaining("no flag --env-file") });
+  });
+
+  it("let a job have the caller's NODE_OPTIONS", () => {
+    const env = { ...process.env, ...host.as("writer"), NODE_OPTIONS: "--no-such-option" };
+    const { stdout } = spawnSync(launcher("jobs"), ["run", "-e", "NODE_OPTIONS", "--", "env"], {
+      env,
+      encoding: "utf8",
+    });
+    expect(stdout).toMatch(/^NODE_OPTIONS=--no-such-option$/m);
+    expect(stdout).not.toContain("JOBS_");
+  });
+
   it("find the checkout through a symlink and pass the exit code on, or say that it is not built", async () => {
-    const launcher = fileURLToPath(new URL("../bin/jobs", import.meta.url));
     const link = `${host.dir}/link`;
-    await symlink(launcher, link);
+    await symlink(launcher("jobs"), link);
     const { stderr } = spawnSync(link, ["nosuchcommand"], { cwd: "/", encoding: "utf8" });
     expect(stderr).toMatch(/^jobs: (no command "nosuchcommand"|not built: run npm ci in \/)/);
   });

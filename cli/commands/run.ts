@@ -1,46 +1,86 @@
-import type { Job } from "../../proto/generated/jobs/v1/worker.ts";
-import type { Client } from "../../src/client/index.ts";
+import type { Job, StartResponse } from "../../proto/generated/jobs/v1/worker.ts";
+import { ClientError } from "../../src/client/errors.ts";
+import type { Client, StartInput } from "../../src/client/index.ts";
 import { retrying } from "../../src/client/resume.ts";
 import { environment } from "../bytes.ts";
+import { isIgnored } from "../caller.ts";
 import { withClient } from "../connection.ts";
-import { ClosedPipe, EXIT, exitCodeOfJob } from "../exit.ts";
+import { exitCodeOfJob } from "../exit.ts";
 import { describeEnd, killedForMemory } from "../format.ts";
 import { riding } from "../outage.ts";
-import { exit, say } from "../output.ts";
+import { exitBy, say } from "../output.ts";
 import { toDuration } from "../parse.ts";
 import type { Given } from "../program.ts";
 import { startJob, startRequest } from "./start.ts";
 import { copy } from "./stream.ts";
 
+/** All that would end this program by default, and leave the job behind. */
+const ENDING = [
+  "SIGHUP",
+  "SIGINT",
+  "SIGQUIT",
+  "SIGTERM",
+  "SIGUSR1",
+  "SIGUSR2",
+  "SIGALRM",
+  "SIGXCPU",
+  "SIGPWR",
+] as const;
+
 /**
  * `jobs run [flags] -- CMD ARGS…`: starts a job, streams its output and exits as it does. The job belongs to this
- * program: an interrupt, or a reader of stdout that goes away, stops it.
+ * program: whatever ends this program stops the job first, or it is said that the job goes on.
  */
 export async function run(given: Given): Promise<number> {
   const request = startRequest(given, environment());
   return withClient(given, async (client) => {
-    using interrupts = onInterrupt(client);
-    const { jobId } = await startJob(client, request);
-    interrupts.started(jobId);
-    const job = await follow(client, jobId);
+    using signals = onSignal(client, request.requestId ?? "");
+    using crash = onCrash();
+    const { jobId } = await Promise.race([started(client, request), crash.happened]);
+    signals.started(jobId);
+    const job = await follow(client, jobId, crash.happened);
     if (job.ended?.how?.$case !== "exited" || killedForMemory(job.usage) > 0n)
       say(`job ${jobId}: ${describeEnd(job).words}`);
     return exitCodeOfJob(job);
   });
 }
 
-async function follow(client: Client, jobId: string): Promise<Job> {
+async function started(client: Client, request: StartInput): Promise<StartResponse> {
   try {
-    const end = await copy(client, { jobId, position: { $case: "offset", value: 0n }, follow: true });
-    if (end?.ended) return end;
+    return await startJob(client, request);
   } catch (error) {
-    if (error instanceof ClosedPipe) await stop(client, jobId);
-    else say(`job ${jobId} may still be running; jobs stop ${jobId} stops it`);
+    if (error instanceof ClientError && UNANSWERED.has(error.code) && client.connections.count > 0)
+      say(mayHaveStarted(request.requestId ?? ""));
     throw error;
   }
-  const { job } = await retrying(client, () => client.wait(jobId), riding(client));
-  if (job) return job;
-  throw new Error(`the worker does not tell how job ${jobId} ended`);
+}
+
+const UNANSWERED: ReadonlySet<string> = new Set(["UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED"]);
+
+function mayHaveStarted(requestId: string): string {
+  return `the worker may have started the job: jobs start --request-id ${requestId} with the same command tells its id`;
+}
+
+function goesOn(jobId: string): string {
+  return `job ${jobId} may still be running: jobs stream --follow ${jobId} shows it, jobs stop ${jobId} stops it`;
+}
+
+async function follow(client: Client, jobId: string, crashed: Promise<never>): Promise<Job> {
+  const end = async (): Promise<Job> => {
+    const last = await copy(client, { jobId, position: { $case: "offset", value: 0n }, follow: true });
+    if (last?.ended) return last;
+    const { job } = await retrying(client, () => client.wait(jobId), riding(client));
+    if (job) return job;
+    throw new Error(`the worker does not tell how job ${jobId} ended`);
+  };
+  try {
+    return await Promise.race([end(), crashed]);
+  } catch (error) {
+    // A worker that is away cannot be asked to stop it; for any other reason, as stdout that is full, it can.
+    if (error instanceof ClientError) say(goesOn(jobId));
+    else await stop(client, jobId).catch(() => say(goesOn(jobId)));
+    throw error;
+  }
 }
 
 /** Also when the worker is away for a moment: nobody else would stop this job. */
@@ -49,9 +89,9 @@ async function stop(client: Client, jobId: string, graceMs?: number): Promise<vo
   await retrying(client, () => client.stop({ jobId, ...grace }), riding(client, { quiet: true }));
 }
 
-/** First interrupt: stop; second: kill; third: leave it to itself. */
-function onInterrupt(client: Client): Disposable & { started(jobId: string): void } {
-  let interrupts = 0;
+/** First signal: stop; second: kill; third: leave it to itself. */
+function onSignal(client: Client, requestId: string): Disposable & { started(jobId: string): void } {
+  let signals = 0;
   let jobId: string | undefined;
   const act = (): void => {
     if (jobId === undefined) {
@@ -59,29 +99,43 @@ function onInterrupt(client: Client): Disposable & { started(jobId: string): voi
       return;
     }
     const id = jobId;
-    const kill = interrupts > 1;
+    const kill = signals > 1;
     say(kill ? `killing job ${id}` : `stopping job ${id}; interrupt again to kill it`);
     stop(client, id, kill ? 0 : undefined).catch((error: Error) =>
-      say(`job ${id} could not be stopped: ${error.message}`),
+      say(`job ${id} could not be stopped: ${error.message}`, [goesOn(id)]),
     );
   };
-  const onSignal = (): void => {
-    interrupts++;
-    if (interrupts <= (jobId === undefined ? 1 : 2)) {
+  const listener = (signal: NodeJS.Signals): void => {
+    signals++;
+    if (signals <= (jobId === undefined ? 1 : 2)) {
       act();
       return;
     }
-    say(jobId === undefined ? "given up before the worker answered" : `job ${jobId} may still be running`);
-    void exit(EXIT.interrupted);
+    say(jobId === undefined ? `given up; ${mayHaveStarted(requestId)}` : goesOn(jobId));
+    void exitBy(signal);
   };
-  process.on("SIGINT", onSignal).on("SIGTERM", onSignal);
+  const heard = ENDING.filter((signal) => !isIgnored(signal));
+  for (const signal of heard) process.on(signal, listener);
   return {
     started(id) {
       jobId = id;
-      if (interrupts > 0) act();
+      if (signals > 0) act();
     },
     [Symbol.dispose]() {
-      process.off("SIGINT", onSignal).off("SIGTERM", onSignal);
+      for (const signal of heard) process.off(signal, listener);
+    },
+  };
+}
+
+/** An error that nobody has caught, as a promise that never resolves. */
+function onCrash(): Disposable & { readonly happened: Promise<never> } {
+  const { promise: happened, reject } = Promise.withResolvers<never>();
+  happened.catch(() => {}); // whoever waits for it has it, too
+  process.on("uncaughtException", reject);
+  return {
+    happened,
+    [Symbol.dispose]() {
+      process.off("uncaughtException", reject);
     },
   };
 }

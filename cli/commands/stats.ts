@@ -22,7 +22,7 @@ export async function stats(given: Given): Promise<number> {
   // Looking away is all that a signal does here: the job goes on.
   process.once("SIGINT", () => {
     leaveLine();
-    exitBy("SIGINT", EXIT.interrupted);
+    void exitBy("SIGINT");
   });
   return withClient(given, async (client) => {
     await checkJob(client, jobId);

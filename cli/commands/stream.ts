@@ -5,7 +5,7 @@ import { ClientError } from "../../src/client/errors.ts";
 import { withClient } from "../connection.ts";
 import { EXIT } from "../exit.ts";
 import { checkJob, riding } from "../outage.ts";
-import { exitBy, printBytes, printMessage, say } from "../output.ts";
+import { exitBy, printBytes, printMessage, say, stdoutClosed } from "../output.ts";
 import { parseCount, parseWord, UsageError } from "../parse.ts";
 import type { Given } from "../program.ts";
 
@@ -18,7 +18,7 @@ export async function stream(given: Given): Promise<number> {
   const request: StreamInput = { jobId, position: position(given), follow: given.on("follow"), sources, times };
   const write = given.text("output") === "json" ? writeJson : times ? timestamped() : writeBytes;
   // Detaching is all that a signal does here: the job goes on.
-  process.once("SIGINT", () => exitBy("SIGINT", EXIT.interrupted));
+  process.once("SIGINT", () => void exitBy("SIGINT"));
   return withClient(given, async (client) => {
     await checkJob(client, jobId);
     const end = await copy(client, request, write);
@@ -37,13 +37,15 @@ export async function copy(client: Client, request: StreamInput, write: Write = 
   let end: Job | undefined;
   let next: bigint | undefined;
   try {
-    for await (const message of resuming(client, request, riding(client))) {
+    // What was written may find no room only later, and a job may say nothing more for days.
+    for await (const message of resuming(client, request, { ...riding(client), signal: stdoutClosed })) {
       if (message.gap > 0n) say(`${message.gap} bytes of output from offset ${message.offset} on were not kept`);
       await write(message);
       next = message.offset + BigInt(message.output.length) + message.gap;
       end = message.end ?? end;
     }
   } catch (error) {
+    stdoutClosed.throwIfAborted();
     if (error instanceof ClientError && error.code === "UNAVAILABLE" && next !== undefined) {
       say(`to go on later: jobs stream --follow --offset ${next} ${request.jobId}`);
     }
