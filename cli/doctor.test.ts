@@ -134,6 +134,8 @@ describe("jobsd --check", () => {
       `jobs run as nobody, with the groups ${groups}`,
       "a start may name nobody, with their own groups",
     ]);
+    const { stdout } = await launch("jobsd", ["--check"], { JOBSD_ALLOW_USER: "daemon,bin" }).ended;
+    expect(stdout).toContain("a start may name daemon, bin, with their own groups\n");
     for (const flags of [
       ["--user", "nosuchuser"],
       ["--job-uids", "65000-65999"],
