@@ -191,7 +191,8 @@ static enum stage prepare_and_execute(struct birth *birth)
 	if (!close_others())
 		return STAGE_STDIO;
 	/* Here, since without no_new_privs it takes the capabilities that are given up next. */
-	if (isolation.parts & PART_SECCOMP && !filter_calls(request->start.user_namespaces))
+	if ((is_own(&request->start) && !keep_off(birth->supervisor)) ||
+	    (isolation.parts & PART_SECCOMP && !filter_calls(request->start.user_namespaces)))
 		return STAGE_ISOLATION;
 	if (!drop_privileges(request, birth->supervisor))
 		return STAGE_USER;

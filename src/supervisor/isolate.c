@@ -324,7 +324,9 @@ static bool harden(const struct start *start)
 					      "-/proc/sched_debug", "-/proc/scsi", "-/proc/timer_list", "-/proc/timer_stats",
 					      "-/sys/firmware", "-/sys/devices/virtual/powercap" };
 	bool closed = start->device_bytes > 0 || isolation.parts & PART_USER;
-	if (!close_to_mounts("/") || !seal_kernel() || !(closed || close_devices()))
+	char supervisor[32];
+	snprintf(supervisor, sizeof supervisor, "=/proc/%d", getppid());
+	if (!close_to_mounts("/") || !seal_kernel() || !(closed || close_devices()) || !keep(supervisor))
 		return false;
 	for (size_t i = 0; i < sizeof kernel / sizeof *kernel; i++)
 		if (!keep(kernel[i]))
@@ -335,14 +337,18 @@ static bool harden(const struct start *start)
 	return isolation.parts & PART_SECCOMP || deny_user_namespaces();
 }
 
+bool is_own(const struct start *start)
+{
+	return !start->set_user || start->uid == geteuid();
+}
+
 /* What only the job's own process can do, or what not every job has. */
 bool isolate_job(const struct request *request)
 {
 	const struct start *start = &request->start;
-	bool own = !start->set_user || start->uid == geteuid();
 	return (!(isolation.parts & PART_CGROUP) || !*request->cgroup || enter_cgroup(request->cgroup)) &&
 	       (!start->network_none || enter_network()) &&
-	       (!own || !(isolation.parts & PART_MOUNT) || harden(start));
+	       (!is_own(start) || !(isolation.parts & PART_MOUNT) || harden(start));
 }
 
 static unsigned isolate_all(uid_t uid, gid_t gid)

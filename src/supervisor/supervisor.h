@@ -187,11 +187,15 @@ unsigned isolate(uid_t uid, gid_t gid);
 bool renew_mounts(void);
 int open_own(const char *path);
 bool settle_tmp(bool own);
+bool is_own(const struct start *start); /* the job has the supervisor's user */
 bool isolate_job(const struct request *request);
 
 /* filter.c: which system calls a job may make. */
 bool filter_calls(bool user_namespaces);
 bool deny_user_namespaces(void);
+
+/* apart.c */
+bool keep_off(pid_t supervisor);
 
 /* inherit.c: what is put back once for all jobs. */
 bool put_back_inherited(void);

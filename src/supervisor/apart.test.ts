@@ -1,0 +1,71 @@
+import { execFileSync, spawnSync } from "node:child_process";
+import { mkdtempSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { describe, expect, test } from "vitest";
+import type { Part } from "../worker/isolation.ts";
+import { CREDENTIALS, FULL, compile, isRoot, rig, unprivilegedRig, variants, type Rig, type Spec } from "./testing.ts";
+
+const isolated = variants.filter(({ mode }) => mode === "isolated");
+const ROOT: Spec = { credentials: { ...CREDENTIALS, user: "root", uid: 0, gid: 0, groups: [0], change: true } };
+const SELF: Spec = { cgroup: "", credentials: { ...CREDENTIALS, change: false } };
+const BARE = new Set<Part>(["no-new-privileges", "no-capabilities"]);
+
+function without(...parts: readonly Part[]): Set<Part> {
+  return new Set([...FULL.wanted].filter((part) => !parts.includes(part)));
+}
+
+/** The version of Landlock that this kernel has; the sixth can keep signals in. */
+function landlock(): number {
+  const directory = mkdtempSync(join(tmpdir(), "landlock-"));
+  try {
+    const program = join(directory, "reaches");
+    execFileSync("cc", ["-o", program, join(import.meta.dirname, "programs/reaches.c")]);
+    return spawnSync(program, ["abi"]).status ?? 0;
+  } finally {
+    rmSync(directory, { recursive: true });
+  }
+}
+
+const noScope = landlock() < 6 ? " [skipped: this kernel's Landlock keeps no signals in]" : "";
+
+/** A job that tries all it can on its supervisor meets refusals alone, and its end is recorded. */
+async function expectUnreached(it: Rig, spec: Spec, ...words: readonly string[]): Promise<void> {
+  const { exit, job } = await it.run({ argv: [compile("reaches", it), ...words], ...spec });
+  expect(job.output()).toBe("");
+  expect(exit).toMatchObject({ cause: "none", code: 7, signal: 0, killed: 0 });
+}
+
+describe.each(isolated)("$build: what a job does not reach of a supervisor", (variant) => {
+  test.runIf(isRoot).each([
+    ["root", new Set<Part>()],
+    ["root, without the filter of all jobs", new Set<Part>(["seccomp"])],
+  ])("that has its user: %s", async (_who, off) => {
+    await using it = await rig(variant, { isolation: { wanted: without(...off) } });
+    await expectUnreached(it, { ...ROOT, oomScoreAdj: 300 });
+  });
+
+  test.runIf(isRoot)("that has its user, without root, in a user namespace", async () => {
+    await using it = await unprivilegedRig(variant, { wanted: new Set<Part>([...without("cgroup"), "user"]) });
+    expect(it.spawner.lacking).toEqual(new Map());
+    await expectUnreached(it, SELF);
+  });
+
+  test.runIf(isRoot && noScope === "")(
+    `that has its user, without root and without namespaces, signals among it${noScope}`,
+    async () => {
+      await using it = await unprivilegedRig(variant, { wanted: BARE });
+      await expectUnreached(it, SELF, "signals");
+    },
+  );
+
+  test.runIf(isRoot)("that has another user, without namespaces", async () => {
+    await using it = await rig(variant, { isolation: { wanted: BARE } });
+    const { exit, job } = await it.run({
+      argv: [compile("reaches", it), "signals"],
+      credentials: { ...CREDENTIALS, uid: 54_321, gid: 54_321 }, // whose other processes, of which there are none, it may set
+    });
+    expect(job.output()).toBe("setpriority of a user\nioprio_set\n");
+    expect(exit).toMatchObject({ cause: "none", code: 7, signal: 0, killed: 0 });
+  });
+});
