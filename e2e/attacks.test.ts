@@ -450,7 +450,8 @@ describe("a job ends when it is to end,", () => {
   });
 
   it("and not before, whatever it sends to its init", async () => {
-    const script = `for signal in KILL STOP ABRT SEGV CONT; do kill -$signal 1; done; echo 1000 > /proc/1/oom_score_adj; exit 3`;
+    const script = `for signal in KILL STOP ABRT SEGV CONT; do kill -$signal 1; done; echo 1000 > /proc/1/oom_score_adj
+      prlimit --pid 1 --fsize=0 --nofile=0; renice -n 19 -p 1; taskset -p 1 1; chrt --batch -p 0 1; ionice -c 3 -p 1; exit 3`;
     const { nobody, root } = await each((user) => run(user, [], "sh", "-c", script));
     expect({ nobody: nobody.code, root: root.code }).toEqual({ nobody: 3, root: 3 });
   });
