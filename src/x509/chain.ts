@@ -1,5 +1,5 @@
 import { type KeyObject, X509Certificate } from "node:crypto";
-import type { DetailedPeerCertificate, TLSSocket } from "node:tls";
+import type { TLSSocket } from "node:tls";
 import { elements, extensions } from "./der.ts";
 import { maySign, nameOf, weaknessOf } from "./pem.ts";
 import { allows, keyAllows, type Purpose } from "./usage.ts";
@@ -35,8 +35,10 @@ export interface Path {
   readonly end?: Fault;
 }
 
-/** OpenSSL follows no longer ones. */
-const MAX_DEPTH = 100;
+/** A longer path is followed no further: each step may take the verification of many signatures. */
+const MAX_DEPTH = 16;
+/** A stranger may send hundreds. */
+const MAX_SENT = 16;
 const SOON_MS = 30 * 24 * 3600 * 1000;
 const BASIC_CONSTRAINTS = "551d13";
 /** 1.2.840.10070.8.1. */
@@ -67,13 +69,14 @@ export function pathOf(
   return { certificates: path, end: endOf(path, trusted) };
 }
 
-/** The certificates that the other side has sent, its own first. */
+/** The certificates that the other side has sent, its own first, as many as a chain of people has. */
 export function presented(socket: TLSSocket): readonly X509Certificate[] {
   const found: X509Certificate[] = [];
-  let next: Partial<DetailedPeerCertificate> | undefined = socket.getPeerCertificate(true);
-  while (next?.raw && !found.some(({ raw }) => next?.raw?.equals(raw))) {
-    found.push(new X509Certificate(next.raw));
-    next = next.issuerCertificate;
+  let next = socket.getPeerX509Certificate();
+  while (next && found.length < MAX_SENT) {
+    const certificate = next;
+    if (!found.some(({ raw }) => raw.equals(certificate.raw))) found.push(certificate);
+    next = certificate.issuerCertificate;
   }
   return found;
 }
