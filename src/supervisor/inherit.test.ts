@@ -52,6 +52,8 @@ async function ofJob(variant: Variant, how: string, spec: Spec = {}, wanted?: Re
   return parse(job.output());
 }
 
+/** What the spawner has its daemon ask for, here this process. */
+const DAEMON_SLICE_NS = 500_000;
 /** What only root can put back. */
 const TAKE_ROOT = new Set(["nice", "loginuid"]);
 const PLAIN = parse(execFileSync(PROGRAM, { encoding: "utf8" }));
@@ -73,6 +75,7 @@ describe.each(["realtime", "batch"])("a daemon that was started %s, with all att
       const [plain, job] = [await ofJob(variant, "env"), await ofJob(variant, how)];
       expect(differing(plain, job).filter((name) => isRoot || !TAKE_ROOT.has(name))).toEqual([]);
       expect(job).toMatchObject({ "session-keyring": "0", "rlimit-4-soft": "0", policy: "0", SigIgn: "0".repeat(16) });
+      expect(job["slice"]).not.toBe(String(DAEMON_SLICE_NS));
     });
   });
 

@@ -213,7 +213,7 @@ static unsigned enter_mounts(void)
 {
 	if (unshare(CLONE_NEWNS) < 0 || mount(NULL, "/", NULL, MS_SLAVE | MS_REC, NULL) < 0 || !close_to_mounts("/sys") ||
 	    !make_read_only("/sys") || !seal_kernel() || !hide("/dev/kmsg") ||
-	    !(mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "mode=620,ptmxmode=666") == 0 || absent("/dev/pts")))
+	    !(mount("devpts", "/dev/pts", "devpts", MS_NOSUID | MS_NOEXEC, "mode=620,ptmxmode=666") == 0 || hide("/dev/pts")))
 		return PART_MOUNT;
 	if (isolation.parts & PART_IPC && !(mount_over("tmpfs", "/dev/shm", 0, "mode=1777") &&
 					    mount_over("mqueue", "/dev/mqueue", MS_NOEXEC, NULL)))
@@ -298,19 +298,21 @@ static bool keep(const char *path)
 /* Closes every device but the usual ones, as a cgroup's program does where the host has cgroup v2. */
 static bool close_devices(void)
 {
-	static const char *const usual[] = { "/dev/null",    "/dev/zero", "/dev/full", "/dev/random",
-					     "/dev/urandom", "/dev/tty",  "/dev/kmsg" /* null, by now */ };
+	static const char *const usual[][2] = {
+		{ "/dev/null", "/dev/null" },	    { "/dev/zero", "/dev/zero" },	{ "/dev/full", "/dev/full" },
+		{ "/dev/random", "/dev/random" },   { "/dev/urandom", "/dev/urandom" }, { "/dev/tty", "/dev/tty" },
+		{ "/dev/pts/ptmx", "/dev/ptmx" },   { "/dev/pts", "/dev/pts" },
+		{ "/dev/kmsg", "/dev/kmsg" }, /* null, by now */
+	};
 	for (size_t i = 0; i < sizeof usual / sizeof *usual; i++)
-		if (mount(usual[i], usual[i], NULL, MS_BIND, NULL) < 0 && !absent(usual[i]))
+		if (!absent(usual[i][0]) && mount(usual[i][0], usual[i][1], NULL, MS_BIND, NULL) < 0)
 			return false;
-	if ((mount("/dev/pts/ptmx", "/dev/ptmx", NULL, MS_BIND, NULL) < 0 && !absent("/dev/ptmx")) ||
-	    !set_attributes("/", (struct mount_attr){ .attr_set = MOUNT_ATTR_NODEV }))
+	if (!set_attributes("/", (struct mount_attr){ .attr_set = MOUNT_ATTR_NODEV }))
 		return false;
 	for (size_t i = 0; i < sizeof usual / sizeof *usual; i++)
-		if (!set_attributes(usual[i], (struct mount_attr){ .attr_clr = MOUNT_ATTR_NODEV }))
+		if (!absent(usual[i][0]) && !set_attributes(usual[i][1], (struct mount_attr){ .attr_clr = MOUNT_ATTR_NODEV }))
 			return false;
-	return set_attributes("/dev/pts", (struct mount_attr){ .attr_clr = MOUNT_ATTR_NODEV }) &&
-	       set_attributes("/dev/ptmx", (struct mount_attr){ .attr_clr = MOUNT_ATTR_NODEV });
+	return true;
 }
 
 /* A job of the supervisor's own user: files that are kept from others by their modes alone. No mount of the host comes in
