@@ -350,6 +350,7 @@ describe("a job has", () => {
   it("a uid, /tmp and /dev/shm that no other job has", async () => {
     const script = "id -u; id -g; id -G; ls -A /tmp /var/tmp /dev/shm | grep -v :; touch /tmp/x /var/tmp/x /dev/shm/x";
     const waits = await daemon.start("--", "sh", "-c", `${script}; exec sleep 31337`);
+    await vi.waitFor(async () => expect((await daemon.jobs("reader", "stream", waits)).stdout).not.toBe(""), DEADLINE);
     const { stdout } = await runAlone([], "sh", "-c", script);
     const [uid, gid, groups, ...files] = stdout.trimEnd().split("\n");
     expect({ gid, groups, files: files.filter(Boolean) }).toEqual({ gid: uid, groups: uid, files: [] });
