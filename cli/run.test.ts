@@ -53,6 +53,28 @@ describe("jobs run", () => {
     expect(code).toBe(125);
   });
 
+  it.each([
+    ["the job's user and group in one word", ["--user", "65534:65534", "--", "id", "-u"], 0, /^65534\n$/],
+    [
+      "a group in two places",
+      ["--user", "1000:1000", "--group", "5", "--", "true"],
+      125,
+      /USER, or USER:GROUP without --group/,
+    ],
+    ["a group that is missing", ["--user", "1000:", "--", "true"], 125, /USER, or USER:GROUP without --group/],
+    ["a command line in one word", ["--", "echo hi"], 127, /a command line goes to a shell: sh -c "echo hi"/],
+    [
+      "more open files than the host has",
+      ["--rlimit", "nofile=99999999999", "--", "true"],
+      125,
+      /^jobs: rlimits: nofile: 99999999999 is above \d+, (this host's fs.nr_open|the limit that this worker has, .*)\n$/,
+    ],
+  ])("understands %s, or says what is right", async (_, args, code, shown) => {
+    const ran = await host.jobs(["run", ...args]);
+    expect(ran.code).toBe(code);
+    expect(ran.stdout + ran.stderr).toMatch(shown);
+  });
+
   it("gives the job the variables that it names, and no others", async () => {
     const ran = await host.jobs(["run", "-e", "ONE=1", "-e", "TWO", "--", "env"], { TWO: "2 2", THREE: "3" });
     expect(

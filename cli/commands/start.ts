@@ -64,8 +64,7 @@ export function startRequest(given: Given, env: NodeJS.ProcessEnv): StartInput {
       .filter((pair) => !pair.isWellFormed())
       .map(bytesOf),
     ...(cwd.isWellFormed() ? { cwd } : { cwdBytes: bytesOf(cwd) }),
-    user: given.text("user") ?? "",
-    group: given.text("group") ?? "",
+    ...userAndGroup(given),
     labels: parseLabels("--label", given.list("label")),
     timeLimit: timeLimit === undefined ? undefined : toDuration(timeLimit),
     requestId: given.text("request-id") ?? randomUUID(),
@@ -79,4 +78,13 @@ export function startRequest(given: Given, env: NodeJS.ProcessEnv): StartInput {
     log: logPolicy(given),
     oomScoreAdj: optional(given, "oom-score-adj", (flag, text) => Number(parseCount(flag, text))) ?? 0,
   };
+}
+
+/** `--user USER:GROUP`, as docker has it, or each by its own flag. Throws UsageError where both give a group. */
+function userAndGroup(given: Given): { readonly user: string; readonly group: string } {
+  const [user = "", group] = (given.text("user") ?? "").split(/:(.*)/s);
+  if (group === undefined) return { user, group: given.text("group") ?? "" };
+  if (given.text("group") !== undefined || user === "" || group === "")
+    throw new UsageError(`--user ${given.text("user")}: USER, or USER:GROUP without --group, is right`);
+  return { user, group };
 }

@@ -124,6 +124,12 @@ interface AnyCall {
   on(event: "cancelled", listener: () => void): unknown;
 }
 
+/** A request; throws what it is where it could not be read (requests.ts). */
+function readable<Request>(request: Request): Request {
+  if (request instanceof JobError) throw request;
+  return request;
+}
+
 /**
  * Makes handlers for grpc-js from plain functions: what they throw becomes the call's status.
  *
@@ -166,13 +172,17 @@ export function handlers(callers: Pick<WeakMap<Metadata, Caller>, "get">, log: L
 
   return {
     unary: (body, lasts) => (call, callback) => {
-      void run(call, lasts !== undefined, (context) => body(call.request, context), {
+      void run(call, lasts !== undefined, (context) => body(readable(call.request), context), {
         ok: (value) => callback(null, value),
         failed: (outbound) => callback(outbound),
       });
     },
     streaming: (body) => (call) => {
-      void run(call, true, (context) => body(call, context), {
+      const bodyOf = (context: Context): Promise<void> => {
+        readable(call.request);
+        return body(call, context);
+      };
+      void run(call, true, bodyOf, {
         ok: () => call.end(),
         failed: (outbound) => call.emit("error", outbound),
       });

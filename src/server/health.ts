@@ -8,7 +8,7 @@ import {
   HealthService,
   type HealthServer,
 } from "../../proto/generated/grpc/health/v1/health.ts";
-import { codeOf, JobError } from "../worker/errors.ts";
+import { codeOf, JobError, quoted } from "../worker/errors.ts";
 import { handlers, type Caller, type Handlers } from "./guard.ts";
 import type { Principal } from "./identity.ts";
 import { grpcOptions } from "./limits.ts";
@@ -30,7 +30,7 @@ export function health(): Health {
   return {
     service: ({ unary, streaming }) => ({
       check: unary(({ service }) => {
-        if (!SERVICES.has(service)) throw new JobError("not-found", `no service ${JSON.stringify(service)} here`);
+        if (!SERVICES.has(service)) throw new JobError("not-found", `no service ${quoted(service)} here`);
         return { status: current };
       }),
       watch: streaming(async (call, { signal }) => {

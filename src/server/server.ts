@@ -17,6 +17,7 @@ import { AUDIT_LIMITS, grpcOptions, MAX_CALLS, MAX_CONNECTIONS } from "./limits.
 import { recordRefusals, recordUnknownMethods } from "./refusals.ts";
 import { workerService } from "./service.ts";
 import { shares } from "./shares.ts";
+import { strictly } from "./requests.ts";
 import { SERVICE } from "./stream.ts";
 import { listenTls, type TlsListener } from "./tls.ts";
 import { fairTurns } from "./turns.ts";
@@ -85,7 +86,7 @@ export async function serve({
     ...grpcOptions(Math.ceil(maxCalls / 2)),
     interceptors: [auditCalls(audit, connections, denied, log), authorise(connections, callers, room, log)],
   });
-  server.addService(SERVICE, workerService(worker, calls));
+  server.addService(strictly(SERVICE), workerService(worker, calls));
   server.addService(HealthService, probe.service(calls));
   // Insecure as far as grpc-js knows: what is injected is a TLS connection that has been verified.
   const injector = server.createConnectionInjector(ServerCredentials.createInsecure());

@@ -52,6 +52,11 @@ describe("an error of the worker is told as", () => {
   });
 });
 
+test("no field is told of an error that is not of an argument, as the proto has it", () => {
+  for (const code of ["not-found", "unsupported", "precondition", "forbidden", "exhausted"] as const)
+    expect(received(new JobError(code, "why", { field: "job_id" })).detail("BadRequest")).toBeUndefined();
+});
+
 test("what is no error of the request's is nobody's business", () => {
   for (const error of [new JobError("internal", "secret"), new Error("secret"), "secret", undefined]) {
     expect(failureOf(error)).toBeUndefined();

@@ -58,7 +58,8 @@ export function statusOf(failure: Failure): StatusObject {
     .slice(0, MAX_FACTS)
     .map(([key, value]) => [clip(key, MAX_FACT_NAME_BYTES), clip(value, MAX_FACT_BYTES)] as const);
   const details = [packed("ErrorInfo", ErrorInfo.encode({ reason, domain: "jobs", metadata: new Map(kept) }).finish())];
-  if (field !== undefined) {
+  // As the proto has it: of others the message names what is meant.
+  if (field !== undefined && code === status.INVALID_ARGUMENT) {
     const fieldViolations = [{ field: clip(field, MAX_FIELD_BYTES), description: message }];
     details.push(packed("BadRequest", BadRequest.encode({ fieldViolations }).finish()));
   }

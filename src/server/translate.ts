@@ -17,7 +17,7 @@ import {
 import { bytesOf, readable, textOf } from "../worker/bytes.ts";
 import type { Brief } from "../worker/brief.ts";
 import type { Finding } from "../worker/doctor/finding.ts";
-import { invalid } from "../worker/errors.ts";
+import { invalid, quoted } from "../worker/errors.ts";
 import type { Ended, Job, JobSpec, Pressure, Stall, State, Usage } from "../worker/job.ts";
 import type { Position, StreamOptions } from "../worker/output.ts";
 import type { ListFilter } from "../worker/list.ts";
@@ -88,7 +88,7 @@ function toProgram({
   for (const [i, bytes] of environBytes.entries()) {
     const [name = "", ...value] = textOf(bytes).split("=");
     if (value.length === 0) throw invalid(`environ_bytes[${i}]`, 'has no "=": NAME=VALUE is right');
-    if (variables.has(name)) throw invalid(`environ_bytes[${i}]`, `${JSON.stringify(name)} is there already`);
+    if (variables.has(name)) throw invalid(`environ_bytes[${i}]`, `${quoted(name)} is there already`);
     variables.set(name, value.join("="));
   }
   const directory = cwdBytes.length > 0 ? textOf(cwdBytes) : cwd;

@@ -46,13 +46,20 @@ export class JobError extends Error {
   }
 }
 
+const MOST_QUOTED = 100;
+
 /** A request's field is wrong: `invalid("cwd", "must be an absolute path")`. */
 export function invalid(field: string, message: string, facts?: Readonly<Record<string, string>>): JobError {
   return new JobError("invalid", `${field}: ${message}`, { field, ...(facts && { facts }) });
 }
 
+/** A text of the request in a message: its beginning, so that what is wrong with it is never cut off behind it. */
+export function quoted(text: string): string {
+  return JSON.stringify(text.length > MOST_QUOTED ? `${text.slice(0, MOST_QUOTED)}…` : text);
+}
+
 export function notFound(id: string): JobError {
-  return new JobError("not-found", `there is no job ${JSON.stringify(id.slice(0, 100))}`, { field: "job_id" });
+  return new JobError("not-found", `there is no job ${quoted(id)}`, { field: "job_id" });
 }
 
 /** The name of the errno that a system call ended with, as in `ENOENT`; `unknown` for any other error. */

@@ -1,4 +1,4 @@
-import { JobError, codeOf, invalid } from "./errors.ts";
+import { JobError, codeOf, invalid, quoted } from "./errors.ts";
 import type { Launch } from "./frame.ts";
 
 /* Why a start failed, for whoever asked for it. */
@@ -12,9 +12,10 @@ const EXHAUSTED = new Set(["EAGAIN", "ENOMEM", "EMFILE", "ENFILE", "ENOSPC", "ED
 /** Of a supervisor that met `errno` at `stage`. */
 export function failureAt(stage: string, errno: string, launch: Launch): JobError {
   const facts = { stage, errno };
-  const command = JSON.stringify(launch.argv[0]);
+  const command = quoted(launch.argv[0] ?? "");
   if (stage === "exec" && errno === "ENOENT")
-    return invalid("command", `${command} was not found, or its interpreter was not`, facts);
+    return invalid("command", `${command} was not found, or its interpreter was not${shellHint(launch.argv)}`, facts);
+  if (errno === "EAGAIN" && PROCESSES.has(stage)) return tooManyProcesses(stage, launch, facts);
   if (stage === "exec" && errno === "EACCES")
     return invalid("command", `${command} is not executable for ${launch.credentials.user}`, facts);
   if (stage === "exec" && errno === "ENOEXEC")
@@ -25,7 +26,7 @@ export function failureAt(stage: string, errno: string, launch: Launch): JobErro
   if (stage === "cwd")
     return invalid(
       "cwd",
-      `${JSON.stringify(launch.cwd)} is ${errno === "EACCES" ? `not open to ${launch.credentials.user}` : `no directory here (${errno})`}`,
+      `${quoted(launch.cwd)} is ${errno === "EACCES" ? `not open to ${launch.credentials.user}` : `no directory here (${errno})`}`,
       facts,
     );
   if (stage === "user" && errno === "EBUSY")
@@ -38,10 +39,32 @@ export function failureAt(stage: string, errno: string, launch: Launch): JobErro
   if (full) return new JobError("exhausted", `no room for another job on this host (${stage}: ${errno})`, { facts });
   if (stage === "isolation")
     return new JobError("unsupported", `the job cannot be kept from the host as it should be (${errno})`, { facts });
+  // The kernel told no more; what can be told beforehand is refused by rlimitsOf().
+  if (stage === "limits" && errno === "EPERM")
+    return invalid("rlimits", "one is above this host's own limit, which this worker may not raise", facts);
   if (stage === "cgroup")
     return new JobError("unsupported", `the job cannot be put in its cgroup (${errno}): ${launch.cgroup}`, { facts });
   if (stage === "devices") return devicesFailure(stage, errno);
   return new JobError("internal", `the job could not be started (${stage}: ${errno})`, { facts });
+}
+
+/** Where the kernel counts processes: clone(2), setresuid(2) and the execve(2) after it. */
+const PROCESSES = new Set(["clone", "user", "exec"]);
+
+function tooManyProcesses(stage: string, launch: Launch, facts: Readonly<Record<string, string>>): JobError {
+  const who = launch.credentials.user;
+  const why =
+    stage === "clone"
+      ? "this host takes no further process: pids.max of a cgroup, kernel.threads-max or kernel.pid_max is reached"
+      : `too many processes run as ${who}: its limit of them (RLIMIT_NPROC; --rlimit nproc) is reached`;
+  return new JobError("exhausted", `no room for another job: ${why}`, { facts });
+}
+
+/** For a whole command line that was given as a program's name. */
+function shellHint(argv: readonly string[]): string {
+  return argv.length === 1 && /\s/.test(argv[0] ?? "")
+    ? `; a command line goes to a shell: sh -c ${quoted(argv[0] ?? "")}`
+    : "";
 }
 
 /** Of a limit that the kernel did not take: names the field, and the file, value and errno. */

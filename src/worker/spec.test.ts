@@ -118,7 +118,10 @@ test("what is at the edge of what is allowed is allowed", () => {
     labels,
     umask: 0o777,
     oomScoreAdj: 1000,
-    rlimits: [{ name: "core", soft: 0, hard: 0 }, { name: "nofile" }],
+    rlimits: [
+      { name: "core", soft: 0, hard: 0 },
+      { name: "nofile", soft: 1, hard: 1 },
+    ],
     owner: "o",
   };
   expect(() => checkSpec(spec)).not.toThrow();

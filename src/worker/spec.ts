@@ -1,5 +1,5 @@
 import { byteLengthOf, isBytes } from "./bytes.ts";
-import { invalid } from "./errors.ts";
+import { invalid, quoted } from "./errors.ts";
 import type { JobSpec } from "./job.ts";
 import { rlimitsOf } from "./rlimits.ts";
 
@@ -24,7 +24,7 @@ function checkLabels(labels: ReadonlyMap<string, string>): void {
   if (labels.size > LABELS) throw invalid("labels", `${labels.size} are more than ${LABELS}`);
   for (const [key, value] of labels) {
     if (!LABEL_KEY.test(key))
-      throw invalid("labels", `${JSON.stringify(key)} is no label; up to 63 of A-Z a-z 0-9 . _ / - are`);
+      throw invalid("labels", `${quoted(key)} is no label; up to 63 of A-Z a-z 0-9 . _ / - are`);
     if (!value.isWellFormed()) throw invalid("labels", `the value of ${key} is not UTF-8`);
     if (Buffer.byteLength(value) > LABEL_VALUE_BYTES)
       throw invalid("labels", `the value of ${key} is longer than ${LABEL_VALUE_BYTES} bytes`);
@@ -38,8 +38,8 @@ export function checkSpec(spec: JobSpec): void {
   for (const [i, arg] of (spec.args ?? []).entries()) checkText(`args[${i}]`, arg);
   for (const [name, value] of spec.env ?? []) {
     if (name === "" || name.includes("="))
-      throw invalid("env", `${JSON.stringify(name)} is no variable's name; it is empty or has a "="`);
-    checkText(`env ${JSON.stringify(name)}`, `${name}=${value}`);
+      throw invalid("env", `${quoted(name)} is no variable's name; it is empty or has a "="`);
+    checkText(`env ${quoted(name)}`, `${name}=${value}`);
   }
   const bytes = [spec.command, ...(spec.args ?? []), ...[...(spec.env ?? [])].flat()].reduce(
     (sum, text) => sum + byteLengthOf(text) + 9,
@@ -49,7 +49,7 @@ export function checkSpec(spec: JobSpec): void {
     throw invalid("args", `arguments and environment take ${bytes} bytes; ${TOTAL_BYTES} is the most`);
   if (spec.cwd !== undefined) {
     checkText("cwd", spec.cwd);
-    if (!spec.cwd.startsWith("/")) throw invalid("cwd", `${JSON.stringify(spec.cwd)} is not an absolute path`);
+    if (!spec.cwd.startsWith("/")) throw invalid("cwd", `${quoted(spec.cwd)} is not an absolute path`);
   }
   if (spec.timeLimitMs !== undefined && !(spec.timeLimitMs >= 1 && spec.timeLimitMs <= TIME_LIMIT_MS))
     throw invalid("time_limit", "must be at least 1 ms and at most 10 years; leave it out for none");

@@ -1,5 +1,5 @@
 import { existsSync, readFileSync, statSync } from "node:fs";
-import { JobError, invalid } from "./errors.ts";
+import { JobError, invalid, quoted } from "./errors.ts";
 import type { WorkerOptions } from "./options.ts";
 
 /** Who a job runs as. */
@@ -66,8 +66,7 @@ function lookUp(user: string, group?: string): Credentials {
   const { users, groups } = readAccounts();
   const row = users.find(([name]) => name === user) ?? users.find(([, , uid]) => uid === user);
   const uid = idOf(row?.[2] ?? user);
-  if (uid === undefined)
-    throw invalid("user", `there is no user ${JSON.stringify(user)} on this host`, { stage: "user" });
+  if (uid === undefined) throw invalid("user", `there is no user ${quoted(user)} on this host`, { stage: "user" });
   const name = row?.[0] ?? String(uid);
   const groupRow =
     group === undefined
@@ -75,7 +74,7 @@ function lookUp(user: string, group?: string): Credentials {
       : (groups.find(([other]) => other === group) ?? groups.find(([, , gid]) => gid === group));
   const gid = group === undefined ? (idOf(row?.[3] ?? "") ?? uid) : idOf(groupRow?.[2] ?? group);
   if (gid === undefined)
-    throw invalid("group", `there is no group ${JSON.stringify(group)} on this host`, { stage: "user" });
+    throw invalid("group", `there is no group ${quoted(group ?? "")} on this host`, { stage: "user" });
   const others = groups.filter(([, , , members]) => members?.split(",").includes(name)).map(([, , id]) => Number(id));
   return {
     user: name,
@@ -184,13 +183,10 @@ function checkEntry(field: string, entry: string, allowRoot: boolean): void {
   const [, first, last = first] = RANGE.exec(entry) ?? [];
   if (first !== undefined) {
     if (!(Number(first) <= Number(last) && Number(last) <= ID_MAX))
-      throw invalid(
-        field,
-        `${JSON.stringify(entry)} is no range; a name, a number or a range as in 2000-2999 is right`,
-      );
+      throw invalid(field, `${quoted(entry)} is no range; a name, a number or a range as in 2000-2999 is right`);
   } else if (field === "allow user") credentialsOf(entry);
   else if (!readAccounts().groups.some(([name]) => name === entry))
-    throw invalid(field, `there is no group ${JSON.stringify(entry)} on this host`);
+    throw invalid(field, `there is no group ${quoted(entry)} on this host`);
   const isRoot = first === undefined ? entry === "root" : Number(last) === 0;
   if (isRoot && !allowRoot) throw invalid(field, "root is allowed by jobsd --allow-root, and by nothing else");
 }

@@ -1,4 +1,4 @@
-import { invalid } from "../errors.ts";
+import { invalid, quoted } from "../errors.ts";
 import type { LinuxCpu } from "../resources.ts";
 import { type Host, type Setting, between, limit, unsupported } from "./setting.ts";
 
@@ -54,7 +54,7 @@ export function cpusetSettings({ cpus, mems }: LinuxCpu, host: Host): Setting[] 
     if (list === undefined) return [];
     const [file, field] = [`cpuset.${name}` as const, `resources.cpu.${name}`];
     const asked = ranges(list);
-    if (!asked) throw invalid(field, `${JSON.stringify(list)} is no list; 0, 0-3 or 0-2,7 are`);
+    if (!asked) throw invalid(field, `${quoted(list)} is no list; 0, 0-3 or 0-2,7 are`);
     const allowed = host.allowed(file);
     // The kernel takes what is not there, and then lets the job run wherever its parent may.
     const there = allowed === undefined ? asked : (ranges(allowed) ?? []);

@@ -1,4 +1,4 @@
-import { invalid } from "../errors.ts";
+import { invalid, quoted } from "../errors.ts";
 import type { LinuxDeviceCgroup } from "../resources.ts";
 import { type Host, MAJOR_MAX, MINOR_MAX, between } from "./setting.ts";
 
@@ -53,7 +53,7 @@ function isOfAll({ type, major, minor }: Rule): boolean {
 function ruleOf(field: string, device: LinuxDeviceCgroup, host: Pick<Host, "device">): Rule {
   const { allow, access = "rwm" } = device;
   if (!/^[rwm]+$/.test(access))
-    throw invalid(`${field}.access`, `${JSON.stringify(access)} is no access; some of r, w and m are, or leave it out`);
+    throw invalid(`${field}.access`, `${quoted(access)} is no access; some of r, w and m are, or leave it out`);
   const bits = Array.from(access, (letter) => ACCESSES[letter] ?? 0).reduce((sum, bit) => sum | bit, 0);
   return { allow, ...numbersOf(field, device, host), access: bits };
 }
@@ -65,7 +65,7 @@ function numbersOf(
 ): Pick<Rule, "type" | "major" | "minor"> {
   if (path === undefined) {
     if (type !== "a" && type !== "b" && type !== "c")
-      throw invalid(`${field}.type`, `${JSON.stringify(type)} is no type; b, c and, for both, a are`);
+      throw invalid(`${field}.type`, `${quoted(type)} is no type; b, c and, for both, a are`);
     return {
       type: type === "a" ? undefined : type,
       major: number(`${field}.major`, major, MAJOR_MAX),
@@ -76,7 +76,7 @@ function numbersOf(
     throw invalid(`${field}.path`, "and a type or a device number; give one of them");
   const device = host.device(path);
   if (device) return device;
-  throw invalid(`${field}.path`, `${JSON.stringify(path)} is no device of this worker, such as /dev/null is`);
+  throw invalid(`${field}.path`, `${quoted(path)} is no device of this worker, such as /dev/null is`);
 }
 
 /** -1 is any, too: Docker writes it for `*`. */

@@ -1,4 +1,4 @@
-import { invalid } from "../errors.ts";
+import { invalid, quoted } from "../errors.ts";
 import type { LinuxBlockIO, LinuxThrottleDevice, LinuxWeightDevice } from "../resources.ts";
 import { type Host, MAJOR_MAX, MINOR_MAX, type Setting, UINT64_MAX, between, unsupported } from "./setting.ts";
 
@@ -65,5 +65,5 @@ function deviceNumber(
   if (major !== 0n || minor !== 0n) throw invalid(`${field}.path`, "and a device number; give one of them");
   const disk = host.disk(path);
   if (disk !== undefined) return disk;
-  throw invalid(`${field}.path`, `${JSON.stringify(path)} is no block device of this worker, such as /dev/sda is`);
+  throw invalid(`${field}.path`, `${quoted(path)} is no block device of this worker, such as /dev/sda is`);
 }

@@ -1,4 +1,4 @@
-import { invalid } from "../errors.ts";
+import { invalid, quoted } from "../errors.ts";
 import type { LinuxResources } from "../resources.ts";
 import { CONTROLLERS, type Setting, between } from "./setting.ts";
 
@@ -9,7 +9,7 @@ const KEY = /^([a-z]+)(\.\w+)+$/;
 /** rdma.max, a device at a time. Throws JobError `invalid`. */
 export function rdmaSettings(rdma: NonNullable<LinuxResources["rdma"]>): Setting[] {
   return Object.entries(rdma).map(([device, { hcaHandles, hcaObjects }]) => {
-    const field = `resources.rdma[${JSON.stringify(device)}]`;
+    const field = `resources.rdma[${quoted(device)}]`;
     if (!/^[\w.:-]+$/.test(device)) throw invalid(field, "is no device's name, such as mlx5_1 is");
     const part = (name: string, key: string, value: number | undefined): string =>
       value === undefined ? "" : ` ${key}=${between(`${field}.${name}`, value, 0, RDMA_MAX)}`;
@@ -22,7 +22,7 @@ export function rdmaSettings(rdma: NonNullable<LinuxResources["rdma"]>): Setting
 /** Files as they are named, one write a line: the kernel reads one key of a nested-keyed file a write. Throws JobError `invalid`. */
 export function unifiedSettings(unified: NonNullable<LinuxResources["unified"]>): Setting[] {
   return Object.entries(unified).flatMap(([file, text]) => {
-    const field = `resources.unified[${JSON.stringify(file)}]`;
+    const field = `resources.unified[${quoted(file)}]`;
     const controller = CONTROLLERS.find((name) => name === KEY.exec(file)?.[1]);
     if (!controller)
       throw invalid(field, `is no file of a controller, such as memory.high is; ${CONTROLLERS.join(", ")} are`);
