@@ -186,6 +186,19 @@ test.each<[string, () => Promise<unknown>]>([
   120_000,
 );
 
+test("the CLI lists them all, page after page", async () => {
+  const list = async (...flags: readonly string[]): Promise<string[]> => {
+    const { code, stdout, stderr } = await host.jobs(["list", "-q", ...flags]);
+    expect({ code, stderr }).toEqual({ code: 0, stderr: "" });
+    return stdout.split("\n").filter(Boolean);
+  };
+  expect(await list("--label", "kind=1m")).toEqual(IDS.megabytes.toReversed());
+  expect(await list("--label", "kind=9k", "--limit", "0")).toHaveLength(1000);
+  const { stdout } = await host.jobs(["list", "--label", "kind=1m", "--limit", "1", "-o", "json"]);
+  const { jobs } = JSON.parse(stdout) as { jobs: { args: string[]; cut: string[] }[] };
+  expect(jobs.map(({ args, cut }) => [args.join("").length, cut])).toEqual([[4096, ["args"]]]);
+});
+
 test("the end of a job that 2,000 calls wait for holds the event loop for 20 ms at most", async () => {
   expect(await held(waits)).toBeLessThanOrEqual(MOST_MS);
 }, 180_000);

@@ -1,4 +1,5 @@
 import { randomUUID } from "node:crypto";
+import { Duplex } from "node:stream";
 import { status, type Metadata, type ServerInterceptor } from "@grpc/grpc-js";
 import type { Logger } from "pino";
 import { readable, textOf } from "../worker/bytes.ts";
@@ -8,7 +9,7 @@ import type { Few } from "./few.ts";
 import { explain, guardedInterceptor, type Caller } from "./guard.ts";
 import type { Identity } from "./identity.ts";
 import { mutates, needsRecord, rolesOf } from "./roles.ts";
-import { MAX_UNREAD_BYTES } from "./limits.ts";
+import { MAX_QUESTION_BYTES, MAX_UNREAD_BYTES } from "./limits.ts";
 import type { Shares } from "./shares.ts";
 import { statusOf, type Failure } from "./status.ts";
 import type { Turns } from "./turns.ts";
@@ -168,6 +169,7 @@ export function auditCalls(audit: Audit, connections: Connections, few: Few, log
       ...(certificate && { principal: audited(certificate) }),
     };
     const twice = responseStream || mutates(path);
+    if (!mutates(path)) boundRequest(call);
     let allowed = false;
     let ended = false;
 
@@ -217,6 +219,29 @@ export function auditCalls(audit: Audit, connections: Connections, few: Few, log
       },
     };
   }, log);
+}
+
+/**
+ * Ends a call whose request is longer than any that only looks: grpc-js keeps what has come of a message until it is
+ * whole, and has one limit for all, which is that of a start.
+ */
+function boundRequest(call: Parameters<ServerInterceptor>[1]): void {
+  // grpc-js's own, and not in its types.
+  if (!("stream" in call) || !(call.stream instanceof Duplex)) return;
+  let bytes = 0;
+  call.stream.on("data", (data: Buffer) => {
+    const before = bytes;
+    bytes += data.length;
+    if (before > MAX_QUESTION_BYTES || bytes <= MAX_QUESTION_BYTES) return;
+    call.sendStatus(
+      statusOf({
+        code: status.RESOURCE_EXHAUSTED,
+        reason: "REQUEST_TOO_LONG",
+        message: `the request is longer than ${MAX_QUESTION_BYTES} bytes, which none but Start and Update may be`,
+        facts: { limit: "request-bytes", maximum: String(MAX_QUESTION_BYTES) },
+      }),
+    );
+  });
 }
 
 /** True when it is on disk; the reason is logged when not. */

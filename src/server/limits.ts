@@ -33,6 +33,8 @@ export const MAX_UNREAD_BYTES = 32 * 1024 * 1024;
 /** A page of jobs ends once it has so much, and with the jobs that are found in so long. */
 export const LIST_BYTES = 1024 * 1024;
 export const LIST_MS = SECOND_MS;
+/** Of a request that changes nothing, as it comes: thousands may be under way. */
+export const MAX_QUESTION_BYTES = 64 * 1024;
 /** Of one request, after decompression. */
 const MAX_REQUEST_BYTES = 4 * 1024 * 1024;
 

@@ -1,5 +1,5 @@
 import { once } from "node:events";
-import { connect as connectHttp2 } from "node:http2";
+import { connect as connectHttp2, type Settings } from "node:http2";
 import { connect, createServer, type Socket } from "node:net";
 import { connect as connectTls } from "node:tls";
 import { status } from "@grpc/grpc-js";
@@ -7,7 +7,7 @@ import { beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import { ErrorInfo, Status } from "../../proto/generated/google/rpc/details.ts";
 import { StreamRequest } from "../../proto/generated/jobs/v1/worker.ts";
 import { networkOf } from "./handshakes.ts";
-import { MAX_CONNECTIONS_TOLD, MAX_HANDSHAKES, MAX_SILENT, MAX_UNREAD_BYTES, TOLD_MS } from "./limits.ts";
+import { HANDSHAKE_TIMEOUT_MS, MAX_CONNECTIONS_TOLD, MAX_HANDSHAKES, MAX_SILENT, MAX_UNREAD_BYTES } from "./limits.ts";
 import { shares } from "./shares.ts";
 import {
   answer,
@@ -23,6 +23,9 @@ import {
   type Running,
 } from "./testing.ts";
 import { fairTurns } from "./turns.ts";
+
+/** On a machine that has much else to do. */
+const PATIENCE = { timeout: 30_000 };
 
 let trusted: Authority;
 let writer: Pair;
@@ -74,7 +77,7 @@ describe.each([
   test("end with the oldest, and a new client from the same address gets in", async () => {
     await using server = await running(trusted);
     const idle = await knocks(most + 20, server.port, words);
-    await until(() => idle.filter(({ closed }) => closed).length === 20, "those beyond the limit are closed");
+    await until(() => idle.filter(({ closed }) => closed).length >= 20, "those beyond the limit are closed");
     expect(idle.slice(0, 20).every(({ closed }) => closed)).toBe(true);
     expect(await query(server, writer)).toMatchObject({ pid: JOB.pid });
     expect(server.audit[0]).toMatchObject({ event: "connection", reason: "TOO_MANY_HANDSHAKES", decision: "denied" });
@@ -82,10 +85,12 @@ describe.each([
 
   test("end with those of the address that has the most", async () => {
     await using server = await running(trusted);
+    const beganMs = performance.now();
     const slow = await knock(server.port, words, "127.0.0.2");
     const flood = await knocks(most + 20, server.port, words);
     await until(() => flood.filter(({ closed }) => closed).length > 20, "those beyond the limit are closed");
-    expect(slow.closed).toBe(false);
+    // On a machine that takes so long for this, its own time is over.
+    expect(slow.closed && performance.now() - beganMs < HANDSHAKE_TIMEOUT_MS).toBe(false);
   });
 });
 
@@ -136,11 +141,13 @@ describe("a client with as many connections as one may have", () => {
     expect(await query(server, writer)).toMatchObject({ pid: JOB.pid });
     clients[0]?.close();
     await expect
-      .poll(() =>
-        query(server, reader).then(
-          () => "in",
-          () => "out",
-        ),
+      .poll(
+        () =>
+          query(server, reader).then(
+            () => "in",
+            () => "out",
+          ),
+        PATIENCE,
       )
       .toBe("in");
   });
@@ -151,7 +158,7 @@ describe("a client with as many connections as one may have", () => {
     const more = await Promise.all(Array.from({ length: MAX_CONNECTIONS_TOLD }, () => handshaken(server, reader)));
     await until(() => more.filter(({ socket }) => socket.closed).length >= MAX_CONNECTIONS_TOLD / 2, "half are closed");
     expect(more.some(({ socket }) => !socket.closed)).toBe(true);
-    await expect.poll(() => more.every(({ socket }) => socket.closed), { timeout: TOLD_MS + 3000 }).toBe(true);
+    await expect.poll(() => more.every(({ socket }) => socket.closed), PATIENCE).toBe(true);
   });
 });
 
@@ -190,7 +197,7 @@ describe("a client with as many calls as one may have", () => {
     const waits = Array.from({ length: 4 }, () => client.wait({ jobId: JOB.id }, () => undefined));
     await until(() => server.audit.filter(({ stage }) => stage === "begin").length === 4, "the streams have begun");
     await expect
-      .poll(() => answer((done) => second.query({ jobId: JOB.id }, done)).catch((error: unknown) => error))
+      .poll(() => answer((done) => second.query({ jobId: JOB.id }, done)).catch((error: unknown) => error), PATIENCE)
       .toMatchObject({ code: status.RESOURCE_EXHAUSTED });
     const refused = await errorOf(answer((done) => second.query({ jobId: JOB.id }, done)));
     expect(refused.details).toContain("8 calls open, which is as many as they may");
@@ -200,7 +207,7 @@ describe("a client with as many calls as one may have", () => {
     streams[0]?.cancel();
     waits[0]?.cancel();
     await expect
-      .poll(() => answer((done) => second.query({ jobId: JOB.id }, done)).catch(() => undefined))
+      .poll(() => answer((done) => second.query({ jobId: JOB.id }, done)).catch(() => undefined), PATIENCE)
       .toMatchObject({ pid: JOB.pid });
   });
 
@@ -222,34 +229,53 @@ describe("a client with as many calls as one may have", () => {
       client.stream(StreamRequest.fromPartial({ jobId: JOB.id })).on("error", () => undefined),
     );
     await expect
-      .poll(() => query(server, reader).catch((error: unknown) => error), { timeout: 5000 })
+      .poll(() => query(server, reader).catch((error: unknown) => error), PATIENCE)
       .toMatchObject({ code: status.RESOURCE_EXHAUSTED });
     for (const stream of stalled) stream.cancel();
-    await expect.poll(() => query(server, reader).catch(() => undefined)).toMatchObject({ pid: JOB.pid });
+    await expect.poll(() => query(server, reader).catch(() => undefined), PATIENCE).toMatchObject({ pid: JOB.pid });
   });
 });
+
+/** HTTP/2 without gRPC's manners. */
+function rawSession(server: Running, pair: Pair, settings: Settings = {}) {
+  const session = connectHttp2(`https://localhost:${server.port}`, { ca: trusted.ca.cert, ...pair, settings });
+  session.on("error", () => undefined);
+  onTestFinished(() => session.destroy());
+  const request = (method: string) =>
+    session
+      .request({
+        ":method": "POST",
+        ":path": `/jobs.v1.WorkerService/${method}`,
+        "content-type": "application/grpc",
+        te: "trailers",
+      })
+      .on("error", () => undefined);
+  return { session, request };
+}
+
+test.each(["Query", "List", "Stream", "Wait"])(
+  "a %s whose request has no end is ended, and not kept",
+  async (method) => {
+    await using server = await running(trusted);
+    const { request } = rawSession(server, reader);
+    const stream = request(method);
+    // A message of 4 MB is to come: grpc/doc/PROTOCOL-HTTP2.md, "Length-Prefixed-Message".
+    stream.write(Buffer.from([0, 0, 0x40, 0, 0]));
+    stream.write(Buffer.alloc(100_000));
+    const [headers] = (await once(stream, "response")) as [Record<string, string>];
+    expect(headers["grpc-status"]).toBe(String(status.RESOURCE_EXHAUSTED));
+    expect(decodeURI(headers["grpc-message"] ?? "")).toContain("longer than 65536 bytes");
+  },
+);
 
 test("a client that does not read long answers gets no more of them, while others do", async () => {
   const long = { ...JOB, args: Array.from({ length: 32 }, () => "x".repeat(64 * 1024)) };
   await using server = await running(trusted, { query: () => long });
   // Nothing of an answer is taken by a window of no byte: RFC 9113, 6.9.2.
-  const session = connectHttp2(`https://localhost:${server.port}`, {
-    ca: trusted.ca.cert,
-    ...reader,
-    settings: { initialWindowSize: 0 },
-  }).on("error", () => undefined);
-  onTestFinished(() => session.destroy());
-  for (let i = 0; i < 100; i++) {
-    const stream = session.request({
-      ":method": "POST",
-      ":path": "/jobs.v1.WorkerService/Query",
-      "content-type": "application/grpc",
-      te: "trailers",
-    });
-    stream.on("error", () => undefined).end(Buffer.from([0, 0, 0, 0, 0]));
-  }
+  const { session, request } = rawSession(server, reader, { initialWindowSize: 0 });
+  for (let i = 0; i < 100; i++) request("Query").end(Buffer.from([0, 0, 0, 0, 0]));
   await expect
-    .poll(() => query(server, reader).then(() => undefined, factsOf), { timeout: 10_000 })
+    .poll(() => query(server, reader).then(() => undefined, factsOf), PATIENCE)
     .toMatchObject({
       reason: "UNREAD_ANSWERS",
       limit: "unread-bytes-of-one-client",
@@ -258,7 +284,7 @@ test("a client that does not read long answers gets no more of them, while other
   expect(await query(server, writer)).toMatchObject({ pid: JOB.pid });
   expect(process.memoryUsage().arrayBuffers).toBeLessThan(4 * MAX_UNREAD_BYTES);
   session.destroy();
-  await expect.poll(() => query(server, reader).catch(() => undefined)).toMatchObject({ pid: JOB.pid });
+  await expect.poll(() => query(server, reader).catch(() => undefined), PATIENCE).toMatchObject({ pid: JOB.pid });
 }, 30_000);
 
 test("of what all share one has a half at most, and the last eighth is for those who have few", () => {
