@@ -30,7 +30,7 @@ static enum stage make_files(struct spare *spare, const char *path)
 	spare->directory = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
 	if (spare->directory < 0 || mkfifoat(spare->directory, "control", 0600) < 0)
 		return STAGE_DIRECTORY;
-	spare->control = openat(spare->directory, "control", O_RDWR | O_NONBLOCK | O_CLOEXEC);
+	spare->control = openat(spare->directory, "control", O_RDWR | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC);
 	spare->log.supervisor = spare->pid;
 	spare->log.output = make_file(spare->directory, "output");
 	spare->log.index = make_file(spare->directory, "index");

@@ -14,6 +14,7 @@ import { DatabaseSync } from "node:sqlite";
 import { pathToFileURL } from "node:url";
 import { codeOf, JobError } from "./errors.ts";
 import { isFailing } from "./failure.ts";
+import { makePrivate } from "./file.ts";
 import { lockedBy } from "./lock.ts";
 
 /* What the journal is kept in: docs/decisions/0010-a-journal-is-looked-at-before-it-is-opened.md. */
@@ -198,6 +199,7 @@ export function openDatabase(
   try {
     const there = checkFile(path, hasJobs(join(dirname(path), "jobs"))) === "there";
     const looked = there && lookedAt(path, (seen) => checkContent(path, seen, version, see));
+    if (!there) makePrivate(path);
     database = new DatabaseSync(path);
     // WAL needs no shared memory while one process has it alone.
     database.exec(

@@ -1,9 +1,11 @@
-import { cpSync, mkdirSync } from "node:fs";
+import { cpSync, existsSync, lstatSync, mkdirSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { noInjection, reason } from "../supervisor/testing/faults.ts";
+import { compressLog } from "./compress.ts";
+import { recoverJournal } from "./recover.ts";
 import { callsOf, missingIn } from "./testing/trace.ts";
-import { finished, sh, testDirectory, testWorker } from "./testing.ts";
+import { finished, sh, testDirectory, testWorker, until } from "./testing.ts";
 
 /*
  * What goes from a disk goes once what stands for it is on the disk: the order of system calls, since no test can cut
@@ -132,3 +134,35 @@ test.skipIf(noInjection)(
     }
   },
 );
+
+/** Every file below a directory that others may read, write or list. */
+function openToOthers(directory: string): string[] {
+  return readdirSync(directory, { recursive: true, encoding: "utf8" }).filter(
+    (name) => (lstatSync(join(directory, name)).mode & 0o077) !== 0,
+  );
+}
+
+test("what is kept of jobs is its owner's alone, whatever the umask, here and in an archive", async () => {
+  using own = testDirectory();
+  const [stateDir, path] = [join(own.path, "state"), join(own.path, "archive")];
+  mkdirSync(path);
+  const before = process.umask(0);
+  try {
+    const worker = await testWorker({ stateDir });
+    const { id } = await finished(worker, sh("seq 3000; seq 500 >&2"));
+    const other = await finished(worker, sh("seq 3000; seq 500 >&2"));
+    await until("the records are beside the output", () => existsSync(join(worker.directory(id), "job")));
+    await compressLog(worker.directory(other.id), new AbortController().signal, -1);
+    expect(openToOthers(stateDir)).toEqual([]);
+    await worker.close();
+    recoverJournal(stateDir);
+    expect(openToOthers(stateDir)).toEqual([]);
+    const archiving = await testWorker({ stateDir, archive: { kind: "directory", path } });
+    await until("it is archived", () => archiving.query(id).log?.kind === "archived");
+    expect(openToOthers(stateDir)).toEqual([]);
+    expect(openToOthers(path)).toEqual([]);
+    await archiving.close();
+  } finally {
+    process.umask(before);
+  }
+});

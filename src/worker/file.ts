@@ -1,5 +1,5 @@
 import { closeSync, constants, fstatSync, openSync, readSync } from "node:fs";
-import { JobError } from "./errors.ts";
+import { codeOf, JobError } from "./errors.ts";
 
 /** A FIFO would hold up all who wait for its writer, a link lead out of the directory. */
 export const READ_FLAGS = constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOFOLLOW;
@@ -10,6 +10,18 @@ export function openFile(path: string): number {
   if (fstatSync(fd).isFile()) return fd;
   closeSync(fd);
   throw new JobError("data-loss", `${path} is no regular file`);
+}
+
+/**
+ * Has a file be there, and its owner's alone: SQLite would make it by the umask. One that is there is not opened, since
+ * closing it would end this process's locks of it (fcntl(2)).
+ */
+export function makePrivate(path: string): void {
+  try {
+    closeSync(openSync(path, constants.O_WRONLY | constants.O_CREAT | constants.O_EXCL, 0o600));
+  } catch (error) {
+    if (codeOf(error) !== "EEXIST") throw error;
+  }
 }
 
 /** A file's text; undefined where it is longer than `mostBytes`, so that it cannot be what was written there. */

@@ -57,7 +57,7 @@ beforeAll(async () => {
   const limited = { timeLimitMs: 60_000, labels: new Map([["a", "b"]]), log: { keepForMs: 3_600_000 } };
   for (let i = 0; i < 5; i++) await finished(worker, { ...run("echo", String(i)), ...limited, requestId: `r${i}` });
   await worker.close();
-  for (const name of ["index", "output"])
+  for (const name of ["index", "output", "exit", "job"])
     copyFileSync(join(stateDir, "jobs", id, name), join(files.path, FILES.log, name));
   writeMany(join(files.path, FILES.many));
   for (const name of [FILES.log, FILES.many]) await compressBeside(join(files.path, name));

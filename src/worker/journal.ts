@@ -2,6 +2,7 @@ import { existsSync } from "node:fs";
 import { DatabaseSync, type SQLOutputValue } from "node:sqlite";
 import { APPLICATION_ID, databasePath, openDatabase, unusable } from "./database.ts";
 import { isFailing } from "./failure.ts";
+import { makePrivate } from "./file.ts";
 import { timeOf } from "./id.ts";
 import type { Job } from "./job.ts";
 import { date, jobIn } from "./job-check.ts";
@@ -214,6 +215,7 @@ export function openJournal(stateDir: string): Journal {
 
 /** A journal at `path` that holds `jobs` alone, in this order; on the disk when this returns. */
 export function makeJournal(path: string, instance: string, jobs: Iterable<Omit<Record, "seq">>): void {
+  makePrivate(path);
   using database = new DatabaseSync(path);
   database.exec(`PRAGMA synchronous = FULL; BEGIN; ${MIGRATIONS.join("")} PRAGMA user_version = ${VERSION};`);
   // Open as it were: the next daemon looks at all directories.

@@ -1,6 +1,7 @@
 import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { JobError } from "./errors.ts";
+import { makePrivate } from "./file.ts";
 
 /**
  * Keeps every other process from the state directory until disposed, whatever becomes of the journal in it. Node has no
@@ -10,6 +11,7 @@ export function lockDirectory(stateDir: string): Disposable {
   const path = join(stateDir, "lock");
   let database: DatabaseSync | undefined;
   try {
+    makePrivate(path);
     database = new DatabaseSync(path);
     database.exec("PRAGMA journal_mode = MEMORY; BEGIN EXCLUSIVE");
   } catch (error) {

@@ -113,7 +113,7 @@ export function openPlainLog(directory: string): Log & Disposable {
   };
 }
 
-function openCompressedLog(directory: string): Log & Disposable {
+export function openCompressedLog(directory: string): Log & Disposable {
   const [output, index] = openBoth(directory, "output.zst", "index.zst");
   try {
     return compressedLogOf(

@@ -1,9 +1,20 @@
 import { execFileSync } from "node:child_process";
-import { cpSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  copyFileSync,
+  cpSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { basename, join } from "node:path";
 import type { SQLOutputValue } from "node:sqlite";
 import { Job as ProtoJob } from "../../../proto/generated/jobs/v1/worker.ts";
 import { fromJob } from "../../server/translate.ts";
+import { directoryStore } from "../archive/directory.ts";
 import { openArchivedLog } from "../archive/log.ts";
 import type { Store } from "../archive/store.ts";
 import { compressLog } from "../compress.ts";
@@ -14,7 +25,7 @@ import { isFailing } from "../failure.ts";
 import { eachReply } from "../frame.ts";
 import { readJob } from "../job-file.ts";
 import { openJournal, record, type Record } from "../journal.ts";
-import { openLog, type Log } from "../log.ts";
+import { openCompressedLog, openLog, openPlainLog, type Log } from "../log.ts";
 import { readOutput, type Live, type Position, type StreamOptions } from "../output.ts";
 import { recoverJournal } from "../recover.ts";
 import { removeSpares } from "../recovery.ts";
@@ -212,7 +223,8 @@ function jobTarget(files: string, file: "exit" | "job", take: (directory: string
 
 function jobsIn(files: string): string[] {
   const jobs = join(files, FILES.state, "jobs");
-  return readdirSync(jobs).flatMap((name) => (name.startsWith(".") ? [] : [join(jobs, name)]));
+  const found = readdirSync(jobs).toSorted();
+  return found.flatMap((name) => (name.startsWith(".") ? [] : [join(jobs, name)]));
 }
 
 const TOLD: Job = {
@@ -401,6 +413,69 @@ function spareTarget(files: string): Opened {
   };
 }
 
+/** In the place of a job's files: what is no file, would hold up whoever reads it, or leads elsewhere. None of it is read. */
+function strangerTarget(files: string): Opened {
+  const work = workDirectory(files);
+  const [source = ""] = jobsIn(files);
+  const directory = join(work.path, "root", "worker", basename(source));
+  const elsewhere = join(work.path, "elsewhere");
+  const put: readonly [(path: string) => void, ...((path: string) => void)[]] = [
+    (path) => execFileSync("mkfifo", [path]),
+    (path) => symlinkSync(join(elsewhere, basename(path)), path),
+    (path) => symlinkSync("/dev/zero", path),
+    (path) => mkdirSync(path),
+  ];
+  const names = ["output", "index", "output.zst", "index.zst", "exit", "job"] as const;
+  for (const each of [directory, elsewhere]) {
+    mkdirSync(each, { recursive: true });
+    for (const name of names) copyFileSync(join(files, FILES.log, name), join(each, name));
+  }
+  const store = directoryStore(join(work.path, "root"));
+  const reads: { readonly [name in (typeof names)[number]]: () => unknown } = {
+    output: () => openPlainLog(directory),
+    index: () => openPlainLog(directory),
+    "output.zst": () => openCompressedLog(directory),
+    "index.zst": () => openCompressedLog(directory),
+    exit: () => readExit(directory),
+    job: () => readJob(directory)?.instance,
+  };
+  return {
+    async run(random) {
+      const name = oneOf(random, names);
+      const path = join(directory, name);
+      rmSync(path);
+      try {
+        oneOf(random, put)(path);
+        expectRefused(reads[name]);
+        const key = `worker/${basename(directory)}/${name}`;
+        await store.open(key, AbortSignal.timeout(10_000)).then(
+          () => {
+            throw new Error(`${name} of the archive was read`);
+          },
+          (error: unknown) => {
+            if (!(error instanceof JobError)) throw error;
+          },
+        );
+      } finally {
+        rmSync(path, { recursive: true });
+        copyFileSync(join(elsewhere, name), path);
+      }
+    },
+    [Symbol.dispose]: () => work[Symbol.dispose](),
+  };
+}
+
+function expectRefused(read: () => unknown): void {
+  let found: unknown;
+  try {
+    found = read();
+  } catch (error) {
+    if (error instanceof JobError || (error instanceof Error && "syscall" in error)) return;
+    throw error;
+  }
+  if (found !== undefined) throw new Error("what is no file was read");
+}
+
 export const targets: ReadonlyMap<string, (files: string) => Opened> = new Map([
   ["a byte of an index", knownTarget],
   ["index", (files) => logTarget(files, "", ["index", "output"])],
@@ -414,4 +489,5 @@ export const targets: ReadonlyMap<string, (files: string) => Opened> = new Map([
   ["journal.db", journalTarget],
   ["spawner's replies", replyTarget],
   ["spares", spareTarget],
+  ["what is no file", strangerTarget],
 ]);
