@@ -436,6 +436,8 @@ describe.each(isolated)("$build", (variant) => {
     const status = await outputOf(it, { script: "id -u; grep CapEff /proc/self/status; echo $$", ...spec });
     expect(status).toBe("65534\nCapEff:\t0000000000000000\n2\n");
     expect(await own(it, { ...spec, network: "none" })).toContain("net");
+    const score = { script: "cat /proc/self/oom_score_adj", oomScoreAdj: 300 };
+    expect(await outputOf(it, { ...spec, ...score })).toBe("300\n");
   });
 
   test("what the host does not give is told, and the rest is had", async () => {
