@@ -381,3 +381,13 @@ describe.each(modes)("limits %s", (_mode, options) => {
     expect(worker.traces()).toEqual([]);
   });
 });
+
+test.each<[string, LinuxResources]>([
+  ["resources.devices", { devices: Array.from({ length: 257 }, () => ({ allow: true })) }],
+  ["resources.unified", { unified: Object.fromEntries(Array.from({ length: 257 }, (_, i) => [`memory.${i}`, "1"])) }],
+  ["resources.unified", { unified: { [`memory.${"x".repeat(5000)}`]: "1" } }],
+  ["resources.unified.memory.high", { unified: { "memory.high": "1".repeat(5000) } }],
+  ["resources.cpu.cpus", { cpu: { cpus: "0,".repeat(5000) } }],
+])("%s beyond what any host has is refused, since it would be in every list of jobs", (field, resources) => {
+  expect(() => settingsOf(resources, testHost())).toThrow(expect.objectContaining({ code: "invalid", field }));
+});
