@@ -66,6 +66,9 @@ const ORDERS: readonly Order[] = [
       ...["index", "output", "job"].map((name) =>
         placed(STORED, `.partial-${name}`, name).concat([
           new RegExp(`^pread64\\(\\d+<${STORED}/${name}>`),
+          // SQLite syncs the first bytes of its log in any case.
+          write("state/journal.db-wal"),
+          sync("state/journal.db-wal"),
           write("state/journal.db-wal"),
           sync("state/journal.db-wal"),
           unlink(`${JOB}/index`),
