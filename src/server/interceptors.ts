@@ -22,6 +22,12 @@ const UNRECORDED: Failure = {
   message: "the audit log cannot be written, so nothing may be started or changed; the worker's log says why",
 };
 
+const COMPRESSED: Failure = {
+  code: status.UNIMPLEMENTED,
+  reason: "REQUEST_COMPRESSED",
+  message: "the request is compressed, and this server takes none that is: send it with grpc-encoding identity",
+};
+
 /** Why a call is not allowed; undefined when it is. Default deny: `rolesOf` an unknown method is nobody. */
 function denial(identity: Identity, path: string): Failure | undefined {
   if (!identity.ok) {
@@ -190,6 +196,11 @@ export function auditCalls(audit: Audit, connections: Connections, few: Few, log
 
     return {
       start(next) {
+        if (isCompressed(call)) {
+          end(COMPRESSED.code, COMPRESSED.reason);
+          call.sendStatus(statusOf(COMPRESSED));
+          return;
+        }
         allowed = true;
         next({
           onReceiveMessage(message, pass) {
@@ -219,6 +230,15 @@ export function auditCalls(audit: Audit, connections: Connections, few: Few, log
       },
     };
   }, log);
+}
+
+/**
+ * Whether a call's messages come compressed: 4 KB of them may be 4 MB that grpc-js has to make, and a request's length on
+ * the wire would bound nothing.
+ */
+function isCompressed(call: Parameters<ServerInterceptor>[1]): boolean {
+  // grpc-js's own, and not in its types.
+  return "incomingEncoding" in call && call.incomingEncoding !== "identity";
 }
 
 /**

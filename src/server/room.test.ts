@@ -1,11 +1,13 @@
 import { once } from "node:events";
 import { connect as connectHttp2, type Settings } from "node:http2";
 import { connect, createServer, type Socket } from "node:net";
+import { monitorEventLoopDelay } from "node:perf_hooks";
 import { connect as connectTls } from "node:tls";
+import { gzipSync } from "node:zlib";
 import { status } from "@grpc/grpc-js";
 import { beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import { ErrorInfo, Status } from "../../proto/generated/google/rpc/details.ts";
-import { StreamRequest } from "../../proto/generated/jobs/v1/worker.ts";
+import { StreamRequest, type WaitResponse } from "../../proto/generated/jobs/v1/worker.ts";
 import { networkOf } from "./handshakes.ts";
 import { HANDSHAKE_TIMEOUT_MS, MAX_CONNECTIONS_TOLD, MAX_HANDSHAKES, MAX_SILENT, MAX_UNREAD_BYTES } from "./limits.ts";
 import { shares } from "./shares.ts";
@@ -241,9 +243,10 @@ function rawSession(server: Running, pair: Pair, settings: Settings = {}) {
   const session = connectHttp2(`https://localhost:${server.port}`, { ca: trusted.ca.cert, ...pair, settings });
   session.on("error", () => undefined);
   onTestFinished(() => session.destroy());
-  const request = (method: string) =>
+  const request = (method: string, headers: Record<string, string> = {}) =>
     session
       .request({
+        ...headers,
         ":method": "POST",
         ":path": `/jobs.v1.WorkerService/${method}`,
         "content-type": "application/grpc",
@@ -267,6 +270,42 @@ test.each(["Query", "List", "Stream", "Wait"])(
     expect(decodeURI(headers["grpc-message"] ?? "")).toContain("longer than 65536 bytes");
   },
 );
+
+test.each(["Query", "List", "Stream", "Wait", "Start"])(
+  "a %s whose request is compressed is refused before it is unpacked: 4 KB may be 4 MB",
+  async (method) => {
+    await using server = await running(trusted);
+    const { request } = rawSession(server, writer);
+    const packed = gzipSync(Buffer.alloc(4_000_000, Buffer.from([0x12, 0])));
+    const stream = request(method, { "grpc-encoding": "gzip" });
+    stream.end(Buffer.concat([Buffer.from([1, 0, 0, packed.length >> 8, packed.length & 0xff]), packed]));
+    const [headers] = (await once(stream, "response")) as [Record<string, string>];
+    expect(headers["grpc-status"]).toBe(String(status.UNIMPLEMENTED));
+    expect(server.audit).toMatchObject([{ decision: "denied", reason: "REQUEST_COMPRESSED" }]);
+  },
+);
+
+test("hundreds who wait for a job with many arguments have their answers while others have theirs", async () => {
+  const end = Promise.withResolvers<void>();
+  const long = { ...JOB, args: Array.from({ length: 100_000 }, (_, i) => `argument ${i}`) };
+  await using server = await running(trusted, {
+    wait: async () => {
+      await end.promise;
+      return long;
+    },
+  });
+  using client = clientOf(server.port, trusted.ca, reader);
+  const answers = Array.from({ length: 300 }, () => answer<WaitResponse>((done) => client.wait({ jobId: "x" }, done)));
+  expect(await query(server, writer)).toMatchObject({ pid: JOB.pid });
+  const delay = monitorEventLoopDelay({ resolution: 1 });
+  delay.enable();
+  end.resolve();
+  const jobs = (await Promise.all(answers)).map(({ job }) => job);
+  delay.disable();
+  expect(jobs.every((job) => job?.cut.includes("args") && job.args[0] === "argument 0")).toBe(true);
+  // Each whole answer takes 20 ms or more, and without turns they were made in one go: 6 s.
+  expect(delay.max / 1e6).toBeLessThan(1000);
+});
 
 test("a client that does not read long answers gets no more of them, while others do", async () => {
   const long = { ...JOB, args: Array.from({ length: 32 }, () => "x".repeat(64 * 1024)) };

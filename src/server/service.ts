@@ -9,6 +9,7 @@ import {
   WaitResponse,
   type WorkerServiceServer,
 } from "../../proto/generated/jobs/v1/worker.ts";
+import { brief } from "../worker/brief.ts";
 import type { Job } from "../worker/job.ts";
 import type { Worker } from "../worker/worker.ts";
 import type { Context, Handlers } from "./guard.ts";
@@ -35,20 +36,21 @@ export function workerService(worker: Worker, { unary, streaming }: Handlers): S
     stop: unary(async (request, { principal, signal }) => {
       const how = { ...toStop(request), by: principal.name };
       const { job, killed } = await worker.stop(request.jobId, how, signal);
-      return { job: fromJob(job), killed };
+      return { job: fromJob(brief(job)), killed };
     }),
     query: unary(({ jobId }, context) => {
       const job = worker.query(jobId);
       return isLong(job) ? inTurns(job, context) : queryResponse(job, fromJob(job));
     }),
     list: unary((request, context) => listJobs(worker, request, context)),
-    wait: unary(async ({ jobId }, { signal }) => {
+    wait: unary(async ({ jobId }, { signal, turn }) => {
       const job = await worker.wait(jobId, signal);
-      return onWire(WaitResponse.encode({ job: fromJob(job) }).finish());
+      // Thousands may wait for one job: its end is not to take the turns of everybody else, nor much memory.
+      return turn(() => onWire(WaitResponse.encode({ job: fromJob(brief(job)) }).finish()));
     }, "lasts"),
     update: unary(async ({ jobId, resources }) => {
       const job = await worker.update(jobId, resources ? toResources(resources) : {});
-      return { job: fromJob(job) };
+      return { job: fromJob(brief(job)) };
     }),
     stats: streaming((call, context) => streamStats(worker, call, context)),
     examine: unary(async () => {
