@@ -128,11 +128,11 @@ describe("a handler that fails", () => {
       return errorOf(answer((done) => client.makeUnaryRequest(path, same, same, bytes, metadata, done)));
     };
     expect((await send(Buffer.alloc(5 * 1024 * 1024))).code).toBe(status.RESOURCE_EXHAUSTED);
-    expect((await send(Buffer.from([0x0a, 0xff]))).code).toBe(status.INTERNAL);
+    expect((await send(Buffer.from([0x0a, 0xff]))).code).toBe(status.INVALID_ARGUMENT);
     const late = await send(Buffer.from([0x0a, 5, ...Buffer.from(JOB.id)]), "200m");
     expect(late.code).toBe(status.DEADLINE_EXCEEDED);
     await until(() => server.audit.length === 3, "all three are recorded");
-    expect(server.audit).toMatchObject([{ code: "CANCELLED" }, { code: "CANCELLED" }, { code: "DEADLINE_EXCEEDED" }]);
+    expect(server.audit).toMatchObject([{ code: "CANCELLED" }, { code: "INVALID_ARGUMENT" }, { code: "DEADLINE_EXCEEDED" }]);
   });
 });
 
