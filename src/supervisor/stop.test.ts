@@ -1,5 +1,5 @@
 import { describe, expect, test } from "vitest";
-import { compile, rig, variants } from "./testing.ts";
+import { compile, hardened, rig, variants } from "./testing.ts";
 import { childrenOf, statOf, until } from "./testing/processes.ts";
 
 const STUBBORN = 'trap "" TERM; echo ready; while :; do sleep 1000; done';
@@ -149,4 +149,18 @@ describe.each(variants)("$mode, $build", (variant) => {
     expect(exit).toMatchObject({ cause: "stop", signal: 9 });
     expect(exit["killed"]).toBeGreaterThanOrEqual(20);
   });
+});
+
+test("a job that leaves orphans faster than they can be reaped is stopped at its time limit", async () => {
+  const isolated = hardened.find(({ mode }) => mode === "isolated");
+  if (!isolated) throw new Error("this test needs a pid namespace, which this host does not give");
+  await using it = await rig(isolated);
+  const { exit } = await it.run({
+    argv: [compile("orphans", it), "40"],
+    rlimits: [{ resource: 6, soft: 16_000, hard: 16_000 }], // RLIMIT_NPROC: the host has 32,768 by default
+    timeLimitMs: 1000,
+    graceMs: 0,
+  });
+  expect(exit).toMatchObject({ cause: "timeout", signal: 9 });
+  expect(exit["elapsed_ns"]).toBeLessThan(5e9);
 });

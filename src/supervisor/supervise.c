@@ -30,7 +30,7 @@
 #include <unistd.h>
 
 enum { EXIT_RECORD_SIZE = 4096, BY_SIZE = 1024, PUMP_SIZE = 64 << 10, FIRST_PAUSE_MS = 20, LONGEST_PAUSE_MS = 5000,
-       PATIENCE_MS = 30000 };
+       PATIENCE_MS = 30000, TURN = 256 };
 
 enum phase { RUNNING, STOPPING, KILLING };
 
@@ -44,6 +44,7 @@ struct supervisor {
 	unsigned orders;
 	char by[BY_SIZE]; /* who gave the first one */
 	bool escalated, main_ended;
+	bool unreaped; /* more children may have ended than were reaped in one turn */
 	unsigned killed;
 	pid_t pid; /* of the main process, as the host numbers it */
 	int status;
@@ -270,17 +271,20 @@ static void reach_deadline(struct supervisor *self)
 	kill_all(self);
 }
 
-/* Reaps the main process and the orphans that an init or a subreaper inherits; gives on what an init was sent. */
+/*
+ * Reaps the main process and the orphans that an init or a subreaper inherits; gives on what an init was sent. No more than
+ * a turn's: a job that leaves orphans, or sends signals, faster than they are taken would never reach its time limit.
+ */
 static void reap(struct supervisor *self)
 {
 	struct signalfd_siginfo told;
 	struct rusage usage;
 	int status;
-	pid_t pid;
-	while (read(self->signals, &told, sizeof told) == sizeof told)
+	pid_t pid = 0;
+	for (int i = 0; i < TURN && read(self->signals, &told, sizeof told) == sizeof told; i++)
 		if (told.ssi_signo != SIGCHLD && !self->main_ended)
 			kill(self->tree.main, (int)told.ssi_signo);
-	while ((pid = wait4(-1, &status, WNOHANG, &usage)) > 0) {
+	for (int i = 0; i < TURN && (pid = wait4(-1, &status, WNOHANG, &usage)) > 0; i++) {
 		if (pid != self->tree.main)
 			continue;
 		self->main_ended = true;
@@ -289,6 +293,7 @@ static void reap(struct supervisor *self)
 		self->ended_ns = now_ns(CLOCK_REALTIME);
 		self->ended_clock_ns = now_ns(CLOCK_MONOTONIC);
 	}
+	self->unreaped = pid > 0;
 }
 
 static struct timespec time_left(int64_t deadline_ns)
@@ -312,14 +317,14 @@ static void watch(struct supervisor *self)
 			/* It is ready until it is read, which tree_populated does once the main process has ended. */
 			{ .fd = self->main_ended ? self->tree.events : -1, .events = POLLPRI },
 		};
-		struct timespec left = time_left(self->deadline_ns);
-		if (ppoll(ready, 5, self->deadline_ns == INT64_MAX ? NULL : &left, NULL) < 0)
+		struct timespec left = time_left(self->unreaped ? 0 : self->deadline_ns);
+		if (ppoll(ready, 5, !self->unreaped && self->deadline_ns == INT64_MAX ? NULL : &left, NULL) < 0)
 			continue; /* EINTR: every signal but SIGKILL and SIGSTOP is blocked */
 		if (ready[2].revents)
 			pump(self, &self->out, SOURCE_STDOUT);
 		if (ready[3].revents)
 			pump(self, &self->err, SOURCE_STDERR);
-		if (ready[0].revents)
+		if (ready[0].revents || self->unreaped)
 			reap(self);
 		if (ready[1].revents)
 			take_order(self);
