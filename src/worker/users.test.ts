@@ -172,6 +172,31 @@ describe("who a start runs as", () => {
       ]);
     });
 
+    test("is a number without an account, unless the group of that number is somebody else's and not allowed", () => {
+      const files = accounts({ group: "crew:x:54324:" });
+      const worker = { allowUsers: ["54320-54329"] };
+      const [borrowed, allowed, own, workers] = choices(
+        files,
+        [{ user: "54324" }, worker],
+        [{ user: "54324" }, { ...worker, allowGroups: ["crew"] }],
+        [{ user: "54325" }, worker],
+        [{ user: "54324" }, { user: "54324" }],
+      );
+      expect(borrowed).toMatchObject({
+        code: "forbidden",
+        field: "group",
+        message: expect.stringContaining("(jobsd --allow-group crew)"),
+      });
+      expect([allowed, workers]).toMatchObject([{ gid: 54324 }, { gid: 54324 }]);
+      expect(own).toMatchObject({ gid: 54325 });
+    });
+
+    test("is the account of a number that begins with zeros", () => {
+      const files = accounts({ passwd: "ada:x:54322:54323::/:/bin/sh", group: "crew:x:54324:ada" });
+      const ada = { user: "ada", uid: 54322, gid: 54323, groups: [54323, 54324] };
+      expect(choices(files, [{ user: "054322" }, { allowUsers: ["54322"] }])).toMatchObject([ada]);
+    });
+
     test("is of one account where others have its number, when its name is what is allowed", () => {
       const files = accounts({ passwd: "ada:x:54322:54322::/:/bin/sh\neve:x:54322:54322::/:/bin/sh" });
       const eve = { user: "eve" };

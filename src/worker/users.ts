@@ -53,6 +53,12 @@ function idOf(name: string): number | undefined {
   return id <= ID_MAX ? id : undefined;
 }
 
+/** The row of a name, or else of a number, however many zeros that begins with. */
+function rowOf(all: Accounts["users"], name: string): readonly string[] | undefined {
+  const id = idOf(name);
+  return all.find(([other]) => other === name) ?? all.find((row) => id !== undefined && idOf(row[2] ?? "") === id);
+}
+
 /** The account of a name or number; a number needs no account. Throws `invalid` for an unknown name. */
 export function credentialsOf(user: string, group?: string): Credentials {
   const { known } = readAccounts();
@@ -64,14 +70,11 @@ export function credentialsOf(user: string, group?: string): Credentials {
 
 function lookUp(user: string, group?: string): Credentials {
   const { users, groups } = readAccounts();
-  const row = users.find(([name]) => name === user) ?? users.find(([, , uid]) => uid === user);
+  const row = rowOf(users, user);
   const uid = idOf(row?.[2] ?? user);
   if (uid === undefined) throw invalid("user", `there is no user ${quoted(user)} on this host`, { stage: "user" });
   const name = row?.[0] ?? String(uid);
-  const groupRow =
-    group === undefined
-      ? undefined
-      : (groups.find(([other]) => other === group) ?? groups.find(([, , gid]) => gid === group));
+  const groupRow = group === undefined ? undefined : rowOf(groups, group);
   const gid = group === undefined ? (idOf(row?.[3] ?? "") ?? uid) : idOf(groupRow?.[2] ?? group);
   if (gid === undefined)
     throw invalid("group", `there is no group ${quoted(group ?? "")} on this host`, { stage: "user" });
@@ -104,7 +107,7 @@ export function chooseCredentials(
   const named = asked.user ?? worker.user;
   const chosen = named === undefined && takeUid ? stranger(takeUid(), asked.group) : account(named, asked.group);
   if (asked.user !== undefined) checkUser(chosen, worker);
-  if (asked.group !== undefined) checkGroup(chosen, named, worker);
+  if (asked.user !== undefined || asked.group !== undefined) checkGroup(chosen, named, worker);
   checkRoot(chosen, asked, worker);
   return chosen;
 }
@@ -137,13 +140,20 @@ function checkUser({ user, uid }: Chosen, worker: Rules): void {
 }
 
 function checkGroup({ user, group, gid }: Chosen, named: string | undefined, worker: Rules): void {
-  const own = named !== undefined && credentialsOf(named).groups.includes(gid);
+  const own =
+    named !== undefined && (hasOwnGroup(named) || named === worker.user) && credentialsOf(named).groups.includes(gid);
   if (gid === 0 || own || isAmong(worker.allowGroups, group, gid)) return;
   const whose = named === undefined ? "a uid of its own" : user;
   throw forbidden(
     "group",
     `this worker runs no job of ${whose} with the group ${group} (jobsd --allow-group ${group})`,
   );
+}
+
+/** A number without an account has the group of that number, which may be somebody else's: shadow is 42, and nobody's own. */
+function hasOwnGroup(user: string): boolean {
+  const { users, groups } = readAccounts();
+  return rowOf(users, user) !== undefined || rowOf(groups, user) === undefined;
 }
 
 /** Root's group gives access to root's files, whoever has it. */
