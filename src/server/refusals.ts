@@ -40,7 +40,7 @@ const STREAM_START = "http2.server.stream.start";
 
 /**
  * Records requests that no interceptor sees, because grpc-js answers them itself: methods that do not exist, and
- * requests that are not gRPC. Returns what ends it.
+ * requests that are not gRPC. Takes deadlines that are too far from others. Returns what ends it.
  */
 export function recordUnknownMethods(audit: Audit, connections: Connections, few: Few, log: Logger): () => void {
   function onStart(message: unknown): void {
@@ -48,7 +48,8 @@ export function recordUnknownMethods(audit: Audit, connections: Connections, few
       const request = startOf(message);
       // The channel is the whole process's: other servers' streams come by too.
       if (!request || !connections.has(request.ends)) return;
-      const { path, contentType, ends } = request;
+      const { path, contentType, ends, headers } = request;
+      if (isFar(headers[TIMEOUT])) delete headers[TIMEOUT];
       const known = METHODS.has(path);
       if (known && contentType.startsWith("application/grpc")) return;
       const reason = known ? "NOT_GRPC" : "UNKNOWN_METHOD";
@@ -73,6 +74,18 @@ export function recordUnknownMethods(audit: Audit, connections: Connections, few
   return () => void unsubscribe(STREAM_START, onStart);
 }
 
+const TIMEOUT = "grpc-timeout";
+const UNITS_MS: Readonly<Record<string, number>> = { H: 3_600_000, M: 60_000, S: 1000 };
+
+/**
+ * Whether a deadline is later than a timer can wait. grpc-js takes one of a month for one that is over; no connection
+ * lasts as long as that, so a call needs none.
+ */
+function isFar(timeout: IncomingHttpHeaders[string]): boolean {
+  const [, count, unit] = /^(\d{1,8})([HMS])$/.exec(String(timeout)) ?? [];
+  return Number(count) * (UNITS_MS[unit ?? ""] ?? 0) > 2 ** 31 - 1;
+}
+
 interface StreamStart {
   readonly stream: ServerHttp2Stream;
   readonly headers: IncomingHttpHeaders;
@@ -83,6 +96,7 @@ function startOf(message: unknown) {
   if (!isStreamStart(message) || !socket) return undefined;
   const { localAddress, localPort, remoteAddress, remotePort } = socket;
   return {
+    headers: message.headers,
     path: message.headers[":path"] ?? "",
     contentType: message.headers["content-type"] ?? "",
     ends: { localAddress, localPort, remoteAddress, remotePort },

@@ -285,6 +285,19 @@ test.each(["Query", "List", "Stream", "Wait", "Start"])(
   },
 );
 
+test.each(["2592000S", "4294967S", "99999999H", "99999999M"])(
+  "a deadline of %s, later than a timer can wait, ends no call at once",
+  async (timeout) => {
+    await using server = await running(trusted, { wait: () => new Promise((done) => setTimeout(done, 1500, JOB)) });
+    const { request } = rawSession(server, reader);
+    const stream = request("Wait", { "grpc-timeout": timeout });
+    stream.end(Buffer.from([0, 0, 0, 0, 0])).resume();
+    const [trailers] = (await once(stream, "trailers")) as [Record<string, string>];
+    expect(trailers["grpc-status"]).toBe(String(status.OK));
+  },
+  PATIENCE.timeout,
+);
+
 test("hundreds who wait for a job with many arguments have their answers while others have theirs", async () => {
   const end = Promise.withResolvers<void>();
   const long = { ...JOB, args: Array.from({ length: 100_000 }, (_, i) => `argument ${i}`) };
