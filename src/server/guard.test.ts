@@ -132,7 +132,11 @@ describe("a handler that fails", () => {
     const late = await send(Buffer.from([0x0a, 5, ...Buffer.from(JOB.id)]), "200m");
     expect(late.code).toBe(status.DEADLINE_EXCEEDED);
     await until(() => server.audit.length === 3, "all three are recorded");
-    expect(server.audit).toMatchObject([{ code: "CANCELLED" }, { code: "INVALID_ARGUMENT" }, { code: "DEADLINE_EXCEEDED" }]);
+    expect(server.audit).toMatchObject([
+      { code: "CANCELLED" },
+      { code: "INVALID_ARGUMENT" },
+      { code: "DEADLINE_EXCEEDED" },
+    ]);
   });
 });
 

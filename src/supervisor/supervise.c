@@ -304,7 +304,9 @@ static struct timespec time_left(int64_t deadline_ns)
 	return (struct timespec){ .tv_sec = left / 1000000000, .tv_nsec = left % 1000000000 };
 }
 
-static void watch(struct supervisor *self)
+/* Returns 0 when nothing of the job runs any more, or the errno by which nothing can be watched: the end of the job is then
+ * left to the daemon. */
+static int watch(struct supervisor *self)
 {
 	while (!self->main_ended || tree_populated(&self->tree)) {
 		if (self->main_ended && (self->phase == RUNNING || (self->phase == KILLING && !self->tree.whole)))
@@ -318,8 +320,11 @@ static void watch(struct supervisor *self)
 			{ .fd = self->main_ended ? self->tree.events : -1, .events = POLLPRI },
 		};
 		struct timespec left = time_left(self->unreaped ? 0 : self->deadline_ns);
-		if (ppoll(ready, 5, !self->unreaped && self->deadline_ns == INT64_MAX ? NULL : &left, NULL) < 0)
-			continue; /* EINTR: every signal but SIGKILL and SIGSTOP is blocked */
+		if (ppoll(ready, 5, !self->unreaped && self->deadline_ns == INT64_MAX ? NULL : &left, NULL) < 0) {
+			if (errno == EINTR || errno == ENOMEM)
+				continue;
+			return errno; /* EINVAL: somebody has limited this process's open files */
+		}
 		if (ready[2].revents)
 			pump(self, &self->out, SOURCE_STDOUT);
 		if (ready[3].revents)
@@ -333,6 +338,7 @@ static void watch(struct supervisor *self)
 	}
 	drain(self, &self->out, SOURCE_STDOUT);
 	drain(self, &self->err, SOURCE_STDERR);
+	return 0;
 }
 
 static void release(struct request *request)
@@ -370,6 +376,6 @@ int supervise(uint64_t job, struct request *request, const struct spare *spare)
 	tree_identify(&self->tree);
 	if (start->time_limit_ms > 0)
 		self->deadline_ns = after_ms(start->time_limit_ms);
-	watch(self);
-	return write_exit(self, spare->record);
+	error = watch(self);
+	return error ? error : write_exit(self, spare->record);
 }

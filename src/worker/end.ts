@@ -30,7 +30,7 @@ export function gone(context: Context, entry: Running, lost: string | undefined,
 export function lostBy(signal: number, errno: string): string | undefined {
   const [name = signal] = Object.entries(constants.signals).find(([, number]) => number === signal) ?? [];
   if (signal !== 0) return `its supervisor was killed by ${name}`;
-  return errno === "0" ? undefined : `its exit record could not be written (${errno})`;
+  return errno === "0" ? undefined : `its supervisor ended without an exit record (${errno})`;
 }
 
 async function finish(context: Context, entry: Running, lost: string | undefined, fresh: boolean): Promise<void> {

@@ -200,13 +200,22 @@ describe.each(kinds)("%s", (_kind, options) => {
     await until("nothing of it runs", () => !runs(pid) && !runs(supervisor));
   });
 
-  test("a job whose exit record can never be written is lost for that reason, and its place is free", async () => {
-    await using worker = await testWorker({ ...options, maxJobs: 1 });
-    const { id, pid } = await startReady(worker, waits);
-    execFileSync("prlimit", ["--pid", String(supervisorOf(worker, id)), "--fsize=0"]);
-    process.kill(pid, "SIGTERM");
-    const reason = "its exit record could not be written (EFBIG)";
-    expect((await worker.wait(id)).ended?.how).toEqual({ kind: "lost", reason });
-    expect((await finished(worker, run("echo", "next"))).text).toBe("next\n");
-  });
+  test.each([
+    ["write its record", "fsize", "SIGKILL", "EFBIG"],
+    ["watch its job", "nofile", "SIGTERM", "EINVAL"],
+  ] as const)(
+    "a job whose supervisor cannot %s is lost for that reason, and its place is free",
+    async (_, limit, signal, errno) => {
+      await using worker = await testWorker({ ...options, maxJobs: 1 });
+      const { id, pid } = await startReady(
+        worker,
+        run("sh", "-c", "trap 'echo; exec sleep 1000' TERM; echo ready; sleep 1000 & wait"),
+      );
+      execFileSync("prlimit", ["--pid", String(supervisorOf(worker, id)), `--${limit}=0`]);
+      process.kill(pid, signal);
+      const reason = `its supervisor ended without an exit record (${errno})`;
+      expect((await worker.wait(id)).ended?.how).toEqual({ kind: "lost", reason });
+      expect((await finished(worker, run("echo", "next"))).text).toBe("next\n");
+    },
+  );
 });
