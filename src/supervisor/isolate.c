@@ -65,10 +65,11 @@ bool map_user(uid_t uid, gid_t gid)
 	       write_text("/proc/self/gid_map", groups) && drop_bounding_set();
 }
 
-/* A place that the host does not have needs nothing. */
+/* A place that the host does not have needs nothing. stat(2) has the capabilities of a user namespace, access(2) has not. */
 static bool absent(const char *path)
 {
-	return access(path, F_OK) < 0 && (errno == ENOENT || errno == ENOTDIR);
+	struct stat file;
+	return stat(path, &file) < 0 && (errno == ENOENT || errno == ENOTDIR);
 }
 
 static bool mount_over(const char *type, const char *path, unsigned long flags, const char *options)

@@ -2,6 +2,7 @@ import { execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
 import {
   chmodSync,
+  chownSync,
   existsSync,
   mkdirSync,
   mkdtempSync,
@@ -280,6 +281,23 @@ describe.each(isolated)("$build", (variant) => {
       await using it = await rig(variant, { isolation: kept });
       expect((await it.run({ script, ...OWN })).job.output()).toBe("program\nprogram\n");
       expect(readdirSync(place).toSorted()).toEqual(["above", "key", "program", "secret"]);
+    } finally {
+      rmSync(place, { recursive: true });
+    }
+  });
+
+  test.runIf(isRoot)("what is hidden or sealed may lie below what is hidden, without root, too", async () => {
+    const place = mkdtempSync("/var/tmp/jobs-kept-");
+    mkdirSync(join(place, "state/tls"), { recursive: true });
+    writeFileSync(join(place, "state/tls/key"), "secret\n");
+    for (const name of ["", "state", "state/tls"]) chownSync(join(place, name), CREDENTIALS.uid, CREDENTIALS.gid);
+    const below = [join(place, "state"), join(place, "state/tls/key")];
+    try {
+      const wanted = new Set<Part>([...without("cgroup"), "user"]);
+      await using bare = await unprivilegedRig(variant, { wanted, hidden: below, sealed: below.slice(1) });
+      const script = `cat ${place}/state/tls/key 2> /dev/null; echo done`;
+      const spec = { script, cgroup: "", credentials: { ...CREDENTIALS, change: false } };
+      expect(await outputOf(bare, spec)).toBe("done\n");
     } finally {
       rmSync(place, { recursive: true });
     }
