@@ -1,7 +1,7 @@
 import { X509Certificate } from "node:crypto";
 import * as fc from "fast-check";
 import { beforeAll, describe, expect, test } from "vitest";
-import { identify, roleIn, roleOf } from "./identity.ts";
+import { identify, inspect, roleIn, roleOf } from "./identity.ts";
 import { authority, derString, type Authority, type IssueOptions } from "./testing.ts";
 
 let trusted: Authority;
@@ -29,6 +29,26 @@ test("a client's certificate tells its name, serial number, dates and role", asy
       notAfter: x509.validToDate,
     },
   });
+});
+
+// openssl ecparam -name brainpoolP256r1; Node's toLegacyObject() ends the process by it, and any stranger can show one.
+const BRAINPOOL = `-----BEGIN CERTIFICATE-----
+MIIBfzCCASagAwIBAgIUQ9MIH7iP/xeqcEhpDtNy3BTS53MwCgYIKoZIzj0EAwIw
+FTETMBEGA1UEAwwKb24gYSBjdXJ2ZTAeFw0yNjExMjkyMzUzMTBaFw0zNjExMjYy
+MzUzMTBaMBUxEzARBgNVBAMMCm9uIGEgY3VydmUwWjAUBgcqhkjOPQIBBgkrJAMD
+AggBAQcDQgAEEjawjmIBWqJigS2EQtqDPrjZxCDu7P2gL7ysr3yumw8TG4RtP63E
+p2r2xT+P5rLwwGayG/DUxRVRYPWyvUubvaNTMFEwHQYDVR0OBBYEFEWYkQCDGQWv
+P1o24aiDTxHVBVkIMB8GA1UdIwQYMBaAFEWYkQCDGQWvP1o24aiDTxHVBVkIMA8G
+A1UdEwEB/wQFMAMBAf8wCgYIKoZIzj0EAwIDRwAwRAIgcBT896VWJ9PNRN+UE6By
+wOqD9T32xls1ED7F+mgosMQCIDsPLcA6GRP+McUYcmIouXw+ve8jH4Ggqrdnf8rt
+vGTu
+-----END CERTIFICATE-----
+`;
+
+test("a certificate whose key is on a curve without a NIST name is looked at, and refused for what it lacks", () => {
+  const x509 = new X509Certificate(BRAINPOOL);
+  expect(inspect(x509)).toMatchObject({ name: "on a curve", serial: x509.serialNumber });
+  expect(identify(x509.raw)).toMatchObject({ ok: false, reason: "ROLE_MISSING" });
 });
 
 test("the dates are checked at every call, although the rest is cached", () => {

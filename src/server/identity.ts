@@ -1,5 +1,5 @@
 import { hash, X509Certificate } from "node:crypto";
-import { elements, extensions } from "../x509/der.ts";
+import { commonNames, elements, extensions } from "../x509/der.ts";
 import { allows } from "../x509/usage.ts";
 import type { Role } from "./roles.ts";
 
@@ -79,10 +79,10 @@ function valid(principal: Principal, nowMs: number): Identity {
 
 /** What a certificate says, verified or not; `name` is empty unless it has exactly one common name. */
 export function inspect(x509: X509Certificate): Certificate {
-  // Several common names come as an array.
-  const { CN } = x509.toLegacyObject().subject;
+  // Not by toLegacyObject(): it ends the process where the key is on a curve that NIST has no name for.
+  const [name = "", ...more] = commonNames(x509.raw) ?? [];
   return {
-    name: typeof CN === "string" ? CN : "",
+    name: more.length === 0 ? name : "",
     serial: x509.serialNumber,
     fingerprint256: hash("sha256", x509.raw, "hex"),
     notBefore: x509.validFromDate,

@@ -53,6 +53,36 @@ export function extensions(certificate: Uint8Array): readonly CertificateExtensi
   return found;
 }
 
+const COMMON_NAME = "550403";
+const VERSION = 0xa0;
+/** How the texts of a name are encoded (RFC 5280, appendix A.1, DirectoryString and IA5String), by their tags. */
+const TEXTS: ReadonlyMap<number, (bytes: Buffer) => string> = new Map([
+  [0x0c, (bytes) => bytes.toString("utf8")],
+  [0x13, (bytes) => bytes.toString("latin1")],
+  [0x14, (bytes) => bytes.toString("latin1")],
+  [0x16, (bytes) => bytes.toString("latin1")],
+  [0x1e, (bytes) => new TextDecoder("utf-16be").decode(bytes)],
+]);
+
+/** The common names of a certificate's subject, in order; undefined when the certificate or one of them is malformed. */
+export function commonNames(certificate: Uint8Array): readonly string[] | undefined {
+  const toBeSigned = sequence(sequence(elements(certificate))?.slice(0, 1));
+  // Serial number, signature, issuer, validity, subject.
+  const subject = toBeSigned?.filter(({ tag }) => tag !== VERSION).slice(4, 5);
+  const found: string[] = [];
+  for (const set of sequence(subject) ?? [undefined]) {
+    for (const attribute of (set && elements(set.content)) ?? [undefined]) {
+      const [oid, value] = sequence(attribute && [attribute]) ?? [];
+      if (!oid || !value) return undefined;
+      if (Buffer.from(oid.content).toString("hex") !== COMMON_NAME) continue;
+      const text = TEXTS.get(value.tag)?.(Buffer.from(value.content));
+      if (text === undefined) return undefined;
+      found.push(text);
+    }
+  }
+  return found;
+}
+
 /** The object identifiers (DER contents, in hex) in a SEQUENCE of nothing else; undefined when it is something else. */
 export function objectIdentifiers(bytes: Uint8Array): readonly string[] | undefined {
   const list = sequence(elements(bytes));
