@@ -37,14 +37,17 @@ export interface Fault extends AsyncDisposable {
  * Has these system calls of a process, and of its threads, end with an errno, from when this resolves until it is
  * disposed. `calls` is strace's: "pwrite64,renameat". With a path, only those that concern that file.
  */
-export async function failing(pid: number, calls: string, errno: string, path?: string): Promise<Fault> {
-  const rules = [
-    ...(path === undefined ? [] : ["-P", path]),
-    "-e",
-    `trace=${calls}`,
-    "-e",
-    `inject=${calls}:error=${errno}`,
-  ];
+export function failing(pid: number, calls: string, errno: string, path?: string): Promise<Fault> {
+  return injecting(pid, calls, `error=${errno}`, path);
+}
+
+/** Has these system calls of a process take so much longer, as failing() has them fail. */
+export function delaying(pid: number, calls: string, delayMs: number): Promise<Fault> {
+  return injecting(pid, calls, `delay_enter=${delayMs * 1000}`);
+}
+
+async function injecting(pid: number, calls: string, what: string, path?: string): Promise<Fault> {
+  const rules = [...(path === undefined ? [] : ["-P", path]), "-e", `trace=${calls}`, "-e", `inject=${calls}:${what}`];
   const strace = spawn("strace", ["-f", "-p", String(pid), ...rules], { stdio: ["ignore", "ignore", "pipe"] });
   let said = "";
   strace.stderr.on("data", (text: Buffer) => (said += text.toString()));
