@@ -44,6 +44,14 @@ describe("writing files", () => {
   });
 });
 
+describe("a directory to write to", () => {
+  it("that no file system lets anybody make is refused", async () => {
+    // Node's own recursive mkdir never returns where the file system says ENOENT.
+    const refused = writeFiles([{ path: "/proc/nope/a.key", text: "k", mode: 0o600 }]);
+    await expect(refused).rejects.toThrow("/proc/nope: no such file or directory");
+  });
+});
+
 describe("reading a PEM file", () => {
   it("says of each unfit file what is wrong with it", async () => {
     await using dir = await temporary();

@@ -1,8 +1,9 @@
 import { randomBytes } from "node:crypto";
-import { link, lstat, mkdir, open, rename, rm } from "node:fs/promises";
+import { link, lstat, open, rename, rm } from "node:fs/promises";
 import { dirname } from "node:path";
 import { readSmall, reasonOf } from "../src/x509/file.ts";
 import { PemError } from "../src/x509/pem.ts";
+import { makeDirectory } from "../src/worker/directory.ts";
 import { CertError, type CertErrorCode } from "./error.ts";
 
 export interface NewFile {
@@ -24,7 +25,7 @@ export async function writeFiles(files: readonly NewFile[], force = false): Prom
   for (const { path, text, mode } of files) {
     const temporary = `${path}.${randomBytes(6).toString("hex")}.tmp`;
     cleanup.defer(() => rm(temporary, { force: true }));
-    await mkdir(dirname(path), { recursive: true, mode: 0o700 }).catch(named("unwritable", dirname(path)));
+    await Promise.try(() => makeDirectory(dirname(path))).catch(named("unwritable", dirname(path)));
     await writeTemporary(temporary, text, mode).catch(named("unwritable", path));
     staged.push({ path, temporary });
   }

@@ -43,7 +43,7 @@ export function removeDirectory(path: string): void {
 }
 
 /** Makes a directory and those above it. Node's own `recursive` never returns where the file system refuses with ENOENT, as /proc does. */
-function makeDirectory(path: string): void {
+export function makeDirectory(path: string): void {
   if (existsSync(path)) return;
   makeDirectory(dirname(path));
   mkdirSync(path, { mode: 0o700 });

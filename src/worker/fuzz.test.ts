@@ -2,9 +2,10 @@ import { execFile } from "node:child_process";
 import { copyFileSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { promisify } from "node:util";
+import { runInNewContext } from "node:vm";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { compressLog } from "./compress.ts";
-import { LOG_FILES } from "./log.ts";
+import { LOG_FILES, logOf } from "./log.ts";
 import type { Met } from "./testing/fuzz.ts";
 import { FILES, targets } from "./testing/targets.ts";
 import { finished, run, sh, testDirectory, testWorker } from "./testing.ts";
@@ -92,4 +93,26 @@ test.each([...targets.keys()])(
 test("what is damaged is a real job's", () => {
   for (const name of LOG_FILES.slice(0, 4))
     expect(readFileSync(join(files.path, FILES.log, name)).length, name).toBeGreaterThan(150);
+});
+
+test.each([2 ** 31, 2 ** 32, 3 * 2 ** 32])("of a log of over %i records each is found", (records) => {
+  const index = {
+    size: () => 64 + (records + 9) * 16,
+    read(buffer: Buffer, offset: number): number {
+      buffer.fill(0);
+      if (offset === 0) buffer.write("jobslog1", "latin1");
+      else
+        for (let at = 0; at < buffer.length; at += 16) {
+          buffer.writeUIntLE((offset + at - 64) / 16, at, 6);
+          buffer.writeUInt16LE(1, at + 6);
+        }
+      return buffer.length;
+    },
+  };
+  const log = logOf(index, { size: () => records + 9, read: () => 0 });
+  for (const offset of [0, records / 2 + 1, records - 1, records + 7]) {
+    // It ends a search that makes no progress, which nothing else in this process could.
+    const piece: unknown = runInNewContext("find()", { find: () => log.pieceAt(offset) }, { timeout: 10_000 });
+    expect(piece).toMatchObject({ source: "stdout", start: offset, end: offset + 1 });
+  }
 });

@@ -220,7 +220,7 @@ export function logOf(index: LocalBytes, output: Bytes): Log {
     let high = Math.floor((index.size() - HEADER_BYTES) / RECORD_BYTES);
     if (low > 0 && low >= high) throw damaged();
     while (high - low > 1) {
-      const middle = (low + high) >>> 1;
+      const middle = Math.floor((low + high) / 2); // >>> has 32 bits
       if (offsetOf(middle) <= offset) low = middle;
       else high = middle;
     }
