@@ -83,7 +83,7 @@ describe("a session", () => {
       await host.jobs(["list", "-l", `evil=${evil}`]),
       await host.jobs(["query", evil]),
       await host.jobs(["start", "--cwd", `/${evil}`, "--", "true"]),
-      await host.jobs(["start", "--user", evil, "--", "true"]),
+      await host.jobs(["start", "--group", evil, "--", "true"]),
       await host.jobs(["list", "--state", evil]),
       await host.jobs([evil]),
     ].map(({ stdout, stderr }) => Buffer.from(stdout + stderr, "latin1").toString());

@@ -10,7 +10,7 @@ const shell = (script: string) => spawnSync("./scripts/shell", ["-c", script], {
 
 test("npm's shell takes jobs for the program of this checkout, and not for the shell's own command", () => {
   expect(shell(`'jobs' "--version"`)).toMatchObject({ status: 0, stdout: expect.stringContaining(manifest.version) });
-  expect(shell(`'jobs' "no-such-command"`)).toMatchObject({ status: 2 });
+  expect(shell(`'jobs' "no-such-command"`)).toMatchObject({ status: 125 });
   const configured = execFileSync("npm", ["config", "get", "script-shell"], { cwd: ROOT, encoding: "utf8" });
   expect(configured.trim()).toBe("./scripts/shell");
 });

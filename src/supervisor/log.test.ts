@@ -26,9 +26,12 @@ function expectAgreement(directory: string, exit: Exit): ReturnType<typeof readL
   return log;
 }
 
-/** Takes room on a small file system until the ballast is thrown. */
-async function fillAndRecover(it: Rig, free: (job: Job) => void): Promise<void> {
-  const job = await it.start({ script: `seq ${NUMBERS}; echo full >&2; read x < "$CUE"; echo recovered; exit 5` });
+/** Has a job write more than there is room for, and go on once there is. `narrow` leaves little room, and `free` gives it. */
+async function fillAndRecover(it: Rig, free: (job: Job) => void, narrow: (job: Job) => void = () => {}): Promise<void> {
+  const cue = 'read x < "$CUE"';
+  const job = await it.start({ script: `${cue}; seq ${NUMBERS}; echo full >&2; ${cue}; echo recovered; exit 5` });
+  narrow(job);
+  it.cue();
   await until(() => readLog(job.directory).gapEnd >= numbers.length + 5, "the job has written all, in vain");
   free(job);
   it.cue();
@@ -148,10 +151,14 @@ describe.each(variants)("$mode, $build", (variant) => {
   });
 
   test("beyond the file size limit output is dropped and counted, the job goes on, and so does its log afterwards", async () => {
-    await using it = await rig(variant, { prelude: "ulimit -S -f 1024" });
-    await fillAndRecover(it, (job) => {
-      execFileSync("prlimit", ["--pid", String(job.supervisor), "--fsize=unlimited:"]);
-    });
+    await using it = await rig(variant);
+    const limit = (job: Job, bytes: string): void =>
+      void execFileSync("prlimit", ["--pid", String(job.supervisor), `--fsize=${bytes}:`]);
+    await fillAndRecover(
+      it,
+      (job) => limit(job, "unlimited"),
+      (job) => limit(job, "524288"),
+    );
   });
 
   if (isRoot)
