@@ -245,7 +245,7 @@ const ATTACKS: readonly Attack[] = [
       for number in $(cat /sys/class/block/*/dev | tr : ,); do
         mknod /tmp/disk b \${number%,*} \${number#*,} && echo made $number
       done
-      for node in /dev/console /dev/tty0; do (echo x > $node) && echo wrote $node; done`,
+      for node in /dev/console /dev/tty0; do [ -c $node ] && (echo x > $node) && echo wrote $node; done`,
     sees: "ls /tmp/disk; find /dev -type b -exec stat -c '%n %a %u' {} +",
   },
   {

@@ -12,6 +12,15 @@ test("a request is read as it was written, with a byte order mark and every plan
   expect(read(StartRequest.encode(request).finish())).toEqual(request);
 });
 
+test("a start with as many arguments or variables as it may have is read, and one of millions of empty ones is not", () => {
+  const args = StartRequest.fromPartial({ command: "a", args: Array.from({ length: 233_000 }, () => "") });
+  expect(read(StartRequest.encode(args).finish())).toEqual(args);
+  const env = new Map(Array.from({ length: 110_000 }, (_, i) => [String(i), ""]));
+  expect(read(StartRequest.encode(StartRequest.fromPartial({ command: "a", env })).finish())).toMatchObject({ env });
+  const error = read(Buffer.alloc(4 << 20, Buffer.of(0x12, 0)));
+  expect(error).toMatchObject({ code: "invalid", message: expect.stringContaining("more fields than 2 MiB") });
+});
+
 test.each([
   ["a string with a byte that is no UTF-8", [0x0a, 1, 0xff], "a string in it is not UTF-8"],
   ["a surrogate in UTF-8", [0x0a, 3, 0xed, 0xa0, 0x80], "a string in it is not UTF-8"],
