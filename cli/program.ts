@@ -118,7 +118,7 @@ function find(program: Program, argv: readonly string[]): { command?: Command; w
 }
 
 interface Scanned {
-  /** Of each flag that was given, in order; "true" or "false" of one without a value. */
+  /** The values that each flag was given, in order; "true" or "false" for a flag that takes none. */
   readonly values: ReadonlyMap<string, readonly string[]>;
   readonly operands: readonly string[];
   /** What stands after `--`. */

@@ -4,7 +4,7 @@
 const STYLES = { green: [32, 39], red: [31, 39], yellow: [33, 39], dim: [2, 22] } as const;
 type Style = keyof typeof STYLES;
 export type Part = string | { readonly text: string; readonly style: Style };
-/** Without its newline: one that is in it is escaped, as a stranger's name may have one. */
+/** A line without its newline. A newline within it is escaped, since a stranger's name may have one. */
 export type Line = string | readonly Part[];
 
 /** Control, format, surrogate and unassigned characters, separators of lines, and what no font shows. */
@@ -42,7 +42,7 @@ export function rendered(line: Line, stream: object): string {
     .join("");
 }
 
-/** By TERM, NO_COLOR and FORCE_COLOR, as Node has it of a terminal; elsewhere only where FORCE_COLOR says so. */
+/** Whether a stream takes colours: a terminal as TERM, NO_COLOR and FORCE_COLOR say, anything else where FORCE_COLOR says so. */
 function hasColours(stream: object): boolean {
   if ("hasColors" in stream && typeof stream.hasColors === "function") return stream.hasColors() === true;
   return /^(|true|[1-3])$/.test(process.env["FORCE_COLOR"] ?? "no");

@@ -3,7 +3,7 @@ import type { UidRange } from "../src/worker/uids.ts";
 import { UsageError } from "./parse.ts";
 import { type Flag, type Given, optional } from "./program.ts";
 
-/** Of the daemon: who jobs run as. */
+/** The daemon's flags for who jobs run as. */
 export const whoFlags: readonly Flag[] = [
   { name: "user", value: "USER", about: "whom jobs run as that name no user, instead of a uid for each job" },
   { name: "job-uids", value: "FIRST-LAST", about: "where those uids are taken from, 2100000000-2100065535 at first" },
@@ -28,7 +28,7 @@ export function whoOptions(given: Given): Who {
   };
 }
 
-/** Of a flag that may be given more than once, or of its variable. */
+/** Returns the names that a repeatable flag, or its variable, lists. */
 function namesOf(given: Given, flag: string): string[] {
   const lists = given.list(flag);
   return (lists.length > 0 ? lists : [given.text(flag) ?? ""]).flatMap((list) => list.split(",")).filter(Boolean);

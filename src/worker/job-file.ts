@@ -3,7 +3,7 @@ import { basename, join } from "node:path";
 import { codeOf } from "./errors.ts";
 import type { Job, JobLog } from "./job.ts";
 import { date, jobIn } from "./job-check.ts";
-import { decode, encode, type Journal } from "./journal.ts";
+import { UNKNOWN, decode, encode, type Journal } from "./journal.ts";
 import { birthOf } from "./process.ts";
 import { startOf, type Running } from "./running.ts";
 import { readExit } from "./exit.ts";
@@ -124,21 +124,12 @@ export function readJob(directory: string): Told | undefined {
 function unknownJob(directory: string, started: ReturnType<typeof startOf>): Job {
   const createdAt = started?.at ?? statSync(directory).mtime;
   return {
+    ...UNKNOWN,
     id: basename(directory),
     state: "running",
-    command: "(unknown)",
-    args: [],
-    envNames: [],
-    cwd: "/",
-    user: "",
-    group: "",
-    labels: new Map(),
-    limits: new Map(),
-    owner: "",
     pid: started?.pid ?? 0,
     createdAt,
     ...(started && { startedAt: started.at }),
-    output: { size: 0, first: 0, dropped: 0 },
     warnings: ["its record was lost: of its start no more is known than its output and its exit record tell"],
   };
 }

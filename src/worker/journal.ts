@@ -146,6 +146,21 @@ function orDamaged(row: Row): Job {
   }
 }
 
+/** A job without its record: each field that nobody knows, for those who know the others. */
+export const UNKNOWN = {
+  command: "(unknown)",
+  args: [],
+  envNames: [],
+  cwd: "/",
+  user: "",
+  group: "",
+  labels: new Map<string, string>(),
+  limits: new Map<string, string>(),
+  owner: "",
+  pid: 0,
+  output: { size: 0, first: 0, dropped: 0 },
+} as const;
+
 /** What can be told of a job whose row is damaged: it counts as ended, because nobody knows how it is. */
 function damagedJob(row: Row, why: string): Job {
   const id = String(row["id"]);
@@ -154,22 +169,13 @@ function damagedJob(row: Row, why: string): Job {
   const [endedAt, createdAt] = at.map((each) => (date(each) ? each : new Date(0)));
   const damaged = `its record in the journal is damaged (row ${String(row["seq"])}: ${why})`;
   return {
+    ...UNKNOWN,
     id,
     state: "ended",
-    command: "(unknown)",
-    args: [],
-    envNames: [],
-    cwd: "/",
-    user: "",
-    group: "",
-    labels: new Map(),
-    limits: new Map(),
     owner: String(row["owner"]),
-    pid: 0,
     createdAt: createdAt ?? new Date(0),
     endedAt: endedAt ?? new Date(0),
     ended: { how: { kind: "lost", reason: damaged }, exitCode: -1, signal: 0, killed: 0 },
-    output: { size: 0, first: 0, dropped: 0 },
     ...(log && { log }), // its output may be read yet
     warnings: [`${damaged}: jobsd --recover looks for it in its directory`],
     damaged,
