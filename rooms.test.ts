@@ -4,24 +4,25 @@ import { expect, test } from "vitest";
 
 /** A file's room and what it may import; docs/design.md has the table in words. */
 const ROOMS: Readonly<Record<string, { readonly rooms: readonly string[]; readonly packages: readonly string[] }>> = {
-  "src/worker": { rooms: [], packages: ["@aws-sdk/client-s3"] },
-  "src/x509": { rooms: [], packages: [] },
+  "src/os": { rooms: [], packages: [] },
+  "src/worker": { rooms: ["src/os"], packages: ["@aws-sdk/client-s3"] },
+  "src/x509": { rooms: ["src/os"], packages: [] },
   "src/server": {
-    rooms: ["src/worker", "src/x509", "proto"],
+    rooms: ["src/os", "src/worker", "src/x509", "proto"],
     packages: ["@grpc/grpc-js", "pino", "@bufbuild/protobuf"],
   },
-  "src/client": { rooms: ["src/x509", "proto"], packages: ["@grpc/grpc-js", "@bufbuild/protobuf"] },
-  certs: { rooms: ["src/x509"], packages: ["@peculiar/x509", "reflect-metadata"] },
+  "src/client": { rooms: ["src/os", "src/x509", "proto"], packages: ["@grpc/grpc-js", "@bufbuild/protobuf"] },
+  certs: { rooms: ["src/os", "src/x509"], packages: ["@peculiar/x509", "reflect-metadata"] },
   cli: {
-    rooms: ["src/client", "src/server", "src/worker", "src/x509", "certs", "proto"],
+    rooms: ["src/os", "src/client", "src/server", "src/worker", "src/x509", "certs", "proto"],
     packages: ["sade", "pino", "@bufbuild/protobuf"],
   },
   docker: { rooms: [], packages: [] },
   // The suites know the daemon and the CLI as users do: built, and by what they answer.
-  e2e: { rooms: ["certs", "proto"], packages: ["testcontainers"] },
+  e2e: { rooms: ["src/os", "certs", "proto"], packages: ["testcontainers"] },
   // It knows the daemon as its clients do: built, and by what it answers.
-  faults: { rooms: ["src/client", "certs", "proto"], packages: ["fast-check"] },
-  bench: { rooms: ["src/client", "src/server", "src/worker", "certs", "proto"], packages: ["@grpc/grpc-js"] },
+  faults: { rooms: ["src/os", "src/client", "certs", "proto"], packages: ["fast-check"] },
+  bench: { rooms: ["src/os", "src/client", "src/server", "src/worker", "certs", "proto"], packages: ["@grpc/grpc-js"] },
 };
 /** Tests may make odd certificates and look at all that is theirs to prove. */
 const TEST_PACKAGES = ["vitest", "fast-check", "@peculiar/x509", "reflect-metadata", "@grpc/grpc-js"];

@@ -1,6 +1,7 @@
 import { writeFileSync } from "node:fs";
 import { cpus, release } from "node:os";
 import { inspect, parseArgs } from "node:util";
+import { reasonOf } from "../src/os/errno.ts";
 import { cli } from "./cli.ts";
 import { copies } from "./copies.ts";
 import { crowd } from "./crowd.ts";
@@ -62,7 +63,7 @@ async function main(args: string[]): Promise<number> {
     const unknown = given.only?.find((name) => !Object.hasOwn(BENCHMARKS, name));
     if (unknown !== undefined) throw new TypeError(`--only: there is no ${unknown}`);
   } catch (error) {
-    process.stderr.write(`${error instanceof Error ? error.message : String(error)}\n\n${USAGE}`);
+    process.stderr.write(`${reasonOf(error)}\n\n${USAGE}`);
     return 2;
   }
   if (given.help) {

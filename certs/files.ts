@@ -1,9 +1,10 @@
 import { randomBytes } from "node:crypto";
 import { link, lstat, open, rename, rm } from "node:fs/promises";
 import { dirname } from "node:path";
-import { readSmall, reasonOf } from "../src/x509/file.ts";
+import { makeDirectory } from "../src/os/directory.ts";
+import { codeOf, meaningOf } from "../src/os/errno.ts";
+import { readSmall } from "../src/x509/file.ts";
 import { PemError } from "../src/x509/pem.ts";
-import { makeDirectory } from "../src/worker/directory.ts";
 import { CertError, type CertErrorCode } from "./error.ts";
 
 export interface NewFile {
@@ -47,7 +48,7 @@ export async function writeFiles(files: readonly NewFile[], force = false): Prom
 export async function refuseExisting(paths: readonly string[]): Promise<void> {
   for (const path of paths) {
     const found = await lstat(path).catch((error: unknown) => {
-      if (errnoOf(error) === "ENOENT") return undefined;
+      if (codeOf(error) === "ENOENT") return undefined;
       return named("unwritable", path)(error);
     });
     if (found) throw alreadyThere(path);
@@ -82,16 +83,12 @@ async function writeTemporary(path: string, text: string, mode: number): Promise
 /** Turns a failed system call into a CertError that names the file. */
 function named(code: CertErrorCode, path: string): (error: unknown) => never {
   return (error) => {
-    const errno = errnoOf(error);
+    const errno = codeOf(error);
     if (errno === "EEXIST" && code === "unwritable") throw alreadyThere(path, error);
-    throw new CertError(code, `${path}: ${reasonOf(error)}`, error);
+    throw new CertError(code, `${path}: ${meaningOf(error)}`, error);
   };
 }
 
 function alreadyThere(path: string, cause?: unknown): CertError {
   return new CertError("exists", `${path}: already exists; --force to replace it`, cause);
-}
-
-function errnoOf(error: unknown): unknown {
-  return error instanceof Error && "code" in error ? error.code : undefined;
 }

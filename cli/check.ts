@@ -1,3 +1,4 @@
+import { reasonOf } from "../src/os/errno.ts";
 import { examine, type ExamineOptions } from "../src/worker/doctor/examine.ts";
 import { problemsOf, readTls } from "../src/server/pem.ts";
 import { readTlsFiles } from "./connection.ts";
@@ -27,7 +28,7 @@ async function certificateFindings(given: Given): Promise<Told[]> {
     }
     return warnings.length > 0 ? warnings : [{ ...row, state: "enforced", meaning: cert }];
   } catch (error) {
-    const reason = error instanceof Error ? error.message : String(error);
+    const reason = reasonOf(error);
     const remedy = "jobs certs init makes one; so do jobs certs request and sign";
     return [{ ...row, state: "missing", meaning: "no daemon starts", reason, remedy }];
   }

@@ -1,9 +1,10 @@
 import { userInfo } from "node:os";
 import { dirname, isAbsolute, join, resolve } from "node:path";
+import { meaningOf, reasonOf } from "../src/os/errno.ts";
 import type { Credentials } from "../src/client/target.ts";
 import type { Client } from "../src/client/index.ts";
 import { ClientError } from "../src/client/errors.ts";
-import { readPrivate, readSmall, reasonOf } from "../src/x509/file.ts";
+import { readPrivate, readSmall } from "../src/x509/file.ts";
 import { parseTls, PemError, type TlsFiles, type TlsPem } from "../src/x509/pem.ts";
 import { environment } from "./bytes.ts";
 import { UsageError } from "./parse.ts";
@@ -171,7 +172,7 @@ async function readContext(wanted: string | undefined, env: NodeJS.ProcessEnv): 
   const bytes = await readSmall(file).catch((error: unknown) => {
     const missing = error instanceof PemError && isMissing(error.cause);
     if (missing && wanted === undefined) return undefined;
-    throw new SettingError(`${asked}${error instanceof Error ? error.message : String(error)}`, { cause: error });
+    throw new SettingError(`${asked}${reasonOf(error)}`, { cause: error });
   });
   if (bytes === undefined) return { source: file, parts: {} };
   const { contexts, current } = configIn(bytes, file);
@@ -205,7 +206,7 @@ function configFile(env: NodeJS.ProcessEnv): { readonly file: string } | { reado
   try {
     return { file: join(home ?? userInfo().homedir, ".config", "jobs", "config.json") };
   } catch (error) {
-    return { nowhere: `HOME is not set, and this user has no home directory (${reasonOf(error)})` };
+    return { nowhere: `HOME is not set, and this user has no home directory (${meaningOf(error)})` };
   }
 }
 
@@ -251,7 +252,7 @@ function parseJson(bytes: Uint8Array, file: string): unknown {
   try {
     return JSON.parse(text);
   } catch (error) {
-    throw told(`is no JSON: ${error instanceof Error ? error.message : String(error)}`, error);
+    throw told(`is no JSON: ${reasonOf(error)}`, error);
   }
 }
 

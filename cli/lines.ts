@@ -1,5 +1,5 @@
 import { writeSync } from "node:fs";
-import { codeOf, reasonOf } from "../src/worker/errors.ts";
+import { codeOf, reasonOf } from "../src/os/errno.ts";
 
 /** How long a pipe's reader is waited for, once until it has read again. */
 const PATIENCE_MS = 100;

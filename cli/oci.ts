@@ -1,3 +1,4 @@
+import { reasonOf } from "../src/os/errno.ts";
 import type { LinuxResources } from "../proto/generated/jobs/v1/resources.ts";
 import { UsageError } from "./parse.ts";
 
@@ -107,7 +108,7 @@ export function parseResources(file: string, text: string): Resources {
       return typeof value === "number" && /^-?\d+$/.test(source) ? BigInt(source) : value;
     });
   } catch (error) {
-    throw new UsageError(`${file}: is no JSON: ${error instanceof Error ? error.message : String(error)}`);
+    throw new UsageError(`${file}: is no JSON: ${reasonOf(error)}`);
   }
   // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- convert() gives what RESOURCES says, or throws
   return convert(file, "", document, RESOURCES) as Resources;

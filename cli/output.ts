@@ -3,6 +3,7 @@ import { constants } from "node:os";
 import type { Writable } from "node:stream";
 import { setTimeout as delay } from "node:timers/promises";
 import { isatty } from "node:tty";
+import { reasonOf } from "../src/os/errno.ts";
 import { standardWriters } from "./descriptors.ts";
 import { ClosedPipe, exitCodeOfError } from "./exit.ts";
 import type { MessageName } from "./json.ts";
@@ -79,7 +80,7 @@ export function sayAs(program: string, message: string, more: readonly string[] 
 export function sayError(error: unknown, program = "jobs"): void {
   if (error instanceof ClosedPipe) return;
   const more = error instanceof Error && "more" in error && Array.isArray(error.more) ? error.more.map(String) : [];
-  sayAs(program, error instanceof Error ? error.message : String(error), more);
+  sayAs(program, reasonOf(error), more);
 }
 
 /** Runs a command, tells on stderr what it throws, and ends the process with its exit code. */

@@ -1,4 +1,5 @@
 import { readFileSync } from "node:fs";
+import { reasonOf } from "../src/os/errno.ts";
 import { readStdin } from "./descriptors.ts";
 import { type Resources, parseResources } from "./oci.ts";
 import { parseCount, parseCpus, parseDevice, parseIoMax, parseLimitBytes, UsageError } from "./parse.ts";
@@ -70,7 +71,7 @@ function readResources(flag: string, file: string): Resources {
   try {
     text = file === "-" ? readStdin() : readFileSync(file, "utf8");
   } catch (error) {
-    throw new UsageError(`${flag}: ${name} cannot be read: ${error instanceof Error ? error.message : String(error)}`);
+    throw new UsageError(`${flag}: ${name} cannot be read: ${reasonOf(error)}`);
   }
   return parseResources(`${flag} ${name}`, text);
 }

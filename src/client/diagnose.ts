@@ -1,6 +1,7 @@
 import { once } from "node:events";
 import { isIP } from "node:net";
 import { connect, type ConnectionOptions, type TLSSocket } from "node:tls";
+import { reasonOf } from "../os/errno.ts";
 import { type FaultKind, faultsOf, pathOf, presented, tell } from "../x509/chain.ts";
 import { nameOf, parseTls, TlsFileError, type TlsPem } from "../x509/pem.ts";
 import { checkServer, type Credentials, formatTarget, parseTarget, secureContext } from "./target.ts";
@@ -102,7 +103,7 @@ export function unusableCredentials(credentials: TlsPem): Diagnosis | undefined 
     secureContext(credentials);
     return undefined;
   } catch (error) {
-    const message = error instanceof Error ? error.message : String(error);
+    const message = reasonOf(error);
     const why = error instanceof Error ? error.cause : undefined;
     if (why instanceof TlsFileError && why.code === "mismatch") {
       return { reason: "own-key", message, remedy: "give the key that was made with this certificate's request" };
@@ -145,7 +146,7 @@ async function handshake(
     // A name with several addresses fails with one error for each.
     const first: unknown = error instanceof AggregateError ? error.errors[0] : error;
     const code = first instanceof Error && "code" in first ? String(first.code) : "";
-    return { socket, failure: { code, message: first instanceof Error ? first.message : String(first) } };
+    return { socket, failure: { code, message: reasonOf(first) } };
   }
 }
 

@@ -1,6 +1,7 @@
 import { isIP } from "node:net";
 import { checkServerIdentity, createSecureContext, type PeerCertificate, type SecureContext } from "node:tls";
 import { ChannelCredentials } from "@grpc/grpc-js";
+import { reasonOf } from "../os/errno.ts";
 import { unmapped } from "../x509/address.ts";
 import { PemError, parseTls, type TlsPem } from "../x509/pem.ts";
 import { ClientError } from "./errors.ts";
@@ -42,7 +43,7 @@ export function secureContext(given: TlsPem): SecureContext {
     // An intermediate CA that is given is trusted for what it signed, although its root is not given.
     return createSecureContext({ ...parseTls(given).pem, minVersion: "TLSv1.3", allowPartialTrustChain: true });
   } catch (cause) {
-    const why = cause instanceof Error ? cause.message : String(cause);
+    const why = reasonOf(cause);
     const message = cause instanceof PemError ? why : `the CA, certificate and key cannot be used: ${why}`;
     throw new ClientError("UNAUTHENTICATED", message, { reason: "BAD_CREDENTIALS", cause });
   }

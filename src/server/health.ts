@@ -3,12 +3,13 @@ import { chmod, lstat, rm } from "node:fs/promises";
 import { connect } from "node:net";
 import { Server, ServerCredentials } from "@grpc/grpc-js";
 import type { Logger } from "pino";
+import { codeOf, reasonOf } from "../os/errno.ts";
 import {
   HealthCheckResponse_ServingStatus as ServingStatus,
   HealthService,
   type HealthServer,
 } from "../../proto/generated/grpc/health/v1/health.ts";
-import { codeOf, JobError, quoted } from "../worker/errors.ts";
+import { JobError, quoted } from "../worker/errors.ts";
 import { handlers, type Caller, type Handlers } from "./guard.ts";
 import type { Principal } from "./identity.ts";
 import { grpcOptions } from "./limits.ts";
@@ -84,7 +85,7 @@ export async function serveHealth(path: string, { service }: Health, log: Logger
     return server;
   } catch (error) {
     server.forceShutdown();
-    const reason = error instanceof Error ? error.message : String(error);
+    const reason = reasonOf(error);
     throw new ServeError("cannot-listen", `cannot listen on ${path}: ${reason}`, error);
   }
 }

@@ -1,4 +1,5 @@
 import { BinaryReader } from "@bufbuild/protobuf/wire";
+import { reasonOf } from "../os/errno.ts";
 import { JobError } from "../worker/errors.ts";
 
 const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
@@ -26,7 +27,7 @@ export function strictly<Service extends Methods>(service: Service): Service {
       } catch (error) {
         const isText =
           error instanceof TypeError && "code" in error && error.code === "ERR_ENCODING_INVALID_ENCODED_DATA";
-        const why = isText ? "a string in it is not UTF-8" : error instanceof Error ? error.message : String(error);
+        const why = isText ? "a string in it is not UTF-8" : reasonOf(error);
         return new JobError("invalid", `the request cannot be read: ${why}`);
       }
     };

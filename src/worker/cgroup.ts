@@ -13,7 +13,7 @@ import {
   writeSync,
 } from "node:fs";
 import { basename, dirname, join } from "node:path";
-import { codeOf } from "./errors.ts";
+import { codeOf, reasonOf } from "../os/errno.ts";
 import { notWritten } from "./failure.ts";
 import { isLeaderless } from "./process.ts";
 import { withReserve } from "./reserve.ts";
@@ -145,7 +145,7 @@ export function openHierarchy(name: string, parent?: string): Hierarchy {
   } catch (error) {
     return {
       kind: "none",
-      reason: `cgroup v2 cannot be used: ${error instanceof Error ? error.message : String(error)}`,
+      reason: `cgroup v2 cannot be used: ${reasonOf(error)}`,
     };
   }
 }

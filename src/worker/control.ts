@@ -1,6 +1,6 @@
 import { closeSync, constants, fstatSync, openSync, writeSync } from "node:fs";
 import { join } from "node:path";
-import { codeOf } from "./errors.ts";
+import { codeOf } from "../os/errno.ts";
 
 /* src/supervisor/supervisor.h has what is written: struct order. */
 const ORDER_BYTES = 16;

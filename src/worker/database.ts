@@ -12,7 +12,8 @@ import {
 import { dirname, join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { pathToFileURL } from "node:url";
-import { codeOf, JobError } from "./errors.ts";
+import { codeOf, reasonOf } from "../os/errno.ts";
+import { JobError } from "./errors.ts";
 import { isFailing } from "./failure.ts";
 import { makePrivate } from "./file.ts";
 import { lockedBy } from "./lock.ts";
@@ -76,7 +77,7 @@ const DAMAGE = /malformed|not a database|corrupt|no such (table|column|index)|co
 /** What SQLite threw, as a JobError with what can be done. */
 export function unusable(path: string, error: unknown): JobError {
   if (error instanceof JobError) return error;
-  const message = error instanceof Error ? error.message : String(error);
+  const message = reasonOf(error);
   if (/locked|busy/.test(message)) return lockedBy(path, error);
   if (error instanceof SyntaxError || DAMAGE.test(message)) return damaged(path, `is damaged (${message})`, error);
   return new JobError("unavailable", `the journal cannot be used: ${path}: ${message}`, {

@@ -1,5 +1,7 @@
-import { chmodSync, existsSync, lstatSync, mkdirSync, rmSync } from "node:fs";
-import { dirname, join } from "node:path";
+import { chmodSync, lstatSync, rmSync } from "node:fs";
+import { join } from "node:path";
+import { makeDirectory } from "../os/directory.ts";
+import { reasonOf } from "../os/errno.ts";
 import { JobError } from "./errors.ts";
 import { withReserve } from "./reserve.ts";
 
@@ -19,11 +21,7 @@ export function openDirectory(stateDir: string): Directories {
     makeDirectory(sparesDir);
     chmodSync(stateDir, 0o700);
   } catch (error) {
-    throw new JobError(
-      "unavailable",
-      `the state directory cannot be used: ${error instanceof Error ? error.message : String(error)}`,
-      { cause: error },
-    );
+    throw new JobError("unavailable", `the state directory cannot be used: ${reasonOf(error)}`, { cause: error });
   }
   return { jobsDir, sparesDir };
 }
@@ -40,11 +38,4 @@ export function removeDirectory(path: string): void {
     if (left === 0) throw new Error(`${path} is there again and again`);
     withReserve(() => rmSync(path, { recursive: true, force: true }));
   }
-}
-
-/** Makes a directory and those above it. Node's own `recursive` never returns where the file system refuses with ENOENT, as /proc does. */
-export function makeDirectory(path: string): void {
-  if (existsSync(path)) return;
-  makeDirectory(dirname(path));
-  mkdirSync(path, { mode: 0o700 });
 }

@@ -1,5 +1,3 @@
-import { constants } from "node:os";
-
 /**
  * What went wrong, for a program: `invalid` the request is wrong (see `field`), `not-found` no such job, `pruned` its
  * output was removed by a limit (facts: bytes, since, why),
@@ -60,22 +58,4 @@ export function quoted(text: string): string {
 
 export function notFound(id: string): JobError {
   return new JobError("not-found", `there is no job ${quoted(id)}`, { field: "job_id" });
-}
-
-/** The name of the errno that a system call ended with, as in `ENOENT`; `unknown` for any other error. */
-export function codeOf(error: unknown): string {
-  if (!(error instanceof Error) || !("code" in error)) return "unknown";
-  const code = String(error.code);
-  // Node has no name for EDQUOT, among others.
-  const errno = /^Unknown system error -(\d+)$/.exec(code)?.[1];
-  if (errno === undefined) return code;
-  return Object.entries(constants.errno).find(([, number]) => number === Number(errno))?.[0] ?? code;
-}
-
-/** What has gone wrong, in few words. */
-export function reasonOf(error: unknown): string {
-  if (!(error instanceof Error)) return String(error);
-  // A failed connection to a name with several addresses has no message of its own.
-  if (error instanceof AggregateError && error.message === "") return error.errors.map(reasonOf).join(", ");
-  return error.message || error.name;
 }

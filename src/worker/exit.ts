@@ -1,6 +1,7 @@
 import { constants } from "node:os";
 import { join } from "node:path";
-import { codeOf, JobError } from "./errors.ts";
+import { codeOf } from "../os/errno.ts";
+import { JobError } from "./errors.ts";
 import { readText } from "./file.ts";
 import type { Ended, How, Usage } from "./job.ts";
 import type { Running } from "./running.ts";

@@ -1,4 +1,5 @@
-import { JobError, codeOf, invalid, quoted } from "./errors.ts";
+import { codeOf, reasonOf } from "../os/errno.ts";
+import { JobError, invalid, quoted } from "./errors.ts";
 import type { Launch } from "./frame.ts";
 
 /* Why a start failed, for whoever asked for it. */
@@ -113,7 +114,7 @@ export function isFailing(error: unknown): boolean {
 export function refusal(error: unknown): JobError {
   if (error instanceof JobError) return error;
   const code = codeOf(error);
-  const message = error instanceof Error ? error.message : String(error);
+  const message = reasonOf(error);
   if (isFailing(error))
     return new JobError("exhausted", `the journal takes no record of another job: ${message}`, {
       facts: { stage: "journal", errno: code },

@@ -1,5 +1,6 @@
 import { closeSync, constants, fstatSync, openSync, readSync } from "node:fs";
-import { codeOf, JobError } from "./errors.ts";
+import { codeOf } from "../os/errno.ts";
+import { JobError } from "./errors.ts";
 
 /** A FIFO would hold up all who wait for its writer, a link lead out of the directory. */
 export const READ_FLAGS = constants.O_RDONLY | constants.O_NONBLOCK | constants.O_NOFOLLOW;

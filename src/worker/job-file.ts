@@ -1,6 +1,6 @@
 import { renameSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { basename, join } from "node:path";
-import { codeOf } from "./errors.ts";
+import { codeOf } from "../os/errno.ts";
 import type { Job, JobLog } from "./job.ts";
 import { date, jobIn } from "./job-check.ts";
 import { UNKNOWN, decode, encode, type Journal } from "./journal.ts";

@@ -1,5 +1,6 @@
 import { existsSync } from "node:fs";
 import { DatabaseSync, type SQLOutputValue } from "node:sqlite";
+import { reasonOf } from "../os/errno.ts";
 import { APPLICATION_ID, databasePath, openDatabase, unusable } from "./database.ts";
 import { isFailing } from "./failure.ts";
 import { makePrivate } from "./file.ts";
@@ -142,7 +143,7 @@ function orDamaged(row: Row): Job {
   try {
     return jobOf(row);
   } catch (error) {
-    return damagedJob(row, error instanceof Error ? error.message : String(error));
+    return damagedJob(row, reasonOf(error));
   }
 }
 

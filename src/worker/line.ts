@@ -1,5 +1,5 @@
 import { setImmediate as nextTurn, setTimeout as delay } from "node:timers/promises";
-import { reasonOf } from "./errors.ts";
+import { reasonOf } from "../os/errno.ts";
 
 /** Between two tries while they fail: the first pause, and the longest. */
 export interface Pauses {

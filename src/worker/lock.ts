@@ -1,5 +1,6 @@
 import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
+import { reasonOf } from "../os/errno.ts";
 import { JobError } from "./errors.ts";
 import { makePrivate } from "./file.ts";
 
@@ -16,7 +17,7 @@ export function lockDirectory(stateDir: string): Disposable {
     database.exec("PRAGMA journal_mode = MEMORY; BEGIN EXCLUSIVE");
   } catch (error) {
     database?.close();
-    const message = error instanceof Error ? error.message : String(error);
+    const message = reasonOf(error);
     throw /locked|busy/.test(message)
       ? lockedBy(path, error)
       : new JobError("unavailable", `the state directory cannot be used: ${path}: ${message}`, { cause: error });

@@ -1,6 +1,7 @@
 import { closeSync, existsSync, fstatSync, read, readSync, statSync } from "node:fs";
 import { join } from "node:path";
-import { codeOf, JobError } from "./errors.ts";
+import { codeOf } from "../os/errno.ts";
+import { JobError } from "./errors.ts";
 import { openFile } from "./file.ts";
 import type { JobLog, OutputExtent } from "./job.ts";
 import { framedOutput, openIndex, type Bytes, type LocalBytes } from "./seekable.ts";

@@ -1,6 +1,6 @@
 import { statfsSync } from "node:fs";
 import { setImmediate as nextTurn } from "node:timers/promises";
-import { reasonOf } from "./errors.ts";
+import { reasonOf } from "../os/errno.ts";
 import type { PruneReason } from "./job.ts";
 import type { Local, LogRecords } from "./log-records.ts";
 

@@ -14,9 +14,10 @@ import {
   statSync,
 } from "node:fs";
 import { join, resolve } from "node:path";
+import { codeOf } from "../os/errno.ts";
 import { isSupervised } from "./control.ts";
 import { databasePath, inaccessible, look, unusable } from "./database.ts";
-import { codeOf, JobError } from "./errors.ts";
+import { JobError } from "./errors.ts";
 import { readExit } from "./exit.ts";
 import type { Job } from "./job.ts";
 import { readJob } from "./job-file.ts";

@@ -1,10 +1,10 @@
 import { existsSync, rmSync, statSync, truncateSync } from "node:fs";
 import { rm, truncate } from "node:fs/promises";
 import { join } from "node:path";
+import { reasonOf } from "../os/errno.ts";
 import type { Archive } from "./archive/archive.ts";
 import { letGo } from "./archive/move.ts";
 import { compressLog, removeUnfinished } from "./compress.ts";
-import { reasonOf } from "./errors.ts";
 import { isFailing } from "./failure.ts";
 import type { Job } from "./job.ts";
 import type { Journal } from "./journal.ts";

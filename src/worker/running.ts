@@ -1,7 +1,8 @@
 import { type FSWatcher, watch } from "node:fs";
 import { join } from "node:path";
+import { codeOf } from "../os/errno.ts";
 import type { Hierarchy } from "./cgroup.ts";
-import { JobError, codeOf } from "./errors.ts";
+import { JobError } from "./errors.ts";
 import type { Exit } from "./exit.ts";
 import type { Job, Usage } from "./job.ts";
 import { openLog, type Log } from "./log.ts";

@@ -1,7 +1,8 @@
 import { promisify } from "node:util";
 import { constants, createZstdCompress, zstdDecompress, zstdDecompressSync } from "node:zlib";
+import { reasonOf } from "../os/errno.ts";
 
-import { JobError, reasonOf } from "./errors.ts";
+import { JobError } from "./errors.ts";
 
 /*
  * Compressed logs: zstd's seekable format (facebook/zstd, contrib/seekable_format), which is frames that stand for

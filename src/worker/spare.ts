@@ -1,7 +1,7 @@
 import { closeSync, constants, openSync, renameSync, writeSync } from "node:fs";
 import { Socket } from "node:net";
 import { join } from "node:path";
-import { codeOf } from "./errors.ts";
+import { codeOf } from "../os/errno.ts";
 import { failureAt } from "./failure.ts";
 import { HEADER_BYTES, startFrame, type Launch } from "./frame.ts";
 import { withReserve } from "./reserve.ts";

@@ -1,8 +1,9 @@
 import { join, resolve } from "node:path";
+import { codeOf } from "../os/errno.ts";
 import { openArchivedLog } from "./archive/log.ts";
 import { isCompressedIn, keyOf } from "./archive/move.ts";
 import { find, isRunning, type Context } from "./context.ts";
-import { JobError, codeOf, invalid } from "./errors.ts";
+import { JobError, invalid } from "./errors.ts";
 import { unreadable } from "./failure.ts";
 import type { Job, JobLog, PruneReason } from "./job.ts";
 import type { Record as Kept } from "./journal.ts";

@@ -1,9 +1,10 @@
 import { constants, existsSync, readFileSync } from "node:fs";
 import { open } from "node:fs/promises";
 import { join } from "node:path";
+import { codeOf } from "../os/errno.ts";
 import { readLimits } from "./cgroup.ts";
 import { find, isRunning, type Context } from "./context.ts";
-import { codeOf, invalid, JobError, notFound } from "./errors.ts";
+import { invalid, JobError, notFound } from "./errors.ts";
 import { notWritten } from "./failure.ts";
 import { checkDevices, checkSettings } from "./host.ts";
 import type { Job } from "./job.ts";

@@ -1,4 +1,5 @@
 import { type FileHandle, open } from "node:fs/promises";
+import { meaningOf } from "../os/errno.ts";
 import { PemError } from "./pem.ts";
 
 /** A bundle of dozens of RSA 8192 certificates fits; a device or a log given by mistake does not. */
@@ -36,15 +37,6 @@ async function read(path: string, check?: (file: FileHandle) => Promise<void>): 
 
 function unreadable(path: string): (error: unknown) => never {
   return (error) => {
-    throw new PemError("unreadable", `${path}: ${reasonOf(error)}`, error);
+    throw new PemError("unreadable", `${path}: ${meaningOf(error)}`, error);
   };
-}
-
-/** "no such file or directory" of an error with the code ENOENT. */
-export function reasonOf(error: unknown): string {
-  const errno = error instanceof Error && "code" in error ? error.code : undefined;
-  // Not imported above: to load node:util makes process.stderr, and with it a pipe non-blocking that others write to.
-  const { getSystemErrorMap } = process.getBuiltinModule("node:util");
-  if (errno === "EISDIR") return "is a directory; a file is needed";
-  return [...getSystemErrorMap().values()].find(([name]) => name === errno)?.[1] ?? String(error);
 }

@@ -1,4 +1,5 @@
 import { createPrivateKey, type KeyObject, X509Certificate } from "node:crypto";
+import { reasonOf } from "../os/errno.ts";
 import { extensions } from "./der.ts";
 
 /**
@@ -158,7 +159,7 @@ export function privateKeyIn(contents: string | Uint8Array, from: string): KeyOb
     return usable(createPrivateKey({ key: block.der, format: "der", type }), at);
   } catch (error) {
     if (error instanceof PemError) throw error;
-    throw new PemError("malformed", `${at}: the private key is damaged (${messageOf(error)})`, error);
+    throw new PemError("malformed", `${at}: the private key is damaged (${reasonOf(error)})`, error);
   }
 }
 
@@ -275,7 +276,7 @@ function parsed(der: Buffer, at: string, message: string): Found {
     void [certificate.publicKey, certificate.validFromDate.toISOString(), certificate.validToDate.toISOString()];
     return { certificate, at };
   } catch (error) {
-    throw new PemError("malformed", `${message} (${messageOf(error)})`, error);
+    throw new PemError("malformed", `${message} (${reasonOf(error)})`, error);
   }
 }
 
@@ -340,8 +341,4 @@ export function bundle(certificates: readonly X509Certificate[]): string {
 
 function distinguished(name: string): string {
   return name.replaceAll("\n", ", ");
-}
-
-function messageOf(error: unknown): string {
-  return error instanceof Error ? error.message : String(error);
 }

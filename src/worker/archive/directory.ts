@@ -1,7 +1,7 @@
 import { createHash } from "node:crypto";
 import { mkdir, open, rename, rm, stat, type FileHandle } from "node:fs/promises";
 import { dirname, join } from "node:path";
-import { codeOf } from "../errors.ts";
+import { codeOf } from "../../os/errno.ts";
 import { READ_FLAGS } from "../file.ts";
 import { unavailable, type Store } from "./store.ts";
 

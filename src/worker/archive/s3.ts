@@ -14,7 +14,8 @@ import {
   UploadPartCommand,
   type CompletedPart,
 } from "@aws-sdk/client-s3";
-import { invalid, reasonOf } from "../errors.ts";
+import { reasonOf } from "../../os/errno.ts";
+import { invalid } from "../errors.ts";
 import { readFully } from "./directory.ts";
 import { unavailable, type Place, type Store } from "./store.ts";
 

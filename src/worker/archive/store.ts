@@ -1,4 +1,5 @@
-import { JobError, reasonOf } from "../errors.ts";
+import { reasonOf } from "../../os/errno.ts";
+import { JobError } from "../errors.ts";
 
 /* Where the logs of ended jobs go when they leave this disk. */
 

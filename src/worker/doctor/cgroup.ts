@@ -1,7 +1,7 @@
 import { accessSync, constants, existsSync, readdirSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
+import { codeOf } from "../../os/errno.ts";
 import { isRootGroup, ownGroup, withoutLeaf, type Hierarchy } from "../cgroup.ts";
-import { codeOf } from "../errors.ts";
 import type { Place } from "./controllers.ts";
 import { CONTAINER, found, textOf, type Cause, type Finding } from "./finding.ts";
 

@@ -1,7 +1,7 @@
 import { accessSync, constants, existsSync, statfsSync } from "node:fs";
 import { dirname, resolve } from "node:path";
+import { codeOf } from "../../os/errno.ts";
 import type { Hierarchy } from "../cgroup.ts";
-import { codeOf } from "../errors.ts";
 import { LOG_LIMIT_BYTES, checkSupervisor, type WorkerOptions } from "../options.ts";
 import { cgroupFindings, hierarchyCause, placeOf } from "./cgroup.ts";
 import { controllerFindings } from "./controllers.ts";

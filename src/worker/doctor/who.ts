@@ -1,4 +1,4 @@
-import { reasonOf } from "../errors.ts";
+import { reasonOf } from "../../os/errno.ts";
 import type { WorkerOptions } from "../options.ts";
 import { formatRange, rangeOf, type UidRange } from "../uids.ts";
 import { checkRules, chooseCredentials, groupNames } from "../users.ts";

@@ -1,7 +1,8 @@
 import { writeSync } from "node:fs";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { Worker } from "node:worker_threads";
-import { codeOf, JobError } from "../errors.ts";
+import { codeOf } from "../../os/errno.ts";
+import { JobError } from "../errors.ts";
 import { randomOf } from "./mutate.ts";
 import { targets, type Target } from "./targets.ts";
 
