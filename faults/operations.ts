@@ -90,9 +90,9 @@ function rarely(): fc.Arbitrary<boolean> {
   return fc.nat(5).map((number) => number === 0);
 }
 
-function of<Kind extends Operation["kind"]>(
+function of<Kind extends Operation["kind"], Step extends Operation = Extract<Operation, { kind: Kind }>>(
   weight: number,
-  parts: { [Name in keyof Extract<Operation, { kind: Kind }>]: fc.Arbitrary<Extract<Operation, { kind: Kind }>[Name]> },
-): fc.WeightedArbitrary<Operation> {
-  return { weight, arbitrary: fc.record(parts) };
+  parts: { [Name in keyof Step]: fc.Arbitrary<Step[Name]> },
+): fc.WeightedArbitrary<Step> {
+  return { weight, arbitrary: fc.record<Step>(parts) };
 }

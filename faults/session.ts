@@ -181,7 +181,7 @@ export async function read(session: Session, job: Modelled, from: number, follow
   let end: Job | undefined;
   const messages = resuming(
     world.client,
-    { jobId: job.id, position: { $case: "offset", value: BigInt(from) }, follow: following },
+    { jobId: job.id ?? "", position: { $case: "offset", value: BigInt(from) }, follow: following },
     { limitMs: RETRY_LIMIT_MS, signal, onResume: () => figures.resumed++ },
   );
   try {

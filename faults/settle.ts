@@ -32,7 +32,7 @@ export async function finish(session: Session): Promise<void> {
     if (job.ended !== undefined || (undisturbed(job) && job.shape.ending.kind !== "never")) continue;
     job.stops++;
     const answer = await world.client.stop(
-      { jobId: job.id, grace: { seconds: 0n, nanos: 0 } },
+      { jobId: job.id ?? "", grace: { seconds: 0n, nanos: 0 } },
       { timeoutMs: DEADLINE_MS },
     );
     if (answer.job) check(job, answer.job);
