@@ -258,7 +258,7 @@ describe("a job with device rules", () => {
   });
 
   it.each([
-    ["/no/such/device", 'resources.devices[0].path: "/no/such/device" is no device of this worker'],
+    ["/no/such/device", 'resources.devices[0].path: "/no/such/device" is not a device of this worker'],
     ["c:4096:0", "resources.devices[0].major: 4096 is not between 0 and 4095"],
   ])("is not started when one is %s, which is none", async (device, message) => {
     const ran = await daemon.jobs("writer", "start", "--device", device, "--", "true");

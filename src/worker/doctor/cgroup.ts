@@ -6,11 +6,11 @@ import type { Place } from "./controllers.ts";
 import { CONTAINER, found, textOf, type Cause, type Finding } from "./finding.ts";
 
 const UNIFIED = "boot with systemd.unified_cgroup_hierarchy=1";
-// Else systemd ends jobs with the daemon.
+// Without KillMode=process systemd ends the jobs with the daemon.
 const DELEGATE =
   "run jobsd as root, or in a unit with Delegate=yes: systemd-run --user -p Delegate=yes -p KillMode=process jobsd …";
 
-/** Where a daemon makes its jobs' groups, or would; undefined where no cgroup v2 is mounted. */
+/** Where a daemon makes its jobs' groups, or would make them; undefined when no cgroup v2 is mounted. */
 export function placeOf(parent: string | undefined, hierarchy: Hierarchy | undefined): Place | undefined {
   const named = parent !== undefined;
   if (hierarchy?.kind === "cgroup2") return { base: dirname(hierarchy.path), named, hierarchy };
@@ -20,7 +20,7 @@ export function placeOf(parent: string | undefined, hierarchy: Hierarchy | undef
     : undefined;
 }
 
-/** Why no group can be made for jobs, nor jobs put in one. */
+/** Why jobs can have no group; undefined when they can. */
 export function hierarchyCause(place: Place | undefined, parent: string | undefined): Cause | undefined {
   if (place === undefined) return unmounted(parent);
   const { base, hierarchy } = place;
@@ -29,20 +29,20 @@ export function hierarchyCause(place: Place | undefined, parent: string | undefi
     unwritable(base) ??
     old(base) ??
     invalid(base) ??
-    (hierarchy && { reason: `${hierarchy.reason}, when the daemon started`, remedy: "restart jobsd: it is so no more" })
+    (hierarchy && { reason: `${hierarchy.reason}, when the daemon started`, remedy: "restart jobsd: this has changed" })
   );
 }
 
 function unmounted(parent: string | undefined): Cause {
   if (parent !== undefined)
-    return { reason: `${parent} is no cgroup v2 group`, remedy: "give --cgroup a directory of a cgroup v2 mount" };
+    return { reason: `${parent} is not a cgroup v2 group`, remedy: "give --cgroup a directory of a cgroup v2 mount" };
   const first = /^\S+ \S+ \S+ \S+ \S+ .*- cgroup /m.test(textOf("/proc/self/mountinfo"));
   return first
     ? { reason: "cgroup v2 is not mounted, cgroup v1 is", remedy: UNIFIED }
     : { reason: "cgroup v2 is not mounted", remedy: "mount -t cgroup2 none /sys/fs/cgroup" };
 }
 
-/** To make groups, to turn controllers on, and to put a process there (cgroup-v2.rst, "Delegation"). */
+/** Making a group, turning controllers on and putting a process there need write access (cgroup-v2.rst, "Delegation"). */
 function unwritable(base: string): Cause | undefined {
   for (const path of [base, ...["cgroup.procs", "cgroup.subtree_control"].map((file) => join(base, file))]) {
     try {
@@ -57,7 +57,7 @@ function unwritable(base: string): Cause | undefined {
   return undefined;
 }
 
-/** The root of all has no cgroup.kill, but those below have. */
+/** The root group has no cgroup.kill, so a group below it is looked at. */
 function old(base: string): Cause | undefined {
   const below = isRootGroup(base)
     ? readdirSync(base, { withFileTypes: true }).find((entry) => entry.isDirectory())?.name
@@ -66,25 +66,25 @@ function old(base: string): Cause | undefined {
   return { reason: "this kernel has no cgroup.kill", remedy: "Linux 5.14" };
 }
 
-/** Of a threaded group, or below one with processes that hands threaded controllers on (cgroup-v2.rst, "Threads"). */
+/** A threaded group takes no job, nor does one whose parent has processes and threaded controllers (cgroup-v2.rst, "Threads"). */
 function invalid(group: string): Cause | undefined {
-  const type = textOf(join(group, "cgroup.type")) || "domain"; // The root of all has no such file.
+  const type = textOf(join(group, "cgroup.type")) || "domain"; // the root group has no such file
   return type === "domain"
     ? undefined
     : { reason: `${group} is ${type}, and takes no job`, remedy: "give jobsd an empty group: --cgroup" };
 }
 
-/** The hierarchy itself, and what does not hang on a controller. */
+/** Findings about the hierarchy itself, and about what needs no controller. */
 export function cgroupFindings(place: Place | undefined, cause: Cause | undefined): Finding[] {
   const path = place?.hierarchy?.kind === "cgroup2" ? place.hierarchy.path : place?.base;
-  // psi_proc_init(), kernel/sched/psi.c: nothing is there where it is off.
+  // The directory is missing when PSI is off (psi_proc_init(), kernel/sched/psi.c).
   const pressure = existsSync("/proc/pressure")
     ? undefined
     : { reason: "this kernel does not count pressure", remedy: "boot with psi=1 (a kernel with CONFIG_PSI)" };
   return [
     found("cgroup", "v2", cause, [
       `limits, usage and the ends of whole trees, in ${path}`,
-      "no limits; usage is the main process's alone",
+      "no limits; usage of the main process only",
     ]),
     found(
       "cgroup",

@@ -5,7 +5,7 @@ import { thisHost } from "../limits/host.ts";
 import { CONTROLLERS, type Controller } from "../limits/setting.ts";
 import { found, textOf, type Cause, type Finding } from "./finding.ts";
 
-/** What a start asks of a controller, how cgroup v1 calls it, and what a kernel needs to have it. */
+/** The flags that need a controller, its name in cgroup v1 if that differs, and the kernel option that builds it. */
 const KNOWN: Readonly<Record<Controller, { readonly uses: string; readonly v1?: string; readonly config: string }>> = {
   cpu: { uses: "--cpus, --cpu-shares", config: "CONFIG_CGROUP_SCHED" },
   memory: { uses: "--memory, --memory-reservation, --memory-swap", config: "CONFIG_MEMCG" },
@@ -17,18 +17,18 @@ const KNOWN: Readonly<Record<Controller, { readonly uses: string; readonly v1?: 
   misc: { uses: "misc.max in unified of --resources", config: "CONFIG_CGROUP_MISC" },
 };
 
-/** Those that systemd hands on to a unit with Delegate=yes; it leaves the others as they are. */
+/** The controllers that systemd delegates to a unit with Delegate=yes; systemd does not touch the others. */
 const OF_SYSTEMD: ReadonlySet<string> = new Set(["cpu", "cpuset", "io", "memory", "pids"]);
 
-/** The group `base` that jobs' groups would be made below, and the hierarchy there, if a daemon has opened it. */
+/** The group `base` below which jobs' groups would be made, and the hierarchy there if a daemon has opened it. */
 export interface Place {
   readonly base: string;
-  /** It was named, and is not this process's own. */
+  /** The worker's options name it; otherwise it is this process's own group. */
   readonly named: boolean;
   readonly hierarchy?: Hierarchy | undefined;
 }
 
-/** Each controller; then, of those that are there, what this kernel's or host's lacks. */
+/** A finding for each controller, and for each part that an enforced one lacks on this host. */
 export function controllerFindings(place: Place | undefined, cause: Cause | undefined): Finding[] {
   return CONTROLLERS.flatMap((controller) => {
     const why = place === undefined ? cause : (absent(controller, place) ?? cause ?? refused(controller, place));
@@ -65,7 +65,7 @@ function absent(controller: Controller, { base }: Place): Cause | undefined {
     const on = givers.toReversed().map((group) => join(group, "cgroup.subtree_control"));
     const by = `echo +NAME > ${on.join(", then > ")}`;
     return {
-      reason: `not in ${file}: ${first} does not hand it on`,
+      reason: `not in ${file}: ${first} does not delegate it`,
       remedy: OF_SYSTEMD.has(controller) ? `add Delegate=yes to the unit; without systemd: ${by}` : by,
     };
   }
@@ -79,7 +79,7 @@ function absent(controller: Controller, { base }: Place): Cause | undefined {
     : { reason: "this kernel does not have it", remedy: `a kernel with ${config}` };
 }
 
-/** Why a controller that `base` is given cannot be handed on to jobs' groups. */
+/** Why a controller that `base` has cannot be delegated to jobs' groups. */
 function refused(controller: Controller, { base, named, hierarchy }: Place): Cause | undefined {
   if (hierarchy?.kind === "cgroup2") {
     if (hierarchy.controllers.has(controller) && has(hierarchy.path, "cgroup.subtree_control", controller))
@@ -88,7 +88,7 @@ function refused(controller: Controller, { base, named, hierarchy }: Place): Cau
   const others = crowd(base, named);
   if (others.length > 0)
     return {
-      reason: `other processes are in ${base} (${others.slice(0, 3).join(", ")}), so it cannot hand controllers on (EBUSY)`,
+      reason: `other processes are in ${base} (${others.slice(0, 3).join(", ")}), so it cannot delegate controllers (EBUSY)`,
       remedy:
         "give jobsd a group of its own: systemd-run -p Delegate=yes -p KillMode=process jobsd …, or --cgroup with an empty one",
     };
@@ -97,7 +97,7 @@ function refused(controller: Controller, { base, named, hierarchy }: Place): Cau
     : undefined;
 }
 
-/** Processes that keep controllers from being turned on below a group: a daemon would not move them. */
+/** The processes in a group that a daemon would not move, and that keep controllers from being turned on below it. */
 function crowd(base: string, named: boolean): string[] {
   if (isRootGroup(base)) return [];
   if (named) return textOf(join(base, "cgroup.procs")).split("\n").filter(Boolean);
@@ -108,18 +108,18 @@ function has(group: string, file: string, controller: string): boolean {
   return textOf(join(group, file)).split(" ").includes(controller);
 }
 
-/** The groups above, as far as this mount shows them, the nearest first. */
+/** The groups above `group` in this mount, the nearest first. */
 function* ancestors(group: string): Generator<string> {
   for (let at = dirname(group); existsSync(join(at, "cgroup.controllers")); at = dirname(at)) yield at;
 }
 
-/** Controllers that version 1 has: cgroups(7), "/proc files". */
+/** The controllers that cgroup v1 has: cgroups(7), "/proc files". */
 function ofVersion1(): ReadonlySet<string> {
   const lines = textOf("/proc/self/cgroup").matchAll(/^\d+:([^:]+):/gm);
   return new Set([...lines].flatMap(([, names]) => names?.split(",") ?? []));
 }
 
-/** A group that has a controller's files: what a kernel lacks is to be seen in one. */
+/** A group that has a controller's files, which show what the kernel lacks. */
 function groupWith(controller: Controller, { base, hierarchy }: Place): string | undefined {
   const below = readdirSync(base, { withFileTypes: true }).flatMap((entry) =>
     entry.isDirectory() ? [join(base, entry.name)] : [],
@@ -135,11 +135,11 @@ function lacking(controller: Controller, group: string): Finding[] {
     lacks.push({ area: "controller", name, state, meaning, reason, remedy });
   };
   if (controller === "memory" && without("memory.peak"))
-    add("memory.peak", "limited", "a job's peak of memory is not told", "this kernel has no memory.peak", "Linux 5.19");
+    add("memory.peak", "limited", "a job's peak memory is not known", "this kernel has no memory.peak", "Linux 5.19");
   if (controller === "memory" && without("memory.swap.max") && swaps())
     add("swap", "missing", "refused: --memory-swap", "this kernel does not count swap", "boot with swapaccount=1");
   if (controller === "pids" && without("pids.peak"))
-    add("pids.peak", "limited", "a job's peak of processes is not told", "this kernel has no pids.peak", "Linux 6.1");
+    add("pids.peak", "limited", "a job's most processes are not known", "this kernel has no pids.peak", "Linux 6.1");
   if (controller !== "io") return lacks;
   if (without("io.max"))
     add(
@@ -156,16 +156,16 @@ function lacking(controller: Controller, group: string): Finding[] {
       "io.weight",
       "limited",
       "--io-weight has no effect",
-      "no disk is seen to be scheduled by BFQ, nor io.cost to be on",
+      "BFQ schedules no disk, and io.cost is not on",
       "echo bfq > /sys/block/DISK/queue/scheduler",
     );
   return lacks;
 }
 
-/** Whether anything heeds weights: cgroup-v2.rst, "IO Interface Files", and bfq-iosched.rst. */
+/** Whether io.weight has an effect: cgroup-v2.rst, "IO Interface Files", and bfq-iosched.rst. */
 function weighs(group: string): boolean {
   const top = [...ancestors(group)].at(-1) ?? group;
-  const cost = join(top, "io.cost.qos"); // only in the root of all
+  const cost = join(top, "io.cost.qos"); // only in the root group
   return (
     textOf(cost).includes("enable=1") ||
     diskNames().some((disk) => textOf(`/sys/block/${disk}/queue/scheduler`).includes("[bfq]"))

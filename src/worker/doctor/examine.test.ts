@@ -18,7 +18,7 @@ function enforced(findings: readonly Finding[]): ReadonlySet<string> {
   return new Set(CONTROLLERS.filter((controller) => named(findings, "controller", controller)?.state === "enforced"));
 }
 
-/** Examined by a Node that `wrapper` starts: setpriv or unshare with their options. */
+/** Examines in a Node that `wrapper` starts: setpriv or unshare with their options. */
 function examinedBy(...wrapper: readonly [string, ...string[]]): Finding[] {
   const [command, ...args] = wrapper;
   const script = `import { examine } from ${JSON.stringify(join(import.meta.dirname, "examine.ts"))};
@@ -34,7 +34,7 @@ function works(command: string, ...args: readonly string[]): boolean {
   return root && spawnSync(command, args).status === 0;
 }
 
-test("each controller is found as a daemon then has it, and what is not enforced has a reason and a remedy", async () => {
+test("each controller is found as a daemon would have it, and what is not enforced has a reason and a remedy", async () => {
   const hierarchy = openHierarchy(`jobs-test-${crypto.randomUUID().slice(0, 8)}`);
   if (hierarchy.kind === "cgroup2") rmGroup(hierarchy.path);
   const cgroup = hierarchy.kind === "cgroup2" ? dirname(hierarchy.path) : undefined;
@@ -46,7 +46,7 @@ test("each controller is found as a daemon then has it, and what is not enforced
     else expect(finding).toMatchObject({ reason: expect.stringMatching(/./), remedy: expect.stringMatching(/./) });
 });
 
-test("a worker finds what it has, beside its jobs, and leaves nothing", async () => {
+test("a worker examines its host while jobs run, and leaves nothing behind", async () => {
   await using worker = await testWorker();
   const traces = (): readonly string[] => [
     ...readdirSync(worker.stateDir),
@@ -61,23 +61,23 @@ test("a worker finds what it has, beside its jobs, and leaves nothing", async ()
   expect(named(findings, "state", "directory")).toMatchObject({ state: "enforced" });
 });
 
-test("the filter of system calls is there, unless it is switched off", async () => {
+test("the filter of system calls is found, unless it is switched off", async () => {
   const found = named(await examine({ supervisor: SUPERVISOR }), "privilege", "seccomp");
   expect(found).toMatchObject({ state: "enforced", meaning: "jobs make only system calls that programs need" });
   const off = named(await examine({ supervisor: SUPERVISOR, isolationOff: ["seccomp"] }), "privilege", "seccomp");
   expect(off).toMatchObject({ state: "limited", reason: "jobsd --isolation-off has it off" });
 });
 
-test("a directory that is no cgroup is named", async () => {
+test("a --cgroup that is not a cgroup is named", async () => {
   using directory = testDirectory();
   const findings = await examine({ supervisor: SUPERVISOR, cgroup: directory.path });
-  const reason = `${directory.path} is no cgroup v2 group`;
+  const reason = `${directory.path} is not a cgroup v2 group`;
   expect(named(findings, "cgroup", "v2")).toMatchObject({ state: "missing", reason });
   for (const name of CONTROLLERS)
     expect(named(findings, "controller", name)).toMatchObject({ state: "missing", reason });
 });
 
-test("a state directory that cannot be, and a file system that punches no holes, are told", async () => {
+test("a state directory that cannot be made, and a file system that cannot punch holes, are findings", async () => {
   using directory = testDirectory();
   const file = join(directory.path, "file");
   writeFileSync(file, "");
@@ -103,7 +103,7 @@ test("a state directory that cannot be, and a file system that punches no holes,
     });
 });
 
-test("without a supervisor that runs, no daemon starts, and nothing is claimed of namespaces", async () => {
+test("a supervisor that does not run is a finding, and then nothing is said about namespaces", async () => {
   using directory = testDirectory();
   const script = join(directory.path, "supervisor");
   writeFileSync(script, "no program", { mode: 0o755 });
@@ -114,7 +114,7 @@ test("without a supervisor that runs, no daemon starts, and nothing is claimed o
   }
 });
 
-test.runIf(root)("without privileges it says which, and what would give them", () => {
+test.runIf(root)("missing privileges are named, with what would give them", () => {
   const caps = examinedBy("setpriv", "--bounding-set=-sys_admin,-bpf,-setuid", "--inh-caps=-all");
   for (const name of ["pid", "mount", "ipc", "uts", "cgroup", "network", "proc"])
     expect(named(caps, "namespace", name)).toMatchObject({
@@ -140,7 +140,7 @@ test.runIf(works(...NOBODY, "test", "-r", import.meta.filename, "-a", "-x", SUPE
   },
 );
 
-test.runIf(works(...NAMESPACE, "true"))("a sysctl that allows no namespaces is named, with its remedy", () => {
+test.runIf(works(...NAMESPACE, "true"))("a sysctl that forbids namespaces is named, with its remedy", () => {
   const none = examinedBy(...NAMESPACE, "sh", "-c", 'echo 0 > /proc/sys/user/max_net_namespaces; exec "$0" "$@"');
   expect(named(none, "namespace", "network")).toMatchObject({
     state: "missing",

@@ -20,22 +20,22 @@ import {
 import { whoFindings, type Who } from "./who.ts";
 
 const MIB = 1024 ** 2;
-/** A little more than a log, for the journal. */
+/** What the journal needs beside a log. */
 const LEAST_FREE_BYTES = 512 * MIB;
 
-/** Of a worker's options, those that matter here; without `stateDir` no state directory is looked at. */
+/** The options of a worker that decide what it can enforce. Without `stateDir` no state directory is examined. */
 export interface ExamineOptions
   extends
     Who,
     Partial<Pick<WorkerOptions, "stateDir" | "cgroup" | "isolationOff" | "logLimitBytes">>,
     Required<Pick<WorkerOptions, "supervisor">> {
-  /** What the daemon that asks has opened; absent, it is what another one would find. */
+  /** What the daemon that asks has opened; when absent, what a new daemon would find is examined. */
   readonly hierarchy?: Hierarchy;
 }
 
 /**
- * What this host can enforce for a worker with these options, and for what it cannot why, and what to do. Reads, and
- * tries what takes no more than a process: nothing is changed, and a daemon may run beside.
+ * Finds out what this host can enforce for a worker with these options. What it cannot enforce has a reason and a
+ * remedy. Changes nothing on the host, and may run beside a daemon.
  */
 export async function examine(options: ExamineOptions): Promise<Finding[]> {
   const { stateDir, cgroup, supervisor, isolationOff, logLimitBytes = LOG_LIMIT_BYTES, hierarchy } = options;
@@ -72,7 +72,7 @@ function supervisorFinding(cause: Cause | undefined): Finding {
   return found("supervisor", "program", cause, ["jobs outlive the daemon", "no daemon starts"]);
 }
 
-/** The state directory, or the one that it would be made in. */
+/** `path`, or the nearest directory above it that exists. */
 function nearest(path: string): string {
   return existsSync(path) || path === "/" ? path : nearest(dirname(path));
 }
@@ -92,11 +92,11 @@ function stateFindings(directory: string, probed: Probed | undefined, logLimitBy
   const endless =
     hole === undefined
       ? undefined
-      : { reason: `the file system of ${directory} punches no holes (${hole})`, remedy: "ext4, XFS, Btrfs or tmpfs" };
+      : { reason: `the file system of ${directory} cannot punch holes (${hole})`, remedy: "ext4, XFS, Btrfs or tmpfs" };
   return [
     finding,
     found("state", "log limit", endless, ["a log ends at --log-limit", "a log grows beyond --log-limit"], "limited"),
-    found("state", "space", scarce, [told, "output may be dropped, and told as a gap"], "limited"),
+    found("state", "space", scarce, [told, "output may be dropped, which shows as a gap"], "limited"),
   ];
 }
 

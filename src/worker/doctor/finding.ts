@@ -1,13 +1,13 @@
 import { readFileSync } from "node:fs";
 
-/** One thing that jobs are promised, as this host has it. */
+/** Whether this host keeps one of the promises to jobs. */
 export interface Finding {
   readonly area: "cgroup" | "controller" | "namespace" | "privilege" | "user" | "device rules" | "supervisor" | "state";
-  /** As in "memory", "pid". */
+  /** Such as "memory" or "pid". */
   readonly name: string;
-  /** `limited`: there is less of it than there could be, and no promise is broken. */
+  /** `limited`: the host gives less than it could, but breaks no promise. */
   readonly state: "enforced" | "limited" | "missing";
-  /** What that is to a job, in a short phrase. */
+  /** What the state means for a job, in a short phrase. */
   readonly meaning: string;
   /** Why it is not enforced. */
   readonly reason?: string;
@@ -23,7 +23,7 @@ export interface Cause {
 export const CONTAINER = "docker run --privileged --cgroupns=private";
 export const SECCOMP = "docker run --security-opt seccomp=unconfined, or --privileged";
 
-/** Not enforced where there is a cause. */
+/** A finding that something is enforced, or is not when there is a cause. */
 export function found(
   area: Finding["area"],
   name: string,
@@ -36,7 +36,7 @@ export function found(
     : { area, name, state: "enforced", meaning: enforced };
 }
 
-/** A file of /proc or /sys; empty where there is none, or where it is not to be read. */
+/** The content of a file of /proc or /sys; empty when it does not exist or cannot be read. */
 export function textOf(path: string): string {
   try {
     return readFileSync(path, "utf8").trim();

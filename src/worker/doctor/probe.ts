@@ -7,10 +7,10 @@ import { CONTAINER, SECCOMP, found, textOf, type Cause, type Finding } from "./f
 const run = promisify(execFile);
 const TIMEOUT_MS = 10_000;
 
-/** What the supervisor tried (probe.c): undefined where it worked, else the errno's name. */
+/** What the supervisor tried (probe.c), and the name of the errno where that failed. */
 export type Probed = ReadonlyMap<string, string | undefined>;
 
-/** Throws when the supervisor cannot be run. `directory` is where a file is tried, which leaves nothing. */
+/** Runs the supervisor's probe, which may make a file in `directory` and removes it. Throws when the supervisor cannot be run. */
 export async function probe(supervisor: string, directory: string | undefined): Promise<Probed> {
   const { stdout } = await run(supervisor, ["probe", ...(directory === undefined ? [] : [directory])], {
     env: {},
@@ -20,10 +20,10 @@ export async function probe(supervisor: string, directory: string | undefined): 
   return new Map([...lines].map(([, name, errno]) => [name ?? "", errno && getSystemErrorName(-Number(errno))]));
 }
 
-/** What the kernel says of this process, and with it of the supervisor (proc_pid_status(5), capabilities(7)). */
+/** The privileges of this process, which its supervisors inherit (proc_pid_status(5), capabilities(7)). */
 interface Privileges {
   readonly root: boolean;
-  /** A seccomp profile is on it. */
+  /** A seccomp profile restricts the process. */
   readonly filtered: boolean;
   readonly can: (capability: keyof typeof CAPABILITIES) => boolean;
 }
@@ -40,7 +40,7 @@ function privileges(): Privileges {
   };
 }
 
-/** Each namespace: what a job has with it, and how sysctls and the kernel's options call it. */
+/** For each namespace: what it gives a job, its name in sysctls, and the kernel option that builds it. */
 const NAMESPACES = {
   pid: { gives: "process tree of its own", sysctl: "pid", config: "CONFIG_PID_NS" },
   mount: { gives: "mounts of its own", sysctl: "mnt", config: "CONFIG_NAMESPACES" },
@@ -57,7 +57,7 @@ export function isolationFindings(probed: Probed, isolationOff: readonly Part[] 
   const off = withDependants(isolationOff);
   const findings: Finding[] = [];
   for (const [name, { gives, sysctl, config }] of Object.entries(NAMESPACES)) {
-    // Root needs none.
+    // Root needs no user namespace.
     if (name === "user" && own.root) continue;
     const errno = probed.get(name);
     const cause = errno === undefined ? undefined : namespaceCause(name, errno, sysctl, config, own);
@@ -73,7 +73,7 @@ export function isolationFindings(probed: Probed, isolationOff: readonly Part[] 
 
 const OFF: Cause = { reason: "jobsd --isolation-off has it off", remedy: "leave it out there" };
 
-/** What a job's process gives up. */
+/** Findings about the privileges that a job's process gives up. */
 export function privilegeFindings(isolationOff: readonly Part[] = []): Finding[] {
   return Object.entries({
     "no-new-privileges": [
@@ -94,12 +94,12 @@ export function filterFinding(probed: Probed, isolationOff: readonly Part[] = []
   const meanings = ["jobs make only system calls that programs need", "jobs may make every system call"] as const;
   if (isolationOff.includes("seccomp")) return found("privilege", "seccomp", OFF, meanings, "limited");
   const errno = probed.get("seccomp");
-  const reason = `this kernel takes no filter of system calls (${errno})`;
+  const reason = `this kernel has no filters for system calls (${errno})`;
   const cause = errno === undefined ? undefined : { reason, remedy: "a kernel with CONFIG_SECCOMP_FILTER" };
   return found("privilege", "seccomp", cause, meanings);
 }
 
-/** clone(2), ERRORS; namespaces(7); user_namespaces(7). */
+/** Explains the errno of a namespace that cannot be made: clone(2), ERRORS; namespaces(7); user_namespaces(7). */
 function namespaceCause(name: string, errno: string, sysctl: string, config: string, own: Privileges): Cause {
   const { root, filtered } = own;
   if (errno === "ENOSPC" || errno === "EUSERS")
@@ -137,17 +137,17 @@ function exhausted(sysctl: string): Cause {
   const key = `user.max_${sysctl}_namespaces`;
   const most = readSysctl(key);
   return {
-    reason: most === "0" ? `${key} is 0` : `there are as many as may be (${key} is ${most})`,
+    reason: most === "0" ? `${key} is 0` : `there are no more to be had (${key} is ${most})`,
     remedy: `sysctl -w ${key}=${Math.max(65_536, 2 * Number(most) || 0)}`,
   };
 }
 
-/** sysctl(8): empty where this kernel has no such key. */
+/** The value of a sysctl(8) key; empty when this kernel does not have the key. */
 function readSysctl(key: string): string {
   return textOf(`/proc/sys/${key.replaceAll(".", "/")}`);
 }
 
-/** Whether jobs are born in their cgroup: without, none can be started in one. */
+/** Whether clone3 can start a process in a cgroup, without which no job starts in one. */
 export function cloneFinding(probed: Probed): Finding {
   const errno = probed.get("clone3");
   const old = { reason: `this kernel cannot clone into a cgroup (${errno})`, remedy: "Linux 5.7" };
@@ -156,7 +156,7 @@ export function cloneFinding(probed: Probed): Finding {
   return found("cgroup", "clone3", cause, ["limits hold from the first instruction", "no job starts in a cgroup"]);
 }
 
-/** CAP_BPF and CAP_NET_ADMIN load and attach one (bpf(2), bpf_prog_load() in kernel/bpf/syscall.c). */
+/** Whether a program for device rules can be loaded and attached (bpf(2); bpf_prog_load() in kernel/bpf/syscall.c). */
 export function deviceFinding(probed: Probed): Finding {
   const errno = probed.get("bpf");
   return found("device rules", "bpf", errno === undefined ? undefined : deviceCause(errno), [
@@ -169,7 +169,7 @@ function deviceCause(errno: string): Cause {
   const { root, filtered, can } = privileges();
   if (errno === "EINVAL" || (errno === "ENOSYS" && !filtered))
     return { reason: `this kernel has no such programs (${errno})`, remedy: "a kernel with CONFIG_CGROUP_BPF" };
-  if (!root) return { reason: `only root loads such programs (${errno})`, remedy: "run jobsd as root" };
+  if (!root) return { reason: `only root may load such programs (${errno})`, remedy: "run jobsd as root" };
   return can("CAP_SYS_ADMIN") || (can("CAP_BPF") && can("CAP_NET_ADMIN"))
     ? { reason: `the kernel or a seccomp profile refuses such programs (${errno})`, remedy: SECCOMP }
     : { reason: `the daemon is root without CAP_BPF and CAP_NET_ADMIN (${errno})`, remedy: CONTAINER };
@@ -194,18 +194,18 @@ export function userFinding(): Finding {
   return found("privilege", "user", cause, ["jobs have other users than the daemon", "no job starts"]);
 }
 
-/** What the daemon's user may do by its groups, its jobs may. */
+/** Names the groups of the daemon's user, whose rights its jobs have too. */
 function ownGroups(): string {
   const groups = (process.getgroups?.() ?? []).filter((gid) => gid !== process.getegid?.());
   return groups.length === 0 ? "" : `, with the groups ${groupNames(groups).join(", ")}`;
 }
 
-/** Advice to the scheduler; jobs go without. */
+/** Whether the kernel takes the daemon's advice to the scheduler; jobs run without that, too. */
 export function sliceFinding(probed: Probed): Finding {
   const cause =
     probed.get("slice") === undefined
       ? undefined
-      : { reason: "this kernel knows no slice of a process's own", remedy: "Linux 6.12" };
+      : { reason: "this kernel cannot set the slice of one process", remedy: "Linux 6.12" };
   const meanings = [
     "the daemon answers between jobs that keep all CPUs busy",
     "the daemon may wait its turn behind jobs",

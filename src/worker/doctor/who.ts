@@ -4,10 +4,10 @@ import { formatRange, rangeOf, type UidRange } from "../uids.ts";
 import { checkRules, chooseCredentials, groupNames } from "../users.ts";
 import type { Finding } from "./finding.ts";
 
-/** Of a worker's options, those that say who jobs run as. */
+/** The options of a worker that say who jobs run as. */
 export type Who = Partial<Pick<WorkerOptions, "user" | "jobUids" | "allowUsers" | "allowGroups" | "allowRoot">>;
 
-/** Who jobs run as, and who a start may choose. A worker that is not root gives no choice, which is told elsewhere. */
+/** Findings about who jobs run as, and whom a start may name. A worker that is not root gives no choice: userFinding(). */
 export function whoFindings(options: Who): Finding[] {
   if (process.getuid?.() !== 0) return [];
   const row = { area: "user", name: "default" } as const;
@@ -16,7 +16,7 @@ export function whoFindings(options: Who): Finding[] {
     const range = rangeOf(options);
     return [{ ...row, ...(range ? ownUid(range) : commonUser(options)) }, choice(options)];
   } catch (error) {
-    const remedy = "mend the flag that this names; jobsd --help has them";
+    const remedy = "correct the flag that this names; see jobsd --help";
     return [{ ...row, state: "missing", meaning: "no daemon starts", reason: reasonOf(error), remedy }];
   }
 }

@@ -1,12 +1,12 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { settingsOf, type LinuxResources } from "../resources.ts";
-import { changesOf, keyed, keyOf, type Change } from "./change.ts";
+import { changesOf, isKeyed, lineKey, type Change } from "./change.ts";
 import { affected, merged } from "./merge.ts";
 import type { Setting } from "./setting.ts";
 import { testHost } from "./testing.ts";
 
-/** What a group has in its files; of a keyed one, a line a key. */
+/** What a group has in its files; of a isKeyed one, a line a key. */
 type State = Readonly<Record<string, string>>;
 type Write = Pick<Setting, "file" | "value">;
 
@@ -33,14 +33,14 @@ function written(state: State, { file, value }: Write): State {
   if (file === "cpu.idle" && value !== state["cpu.idle"])
     return { ...state, "cpu.idle": value, "cpu.weight": value === "1" ? "0" : "100" };
   if (file === "cpu.weight" && (state["cpu.idle"] === "1" || value === "0")) throw new Error("EINVAL");
-  if (!keyed(file)) return { ...state, [file]: value.trim() };
-  const key = keyOf(file, value);
+  if (!isKeyed(file)) return { ...state, [file]: value.trim() };
+  const key = lineKey(file, value);
   const lines = (state[file] ?? "").split("\n").filter(Boolean);
-  const line = lines.find((each) => keyOf(file, each) === key) ?? (file === "io.max" ? `${key} ${IO_NONE}` : "");
+  const line = lines.find((each) => lineKey(file, each) === key) ?? (file === "io.max" ? `${key} ${IO_NONE}` : "");
   const pairs = new Map(line.split(" ").map((pair) => [pair.split("=")[0], pair]));
   if (value.includes("=")) for (const pair of value.split(" ").slice(1)) pairs.set(pair.split("=")[0], pair);
   const now = value.includes("=") ? [...pairs.values()].join(" ") : `default ${value.replace("default ", "")}`;
-  const rest = lines.filter((each) => keyOf(file, each) !== key);
+  const rest = lines.filter((each) => lineKey(file, each) !== key);
   return { ...state, [file]: [...rest, ...(now === `${key} ${IO_NONE}` ? [] : [now])].toSorted().join("\n") };
 }
 
@@ -88,7 +88,7 @@ function updated(old: LinuxResources, update: LinuxResources): { readonly before
   return { before, all: changes(affected(merged(old, update, testHost()), update), before) };
 }
 
-test("whatever an update had written when it failed, taking that back leaves the group as it was", () => {
+test("an update that fails at any write leaves the group as it was, once its writes are undone", () => {
   fc.assert(
     fc.property(resources, resources, fc.nat(), (old, update, cut) => {
       const { before, all } = updated(old, update);
@@ -104,7 +104,7 @@ test("whatever an update had written when it failed, taking that back leaves the
   );
 });
 
-test("the burst exceeds the quota at no time, neither on the way nor on the way back", () => {
+test("the burst never exceeds the quota, neither while an update is written nor while it is undone", () => {
   fc.assert(
     fc.property(resources, resources, (old, update) => {
       const { before, all } = updated(old, update);
@@ -117,7 +117,7 @@ test("the burst exceeds the quota at no time, neither on the way nor on the way 
   );
 });
 
-test("a file of one value is written once, with what comes last; a device's file once for each", () => {
+test("a file that holds one value is written once, with the last one; a file with a line for each device, once for each", () => {
   const update = {
     memory: { limit: 4096n },
     blockIO: {
@@ -136,7 +136,7 @@ test("a file of one value is written once, with what comes last; a device's file
   ]);
 });
 
-describe("a write is taken back", () => {
+describe("a write is undone", () => {
   const undo = (file: string, value: string, state: State): string[] => {
     const [change] = changesOf([{ file, value, controller: "cpu", field: "x" }], (name) => state[name]);
     return (change?.undo ?? []).map((write) => `${write.file} ${write.value}`);
@@ -155,7 +155,7 @@ describe("a write is taken back", () => {
     ["cpu.weight", "59", { "cpu.idle": "1\n", "cpu.weight": "0\n" }, []],
     ["memory.pressure", "some 150000 1000000", { "memory.pressure": "some avg10=0.00\n" }, []],
     ["memory.reclaim", "1M", {}, []],
-  ])("from %s, where %s was written over %j", (file, value, state, expected) => {
+  ])("to %s, of %j over %j", (file, value, state, expected) => {
     expect(undo(file, value, state)).toEqual(expected);
   });
 });

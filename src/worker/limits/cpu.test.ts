@@ -28,7 +28,7 @@ test.each([
   expect(written({ shares })).toEqual([`cpu.weight ${weight}`]);
 });
 
-test("more shares are never less weight", () => {
+test("more shares never become less weight", () => {
   const shares = fc.bigInt(2n, 262_144n);
   fc.assert(fc.property(shares, shares, (a, b) => a > b || cpuWeight(a) <= cpuWeight(b)));
 });
@@ -61,12 +61,12 @@ describe("burst", () => {
 });
 
 describe("idle", () => {
-  test("is written first, and then no weight, which an idle group cannot have", () => {
+  test("is written first, and then no weight, which the kernel refuses for an idle group", () => {
     expect(written({ shares: 512n, idle: 1n, quota: 1000n })).toEqual(["cpu.idle 1", "cpu.max 1000 100000"]);
     expect(written({ shares: 512n, idle: 0n })).toEqual(["cpu.idle 0", "cpu.weight 59"]);
   });
 
-  test("is 0 or 1, and checks the shares that it does not write", async () => {
+  test("is 0 or 1, and shares are checked although they are not written", async () => {
     for (const idle of [-1n, 2n])
       expect(await refused(() => written({ idle }))).toMatchObject({ field: "resources.cpu.idle" });
     expect(await refused(() => written({ idle: 1n, shares: 1n }))).toMatchObject({ field: "resources.cpu.shares" });
@@ -74,22 +74,28 @@ describe("idle", () => {
 });
 
 describe("cpus and mems", () => {
-  test.each(["0", "0-3", "8,0-2", "3-3,11"])("%s is written as it is", (cpus) => {
+  test.each(["0", "0-3", "8,0-2", "3-3,11"])("%s is written unchanged", (cpus) => {
     expect(written({ cpus, mems: "1" })).toEqual([`cpuset.cpus ${cpus}`, "cpuset.mems 1"]);
   });
 
-  test.each(["", " 0", "0\n", "0-", "a", "3-1", "0,,1", "-1", "0-3:1/2", "12345678"])("%j is no list", async (cpus) => {
-    expect(await refused(() => written({ cpus }))).toMatchObject({ code: "invalid", field: "resources.cpu.cpus" });
-  });
+  test.each(["", " 0", "0\n", "0-", "a", "3-1", "0,,1", "-1", "0-3:1/2", "12345678"])(
+    "%j is not a list",
+    async (cpus) => {
+      expect(await refused(() => written({ cpus }))).toMatchObject({ code: "invalid", field: "resources.cpu.cpus" });
+    },
+  );
 
-  test.each(["4", "0-4", "3-8", "0,12"])("%s is refused where only 0-3,8-11 are, and those are named", async (cpus) => {
-    const error = await refused(() => written({ cpus }));
-    expect(error).toMatchObject({ code: "unsupported", field: "resources.cpu.cpus" });
-    expect(error.message).toContain("0-3,8-11");
-    expect(await refused(() => written({ mems: "2" }))).toMatchObject({ field: "resources.cpu.mems" });
-  });
+  test.each(["4", "0-4", "3-8", "0,12"])(
+    "%s is refused when only 0-3,8-11 may be given, and the message says so",
+    async (cpus) => {
+      const error = await refused(() => written({ cpus }));
+      expect(error).toMatchObject({ code: "unsupported", field: "resources.cpu.cpus" });
+      expect(error.message).toContain("0-3,8-11");
+      expect(await refused(() => written({ mems: "2" }))).toMatchObject({ field: "resources.cpu.mems" });
+    },
+  );
 
-  test("are left to the kernel where it does not tell what is there", () => {
+  test("are not checked when the kernel does not tell which there are", () => {
     expect(written({ cpus: "99" }, testHost({ allowed: () => undefined }))).toEqual(["cpuset.cpus 99"]);
   });
 });

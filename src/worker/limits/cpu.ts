@@ -3,11 +3,11 @@ import type { LinuxCpu } from "../resources.ts";
 import { type Host, type Setting, between, limit, unsupported } from "./setting.ts";
 
 const PERIOD_US = 100_000n; // the kernel's own default
-const QUOTA_MAX_US = 2n ** 44n - 1n; // MAX_BW, kernel/sched/sched.h: beyond it older kernels overflow, newer ones refuse
+const QUOTA_MAX_US = 2n ** 44n - 1n; // MAX_BW, kernel/sched/sched.h: above it older kernels overflow, newer ones refuse
 
 /**
- * cpu.shares (2 to 262144) as cpu.weight (1 to 10000), so that 1024 is 100:
- * opencontainers/cgroups, ConvertCPUSharesToCgroupV2Value.
+ * Converts cpu.shares (2 to 262144) to cpu.weight (1 to 10000), so that 1024 becomes 100
+ * (opencontainers/cgroups, ConvertCPUSharesToCgroupV2Value).
  */
 export function cpuWeight(shares: bigint): bigint {
   if (shares <= 2n) return 1n;
@@ -16,7 +16,7 @@ export function cpuWeight(shares: bigint): bigint {
   return BigInt(Math.ceil(10 ** ((l * l + 125 * l) / 612 - 7 / 34)));
 }
 
-/** cpu.idle, cpu.weight, cpu.max, cpu.max.burst. Throws JobError `invalid`. */
+/** Settings of cpu.idle, cpu.weight, cpu.max and cpu.max.burst. Throws JobError `invalid`. */
 export function cpuSettings({ shares, quota, period, burst, idle }: LinuxCpu): Setting[] {
   const settings: Setting[] = [];
   const set = (file: string, value: bigint | string, field: string): void => {
@@ -24,48 +24,47 @@ export function cpuSettings({ shares, quota, period, burst, idle }: LinuxCpu): S
   };
   if (idle !== undefined) set("cpu.idle", between("resources.cpu.idle", idle, 0n, 1n), "idle");
   if (shares !== undefined) between("resources.cpu.shares", shares, 2n, 262144n);
-  // An idle group has the least weight there is, and the kernel refuses another one (EINVAL).
+  // The kernel refuses to write the weight of an idle group (EINVAL).
   if (shares !== undefined && idle !== 1n) set("cpu.weight", cpuWeight(shares), "shares");
   if (period !== undefined) between("resources.cpu.period", period, 1000n, 1_000_000n, " µs");
   if (quota !== undefined && quota !== -1n && quota < 1000n)
-    throw invalid("resources.cpu.quota", `${quota} µs is no quota; give at least 1000, or -1 for none`);
+    throw invalid("resources.cpu.quota", `${quota} µs is not a quota; give at least 1000, or -1 for none`);
   if (quota !== undefined || period !== undefined)
     set(
       "cpu.max",
       `${limit("resources.cpu.quota", quota ?? -1n, QUOTA_MAX_US)} ${period ?? PERIOD_US}`,
       quota === undefined ? "period" : "quota",
     );
-  // After the quota that it may not exceed: a new group's is none, so there is nothing to write it before.
+  // The burst may not exceed the quota, and a new group has no quota: so the quota is written first.
   if (burst !== undefined) set("cpu.max.burst", checkBurst(burst, quota ?? -1n), "burst");
   return settings;
 }
 
-/** The kernel's rule (tg_set_cfs_bandwidth): at most the quota, and with it at most MAX_BW. */
+/** Keeps the kernel's rule (tg_set_cfs_bandwidth): a burst is at most the quota, and both together at most MAX_BW. */
 function checkBurst(burst: bigint, quota: bigint): bigint {
   const field = "resources.cpu.burst";
-  if (quota !== -1n && burst > quota)
-    throw invalid(field, `${burst} µs is more than resources.cpu.quota, which it is saved up from`);
+  if (quota !== -1n && burst > quota) throw invalid(field, `${burst} µs is more than resources.cpu.quota`);
   return between(field, burst, 0n, quota === -1n ? QUOTA_MAX_US : QUOTA_MAX_US - quota, " µs");
 }
 
-/** cpuset.cpus and cpuset.mems. Throws JobError: `invalid` for no list, `unsupported` for what this host has not. */
+/** Settings of cpuset.cpus and cpuset.mems. Throws JobError: `invalid` for what is not a list, `unsupported` for what this host lacks. */
 export function cpusetSettings({ cpus, mems }: LinuxCpu, host: Host): Setting[] {
   const set = (name: "cpus" | "mems", list: string | undefined): Setting[] => {
     if (list === undefined) return [];
     const [file, field] = [`cpuset.${name}` as const, `resources.cpu.${name}`];
     const asked = ranges(list);
-    if (!asked) throw invalid(field, `${quoted(list)} is no list; 0, 0-3 or 0-2,7 are`);
+    if (!asked) throw invalid(field, `${quoted(list)} is not a list of numbers, such as 0, 0-3 or 0-2,7`);
     const allowed = host.allowed(file);
-    // The kernel takes what is not there, and then lets the job run wherever its parent may.
+    // The kernel accepts a CPU that does not exist, and then lets the job run on every CPU of its parent.
     const there = allowed === undefined ? asked : (ranges(allowed) ?? []);
     if (!asked.every(([from, to]) => there.some(([first, last]) => from >= first && to <= last)))
-      throw unsupported(field, `${list} is not all there; jobs of this worker may be given ${allowed}`);
+      throw unsupported(field, `${list} is not within ${allowed}, which jobs of this worker may be given`);
     return [{ file, value: list, controller: "cpuset", field }];
   };
   return [...set("cpus", cpus), ...set("mems", mems)];
 }
 
-/** "0-2,7" as [[0, 2], [7, 7]]; undefined when it is no list (cpuset(7), List format). */
+/** Parses "0-2,7" into [[0, 2], [7, 7]]; undefined when `list` is not in the list format of cpuset(7). */
 function ranges(list: string): (readonly [number, number])[] | undefined {
   if (!/^\d{1,7}(-\d{1,7})?(,\d{1,7}(-\d{1,7})?)*$/.test(list)) return undefined;
   const all = list.split(",").map((range) => {

@@ -19,7 +19,7 @@ function assembled(...devices: readonly LinuxDeviceCgroup[]): Buffer {
   return program;
 }
 
-/** Instructions that no path leads to: the kernel takes no program that has them (check_cfg, kernel/bpf/verifier.c). */
+/** Instructions that nothing reaches: the kernel refuses a program that has any (check_cfg, kernel/bpf/verifier.c). */
 function unreachable(program: Buffer): number[] {
   const reached = new Set<number>();
   const next = [0];
@@ -73,11 +73,11 @@ const DISK = { type: "b", major: 8, minor: 0, access: "rw" } as const;
 const CONSOLE = { type: "c", major: 5, minor: 1, access: "w" } as const;
 const MEMORY = { type: "c", major: 1, minor: 1, access: "r" } as const;
 
-test("no rules are no program", () => {
+test("without rules there is no program", () => {
   expect(deviceProgram([], testHost())).toBeUndefined();
 });
 
-test("a program is made of these instructions, to the byte", () => {
+test("a program is assembled to the byte", () => {
   const words = assembled({ allow: true }, { allow: false, type: "b", major: 8n, access: "w" });
   expect(words.toString("hex").match(/.{16}/g)).toEqual([
     "b700000000000000", // r0 = 0
@@ -99,7 +99,7 @@ test("a program is made of these instructions, to the byte", () => {
   ]);
 });
 
-describe("a device that no rule is about", () => {
+describe("a device that no rule matches", () => {
   test.each([
     ["null", 1, 3],
     ["zero", 1, 5],
@@ -115,7 +115,7 @@ describe("a device that no rule is about", () => {
     for (const rules of [[{ allow: true, type: "b" }], [{ allow: false }]]) expect(allows(rules, request)).toBe(true);
   });
 
-  test("is denied when it is another one, and when it only has such a number", () => {
+  test("is denied when no program needs it, and when it has such a device's number but another type", () => {
     for (const request of [DISK, MEMORY, CONSOLE, { ...NULL, type: "b" }, { ...NULL, major: 3, minor: 1 }] as const)
       for (const rules of [[{ allow: true, type: "c", major: 10n }], [{ allow: false, type: "c", major: 4n }]])
         expect(allows(rules, request)).toBe(false);
@@ -123,12 +123,12 @@ describe("a device that no rule is about", () => {
 });
 
 describe("a later rule overrides an earlier one", () => {
-  test("also one that denies what every program may expect, by name", () => {
+  test("and may deny a device that every program expects, by its number", () => {
     expect(allows([{ allow: false, type: "c", major: 1n, minor: 3n, access: "w" }], NULL)).toBe(false);
     expect(allows([{ allow: false, type: "c", major: 1n, minor: 3n, access: "w" }, { allow: false }], NULL)).toBe(true);
   });
 
-  test("as in the vectors of opencontainers/cgroups", () => {
+  test("as in the examples of opencontainers/cgroups", () => {
     const except = (minor: bigint): LinuxDeviceCgroup => ({ allow: false, type: "b", major: 8n, minor, access: "rwm" });
     const disk = (minor: number): Request => ({ ...DISK, minor });
     expect([0, 1].map((minor) => allows([{ allow: true }, except(0n)], disk(minor)))).toEqual([false, true]);
@@ -136,7 +136,7 @@ describe("a later rule overrides an earlier one", () => {
     expect([1, 2, 3].map((minor) => allows(weird, disk(minor)))).toEqual([true, false, true]);
   });
 
-  test("for each access by itself, and all that is asked for must be allowed", () => {
+  test("separately for each access, and an open needs all of its accesses allowed", () => {
     const disk = { type: "b", major: 8n, minor: 0n };
     const rules = [
       { allow: true, ...disk, access: "r" },
@@ -154,7 +154,7 @@ describe("a later rule overrides an earlier one", () => {
   });
 });
 
-test("-1 is any number, and a path is the device's own", () => {
+test("-1 matches any number, and a path matches the device that is there", () => {
   const fuse = { type: "c", major: 10, minor: 229, access: "rw" } as const;
   for (const rule of [{ path: "/dev/fuse" }, { type: "c", major: 10n, minor: -1n }, { type: "c", major: -1n }])
     expect(allows([{ allow: true, ...rule }], fuse)).toBe(true);
@@ -164,18 +164,18 @@ test("-1 is any number, and a path is the device's own", () => {
 
 describe("a rule is refused", () => {
   test.each<[string, Partial<LinuxDeviceCgroup>, string]>([
-    ["type", { type: "x" }, "b, c and, for both, a are"],
-    ["type", { type: "u" }, "b, c and, for both, a are"],
-    ["type", { type: "" }, "b, c and, for both, a are"],
-    ["access", { access: "q" }, "some of r, w and m are"],
-    ["access", { access: "rx" }, "some of r, w and m are"],
-    ["access", { access: "" }, "some of r, w and m are"],
+    ["type", { type: "x" }, "give b or c, or a for both"],
+    ["type", { type: "u" }, "give b or c, or a for both"],
+    ["type", { type: "" }, "give b or c, or a for both"],
+    ["access", { access: "q" }, "give some of r, w and m"],
+    ["access", { access: "rx" }, "give some of r, w and m"],
+    ["access", { access: "" }, "give some of r, w and m"],
     ["major", { major: -2n }, "between 0 and 4095"],
     ["major", { major: 4096n }, "between 0 and 4095"],
     ["minor", { major: 1n, minor: -(2n ** 63n) }, "between 0 and 1048575"],
     ["minor", { major: 1n, minor: 2n ** 20n }, "between 0 and 1048575"],
-    ["path", { path: "/no/such/device" }, "is no device of this worker"],
-    ["path", { path: "" }, "is no device of this worker"],
+    ["path", { path: "/no/such/device" }, "is not a device of this worker"],
+    ["path", { path: "" }, "is not a device of this worker"],
     ["path", { path: "/dev/fuse", major: 10n }, "give one of them"],
     ["path", { path: "/dev/fuse", type: "b" }, "give one of them"],
   ])("by its %s: %o", async (part, rule, right) => {
@@ -184,7 +184,7 @@ describe("a rule is refused", () => {
     expect(error.message).toContain(right);
   });
 
-  test("as one of too many, and as many as may be fit in a frame", async () => {
+  test("when it is one too many; the most that are allowed fit in a frame", async () => {
     const rule = { allow: true, type: "c", major: 4095n, minor: 1_048_575n, access: "rw" };
     const most = Array.from({ length: 300 }, () => rule);
     expect(assembled(...most).length).toBeLessThan((64 << 10) - 16 - 4096);
@@ -216,7 +216,7 @@ function reference(rules: readonly LinuxDeviceCgroup[], { type, major, minor, ac
   });
 }
 
-test("whatever the rules, what is asked for is allowed if all of it is by the last rule about it", () => {
+test("whatever the rules, an access is allowed if the last rule that matches each part of it allows it", () => {
   const major = [0, 1, 5, 136, 4095];
   const minor = [0, 1, 3, 1_048_575];
   const letters = fc.uniqueArray(fc.constantFrom("r", "w", "m"), { minLength: 1 }).map((all) => all.join(""));

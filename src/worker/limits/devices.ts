@@ -3,12 +3,12 @@ import type { LinuxDeviceCgroup } from "../resources.ts";
 import { type Host, MAJOR_MAX, MINOR_MAX, between } from "./setting.ts";
 
 const FIELD = "resources.devices";
-const RULES = 300; // whose program fits in a frame of the spawner: 64 KiB
+const RULES = 300; // a program of more might not fit in a frame of the spawner: 64 KiB
 const TYPES = { b: 1, c: 2 } as const; // BPF_DEVCG_DEV_*, include/uapi/linux/bpf.h
 const ACCESSES: Readonly<Record<string, number>> = { m: 1, r: 2, w: 4 }; // BPF_DEVCG_ACC_*
 const ALL = 7;
 
-/** What a rule is about; an absent part is any. */
+/** A rule for some devices: an absent part matches any. */
 interface Rule {
   readonly allow: boolean;
   readonly type?: keyof typeof TYPES | undefined;
@@ -18,7 +18,7 @@ interface Rule {
 }
 
 const character = (major: bigint, minor?: bigint): Rule => ({ allow: true, type: "c", major, minor, access: ALL });
-/** Nothing but what every program may expect: null, zero, full, random, urandom, tty, ptmx and the pts. The console is the host's. */
+/** Allows the devices that every program may expect, and no others: null, zero, full, random, urandom, tty, ptmx and the pts. */
 const DEFAULT: readonly Rule[] = [
   { allow: false, access: ALL },
   ...[3n, 5n, 7n, 8n, 9n].map((minor) => character(1n, minor)),
@@ -26,13 +26,14 @@ const DEFAULT: readonly Rule[] = [
   character(136n),
 ];
 
-/** What a job gets that could open any device by its mode, and asked for no rules. */
+/** The rules of a job that asked for none, and that could open every device by file permissions. */
 export const DEFAULT_DEVICES: readonly LinuxDeviceCgroup[] = [{ allow: false }];
 
 /**
- * The eBPF program (BPF_PROG_TYPE_CGROUP_DEVICE) that keeps `devices`; undefined where there are no rules. Throws
- * JobError `invalid`. A later rule overrides an earlier one, for each access by itself: what is asked for is allowed if
- * all of it is. No rule allows what DEFAULT does not, and a rule that denies everything leaves DEFAULT.
+ * The eBPF program (BPF_PROG_TYPE_CGROUP_DEVICE) that enforces `devices`; undefined when there are no rules. A later rule
+ * overrides an earlier one, separately for reading, writing and mknod; an open that needs several of these is allowed if
+ * each is. Without a rule a device has DEFAULT, and a rule that denies everything brings DEFAULT back. Throws JobError
+ * `invalid`.
  */
 export function deviceProgram(devices: readonly LinuxDeviceCgroup[], host: Pick<Host, "device">): Buffer | undefined {
   if (devices.length === 0) return undefined;
@@ -40,20 +41,20 @@ export function deviceProgram(devices: readonly LinuxDeviceCgroup[], host: Pick<
   let rules = [...DEFAULT];
   for (const [i, device] of devices.entries()) {
     const rule = ruleOf(`${FIELD}[${i}]`, device, host);
-    if (!rule.allow && rule.access === ALL && isOfAll(rule)) rules = [...DEFAULT];
+    if (!rule.allow && rule.access === ALL && matchesAll(rule)) rules = [...DEFAULT];
     else rules.push(rule);
   }
   return assemble(rules);
 }
 
-function isOfAll({ type, major, minor }: Rule): boolean {
+function matchesAll({ type, major, minor }: Rule): boolean {
   return type === undefined && major === undefined && minor === undefined;
 }
 
 function ruleOf(field: string, device: LinuxDeviceCgroup, host: Pick<Host, "device">): Rule {
   const { allow, access = "rwm" } = device;
   if (!/^[rwm]+$/.test(access))
-    throw invalid(`${field}.access`, `${quoted(access)} is no access; some of r, w and m are, or leave it out`);
+    throw invalid(`${field}.access`, `${quoted(access)} is not an access; give some of r, w and m, or leave it out`);
   const bits = Array.from(access, (letter) => ACCESSES[letter] ?? 0).reduce((sum, bit) => sum | bit, 0);
   return { allow, ...numbersOf(field, device, host), access: bits };
 }
@@ -65,7 +66,7 @@ function numbersOf(
 ): Pick<Rule, "type" | "major" | "minor"> {
   if (path === undefined) {
     if (type !== "a" && type !== "b" && type !== "c")
-      throw invalid(`${field}.type`, `${quoted(type)} is no type; b, c and, for both, a are`);
+      throw invalid(`${field}.type`, `${quoted(type)} is not a type; give b or c, or a for both`);
     return {
       type: type === "a" ? undefined : type,
       major: number(`${field}.major`, major, MAJOR_MAX),
@@ -73,20 +74,20 @@ function numbersOf(
     };
   }
   if (type !== "a" || major !== undefined || minor !== undefined)
-    throw invalid(`${field}.path`, "and a type or a device number; give one of them");
+    throw invalid(`${field}.path`, "is given beside a type or a device number; give one of them");
   const device = host.device(path);
   if (device) return device;
-  throw invalid(`${field}.path`, `${quoted(path)} is no device of this worker, such as /dev/null is`);
+  throw invalid(`${field}.path`, `${quoted(path)} is not a device of this worker, such as /dev/null`);
 }
 
-/** -1 is any, too: Docker writes it for `*`. */
+/** A major or minor number; undefined for any. Docker writes `*` as -1. */
 function number(field: string, value: bigint | undefined, most: bigint): bigint | undefined {
   return value === undefined || value === -1n ? undefined : between(field, value, 0n, most);
 }
 
-/** Code, register, immediate, and where a load is from or how many instructions a jump leaves out. */
+/** `offset` is where a load reads, or how many instructions a jump skips. */
 type Instruction = readonly [code: number, register: number, immediate: number, offset?: number];
-/** Jumps to what follows the rule, or all rules. */
+/** Labels to jump to: behind the rule, and behind all rules. */
 const [NEXT, END] = [-1, -2];
 /** Instructions of include/uapi/linux/bpf.h. */
 const LOAD = 0x61; // BPF_LDX | BPF_MEM | BPF_W
@@ -96,15 +97,15 @@ const JUMP = 0x05; // BPF_JMP | BPF_JA
 const IF_NOT = 0x55; // BPF_JMP | BPF_JNE | BPF_K
 const IF_ANY = 0x45; // BPF_JMP | BPF_JSET | BPF_K
 const EXIT = 0x95; // BPF_JMP | BPF_EXIT
-/** Registers: the verdict, and a part of the context, which is r1. */
+/** Registers: r0 is the verdict, r2 holds a part of the context, to which r1 points. */
 const [VERDICT, PART] = [0, 2];
 const FROM_CONTEXT = 0x10;
-/** Parts of struct bpf_cgroup_dev_ctx: access << 16 | type, major, minor. */
+/** Offsets in struct bpf_cgroup_dev_ctx, of which the first word is access << 16 | type. */
 const [AT_TYPE, AT_ACCESS, AT_MAJOR, AT_MINOR] = [0, 2, 4, 8];
 
 /**
- * One walk over the rules for all accesses that the same ones are about, denied by the first that fails. No state but
- * the context goes from rule to rule: the verifier would follow every value of it, in quadratic time.
+ * One walk over the rules for each set of accesses that the same rules mention; the first walk that denies decides. Rules
+ * share no state but the context: the verifier would follow every value of it, in quadratic time.
  */
 function assemble(rules: readonly Rule[]): Buffer {
   const walks = new Map<string, number>();
@@ -121,14 +122,17 @@ function assemble(rules: readonly Rule[]): Buffer {
   return Buffer.concat(instructions.map(encode));
 }
 
-/** From the last rule to one of all devices, behind which the verifier allows nothing. Goes on at its end if allowed. */
+/**
+ * From the last rule back to one for all devices: the verifier refuses instructions behind that, which nothing reaches.
+ * An access that is allowed goes on behind the walk.
+ */
 function walk(accesses: number, rules: readonly Rule[]): Instruction[] {
   const about = rules.filter(({ access }) => access & accesses);
   return resolve(END, [
     [LOAD_HALF, PART | FROM_CONTEXT, 0, AT_ACCESS],
     [IF_ANY, PART, accesses, 1],
     [JUMP, 0, 0, END],
-    ...about.slice(about.findLastIndex(isOfAll)).toReversed().flatMap(block),
+    ...about.slice(about.findLastIndex(matchesAll)).toReversed().flatMap(block),
   ]);
 }
 
@@ -157,7 +161,7 @@ function resolve(label: number, instructions: readonly Instruction[]): Instructi
   ]);
 }
 
-/** struct bpf_insn, little-endian, as the hosts are that the supervisor is written for. */
+/** Encodes a struct bpf_insn, little-endian as every host that the supervisor runs on. */
 function encode([code, register, immediate, offset = 0]: Instruction): Buffer {
   const bytes = Buffer.alloc(8);
   bytes.writeUInt8(code, 0);

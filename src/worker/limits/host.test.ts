@@ -20,12 +20,12 @@ function hasLoop(): boolean {
   }
 }
 
-test("without a group it has no files, and tells no CPUs", () => {
+test("a host without cgroup v2 has no files, and does not tell which CPUs jobs may have", () => {
   expect(host.has("io.bfq.weight")).toBe(false);
   expect(host.allowed("cpuset.cpus")).toBeUndefined();
 });
 
-test("it has the files of the group that jobs' groups are made in", () => {
+test("a job's group has the files of its parent", () => {
   using group = testDirectory();
   writeFileSync(join(group.path, "io.bfq.weight"), "");
   writeFileSync(join(group.path, "cpuset.cpus.effective"), "0-1\n");
@@ -34,7 +34,7 @@ test("it has the files of the group that jobs' groups are made in", () => {
   expect([host.allowed("cpuset.cpus"), host.allowed("cpuset.mems")]).toEqual(["0-1", undefined]);
 });
 
-test("its huge pages are called as the kernel's own directories count them", () => {
+test("sizes of huge pages are named after the kernel's directories", () => {
   const kib = host.pageSizes().map((size) => {
     const [, count, unit = ""] = /^(\d+)(KB|MB|GB)$/.exec(size) ?? [];
     return Number(count) * 1024 ** ["KB", "MB", "GB"].indexOf(unit);
@@ -45,19 +45,19 @@ test("its huge pages are called as the kernel's own directories count them", () 
 
 describe("a path", () => {
   test.each(["/dev/null", "/", "/no/such/device", "", "dev/vda", "/proc/self/status", "/dev/\0"])(
-    "that is no block device, as %j, is no disk",
+    "that is not a block device, as %j, is not a disk",
     (path) => {
       expect(host.disk(path)).toBeUndefined();
     },
   );
 
-  test("of a device is its type and number, and of anything else none", () => {
+  test("of a device leads to its type and number, and any other path to nothing", () => {
     expect(host.device("/dev/null")).toEqual({ type: "c", major: 1n, minor: 3n });
     for (const path of ["/", "/no/such/device", "", "dev/null", "/proc/self/status", "/dev/\0"])
       expect(host.device(path)).toBeUndefined();
   });
 
-  test.runIf(root)("of a block device is its number, through links too", () => {
+  test.runIf(root)("of a block device leads to its number, also through links", () => {
     using directory = testDirectory();
     // Nobody opens them: which numbers are in use here does not matter.
     for (const [major, minor] of [
@@ -74,7 +74,7 @@ describe("a path", () => {
     }
   });
 
-  test.runIf(hasLoop())("of a partition is its whole disk's number", () => {
+  test.runIf(hasLoop())("of a partition leads to its whole disk's number", () => {
     using directory = testDirectory();
     const [image, partition] = [join(directory.path, "image"), join(directory.path, "partition")];
     writeFileSync(image, Buffer.alloc(4 << 20));

@@ -2,10 +2,10 @@ import { existsSync, readFileSync, readdirSync, realpathSync, statSync } from "n
 import { join } from "node:path";
 import type { Device, Host } from "./setting.ts";
 
-/** What the kernel tells; `group` is the one that jobs' groups are made in, undefined where there is none. */
+/** This host, as its kernel describes it. `group` is the parent of jobs' groups; undefined without cgroup v2. */
 export function thisHost(group: string | undefined): Host {
   return {
-    // Jobs' groups have what their parent has, as far as the parent is not the root of all.
+    // A job's group has the files of its parent, which is never the root group.
     has: (file) => group !== undefined && existsSync(join(group, file)),
     pageSizes,
     allowed: (file) => (group === undefined ? undefined : read(join(group, `${file}.effective`))),
@@ -22,7 +22,7 @@ function read(path: string): string | undefined {
   }
 }
 
-/** "hugepages-2048kB" as "2MB", which the hugetlb controller's files are called by: mem_fmt(), mm/hugetlb_cgroup.c. */
+/** Sizes as the hugetlb controller's files are named: "2MB" for "hugepages-2048kB" (mem_fmt(), mm/hugetlb_cgroup.c). */
 function pageSizes(): string[] {
   try {
     return readdirSync("/sys/kernel/mm/hugepages").map((name) => {
@@ -34,7 +34,7 @@ function pageSizes(): string[] {
   }
 }
 
-/** Numbers: makedev(3). */
+/** Splits a device's number as makedev(3) joins it. */
 function deviceOf(path: string): Device | undefined {
   try {
     const status = statSync(path, { bigint: true });
@@ -48,7 +48,7 @@ function deviceOf(path: string): Device | undefined {
   }
 }
 
-/** io.max is of whole disks: for a partition the kernel refuses it (ENODEV). */
+/** io.max takes whole disks: the kernel refuses a partition (ENODEV). */
 function diskOf(path: string): string | undefined {
   const of = deviceOf(path);
   if (of?.type !== "b") return undefined;

@@ -23,7 +23,7 @@ describe("weight", () => {
     expect(await refused(() => written({ weight }))).toMatchObject({ field: "resources.blockIO.weight" });
   });
 
-  test("of a device is BFQ's alone", async () => {
+  test("of a device needs BFQ", async () => {
     const weightDevice = [{ major: 8n, minor: 16n, weight: 20 }];
     expect(written({ weight: 10, weightDevice }, bfq)).toEqual(["io.bfq.weight 10", "io.bfq.weight 8:16 20"]);
     const field = "resources.blockIO.weightDevice[0]";
@@ -37,7 +37,7 @@ describe("weight", () => {
 });
 
 describe("a throttle", () => {
-  test("is written to io.max, one device and one rate a write, and 0 is none", () => {
+  test("is written to io.max, one device and one rate with each write; 0 means no limit", () => {
     const device = { major: 8n, minor: 0n };
     expect(
       written({
@@ -58,7 +58,7 @@ describe("a throttle", () => {
     ]);
   });
 
-  test("of a path is that of its whole disk", () => {
+  test("of a path is written for the whole disk", () => {
     const of = (path: string): LinuxBlockIO => ({
       throttleReadBpsDevice: [{ major: 0n, minor: 0n, path, rate: 1n }],
     });

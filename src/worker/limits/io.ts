@@ -11,14 +11,14 @@ const THROTTLES = [
 ] as const;
 
 /**
- * blkio.weight (10 to 1000) as io.weight (1 to 10000): opencontainers/cgroups, ConvertBlkIOToIOWeightValue. 500, which
- * is usual there, is 4950 and not the 100 that is usual here.
+ * Converts blkio.weight (10 to 1000) to io.weight (1 to 10000): opencontainers/cgroups, ConvertBlkIOToIOWeightValue.
+ * blkio's default of 500 becomes 4950, and not 100, io.weight's default.
  */
 export function ioWeight(weight: number): number {
   return 1 + Math.trunc(((weight - 10) * 9999) / 990);
 }
 
-/** io.bfq.weight or io.weight, then io.max. Throws JobError: `invalid`, `unsupported` for a device's weight without BFQ. */
+/** Settings of io.bfq.weight or io.weight, then of io.max. Throws JobError: `invalid`, `unsupported` for a device's weight without BFQ. */
 export function ioSettings(blockIO: LinuxBlockIO, host: Host): Setting[] {
   return [
     ...weight(blockIO.weight, host),
@@ -36,7 +36,7 @@ export function ioSettings(blockIO: LinuxBlockIO, host: Host): Setting[] {
   ];
 }
 
-/** BFQ, where it is loaded, knows only its own file; all others only io.weight. */
+/** BFQ, when it is loaded, reads only its own file; every other scheduler reads only io.weight. */
 function weight(value: number | undefined, host: Host): Setting[] {
   if (value === undefined) return [];
   const field = "resources.blockIO.weight";
@@ -49,7 +49,7 @@ function weight(value: number | undefined, host: Host): Setting[] {
 
 function deviceWeight(field: string, device: LinuxWeightDevice, host: Host): Setting {
   if (device.leafWeight !== undefined) throw unsupported(`${field}.leafWeight`, "cgroup v2 has no file for it");
-  if (device.weight === undefined) throw invalid(`${field}.weight`, "is missing; 10 to 1000 is right");
+  if (device.weight === undefined) throw invalid(`${field}.weight`, "is missing; give 10 to 1000");
   const value = `${deviceNumber(field, device, host)} ${between(`${field}.weight`, device.weight, 10, 1000)}`;
   if (!host.has(BFQ)) throw unsupported(field, `needs the BFQ scheduler, and this kernel has no ${BFQ}`);
   return { file: BFQ, value, controller: "io", field };
@@ -62,8 +62,8 @@ function deviceNumber(
 ): string {
   if (path === undefined)
     return `${between(`${field}.major`, major, 0n, MAJOR_MAX)}:${between(`${field}.minor`, minor, 0n, MINOR_MAX)}`;
-  if (major !== 0n || minor !== 0n) throw invalid(`${field}.path`, "and a device number; give one of them");
+  if (major !== 0n || minor !== 0n) throw invalid(`${field}.path`, "is given beside a device number; give one of them");
   const disk = host.disk(path);
   if (disk !== undefined) return disk;
-  throw invalid(`${field}.path`, `${quoted(path)} is no block device of this worker, such as /dev/sda is`);
+  throw invalid(`${field}.path`, `${quoted(path)} is not a block device of this worker, such as /dev/sda`);
 }

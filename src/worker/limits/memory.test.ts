@@ -25,7 +25,7 @@ describe("memory", () => {
     expect(written({ memory })).toEqual(files);
   });
 
-  test("swap below the limit that it includes, or without one, is refused", async () => {
+  test("swap below the memory limit, which it includes, is refused, and so is swap without that limit", async () => {
     for (const memory of [{ limit: MIB, swap: MIB - 1n }, { swap: MIB }])
       expect(await refused(() => written({ memory }))).toMatchObject({
         code: "invalid",
@@ -43,14 +43,14 @@ describe("memory", () => {
     expect(settingsOf({ memory }, testHost())[0]?.optional).toBe(optional);
   });
 
-  test("checkBeforeUpdate is kept without a file, since nothing is in use in a new group", () => {
+  test("checkBeforeUpdate writes no file, because a new group uses no memory", () => {
     for (const checkBeforeUpdate of [true, false])
       expect(written({ memory: { reservation: MIB, checkBeforeUpdate } })).toEqual(["memory.low 1048576"]);
   });
 });
 
 describe("huge pages", () => {
-  test("are limited where they are used and where they are reserved, which old kernels cannot", () => {
+  test("are limited when they are used and, if the kernel can, when they are reserved", () => {
     const hugepageLimits = [
       { pageSize: "2MB", limit: 4n * MIB },
       { pageSize: "1GB", limit: 0n },
@@ -79,7 +79,7 @@ describe("huge pages", () => {
     },
   );
 
-  test("have no negative limit", async () => {
+  test("cannot have a negative limit", async () => {
     for (const limit of [-1n, 2n ** 64n])
       expect(await refused(() => written({ hugepageLimits: [{ pageSize: "2MB", limit }] }))).toMatchObject({
         code: "invalid",

@@ -3,8 +3,8 @@ import type { LinuxMemory, LinuxResources } from "../resources.ts";
 import { type Host, type Setting, UINT64_MAX, between, limit, unsupported } from "./setting.ts";
 
 /**
- * memory.swap.max is swap alone, LinuxMemory.swap is memory and swap together:
- * opencontainers/cgroups, ConvertMemorySwapToCgroupV2Value.
+ * memory.swap.max limits swap alone, LinuxMemory.swap memory and swap together
+ * (opencontainers/cgroups, ConvertMemorySwapToCgroupV2Value).
  */
 function swapMax({ limit: memory, swap }: LinuxMemory): string | undefined {
   const field = "resources.memory.swap";
@@ -18,9 +18,9 @@ function swapMax({ limit: memory, swap }: LinuxMemory): string | undefined {
 }
 
 /**
- * memory.swap.max, memory.max, memory.oom.group, memory.low, in this order: once memory.max is reached, what is not
- * limited yet goes to swap. checkBeforeUpdate needs no file: a job's group is new, and nothing in use in it.
- * Throws JobError `invalid`.
+ * Settings of memory.swap.max, memory.max, memory.oom.group and memory.low. Swap is limited first: otherwise a lowered
+ * memory.max would push memory into swap without a limit. checkBeforeUpdate needs no file, because a new group uses no
+ * memory yet. Throws JobError `invalid`.
  */
 export function memorySettings(memory: LinuxMemory): Setting[] {
   const settings: Setting[] = [];
@@ -30,10 +30,10 @@ export function memorySettings(memory: LinuxMemory): Setting[] {
     settings.push(optional ? { ...setting, optional } : setting);
   };
   const swap = swapMax(memory);
-  // A kernel without the file has no swap to give, or none to limit.
+  // A kernel without this file does not count swap, so 0 and no limit hold without it.
   set("memory.swap.max", swap, "swap", swap === "0" || swap === "max");
   set("memory.max", memory.limit === undefined ? undefined : limit("resources.memory.limit", memory.limit), "limit");
-  // A job is one thing: when it runs out of memory, all of it ends, not a child that the rest then misses.
+  // A job that runs out of memory ends as a whole: without one of its processes the others might hang.
   set("memory.oom.group", memory.limit === undefined || memory.limit === -1n ? undefined : "1", "limit");
   set(
     "memory.low",
@@ -44,8 +44,8 @@ export function memorySettings(memory: LinuxMemory): Setting[] {
 }
 
 /**
- * hugetlb.SIZE.max, which a page fault runs into, and hugetlb.SIZE.rsvd.max, which mmap does (Linux 5.7).
- * Throws JobError: `unsupported` for a size that this host does not have, `invalid` for no limit.
+ * Settings of hugetlb.SIZE.max, which limits page faults, and hugetlb.SIZE.rsvd.max, which limits mmap (Linux 5.7).
+ * Throws JobError: `unsupported` for a size that this host does not have, `invalid` for a value that is not a limit.
  */
 export function hugetlbSettings(limits: NonNullable<LinuxResources["hugepageLimits"]>, host: Host): Setting[] {
   return limits.flatMap(({ pageSize, limit: bytes }, i): Setting[] => {
@@ -54,7 +54,7 @@ export function hugetlbSettings(limits: NonNullable<LinuxResources["hugepageLimi
     if (!sizes.includes(pageSize))
       throw unsupported(
         `${field}.pageSize`,
-        `${JSON.stringify(pageSize)} is no size of this host's huge pages; ${sizes.join(" and ") || "it has none"}`,
+        `${JSON.stringify(pageSize)} is not a size of this host's huge pages; ${sizes.join(" and ") || "it has none"}`,
       );
     const value = String(between(`${field}.limit`, bytes, 0n, UINT64_MAX, " bytes"));
     const setting = { value, controller: "hugetlb", field: `${field}.limit` } as const;

@@ -77,7 +77,12 @@ describe("what is kept after an update", () => {
       { unified: { "memory.high": "max", "io.max": "8:0 wbps=3" } },
       { unified: { "memory.high": "max", "io.max": "8:16 rbps=2\n8:0 wbps=3", constructor: "1" } },
     ],
-    ["rules of devices, which no update changes", { devices: [{ allow: false }] }, {}, { devices: [{ allow: false }] }],
+    [
+      "rules for devices, which the update does not name",
+      { devices: [{ allow: false }] },
+      {},
+      { devices: [{ allow: false }] },
+    ],
   ])("is %s", (_what, old, update, expected) => {
     expect(after(old, update)).toStrictEqual(expected);
   });
@@ -100,7 +105,7 @@ describe("what an update writes", () => {
     expect(written(old, update)).toEqual(expected);
   });
 
-  test("is refused where it does not fit with what stays, by the name of that", async () => {
+  test("is refused when it does not fit with a limit that stays, and that limit's field is named", async () => {
     const burst = { cpu: { quota: 5000n, burst: 4000n } };
     expect(await refused(() => written(burst, { cpu: { quota: 3000n } }))).toMatchObject({
       field: "resources.cpu.burst",

@@ -1,8 +1,8 @@
 import type { LinuxBlockIO, LinuxResources, LinuxThrottleDevice, LinuxWeightDevice } from "../resources.ts";
-import { keyOf, keyed } from "./change.ts";
+import { isKeyed, lineKey } from "./change.ts";
 import type { Host } from "./setting.ts";
 
-/** Fields that are converted together: one of them is not to be written without what the others say. */
+/** Fields that are converted together, because what is written for one depends on the others. */
 const TOGETHER = {
   memory: [["limit", "swap"]],
   cpu: [
@@ -11,11 +11,11 @@ const TOGETHER = {
   ],
 } as const;
 
-/** What a job is asked to keep after an update: what that does not name stays, of lists and maps each entry. */
+/** The limits of a job after an update. What the update does not name stays; lists and maps are merged entry by entry. */
 export function merged(old: LinuxResources, update: LinuxResources, host: Host): LinuxResources {
   return withoutEmpty({
     ...old,
-    // Rules are read in their order: those of an update take the place of all.
+    // The order of device rules decides, so an update replaces all of them.
     ...(update.devices?.length && { devices: update.devices }),
     memory: { ...old.memory, ...update.memory },
     cpu: { ...old.cpu, ...update.cpu },
@@ -24,12 +24,12 @@ export function merged(old: LinuxResources, update: LinuxResources, host: Host):
     hugepageLimits: replaced(old.hugepageLimits, update.hugepageLimits, ({ pageSize }) => pageSize),
     rdma: mergedEach(old.rdma, update.rdma, (before, now) => ({ ...before, ...now })),
     unified: mergedEach(old.unified, update.unified, (before, now, file) =>
-      keyed(file) ? replaced(lines(before), lines(now), (line) => keyOf(file, line)).join("\n") : now,
+      isKeyed(file) ? replaced(lines(before), lines(now), (line) => lineKey(file, line)).join("\n") : now,
     ),
   });
 }
 
-/** What of `all`, the merged resources, is to be converted for an update: what it names, and what goes together with it. */
+/** The part of `all`, the merged resources, that an update writes: what the update names, and what is converted with that. */
 export function affected(all: LinuxResources, update: LinuxResources): LinuxResources {
   return {
     ...update,
@@ -78,7 +78,7 @@ function mergedEach<Value>(
   return { ...old, ...Object.fromEntries(entries) };
 }
 
-/** Entries of the same key are replaced. */
+/** The old entries, of which those with the key of a new one are replaced. */
 function replaced<Entry>(
   old: readonly Entry[] = [],
   update: readonly Entry[] = [],

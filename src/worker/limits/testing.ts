@@ -1,6 +1,6 @@
 import type { Device, Host } from "./setting.ts";
 
-/** A host as the tests need it: eight CPUs, two nodes, a disk with a partition, io.weight and no BFQ. */
+/** A host for tests: eight CPUs, two memory nodes, a disk with a partition, io.weight and no BFQ. */
 export function testHost(is: Partial<Host> = {}): Host {
   const disks: Readonly<Record<string, string>> = { "/dev/sda": "8:0", "/dev/sda1": "8:0" };
   const devices: Readonly<Record<string, Device>> = {
@@ -17,5 +17,5 @@ export function testHost(is: Partial<Host> = {}): Host {
   };
 }
 
-/** One that has BFQ's file beside io.weight. */
+/** A host that has BFQ's file beside io.weight. */
 export const bfq: Partial<Host> = { has: () => true };

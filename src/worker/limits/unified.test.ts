@@ -8,7 +8,7 @@ function written(resources: LinuxResources): string[] {
 }
 
 describe("rdma", () => {
-  test("is written a device at a time, with what is given", () => {
+  test("is written once for each device, with the limits that are given", () => {
     const rdma = { mlx5_1: { hcaHandles: 3, hcaObjects: 0 }, "ocrdma-0": { hcaObjects: 2 ** 31 - 1 } };
     expect(written({ rdma })).toEqual([
       "rdma.max mlx5_1 hca_handle=3 hca_object=0",
@@ -32,7 +32,7 @@ describe("rdma", () => {
 });
 
 describe("unified", () => {
-  test("is written last, over what the fields say, and one line a write", () => {
+  test("is written last, one line with each write, and overrides the fields", () => {
     const unified = { "memory.max": "8192", "io.max": "8:0 rbps=1\n8:16 wbps=2\n", "hugetlb.2MB.rsvd.max": "0" };
     expect(written({ memory: { limit: -1n }, rdma: { a: { hcaHandles: 1 } }, unified })).toEqual([
       "memory.max max",
@@ -44,7 +44,7 @@ describe("unified", () => {
     ]);
   });
 
-  test("names its file's controller, so that one that is missing can be told", () => {
+  test("names the controller of its file, so that a missing controller can be named", () => {
     expect(settingsOf({ unified: { "misc.max": "sev 1" } }, testHost())).toEqual([
       { file: "misc.max", value: "sev 1", controller: "misc", field: 'resources.unified["misc.max"]' },
     ]);
@@ -77,7 +77,7 @@ describe("unified", () => {
     });
   });
 
-  test("of nothing to write is refused", async () => {
+  test("without a line to write is refused", async () => {
     for (const value of ["", "\n"])
       expect(await refused(() => written({ unified: { "memory.high": value } }))).toMatchObject({ code: "invalid" });
   });
