@@ -2,13 +2,13 @@ import { byteLengthOf } from "./bytes.ts";
 import type { Job } from "./job.ts";
 import { MAX_ENTRIES } from "./resources.ts";
 
-/** A job of which long fields have their beginning only; `cut` names those. */
+/** A job whose long fields are cut to their beginning; `cut` names those fields. */
 export type Brief = Job & { readonly cut?: readonly string[] };
 
-/** Of the texts of each field together. */
+/** The most bytes of all texts of one field. */
 const FIELD_BYTES = 4096;
 
-/** A job as a list has it: whole, but for what may be long. */
+/** Shortens the fields of a job that may be long, for lists. */
 export function brief(job: Job): Brief {
   const short = {
     command: beginning([job.command])?.[0],
@@ -22,20 +22,20 @@ export function brief(job: Job): Brief {
   return cut.length === 0 ? job : { ...job, ...Object.fromEntries(cut), cut: cut.map(([name]) => name) };
 }
 
-/** The texts, the last one cut, as far as they fit; undefined when all do. */
+/** As many of the texts as fit, the last one cut; undefined when all of them fit. */
 function beginning(texts: readonly string[]): string[] | undefined {
   let left = FIELD_BYTES;
   for (const [i, text] of texts.entries()) {
     const bytes = text.length > left ? Infinity : byteLengthOf(text);
     if (bytes > left) return [...texts.slice(0, i), clipped(text, left)];
-    // The end of each takes room, too.
+    // The end of each text takes a byte, too.
     left -= bytes + 1;
     if (left <= 0 && i < texts.length - 1) return texts.slice(0, i + 1);
   }
   return undefined;
 }
 
-/** At most so many bytes of a text, and no half of a character. */
+/** The beginning of a text, of at most `bytes` bytes and of whole characters. */
 function clipped(text: string, bytes: number): string {
   let kept = text.slice(0, Math.max(0, bytes));
   while (byteLengthOf(kept) > bytes) kept = kept.slice(0, -Math.ceil((byteLengthOf(kept) - bytes) / 3));

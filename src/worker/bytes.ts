@@ -1,6 +1,6 @@
 /*
- * Arguments, variables and paths are bytes to Linux. Here they are text: a byte that is no part of UTF-8 stands as a lone
- * surrogate, U+DC80 to U+DCFF, and comes back as that byte (PEP 383). No other byte can be written that way.
+ * Arguments, variables and paths are bytes to Linux. Here they are text, in which a byte that is not part of UTF-8 is a lone
+ * surrogate, U+DC80 to U+DCFF (PEP 383). Bytes of valid UTF-8 cannot be written as surrogates.
  */
 
 const ESCAPED = 0xdc00;
@@ -10,7 +10,7 @@ const LONE = /[\udc80-\udcff]/gu;
 export function textOf(bytes: Uint8Array): string {
   const buffer = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const text = buffer.toString();
-  // Decoding has replaced something only where U+FFFD is; a real one may be there, too.
+  // Without U+FFFD decoding has replaced nothing; with it the text may contain a real U+FFFD.
   if (!text.includes("\ufffd")) return text;
   const units = new Uint16Array(buffer.length);
   let size = 0;
@@ -24,7 +24,7 @@ export function textOf(bytes: Uint8Array): string {
   return Buffer.from(units.buffer, 0, size * 2).toString("utf16le");
 }
 
-/** The bytes of a text: UTF-8, and those that lone surrogates stand for. */
+/** The bytes of a text: UTF-8, and a byte for each lone surrogate. */
 export function bytesOf(text: string): Buffer {
   if (text.isWellFormed()) return Buffer.from(text);
   const bytes = Buffer.allocUnsafe(text.length * 3);
@@ -49,7 +49,7 @@ export function bytesOf(text: string): Buffer {
   return bytes.subarray(0, size);
 }
 
-/** How many bytes bytesOf() makes of a text. */
+/** The number of bytes that bytesOf() returns for a text. */
 export function byteLengthOf(text: string): number {
   return text.isWellFormed() ? Buffer.byteLength(text) : bytesOf(text).length;
 }
@@ -59,7 +59,7 @@ export function isBytes(text: string): boolean {
   return text.isWellFormed() || text.replace(LONE, "").isWellFormed();
 }
 
-/** A text for a person to read, in which `\xNN` stands for a byte that is not UTF-8. */
+/** A text for people, with `\xNN` for each byte that is not UTF-8. */
 export function readable(text: string): string {
   return text.isWellFormed() ? text : text.replace(LONE, (unit) => `\\x${(unit.charCodeAt(0) & 0xff).toString(16)}`);
 }
@@ -68,7 +68,7 @@ function isEscaped(code: number): boolean {
   return code >= ESCAPED + 0x80 && code <= ESCAPED + 0xff;
 }
 
-/** The length of the UTF-8 character at `at`, 1 to 4 bytes; 0 where there is none (Unicode, table 3-7). */
+/** The length of the UTF-8 character at `at`, 1 to 4 bytes; 0 when there is none (Unicode, table 3-7). */
 function characterLength(bytes: Uint8Array, at: number): number {
   const first = bytes[at] ?? 0;
   const second = bytes[at + 1] ?? 0;

@@ -21,25 +21,25 @@ export interface Context {
   readonly journal: PatientJournal;
   readonly files: JobFiles;
   readonly hierarchy: Hierarchy;
-  /** Where jobs' groups may be: of this daemon, and of those before it, which may have been started in another group. */
+  /** The groups that may contain jobs' groups: this daemon's, and those of earlier daemons that were started elsewhere. */
   readonly groups: readonly string[];
   readonly ids: Ids;
-  /** Absent where jobs have a user in common. */
+  /** Undefined when jobs share a user. */
   readonly uids: Uids | undefined;
   readonly spawner: Spawner;
   readonly archive: Archive | undefined;
   readonly retirement: Retirement;
-  /** What to call, of each job, when its log is pruned. */
+  /** By job id, what to call when the job's log is pruned. */
   readonly readers: Map<string, Set<() => void>>;
-  /** By their ids, the jobs that have not ended. */
+  /** The jobs that have not ended, by id. */
   readonly running: Map<string, Running>;
-  /** By owner and request id, the starts that are under way. */
+  /** The starts that are under way, by owner and request id. */
   readonly requests: Map<string, Promise<Job>>;
-  /** The next daemon records what happens from now on. */
+  /** Set by close(): what happens from then on is recorded by the next daemon. */
   closed: boolean;
 }
 
-/** Counts a job among those that run. */
+/** Adds a job to those that have not ended. */
 export function track({ jobsDir, running, uids }: Context, job: Job, hierarchy: Hierarchy): Running {
   const entry = runningOf(job, jobsDir, hierarchy);
   running.set(job.id, entry);
@@ -47,13 +47,13 @@ export function track({ jobsDir, running, uids }: Context, job: Job, hierarchy: 
   return entry;
 }
 
-/** Does so no more: nothing of it runs. */
+/** Removes a job from those, once nothing of it runs. */
 export function untrack({ running, uids }: Context, { id, user }: Job): void {
   running.delete(id);
   uids?.free(user);
 }
 
-/** Throws `not-found`. */
+/** The job, from memory or from the journal. Throws `not-found`. */
 export function find({ running, journal }: Context, id: string): Running | Kept {
   const entry = running.get(id) ?? (isId(id) ? journal.find(id) : undefined);
   if (!entry) throw notFound(id);

@@ -12,21 +12,21 @@ import { withReserve } from "./reserve.ts";
 import { extentOf, unwatch, usageOf, type Running } from "./running.ts";
 
 /**
- * Its supervisor is gone: what is left of the job is put away, and its end recorded and told. `lost` is why, should there be
- * no record of its end; `fresh` when that was a moment ago.
+ * Ends a job whose supervisor is gone: removes what is left of the job, records its end and tells everybody who waits.
+ * `lost` is the reason to give when there is no exit record; `fresh` says that the supervisor has only just gone.
  */
 export function gone(context: Context, entry: Running, lost: string | undefined, fresh: boolean): void {
   if (entry.gone) return;
   entry.gone = true;
   clearTimeout(entry.overdue);
-  // A short job is gone before its start has been told.
+  // A short job may end before its start has been answered.
   const told = entry.launched.promise.then(() => finish(context, entry, lost, fresh));
   told.catch((error: unknown) =>
     context.options.log("error", "a job's end could not be told", { job: entry.job.id, error }),
   );
 }
 
-/** Why a job is lost whose supervisor is gone, as the spawner tells of that; undefined when it tells nothing. */
+/** Why a job whose supervisor is gone is lost, from what the spawner says of the supervisor; undefined when it says nothing. */
 export function lostBy(signal: number, errno: string): string | undefined {
   const [name = signal] = Object.entries(constants.signals).find(([, number]) => number === signal) ?? [];
   if (signal !== 0) return `its supervisor was killed by ${name}`;
@@ -53,13 +53,13 @@ async function finish(context: Context, entry: Running, lost: string | undefined
     away = putAway(context, entry);
     recorded.resolve(away);
   });
-  await away; // where the end is on the disk already
+  await away; // already started if the end is on the disk
   if (context.closed) return;
   unwatch(entry);
   entry.ended.resolve(entry.job);
   for (const wake of entry.followers) wake();
   setImmediate(() => {
-    // Those who waited for the end have been answered.
+    // Everybody who waited for the end has been answered by now.
     files.write(entry);
     if (!context.closed) spawner.refill();
     void recorded.promise.then(() => context.closed || retirement.ended(entry.job));
@@ -67,7 +67,7 @@ async function finish(context: Context, entry: Running, lost: string | undefined
   });
 }
 
-/** Of a job without an exit record. Its supervisor may be there, where nobody could reach it. */
+/** Ends what is left of a job without an exit record, and its supervisor, which may run although nothing reaches it. */
 function endRest({ journal }: Context, { group, job, supervisor, startedMs }: Running, fresh: boolean): void {
   if (group !== undefined) killGroup(group);
   else killTree({ pid: job.pid, born: job.birth, startedMs: fresh ? startedMs : undefined }, journal.boot);
@@ -75,8 +75,8 @@ function endRest({ journal }: Context, { group, job, supervisor, startedMs }: Ru
 }
 
 /**
- * Of a job whose end is on the disk. Its group's figures are part of how it ended: the next daemon is to find them where
- * this one cannot record them.
+ * Removes the group of a job whose end is on the disk. Not before: the group has the job's last figures, which the next
+ * daemon must find if this one cannot record them.
  */
 async function putAway(context: Context, { group, job }: Running): Promise<void> {
   try {
@@ -87,7 +87,7 @@ async function putAway(context: Context, { group, job }: Running): Promise<void>
   }
 }
 
-/** Undefined when there is none. That it cannot be read now does not mean that: it is tried again. */
+/** The exit record; undefined when there is none. A record that cannot be read is tried again. */
 async function exitOf(context: Context, { directory, job }: Running): Promise<Exit | undefined> {
   for (let pauseMs = FIRST_PAUSE_MS; ; pauseMs = longer(pauseMs)) {
     try {

@@ -1,9 +1,15 @@
 /**
- * What went wrong, for a program: `invalid` the request is wrong (see `field`), `not-found` no such job, `pruned` its
- * output was removed by a limit (facts: bytes, since, why),
- * `forbidden` this worker does not allow it, `unsupported` this host cannot do it, `exhausted` no room for it now,
- * `precondition` the job is not as the call needs it, `unavailable` the worker is closing, `data-loss` its output cannot
- * be read, `internal` anything else.
+ * What went wrong, for a program:
+ * - `invalid`: the request is wrong; see `field`.
+ * - `not-found`: there is no such job.
+ * - `pruned`: the output was removed by a limit; facts: bytes, since, why.
+ * - `forbidden`: this worker does not allow it.
+ * - `unsupported`: this host cannot do it.
+ * - `exhausted`: there is no room for it now.
+ * - `precondition`: the job is not in the state that the call needs.
+ * - `unavailable`: the worker is closing.
+ * - `data-loss`: the output cannot be read.
+ * - `internal`: anything else.
  */
 export type JobErrorCode =
   | "invalid"
@@ -18,16 +24,16 @@ export type JobErrorCode =
   | "internal";
 
 interface JobErrorOptions {
-  /** Finer than the code, in its form: what is not available, when waiting for it is of no use. */
+  /** More than `unavailable` says: what is not available, and will not be if the caller waits. */
   readonly reason?: "archive-unavailable" | "journal-unavailable";
-  /** The field of the request that is wrong, as in `resources.memory.limit`. */
+  /** The field of the request that is wrong, such as `resources.memory.limit`. */
   readonly field?: string;
-  /** Machine-readable facts, as in `{ stage: "exec", errno: "ENOENT" }`. */
+  /** Machine-readable facts, such as `{ stage: "exec", errno: "ENOENT" }`. */
   readonly facts?: Readonly<Record<string, string>>;
   readonly cause?: unknown;
 }
 
-/** The one error that the worker throws: a code for programs, a message that says what would be right. */
+/** The only error that the worker throws: a code for programs, and a message that says what would be right. */
 export class JobError extends Error {
   override readonly name = "JobError";
   readonly code: JobErrorCode;
@@ -46,12 +52,12 @@ export class JobError extends Error {
 
 const MOST_QUOTED = 100;
 
-/** A request's field is wrong: `invalid("cwd", "must be an absolute path")`. */
+/** An error for a wrong field of a request: `invalid("cwd", "must be an absolute path")`. */
 export function invalid(field: string, message: string, facts?: Readonly<Record<string, string>>): JobError {
   return new JobError("invalid", `${field}: ${message}`, { field, ...(facts && { facts }) });
 }
 
-/** A text of the request in a message: its beginning, so that what is wrong with it is never cut off behind it. */
+/** The beginning of a text, in quotes, so that the message behind it stays in sight. */
 export function quoted(text: string): string {
   return JSON.stringify(text.length > MOST_QUOTED ? `${text.slice(0, MOST_QUOTED)}…` : text);
 }

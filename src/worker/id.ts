@@ -6,12 +6,12 @@ const TIME_CHARS = 10;
 const ULID_TIME = /^[0-7][0-9a-hjkmnp-tv-z]{9}/;
 const RANDOM_CHARS = 16;
 
-/** Random bytes that are in no id yet: asked for many at a time, because asking takes longer than getting them. */
+/** Random bytes for ids to come: many at a time, because a call costs more than the bytes. */
 let unused = Buffer.alloc(0);
 
 let lastMs = 0;
 
-/** When an id was made, in ms since the epoch; undefined where it has no time in it. */
+/** When an id was made, in ms since the epoch; undefined when the id contains no time. */
 export function timeOf(id: string): number | undefined {
   const [time] = ULID_TIME.exec(id.slice(id.lastIndexOf(".") + 1)) ?? [];
   if (time === undefined) return undefined;
@@ -20,14 +20,14 @@ export function timeOf(id: string): number | undefined {
   return ms;
 }
 
-/** Has ids from now on sort behind this one, also where the clock has gone back since it was made. */
+/** Makes ids from now on sort behind `id`, even if the clock has gone back since. */
 export function sortBehind(id: string): void {
   lastMs = Math.max(lastMs, timeOf(id) ?? 0);
 }
 
 /**
- * A ULID (github.com/ulid/spec) in lower case, behind the worker's name: 80 random bits, and a time that is this one, or
- * a little later so that each sorts behind those before it.
+ * A new ULID (github.com/ulid/spec) in lower case, behind the worker's name: the present time, or a little later so that
+ * each id sorts behind those before it, and 80 random bits.
  */
 export function newId(name: string | undefined): string {
   lastMs = Math.max(Date.now(), lastMs + 1);
@@ -43,7 +43,7 @@ export function newId(name: string | undefined): string {
   return name === undefined ? id : `${name}.${id}`;
 }
 
-/** Whether a job could have this id, of this worker or another. */
+/** Whether a job of this or another worker could have this id. */
 export function isId(text: string): boolean {
   return ID.test(text);
 }

@@ -7,7 +7,7 @@ import type { NamedRlimit } from "./rlimits.ts";
  *  ────────▶ starting ────────▶ running ──────────────────────────────────────▶ stopping ────────▶ ended {how}
  *               └─ refused: no job, nothing left behind
  *
- * `ended` is final. A job whose supervisor died, or that a reboot took, goes from any state to ended {lost}.
+ * `ended` is final. A job whose supervisor died, or that a reboot ended, goes from any state to ended {lost}.
  */
 export type State = "starting" | "running" | "stopping" | "ended";
 
@@ -23,17 +23,17 @@ export type How =
 
 export interface Ended {
   readonly how: How;
-  /** Of the main process, 0 to 255; -1 if it did not exit by itself. */
+  /** Exit code of the main process, 0 to 255; -1 if a signal ended it or it is lost. */
   readonly exitCode: number;
-  /** That ended the main process; 0 if none did. */
+  /** The signal that ended the main process; 0 if none did. */
   readonly signal: number;
   /** Processes that had to be killed after the main process or the grace period. */
   readonly killed: number;
 }
 
-/** What a job used. Absent figures are those that the host does not tell. */
+/** What a job used. A figure that the host does not give is absent. */
 export interface Usage {
-  /** Wall clock since exec, by the monotonic clock, in ms. */
+  /** Time since exec in ms, on the monotonic clock. */
   readonly elapsedMs: number;
   readonly cpuUserUs: number;
   readonly cpuSystemUs: number;
@@ -45,7 +45,7 @@ export interface Usage {
   readonly processes?: number | undefined;
   readonly processesPeak?: number | undefined;
   readonly memoryMaxEvents?: number | undefined;
-  /** As memory.events counts: exit.ts tells how many processes that were. */
+  /** oom_kill of memory.events; exit.ts derives from it how many processes were killed. */
   readonly oomKills?: number | undefined;
   readonly cpuPeriods?: number | undefined;
   readonly cpuThrottledPeriods?: number | undefined;
@@ -60,17 +60,17 @@ export interface Usage {
   readonly cpuPressure?: Pressure | undefined;
   readonly memoryPressure?: Pressure | undefined;
   readonly ioPressure?: Pressure | undefined;
-  /** Of the whole cgroup; else only of the main process and the children it waited for. */
+  /** The figures are of the whole cgroup; otherwise of the main process and the children that it waited for. */
   readonly fromCgroup: boolean;
 }
 
-/** How long some of a job's processes, and all that were not idle, had to wait for a resource: accounting/psi.rst. */
+/** How long some of a job's processes, or all that were not idle, waited for a resource: accounting/psi.rst. */
 export interface Pressure {
   readonly some: Stall;
   readonly full?: Stall | undefined;
 }
 
-/** Percent of the last 10, 60 and 300 s, and the time since the job's start. */
+/** Percent of the last 10, 60 and 300 s, and the total since the job's start. */
 export interface Stall {
   readonly avg10: number;
   readonly avg60: number;
@@ -78,27 +78,27 @@ export interface Stall {
   readonly totalUs: number;
 }
 
-/** What is asked of a start. Command, arguments, environment and directory are bytes as bytes.ts has them in text. */
+/** What a start asks for. Command, arguments, environment and directory are bytes, as text in the form of bytes.ts. */
 export interface JobSpec {
-  /** A path, or a name that is looked up in the job's PATH. */
+  /** A path, or a name to look up in the job's PATH. */
   readonly command: string;
   readonly args?: readonly string[];
-  /** Replaces the default PATH, HOME, USER and LOGNAME where it names them. */
+  /** Added to PATH, HOME, USER and LOGNAME, whose defaults it may replace. */
   readonly env?: ReadonlyMap<string, string>;
   /** An absolute path; `/` when absent. */
   readonly cwd?: string;
-  /** A name or a number that the worker allows; when absent its default user, or a uid of the job's own. */
+  /** A name or a number that the worker allows; when absent the worker's default user, or a uid of the job's own. */
   readonly user?: string;
-  /** A name or a number: one of the user's, or one that the worker allows; all of the user's when absent. */
+  /** A name or a number: a group of the user's, or one that the worker allows; all of the user's groups when absent. */
   readonly group?: string;
   readonly labels?: ReadonlyMap<string, string>;
   readonly timeLimitMs?: number;
   readonly resources?: LinuxResources;
-  /** The host's when absent; `none` has a loopback and nothing else. */
+  /** The host's network when absent; `none` has only a loopback interface. */
   readonly network?: "host" | "none";
-  /** An empty /tmp and /var/tmp that nobody else sees and that end with the job; always so with a uid of its own. */
+  /** The job has an empty /tmp and /var/tmp that nobody else sees and that end with it, as each job with its own uid has. */
   readonly privateTmp?: boolean;
-  /** stderr goes where stdout goes, so that their order is exact; all is stdout then. */
+  /** stderr goes into the same pipe as stdout, so that their order is exact, and all output counts as stdout. */
   readonly mergeOutput?: boolean;
   /** It may make user namespaces, and use what they give. */
   readonly userNamespaces?: boolean;
@@ -108,7 +108,7 @@ export interface JobSpec {
   /** 0 to 1000; 0 when absent. */
   readonly oomScoreAdj?: number;
   readonly log?: LogPolicy;
-  /** A second start with the same one, of the same owner, answers the first one's job. */
+  /** A second start by the same owner with the same request id resolves to the first one's job. */
   readonly requestId?: string;
   /** Who starts it. */
   readonly owner: string;
@@ -139,9 +139,9 @@ export interface Job {
   /** cgroup file → content, read back after writing. */
   readonly limits: ReadonlyMap<string, string>;
   readonly owner: string;
-  /** 0 when the job never ran. */
+  /** The main process; 0 when the job never ran. */
   readonly pid: number;
-  /** Of the main process: with the pid it names that one and no other, ever. Absent where nobody could tell. */
+  /** Together with the pid this identifies the main process for good. Absent when it could not be found out. */
   readonly birth?: string;
   readonly createdAt: Date;
   readonly startedAt?: Date;
@@ -151,44 +151,44 @@ export interface Job {
   readonly output: OutputExtent;
   /** As asked for, with the limit and what is kept at it. Absent in records of before there was any. */
   readonly logPolicy?: LogPolicy;
-  /** Where its output log is; absent until it has ended. */
+  /** Where the output log is; absent until the job has ended. */
   readonly log?: JobLog;
   readonly warnings: readonly string[];
-  /** What is wrong with its record, where no more can be told of it than its id, its owner, and where its log is. */
+  /** What is wrong with the record, of which then only the id, the owner and the place of the log are known. */
   readonly damaged?: string;
 }
 
-/** Byte offsets in a job's output log. */
+/** Byte offsets in a job's output. */
 export interface OutputExtent {
-  /** Where the next byte will be. */
+  /** The offset that the next byte will have. */
   readonly size: number;
-  /** The oldest that is still kept. */
+  /** The offset of the oldest byte that is still kept. */
   readonly first: number;
-  /** Bytes not kept, because of the log's limit or a full disk. */
+  /** Bytes that were not kept, because of the log's limit or a full disk. */
   readonly dropped: number;
 }
 
-/** Why a log was pruned: its age, the number or the size of all, the disk's free space, or its job's own policy. */
+/** Why a log was pruned: its age, the number or the size of all logs, the free space of the disk, its own policy, or its files were gone. */
 export type PruneReason = "age" | "count" | "size" | "free" | "keep-for" | "missing";
 
 /**
- * Where the output log of an ended job is. `bytes` are those that it takes, or took, on the worker's disk; `due`: it is to
- * be compressed or archived yet.
+ * Where the output log of an ended job is. `bytes` is the room that it takes, or took, on the worker's disk. `due` says that
+ * it still has to be compressed or archived.
  */
 export type JobLog =
   | { readonly kind: "kept" | "compressed"; readonly bytes: number; readonly due?: boolean }
   | { readonly kind: "archived"; readonly at: Date; readonly compressed: boolean }
   | { readonly kind: "pruned"; readonly bytes: number; readonly at: Date; readonly why: PruneReason };
 
-/** What becomes of a job's output log; the worker's own choice where a field is absent. */
+/** What becomes of a job's output log. The worker's options decide where a field is absent. */
 export interface LogPolicy {
-  /** Bytes kept, with the index; 0 for no limit. */
+  /** The most bytes that are kept, with the index; 0 for no limit. */
   readonly limitBytes?: number;
-  /** What to keep at the limit. */
+  /** Which bytes to keep at the limit. */
   readonly keep?: "newest" | "oldest";
-  /** Of the job's end on. */
+  /** How the log is compressed when the job has ended. */
   readonly compress?: "off" | "zstd";
   readonly archive?: boolean;
-  /** From the job's end until the log is pruned. */
+  /** Time from the job's end until the log is pruned. */
   readonly keepForMs?: number;
 }

@@ -7,14 +7,14 @@ import { current } from "./running.ts";
 export interface ListFilter {
   readonly states?: readonly State[];
   readonly labels?: ReadonlyMap<string, string>;
-  /** At most so many, 1 to 1000. */
+  /** The most jobs on a page, 1 to 1000. */
   readonly limit: number;
   readonly pageToken?: string;
-  /** How long a search may hold the event loop, in ms; as long as it takes when absent. */
+  /** How long a search may hold the event loop, in ms; without a limit when absent. */
   readonly stepMs?: number;
 }
 
-/** Jobs, newest first; `nextPageToken` is absent on the last page. With `stepMs` a page may have fewer than were asked for, and none. */
+/** Jobs, newest first; `nextPageToken` is absent on the last page. With `stepMs` a page may have fewer jobs than `limit`, or none. */
 export interface Listed {
   readonly jobs: readonly Brief[];
   readonly nextPageToken?: string;
@@ -26,9 +26,9 @@ export function list(
 ): Listed {
   if (!Number.isInteger(limit) || limit < 1 || limit > 1000) throw invalid("limit", "must be 1 to 1000");
   const before = pageToken === undefined ? Number.MAX_SAFE_INTEGER : Number(pageToken);
-  if (!Number.isSafeInteger(before)) throw invalid("page_token", "is not one that List gave");
+  if (!Number.isSafeInteger(before)) throw invalid("page_token", "is not a token that List returned");
   const untilMs = performance.now() + stepMs;
-  // What runs is known here better than in the journal.
+  // The journal may be behind for a job that runs.
   const now = (job: Job): Job => running.get(job.id)?.job ?? job;
   const wanted = (job: Job): boolean =>
     (states === undefined || states.includes(now(job).state)) &&

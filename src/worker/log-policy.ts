@@ -3,8 +3,9 @@ import type { LogPolicy } from "./job.ts";
 import { LEAST_LOG_LIMIT_BYTES, type CheckedOptions } from "./options.ts";
 
 /**
- * What a start asks for its log, with the limit and what is kept at it. What the worker's options say is the most. Throws
- * JobError `invalid`, with the greatest value as the fact `maximum`, and `unsupported` where there is no archive.
+ * What becomes of a job's log: what the start asks for, and the worker's limit and choice where it asks for nothing. A
+ * start may not exceed the worker's options. Throws JobError `invalid`, with the greatest value as the fact `maximum`, and
+ * `unsupported` for an archive that the worker does not have.
  */
 export function policyOf(asked: LogPolicy | undefined, options: CheckedOptions): LogPolicy {
   const { limitBytes = options.logLimitBytes, keep = options.logKeep, archive, keepForMs } = asked ?? {};

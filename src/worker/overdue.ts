@@ -6,15 +6,15 @@ import type { Running } from "./running.ts";
 
 /* A stop that a job's supervisor does not carry out goes on without it. */
 
-/** From the end of the grace period until the job's processes are killed here, and from then until its supervisor is. */
+/** Time from the end of the grace period until this process kills the job's processes, and from then until it kills the supervisor. */
 const PATIENCE_MS = 1000;
 const LAST_MS = 500;
-/** setTimeout() takes no more. */
+/** The longest that setTimeout() can wait. */
 const LONGEST_MS = 2 ** 31 - 1;
 
 /**
- * Of a job that has been told to end: sees to it that it does, within the grace period and two seconds, whatever has become
- * of its supervisor. One that was stopped is made to go on.
+ * Makes sure that a job which was told to end does so within the grace period and two seconds, whatever its supervisor
+ * does. A supervisor that somebody stopped is continued.
  */
 export function seeToEnd(context: Context, entry: Running, graceMs: number): void {
   signalSupervisor(entry.supervisor, entry.startedMs, "SIGCONT");
@@ -41,10 +41,10 @@ export function rootsOf({ job, startedMs, supervisor }: Running): Roots {
   return { pid: job.pid, born: job.birth, startedMs, ...(supervisor !== undefined && { supervisor }) };
 }
 
-/** Kills what is left of the job. Its supervisor, if it is well, sees that and records the end. */
+/** Kills what is left of the job. A supervisor that works notices that and records the end. */
 function endProcesses(context: Context, entry: Running): void {
   const { group, startedMs, supervisor } = entry;
-  // Its end is on its way, or its spawner does not tell of it.
+  // The supervisor has ended; the spawner will tell of that, or cannot.
   if (supervisor !== undefined && startedMs !== undefined && supervisorState(supervisor, startedMs) === undefined)
     return gone(context, entry, undefined, true);
   const killed = group === undefined ? killTree(rootsOf(entry), context.journal.boot) : killAll(group);
@@ -53,7 +53,7 @@ function endProcesses(context: Context, entry: Running): void {
   later(context, entry, endSupervisor, LAST_MS);
 }
 
-/** Says once that this process does a supervisor's work, and why: in the log, and in the job's warnings. */
+/** Notes once, in the log and in the job's warnings, that this process does the supervisor's work, and why. */
 export function doWithout({ files, options }: Context, entry: Running, why: string): void {
   if (entry.unanswered) return;
   const { job, stoppedBy = "" } = entry;
@@ -64,7 +64,7 @@ export function doWithout({ files, options }: Context, entry: Running, why: stri
   files.later(entry);
 }
 
-/** Returns how many processes there were. */
+/** Kills all processes of a group. Returns how many there were. */
 function killAll(group: string): number {
   try {
     return processesIn(group).length;
@@ -76,15 +76,15 @@ function killAll(group: string): number {
 }
 
 /**
- * Kills a supervisor that has nothing more to wait for, and waits. One that runs, or waits for a disk, is doing what is to be
- * done, and so is the kernel while processes are left: those are looked at again.
+ * Kills a supervisor that has nothing left to wait for. A supervisor that runs or waits for a disk is still working, and
+ * the kernel is while processes are left: these are looked at again later.
  */
 function endSupervisor(context: Context, entry: Running): void {
   const { group, job, startedMs, supervisor } = entry;
   const state = supervisorState(supervisor, startedMs);
   const left = group === undefined ? killTree(rootsOf(entry), context.journal.boot) > 0 : populated(group);
   if (left || state === "R" || state === "D") return later(context, entry, endProcesses, PATIENCE_MS);
-  // It has ended, or nobody knows which process it was.
+  // The supervisor has ended, or its pid is not known.
   if (state === undefined) return gone(context, entry, undefined, true);
   context.options.log("error", "a job's supervisor does not answer, and is killed", { job: job.id, supervisor });
   signalSupervisor(supervisor, startedMs, "SIGKILL");

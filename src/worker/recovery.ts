@@ -14,15 +14,15 @@ import { logIn } from "./log.ts";
 import { bootOf, interruption, signalSupervisor, supervisorState } from "./process.ts";
 import { startOf, type Running } from "./running.ts";
 
-/** A supervisor that has been told to go on starts its job, or fails, in milliseconds. */
+/** A supervisor that was told to start its job does so, or fails, in milliseconds. */
 const MOST_STARTING_MS = 5000;
 
-/** Removes the spares of a daemon that was killed. They may be putting themselves away. */
+/** Removes the spares of a daemon that was killed, which may be removing themselves. */
 export function removeSpares(sparesDir: string): void {
   for (const file of readdirSync(sparesDir)) removeDirectory(join(sparesDir, file));
 }
 
-/** Takes up the jobs of the daemon before this one. */
+/** Takes up the jobs of the previous daemon. */
 export async function recover(context: Context): Promise<void> {
   const { groups, jobsDir, journal, options, running } = context;
   for (const kept of journal.alive())
@@ -38,20 +38,20 @@ export async function recover(context: Context): Promise<void> {
       if (kept && kept.job.state !== "ended") await takeUp(context, kept);
     }
   }
-  // What was made for jobs to come, and what a start has left that was cut before it was recorded.
+  // Groups made ahead, and groups of starts that were cut before they were recorded.
   for (const path of groups)
     for (const each of readdirSync(path, { withFileTypes: true }))
       if (each.isDirectory() && !running.has(each.name)) discardGroup(context, join(path, each.name));
 }
 
-/** Where the job's group was made. */
+/** The hierarchy in which the job's group was made. */
 function hierarchyOf({ hierarchy, groups }: Context, id: string): Hierarchy {
   const path = groups.find((each) => existsSync(join(each, id)));
   const own = hierarchy.kind === "cgroup2" && hierarchy.path === path;
   return path === undefined || own ? hierarchy : hierarchyAt(path);
 }
 
-/** Of a directory that the journal does not know: a crash of the host, or damage, can take what was recorded last. */
+/** Takes in a directory that the journal does not know: a crash of the host, or damage, can lose the latest records. */
 function takeIn(context: Context, id: string): boolean {
   const { jobsDir, journal, retirement } = context;
   const directory = join(jobsDir, id);
@@ -71,7 +71,7 @@ function takeIn(context: Context, id: string): boolean {
   return true;
 }
 
-/** One directory that is damaged keeps no other job from being found. */
+/** What a directory tells of its job. A damaged directory is logged, so that the others are still taken in. */
 function readTold({ options }: Context, directory: string): Told | "unreadable" | undefined {
   try {
     return readJob(directory);
@@ -84,7 +84,7 @@ function readTold({ options }: Context, directory: string): Told | "unreadable" 
   }
 }
 
-/** Of a job that may run, and whose record is damaged: its directory has another, or tells at least that it runs. */
+/** Takes up a job that may run and whose record is damaged, from the record in its directory if there is one. */
 async function takeUpDamaged(context: Context, kept: Kept): Promise<void> {
   const { jobsDir, journal, retirement } = context;
   const { id, owner, damaged: _damaged, ended: _ended, endedAt: _endedAt, ...rest } = kept.job;
@@ -109,7 +109,7 @@ async function takeUp(context: Context, { job, stoppedBy, requestId }: Kept): Pr
   const { directory, group } = entry;
   const { supervised, started, happened } = await traces(context, entry);
   if (!happened) {
-    // Its start was cut before exec: it did not happen. Whoever asked can find that out by its request id.
+    // The start was cut before exec, so it did not happen. The client finds that out with its request id.
     untrack(context, job);
     discardDirectory(directory);
     if (group !== undefined) discardGroup(context, group);
@@ -122,33 +122,33 @@ async function takeUp(context: Context, { job, stoppedBy, requestId }: Kept): Pr
       state: stoppedBy === undefined ? "running" : "stopping",
       pid: started.pid,
       startedAt: started.at,
-      // After a reboot there is no group to read them from.
+      // After a reboot there is no group to read the limits from.
       limits: group === undefined ? job.limits : new Map([...job.limits, ...readLimits(group, job.limits.keys())]),
     };
   entry.startedMs = journal.interrupted === undefined ? started?.ms : undefined;
   entry.supervisor = started?.supervisor;
   entry.launched.resolve();
-  // Whoever stopped it may have done so while no parent of it heard of that.
+  // Somebody may have stopped the supervisor while it had no parent that would notice.
   signalSupervisor(entry.supervisor, entry.startedMs, "SIGCONT");
   if (supervised) files.later(entry);
-  // Whether it lives is said by its FIFO alone, not by any boot's or process's number.
+  // Only its FIFO tells whether the supervisor lives: pids and boot ids can be wrong.
   const lost = supervised ? undefined : lostBefore(context, entry);
   spawner.adopt(directory, (signal, errno) => gone(context, entry, lostBy(signal, errno) ?? lost, supervised));
 }
 
-/** What became of a job while no daemon ran. */
+/** Why a job was lost while no daemon ran. */
 function lostBefore({ journal }: Context, { job: { birth }, startedMs, supervisor }: Running): string {
   const interrupted = birth === undefined ? journal.interrupted : interruption(bootOf(birth), journal.boot);
   const unreachable = supervisorState(supervisor, startedMs) !== undefined;
   return interrupted ?? (unreachable ? "its control is gone" : "its supervisor died while no jobsd ran");
 }
 
-/** Its directory has been removed, but it had been seen to run, or does. */
+/** Whether the job ran, or still runs, although its directory has been removed. */
 function ranWithout({ directory, group, job }: Running): boolean {
   return !existsSync(directory) && (job.pid > 0 || (group !== undefined && populated(group)));
 }
 
-/** Waits until a supervisor that lives has started its job, or is gone. Resolves to whether it lives. */
+/** Waits until the supervisor has started its job or is gone. Resolves to whether it lives. */
 async function decided(entry: Running): Promise<boolean> {
   for (const deadline = performance.now() + MOST_STARTING_MS; ; await delay(5)) {
     if (!isSupervised(entry.directory)) return false;
@@ -157,12 +157,15 @@ async function decided(entry: Running): Promise<boolean> {
   }
 }
 
-/** Of a start that did not happen. A supervisor that yet comes to start it finds its index gone, and ends it (log.c). */
+/**
+ * Removes the directory of a start that did not happen. A supervisor that is still about to start the job finds the index
+ * gone, and ends itself (log.c).
+ */
 function discardDirectory(directory: string): void {
   try {
     unlinkSync(join(directory, "index"));
   } catch {
-    // It is not there.
+    // There is no index.
   }
   order(directory, constants.signals.SIGKILL, 0);
   removeDirectory(directory);
@@ -174,7 +177,7 @@ interface Traces {
   readonly happened: boolean;
 }
 
-/** What its files tell of a start. Where they cannot be read it may have happened: its supervisor is asked for. */
+/** What a job's files tell of its start. When they cannot be read, the start is taken to have happened. */
 async function traces({ options }: Context, entry: Running): Promise<Traces> {
   const { directory, job } = entry;
   try {
@@ -188,7 +191,7 @@ async function traces({ options }: Context, entry: Running): Promise<Traces> {
   }
 }
 
-/** Of a start that did not happen; nobody waits for it. */
+/** Removes the group of a start that did not happen, in the background. */
 function discardGroup({ options }: Context, group: string): void {
   killGroup(group);
   removeGroup(group).catch((error: unknown) => options.log("error", "a cgroup could not be removed", { group, error }));

@@ -13,35 +13,35 @@ import { groupUsage } from "./usage.ts";
 export interface Running {
   job: Job;
   readonly directory: string;
-  /** Its cgroup, where the host has them, and the controllers that measure it. */
+  /** The job's cgroup, undefined without cgroup v2; and the controllers that measure it. */
   readonly group: string | undefined;
   readonly controllers: ReadonlySet<string>;
   stoppedBy: string | undefined;
-  /** Its supervisor's pid; undefined where nobody knows. */
+  /** The supervisor's pid; undefined when that is not known. */
   supervisor: number | undefined;
-  /** Its supervisor is known to be gone, and its end is being recorded. */
+  /** The supervisor is known to be gone, and the job's end is being recorded. */
   gone: boolean;
-  /** While it is being stopped: when this process ends it instead of its supervisor (overdue.ts), as nowMs() has it. */
+  /** When this process ends a job that is being stopped in its supervisor's place (overdue.ts), on the clock of nowMs(). */
   dueMs: number;
   overdue?: NodeJS.Timeout;
-  /** Its supervisor does not take orders: how many processes were killed here, why it is lost if there is no exit record. */
+  /** Set when the supervisor does not answer: how many processes this one killed, and the reason to give without an exit record. */
   unanswered?: { killed: number; readonly lost: string };
-  /** When it was exec'ed, in ms of CLOCK_MONOTONIC, which all processes share until the next boot: process.hrtime(). */
+  /** When the command was exec'ed, in ms of CLOCK_MONOTONIC, as nowMs(); undefined when that is not known. */
   startedMs: number | undefined;
   requestId: string | undefined;
   /** Resolved once the command has been exec'ed, rejected when it could not be. */
   readonly launched: PromiseWithResolvers<void>;
   readonly ended: PromiseWithResolvers<Job>;
-  /** Who waits for `ended`; undefined once that is settled. */
+  /** Callers of endOf(); undefined once `ended` is settled. */
   waiting: Set<PromiseWithResolvers<Job>> | undefined;
-  /** What to call when there may be more output, or the end. */
+  /** Called when there may be more output, or at the end. */
   readonly followers: Set<() => void>;
-  /** Settled when the last update that was asked for is done. */
+  /** Settles when the last update that was asked for is done. */
   updates: Promise<unknown>;
   watcher?: FSWatcher;
 }
 
-/** Each of them has an answer to write: thousands would hold the event loop. */
+/** Each waiter writes an answer: thousands in one turn would hold the event loop. */
 const WAITERS_IN_A_TURN = 16;
 
 export function runningOf(job: Job, jobsDir: string, hierarchy: Hierarchy): Running {
@@ -66,7 +66,7 @@ export function runningOf(job: Job, jobsDir: string, hierarchy: Hierarchy): Runn
   const settle = (how: (each: PromiseWithResolvers<Job>) => void): void => {
     const waiting = entry.waiting ?? new Set();
     entry.waiting = undefined;
-    // Whoever gave up meanwhile is not in it any more.
+    // A waiter that gives up meanwhile removes itself from the set.
     const some = (): void => {
       for (const each of waiting.values().take(WAITERS_IN_A_TURN)) {
         waiting.delete(each);
@@ -83,20 +83,20 @@ export function runningOf(job: Job, jobsDir: string, hierarchy: Hierarchy): Runn
   return entry;
 }
 
-/** The job with its figures of now; of one that has ended, as it ended: that may not be on the disk yet, and known here alone. */
+/** The job with its present figures; or as it ended, which may be known only here until the disk has it. */
 export function current(entry: Running): Job {
   if (entry.job.state === "ended") return entry.job;
   return { ...entry.job, usage: usageOf(entry), output: extentOf(entry) };
 }
 
-/** By the cgroup, which is to be there still; else by the exit record, once there is one. */
+/** What the job has used: from its cgroup, or from the exit record when the cgroup is gone. */
 export function usageOf(entry: Running, exit?: Exit): Usage {
   const elapsedMs = exit ? Number(exit.get("elapsed_ns")) / 1e6 : sinceStartMs(entry);
   if (entry.group !== undefined) {
     try {
       return { elapsedMs, ...groupUsage(entry.group, entry.controllers) };
     } catch {
-      // The group is gone: after a reboot, or removed under us.
+      // The group is gone: after a reboot, or because somebody removed it.
     }
   }
   const cpu = { cpuUserUs: Number(exit?.get("user_us") ?? 0), cpuSystemUs: Number(exit?.get("system_us") ?? 0) };
@@ -108,7 +108,7 @@ export function usageOf(entry: Running, exit?: Exit): Usage {
   };
 }
 
-/** By the wall clock only for a job whose log is of a release that did not keep the other, and for one that a reboot took. */
+/** Falls back to the wall clock when the monotonic start time is not known. */
 function sinceStartMs({ startedMs, job: { startedAt } }: Running): number {
   const elapsedMs = startedMs === undefined ? Date.now() - (startedAt?.getTime() ?? Date.now()) : nowMs() - startedMs;
   return Math.max(0, elapsedMs);
@@ -123,7 +123,7 @@ export function extentOf(entry: Running): Job["output"] {
   }
 }
 
-/** The pids and the times of its exec; undefined when that has not happened. Throws when that cannot be read. */
+/** The pids and the times of a job's exec; undefined before the exec. Throws when the log cannot be read. */
 export function startOf(entry: Pick<Running, "directory">): ReturnType<Log["header"]>["started"] {
   try {
     using output = openLog(entry.directory);
@@ -134,19 +134,19 @@ export function startOf(entry: Pick<Running, "directory">): ReturnType<Log["head
   }
 }
 
-/** Those that are watched, and how often the kernel has told of any in this turn. */
+/** The jobs whose logs are watched, and how many events have come for them in this turn of the event loop. */
 const watched = new Set<Running>();
 let told = 0;
-/** By default the kernel keeps 16,384 events, and drops more; that it did, Node does not tell (inotify(7), IN_Q_OVERFLOW). */
+/** The kernel queues 16,384 events by default and drops the rest; Node does not tell of IN_Q_OVERFLOW (inotify(7)). */
 const MANY_EVENTS = 4096;
 
-/** Where many are told at once, others may have been dropped: all that are watched are woken. */
+/** Wakes a job's followers. When very many events come at once, some may have been dropped, so all followers are woken. */
 function hear(entry: Running): void {
   if (++told === 1) setImmediate(() => (told = 0));
   for (const each of told % MANY_EVENTS === 0 ? watched : [entry]) for (const wake of each.followers) wake();
 }
 
-/** Calls `wake` whenever there may be more output, or the end, until disposed. One watch serves all. */
+/** Calls `wake` whenever there may be more output, and at the end, until disposed. A job's followers share one watch. */
 export function subscribe(entry: Running, wake: () => void): Disposable {
   entry.watcher ??= watch(join(entry.directory, "output"), () => hear(entry)).on("error", () => hear(entry));
   watched.add(entry);
@@ -159,7 +159,7 @@ export function unwatch(entry: Running): void {
   watched.delete(entry);
 }
 
-/** Calls `wake` at the end, and perhaps before, until disposed. */
+/** Calls `wake` at the end, and perhaps earlier, until disposed. */
 export function awaitEnd(entry: Running, wake: () => void): Disposable {
   entry.followers.add(wake);
   return {
@@ -171,7 +171,7 @@ export function awaitEnd(entry: Running, wake: () => void): Disposable {
   };
 }
 
-/** Resolves when the job has ended; `signal` ends the waiting, which throws `unavailable`. Nothing of it is left then. */
+/** Resolves to the job when it has ended. `signal` ends the waiting with `unavailable`, which leaves nothing behind. */
 export async function endOf(entry: Running, signal: AbortSignal | undefined): Promise<Job> {
   const { waiting } = entry;
   if (!waiting) return entry.ended.promise;

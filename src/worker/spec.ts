@@ -15,30 +15,30 @@ const OOM_SCORE_ADJ_MAX = 1000; // proc_pid_oom_score_adj(5)
 const TIME_LIMIT_MS = 10 * 365 * 24 * 3600 * 1000;
 
 function checkText(field: string, text: string): void {
-  if (text.includes("\0")) throw invalid(field, "has a NUL character, which no argument or variable can hold");
-  if (!isBytes(text)) throw invalid(field, "has half a surrogate pair, which stands for no bytes");
+  if (text.includes("\0")) throw invalid(field, "contains a NUL character, which no argument or variable can hold");
+  if (!isBytes(text)) throw invalid(field, "contains half a surrogate pair, which stands for no bytes");
   if (byteLengthOf(text) >= ARGUMENT_BYTES) throw invalid(field, `is longer than ${ARGUMENT_BYTES} bytes`);
 }
 
 function checkLabels(labels: ReadonlyMap<string, string>): void {
-  if (labels.size > LABELS) throw invalid("labels", `${labels.size} are more than ${LABELS}`);
+  if (labels.size > LABELS) throw invalid("labels", `${labels.size} labels are too many; ${LABELS} is the most`);
   for (const [key, value] of labels) {
     if (!LABEL_KEY.test(key))
-      throw invalid("labels", `${quoted(key)} is no label; up to 63 of A-Z a-z 0-9 . _ / - are`);
+      throw invalid("labels", `${quoted(key)} is not a label's key; give up to 63 of A-Z a-z 0-9 . _ / -`);
     if (!value.isWellFormed()) throw invalid("labels", `the value of ${key} is not UTF-8`);
     if (Buffer.byteLength(value) > LABEL_VALUE_BYTES)
       throw invalid("labels", `the value of ${key} is longer than ${LABEL_VALUE_BYTES} bytes`);
   }
 }
 
-/** Throws `invalid` with the field's name for what no host could run. */
+/** Throws `invalid`, naming the field, for a start that no host could run. */
 export function checkSpec(spec: JobSpec): void {
   if (spec.command === "") throw invalid("command", "is empty; give a path, or a name to look up in PATH");
   checkText("command", spec.command);
   for (const [i, arg] of (spec.args ?? []).entries()) checkText(`args[${i}]`, arg);
   for (const [name, value] of spec.env ?? []) {
     if (name === "" || name.includes("="))
-      throw invalid("env", `${quoted(name)} is no variable's name; it is empty or has a "="`);
+      throw invalid("env", `${quoted(name)} is not the name of a variable: it is empty or contains "="`);
     checkText(`env ${quoted(name)}`, `${name}=${value}`);
   }
   const bytes = [spec.command, ...(spec.args ?? []), ...[...(spec.env ?? [])].flat()].reduce(
@@ -60,15 +60,15 @@ export function checkSpec(spec: JobSpec): void {
   if (spec.labels) checkLabels(spec.labels);
   rlimitsOf(spec.rlimits ?? []);
   const { umask = 0, oomScoreAdj = 0 } = spec;
-  if (!(umask >= 0 && umask <= UMASK_MAX)) throw invalid("umask", `0${umask.toString(8)} is not within 0 and 0777`);
+  if (!(umask >= 0 && umask <= UMASK_MAX)) throw invalid("umask", `0${umask.toString(8)} is not between 0 and 0777`);
   if (!(oomScoreAdj >= 0 && oomScoreAdj <= OOM_SCORE_ADJ_MAX))
     throw invalid(
       "oom_score_adj",
-      `${oomScoreAdj} is not within 0 and ${OOM_SCORE_ADJ_MAX}: a job may be the more likely victim, not a lesser one`,
+      `${oomScoreAdj} is not between 0 and ${OOM_SCORE_ADJ_MAX}: a job may become a likelier victim, but not a less likely one`,
     );
 }
 
-/** The job's whole environment: defaults, then what was asked for. */
+/** The job's whole environment: the defaults, overridden and extended by what the start asks for. */
 export function environmentOf(
   spec: JobSpec,
   account: { readonly user: string; readonly home: string },

@@ -5,27 +5,27 @@ import type { Record as Kept } from "./journal.ts";
 import { awaitEnd, current, usageOf, type Running } from "./running.ts";
 
 export interface StatsOptions {
-  /** From one sample to the next, 100 to a day's; 1000 when absent. */
+  /** Time from one sample to the next, from 100 ms to a day; 1 s when absent. */
   readonly intervalMs?: number;
   /** Ends the samples. */
   readonly signal?: AbortSignal;
 }
 
-/** What a job uses, at an interval. Returns the job as it is then: ended, unless the samples were given up. */
+/** Samples of what a job uses. Returns the job at the end of the samples: ended, unless the signal ended them. */
 export type Stats = AsyncGenerator<Usage, Job>;
 
 const INTERVAL_MS = 1000;
 const LEAST_INTERVAL_MS = 100;
 const LONGEST_INTERVAL_MS = 24 * 3600 * 1000;
 
-/** Throws at once, not at the first sample: `invalid` for the interval, `not-found`. */
+/** Samples what a job uses, at an interval. Throws at once, not at the first sample: `invalid` for the interval, `not-found`. */
 export function stats(context: Context, id: string, { intervalMs = INTERVAL_MS, signal }: StatsOptions): Stats {
   if (!(intervalMs >= LEAST_INTERVAL_MS && intervalMs <= LONGEST_INTERVAL_MS))
-    throw invalid("interval", `${intervalMs} ms is none; 100 ms to 1 day are`);
+    throw invalid("interval", `${intervalMs} ms is not an interval; give 100 ms to 1 day`);
   return sample(context, find(context, id), intervalMs, signal);
 }
 
-/** Takes a sample only when it is asked for one, so that whoever is slow has fewer of them. */
+/** Takes a sample only when the reader asks for one, so that a slow reader gets fewer of them. */
 async function* sample(
   context: Context,
   entry: Running | Kept,

@@ -11,7 +11,7 @@ import { endOf } from "./running.ts";
 export interface StopOptions {
   /** 1 to 64; SIGTERM when absent. */
   readonly signal?: number;
-  /** From the signal to SIGKILL; 10 s when absent. */
+  /** Time from the signal to SIGKILL; 10 s when absent. */
   readonly graceMs?: number;
   readonly by: string;
 }
@@ -21,7 +21,7 @@ export interface Stopped {
   readonly killed: number;
 }
 
-/** Has a job ended, and waits for that. */
+/** Ends a job and waits until it has ended; `waiting` ends only the waiting. Throws JobError: `invalid`, `not-found`, `unavailable`. */
 export async function stop(
   context: Context,
   id: string,
@@ -31,7 +31,7 @@ export async function stop(
   if (!Number.isInteger(signal) || signal < 1 || signal > 64)
     throw invalid("signal", `${signal} is no signal; 1 to 64 are`);
   if (!(graceMs >= 0 && graceMs <= Number.MAX_SAFE_INTEGER))
-    throw invalid("grace", `${graceMs} ms is none; 0 or more are`);
+    throw invalid("grace", `${graceMs} ms is not a grace period; give 0 or more`);
   const entry = find(context, id);
   if (!isRunning(entry) || entry.job.state === "ended") return { job: entry.job, killed: 0 };
   await entry.launched.promise.catch(() => {

@@ -11,10 +11,10 @@ import { logFilesIn, openLog, type Log } from "./log.ts";
 import { readOutput, type Chunk, type Gap, type StreamOptions } from "./output.ts";
 import { current, subscribe, type Running } from "./running.ts";
 
-/** A job's output. Returns where to resume, and the job as it is then. */
+/** A job's output. Returns the offset to resume from, and the job at the end of the stream. */
 export type Stream = AsyncGenerator<Chunk | Gap, { readonly offset: number; readonly job: Job }>;
 
-/** Throws at once, not at the first chunk: `invalid` for the position, `not-found`, `pruned`. */
+/** Streams a job's output. Throws at once, not at the first chunk: `invalid` for the position, `not-found`, `pruned`. */
 export function stream(context: Context, id: string, options: StreamOptions): Stream {
   const { position } = options;
   const place = position?.kind === "offset" ? position.offset : (position?.count ?? 0);
@@ -22,16 +22,16 @@ export function stream(context: Context, id: string, options: StreamOptions): St
     throw invalid("position", `${place} is not a whole number of 0 or more`);
   const entry = find(context, id);
   const { log } = entry.job;
-  // Whether a log that is not here is there, a journal without room may not have said yet.
+  // A journal on a full disk may not know yet that a log was moved into the archive.
   const elsewhere = log !== undefined && context.archive !== undefined;
   if (log?.kind === "pruned" || !(elsewhere || isHere(context, id))) throw notThere(id, log);
   return read(context, entry, options);
 }
 
-/** One that is under way when its log is pruned ends with `pruned`, so that the disk has the room. */
+/** A stream under way ends with `pruned` when its log is pruned, so that the disk gets the room back. */
 async function* read(context: Context, entry: Running | Kept, options: StreamOptions): Stream {
   const { id } = entry.job;
-  await using opened = new AsyncDisposableStack(); // here, because a generator that nobody reads closes nothing
+  await using opened = new AsyncDisposableStack(); // here, because a generator that is never read disposes of nothing
   const reader = opened.use(enter(context, id, options.signal));
   const live = isRunning(entry)
     ? {
@@ -43,18 +43,18 @@ async function* read(context: Context, entry: Running | Kept, options: StreamOpt
     const output = await open(context, id, opened, reader.signal);
     const { signal } = reader;
     let offset = yield* readOutput(output, live, { ...options, signal });
-    // Where the last message tells the end there is nothing more: what was written until then has to come before it.
+    // All output has to come before the message that tells of the end, after which nobody reads on.
     while (entry.job.state === "ended" && !signal.aborted && offset < output.extent().size)
       offset = yield* readOutput(output, live, { ...options, signal, position: { kind: "offset", offset } });
     if (reader.pruned) throw reader.pruned;
     return { offset, job: isRunning(entry) ? current(entry) : entry.job };
   } catch (error) {
-    // What it was about to read went.
+    // The log may have been pruned while it was read.
     throw reader.pruned ?? unreadable(id, error);
   }
 }
 
-/** Among the readers of a job's log. */
+/** Counts a reader of a job's log until disposed. Pruning the log aborts `signal`, and `pruned` says why. */
 function enter(
   { journal, readers }: Context,
   id: string,
@@ -84,10 +84,10 @@ function enter(
   };
 }
 
-/** A log that leaves this disk does so once it is in the archive: whoever does not find it here finds it there. */
+/** Opens a log here, or in the archive. A log leaves this disk only once it is in the archive, so it is in one of the two. */
 async function open(context: Context, id: string, opened: AsyncDisposableStack, signal: AbortSignal): Promise<Log> {
   const { journal, options, archive } = context;
-  // Its files may be going: what is left of them would read as an empty log.
+  // While the files of a log are being removed, the rest of them would read as an empty log.
   const before = journal.logs.of(id);
   if (before?.kind === "pruned") throw notThere(id, before);
   try {

@@ -17,7 +17,10 @@ import { unifiedSettings } from "./limits/unified.ts";
 import { settingsOf, type LinuxMemory, type LinuxResources } from "./resources.ts";
 import { usageOf, type Running } from "./running.ts";
 
-/** Changes limits of a job that has not ended: all that `resources` names, or none. One update of a job at a time. */
+/**
+ * Changes limits of a job that has not ended: all that `resources` names, or none. Updates of a job are made one at a time.
+ * Throws JobError: `invalid`, `unsupported`, `not-found`, and `precondition` when the job has ended.
+ */
 export async function update(context: Context, id: string, resources: LinuxResources): Promise<Job> {
   if (context.closed) throw new JobError("unavailable", "the worker is closing");
   const entry = find(context, id);
@@ -45,14 +48,14 @@ async function change(context: Context, entry: Running, asked: LinuxResources): 
   if (group !== undefined) {
     if (resources.memory?.checkBeforeUpdate) checkUse(affected(resources, asked).memory ?? {}, entry);
     const changes = changesOf(settings, (file) => contentOf(join(group, file)));
-    // Last, since it is the one change that cannot be taken back.
+    // Last, because a change of device rules cannot be undone.
     const changeDevices = async (): Promise<void> => devices && spawner.devices(group, devices);
     await apply(changes, changeDevices, group, options.log).catch((error: unknown) => {
       throw existsSync(group) ? error : ended(id);
     });
     limits = readLimits(group, new Set([...limits.keys(), ...changes.map(({ file }) => file)]));
   }
-  // It was told with the limits that it had.
+  // The job's end has been told with the limits from before.
   if (hasEnded(entry)) throw ended(id);
   entry.job = { ...entry.job, resources, limits };
   journal.update(entry.job);
@@ -61,7 +64,10 @@ async function change(context: Context, entry: Running, asked: LinuxResources): 
   return entry.job;
 }
 
-/** By the rules of a start. What that asked for by a file's own name still overrides what is asked for by a field. */
+/**
+ * The settings that an update writes, by the rules of a start. What the start asked for by a file's name still overrides
+ * what the update asks for by a field.
+ */
 function settingsToWrite(old: LinuxResources, asked: LinuxResources, all: LinuxResources, host: Host): Setting[] {
   if (Object.values(asked).every((group) => Object.keys(group ?? {}).length === 0))
     throw invalid("resources", "names nothing to change");
@@ -72,7 +78,10 @@ function settingsToWrite(old: LinuxResources, asked: LinuxResources, all: LinuxR
   return [...settings, ...unifiedSettings(Object.fromEntries(overrides))];
 }
 
-/** memory.checkBeforeUpdate: opencontainers/cgroups, CheckMemoryUsage. Throws JobError `precondition`. */
+/**
+ * Refuses a limit below what the job uses, as memory.checkBeforeUpdate asks (opencontainers/cgroups, CheckMemoryUsage).
+ * Throws JobError `precondition`.
+ */
 function checkUse({ limit = -1n, swap = -1n }: LinuxMemory, entry: Running): void {
   const { memoryCurrentBytes = 0, memorySwapBytes = 0 } = usageOf(entry);
   for (const [name, most, used] of [
@@ -102,8 +111,8 @@ function contentOf(path: string): string | undefined {
 }
 
 /**
- * Writes the changes, and then calls `last`. Throws what that throws, or JobError `unsupported` with field, file, value
- * and errno, once what was written has been taken back.
+ * Writes the changes, and then calls `last`. If that throws, or the kernel refuses a change, undoes what was written and
+ * throws: of a refused change, JobError `unsupported` with field, file, value and errno.
  */
 async function apply(
   changes: readonly Change[],
@@ -124,7 +133,7 @@ async function apply(
   }
 }
 
-/** False for an optional file that is not there. */
+/** Writes a change. Resolves to false for an optional file that does not exist. */
 async function applied(change: Change, group: string): Promise<boolean> {
   try {
     await write(join(group, change.file), change.value);
@@ -135,7 +144,7 @@ async function applied(change: Change, group: string): Promise<boolean> {
   }
 }
 
-/** One write(2), on another thread: to lower memory.max, the kernel reclaims first what is above it. */
+/** Writes on another thread: a lower memory.max blocks until the kernel has reclaimed what is above it. */
 async function write(path: string, value: string): Promise<void> {
   await using file = await open(path, constants.O_WRONLY);
   await file.write(value);

@@ -2,7 +2,7 @@ import { readFileSync } from "node:fs";
 import { join } from "node:path";
 import type { Pressure, Stall, Usage } from "./job.ts";
 
-/** A file of the group, "" where this kernel has none. */
+/** The content of a file of the group, "" when this kernel does not have the file. */
 function text(path: string, file: string): string {
   try {
     return readFileSync(join(path, file), "utf8");
@@ -11,7 +11,7 @@ function text(path: string, file: string): string {
   }
 }
 
-/** Lines of `key value`. */
+/** Parses lines of `key value`. */
 function keyed(content: string): ReadonlyMap<string, number> {
   return new Map([...content.matchAll(/^(\S+) (\d+)$/gm)].map(([, key = "", value]) => [key, Number(value)]));
 }
@@ -28,7 +28,7 @@ function sum(stat: string, key: string): number {
 
 const STALL = /^(some|full) avg10=(\S+) avg60=(\S+) avg300=(\S+) total=(\d+)$/;
 
-/** Two lines of `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`; undefined without PSI. */
+/** Parses lines such as `some avg10=0.00 avg60=0.00 avg300=0.00 total=0`; undefined without PSI. */
 function pressure(path: string, file: string): Pressure | undefined {
   const stalls: { some?: Stall; full?: Stall } = {};
   for (const line of text(path, file).split("\n")) {
@@ -40,8 +40,8 @@ function pressure(path: string, file: string): Pressure | undefined {
 }
 
 /**
- * What the group's processes used so far, without the wall clock, from the files of cgroup-v2.rst. Figures of absent
- * controllers and files are absent. Throws when the group is gone.
+ * What the group's processes have used so far, but for the elapsed time, from the files of cgroup-v2.rst. Figures are
+ * absent when their controller or file is. Throws when the group is gone.
  */
 export function groupUsage(path: string, controllers: ReadonlySet<string>): Omit<Usage, "elapsedMs"> {
   const cpu = keyed(readFileSync(join(path, "cpu.stat"), "utf8"));
@@ -58,7 +58,7 @@ export function groupUsage(path: string, controllers: ReadonlySet<string>): Omit
       processesMaxEvents: keyed(text(path, "pids.events")).get("max"),
     }),
     ...(controllers.has("io") && ioUsage(text(path, "io.stat"))),
-    // These are there whether or not a controller is.
+    // The pressure files need no controller.
     cpuPressure: pressure(path, "cpu.pressure"),
     memoryPressure: pressure(path, "memory.pressure"),
     ioPressure: pressure(path, "io.pressure"),

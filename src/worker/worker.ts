@@ -33,32 +33,35 @@ import { stream, type Stream } from "./stream.ts";
 import { openUids, rangeOf } from "./uids.ts";
 import { update } from "./update.ts";
 
-/** Every method throws JobError; those that take a job's id throw `not-found` when there is none. */
+/** Runs jobs. Every method throws JobError; those that take a job's id throw `not-found` when there is no such job. */
 export interface Worker {
-  /** Resolves once the command has been exec'ed. */
+  /** Starts a job, once for each owner and request id. Resolves when the command has been exec'ed. */
   start(spec: JobSpec): Promise<Started>;
-  /** Resolves once nothing of the job runs any more; `signal` only ends the waiting. */
+  /** Ends a job. Resolves when nothing of it runs any more; `signal` ends only the waiting. */
   stop(id: string, options: StopOptions, signal?: AbortSignal): Promise<Stopped>;
   query(id: string): Job;
-  /** Newest first; `nextPageToken` is absent on the last page. */
+  /** A page of jobs, newest first; `nextPageToken` is absent on the last page. */
   list(filter: ListFilter): Listed;
-  /** Resolves when the job has ended. */
+  /** Resolves when the job has ended; `signal` ends the waiting. */
   wait(id: string, signal?: AbortSignal): Promise<Job>;
-  /** A job's output; throws `not-found` at once, not at the first chunk. Returns where to resume. */
+  /** Streams a job's output. Throws `not-found` at once, not at the first chunk. Returns the offset to resume from. */
   stream(id: string, options: StreamOptions): Stream;
-  /** Changes limits of a job that has not ended, all that are named or none; what is not named stays. */
+  /** Changes limits of a job that has not ended: all that are named, or none. The others stay. */
   update(id: string, resources: LinuxResources): Promise<Job>;
-  /** What a job uses, at an interval; throws `not-found` at once, not at the first sample. Returns the ended job. */
+  /** Samples what a job uses, at an interval. Throws `not-found` at once, not at the first sample. Returns the ended job. */
   stats(id: string, options: StatsOptions): Stats;
-  /** What this host can enforce, looked at again; one look serves all who ask meanwhile. */
+  /** Examines what this host can enforce. Calls at the same time share one examination. */
   examine(): Promise<readonly Finding[]>;
-  /** What this host can enforce, in one line. */
+  /** What this host can enforce, in one line, as it was when the worker opened. */
   readonly host: string;
-  /** Lets go of everything; jobs keep running. */
+  /** Closes the worker. Its jobs keep running. */
   close(): Promise<void>;
 }
 
-/** Opens the worker of a state directory. Throws JobError `unavailable` when another one has it or it cannot be used. */
+/**
+ * Opens the worker of a state directory. Throws JobError: `unavailable` when another worker has that directory, or it cannot
+ * be used; `invalid` for a wrong option.
+ */
 export async function openWorker(given: WorkerOptions): Promise<Worker> {
   const options = checkOptions(given);
   const stateDir = resolve(options.stateDir);
@@ -111,7 +114,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   ids.refill();
   fillReserve();
   await spawner.ready;
-  opened.move(); // close() lets go of them
+  opened.move(); // close() disposes of them from here on
   let examining: Promise<readonly Finding[]> | undefined;
 
   return {
@@ -153,7 +156,7 @@ async function close(context: Context): Promise<void> {
   leave(groups);
 }
 
-/** How logs are moved into the archive. */
+/** How the archive moves logs, and how long it pauses between tries. */
 function movesOf({ archivePauses, log }: CheckedOptions, jobsDir: string, journal: Journal): Moves {
   return {
     log,
@@ -167,6 +170,6 @@ function leave(groups: readonly string[]): void {
     try {
       rmdirSync(path);
     } catch {
-      // Jobs run in it.
+      // Jobs still run in the group.
     }
 }
