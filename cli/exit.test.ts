@@ -61,12 +61,6 @@ describe("an ended job", () => {
       "out of memory: the kernel killed the whole job, 3 processes",
     ],
     [
-      { how: { $case: "failedToStart", value: { stage: "cwd", message: "no such directory" } } },
-      125,
-      "failed(cwd)",
-      "failed to start (cwd): no such directory",
-    ],
-    [
       { how: { $case: "lost", value: { reason: "the machine was restarted" } } },
       125,
       "lost",

@@ -46,11 +46,6 @@ export function describeEnd({ state, ended, usage }: Pick<Job, "state" | "ended"
       const what = wholeJob ? `the whole job, ${processes(kills)}` : processes(kills);
       return { word: "out-of-memory", words: `out of memory: the kernel killed ${what}` };
     }
-    case "failedToStart":
-      return {
-        word: `failed(${how.value.stage})`,
-        words: `failed to start (${how.value.stage}): ${how.value.message}`,
-      };
     default:
       return { word: "lost", words: `lost: ${how.value.reason}` };
   }

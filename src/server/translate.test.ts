@@ -313,11 +313,6 @@ describe("a job", () => {
     [{ kind: "timed-out", limitMs: 10 }, "timedOut", { limit: { seconds: 0n, nanos: 10_000_000 } }],
     [{ kind: "out-of-memory", kills: 2 }, "outOfMemory", { kills: 2n, wholeJob: false }],
     [{ kind: "out-of-memory", kills: 1, wholeJob: true }, "outOfMemory", { kills: 1n, wholeJob: true }],
-    [
-      { kind: "failed-to-start", stage: "exec", errno: 2, message: "m" },
-      "failedToStart",
-      { stage: "exec", errno: 2, message: "m" },
-    ],
     [{ kind: "lost", reason: "reboot" }, "lost", { reason: "reboot" }],
   ])("tells how it ended: %o", (how, $case, value) => {
     const told = fromJob({ ...JOB, state: "ended", ended: { how, exitCode: -1, signal: 9, killed: 1 } });

@@ -232,8 +232,6 @@ function fromHow(how: Ended["how"]): ProtoEnded["how"] {
       return { $case: "timedOut", value: { limit: fromMs(how.limitMs) } };
     case "out-of-memory":
       return { $case: "outOfMemory", value: { kills: BigInt(how.kills), wholeJob: how.wholeJob ?? false } };
-    case "failed-to-start":
-      return { $case: "failedToStart", value: { stage: how.stage, errno: how.errno, message: how.message } };
     default:
       return { $case: "lost", value: { reason: how.reason } };
   }

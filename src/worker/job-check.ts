@@ -62,7 +62,6 @@ const HOWS: { readonly [K in How["kind"]]: Check } = {
   stopped: shape<HowOf<"stopped">>({ kind, by: text, escalated: flag }),
   "timed-out": shape<HowOf<"timed-out">>({ kind, limitMs: duration }),
   "out-of-memory": shape<HowOf<"out-of-memory">>({ kind, kills: count, wholeJob: optional(flag) }),
-  "failed-to-start": shape<HowOf<"failed-to-start">>({ kind, stage: text, errno: int32, message: text }),
   lost: shape<HowOf<"lost">>({ kind, reason: text }),
 };
 

@@ -18,7 +18,6 @@ export type How =
   | { readonly kind: "stopped"; readonly by: string; readonly escalated: boolean }
   | { readonly kind: "timed-out"; readonly limitMs: number }
   | { readonly kind: "out-of-memory"; readonly kills: number; readonly wholeJob?: boolean }
-  | { readonly kind: "failed-to-start"; readonly stage: string; readonly errno: number; readonly message: string }
   | { readonly kind: "lost"; readonly reason: string };
 
 export interface Ended {
