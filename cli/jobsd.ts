@@ -74,6 +74,7 @@ const LEAST_AUDIT_BYTES = 1024 * 1024;
 
 // Beside cli/ and beside dist/, which holds this file once it is built.
 const SUPERVISOR = fileURLToPath(new URL("../build/supervisor", import.meta.url));
+const VERIFIER = fileURLToPath(new URL("../build/verify.node", import.meta.url));
 
 const program: Program = {
   name: "jobsd",
@@ -145,7 +146,7 @@ async function daemon(given: Given): Promise<number> {
   );
   const worker = await openWorker({ ...workerOptions, log: (at, message, facts) => log[at](facts ?? {}, message) });
   try {
-    const server = await serve({ ...served, worker, host, port: wanted, log });
+    const server = await serve({ ...served, worker, verifier: VERIFIER, host, port: wanted, log });
     onHangup.add(() => {
       log.info("SIGHUP: files are opened anew");
       server.reopen();

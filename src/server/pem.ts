@@ -2,7 +2,14 @@ import type { X509Certificate } from "node:crypto";
 import { endsSoon, faultsOf, pathOf, tell } from "../x509/chain.ts";
 import { nameOf, parseTls, TlsFileError, type TlsFiles, type TlsPem } from "../x509/pem.ts";
 
-type ServeErrorCode = "bad-ca" | "bad-certificate" | "bad-key" | "key-mismatch" | "port-in-use" | "cannot-listen";
+type ServeErrorCode =
+  | "bad-ca"
+  | "bad-certificate"
+  | "bad-key"
+  | "key-mismatch"
+  | "no-verifier"
+  | "port-in-use"
+  | "cannot-listen";
 
 /** Why a server cannot be: `code` for programs; the message says which of its options is wrong. */
 export class ServeError extends Error {

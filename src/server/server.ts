@@ -1,6 +1,7 @@
 import { randomUUID } from "node:crypto";
 import type { Writable } from "node:stream";
 import { setImmediate as nextTurn } from "node:timers/promises";
+import { fileURLToPath } from "node:url";
 import { Server, ServerCredentials, type Metadata } from "@grpc/grpc-js";
 import type { Logger } from "pino";
 import { HealthService } from "../../proto/generated/grpc/health/v1/health.ts";
@@ -29,6 +30,8 @@ export interface ServeOptions {
   /** 0 takes a free one. */
   readonly port: number;
   readonly tls: TlsPem;
+  /** Path of the built verify.c; that of a checkout when absent. */
+  readonly verifier?: string | undefined;
   /** The path of a UNIX socket for health checks without a certificate; none when absent. */
   readonly healthSocket?: string | undefined;
   /** The audit log: a file's path, or a stream. */
@@ -62,6 +65,7 @@ export async function serve({
   host,
   port,
   tls,
+  verifier = fileURLToPath(new URL("../../build/verify.node", import.meta.url)),
   healthSocket,
   audit: target,
   auditLimits,
@@ -106,6 +110,7 @@ export async function serve({
       host,
       port,
       tls,
+      verifier,
       log,
       connections,
       onConnection: (socket) => injector.injectConnection(socket),

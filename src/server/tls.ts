@@ -2,7 +2,7 @@ import { constants, type X509Certificate } from "node:crypto";
 import { createServer, type AddressInfo, type Server } from "node:net";
 import { createServer as createTlsServer, type TLSSocket } from "node:tls";
 import type { Logger } from "pino";
-import { faultsOf, pathOf, presented } from "../x509/chain.ts";
+import { faultsOf, presented } from "../x509/chain.ts";
 import { nameOf, type TlsFiles, type TlsPem } from "../x509/pem.ts";
 import { peerOf, type Connections } from "./connections.ts";
 import { openHandshakes } from "./handshakes.ts";
@@ -30,6 +30,8 @@ interface ListenOptions {
   readonly host: string;
   readonly port: number;
   readonly tls: TlsPem;
+  /** Path of what verify.c is built to. */
+  readonly verifier: string;
   readonly log: Logger;
   /** Where connections that got in are kept. */
   readonly connections: Connections;
@@ -44,8 +46,9 @@ interface ListenOptions {
  * @throws ServeError
  */
 export async function listenTls(options: ListenOptions): Promise<TlsListener> {
-  const { host, port, tls, log, connections, onConnection, onRefused } = options;
+  const { host, port, tls, verifier, log, connections, onConnection, onRefused } = options;
   const files = readTls(tls);
+  stopAtFirstFault(verifier);
   const handshaker = createTlsServer({
     ...files.pem,
     minVersion: "TLSv1.3",
@@ -103,6 +106,16 @@ export async function listenTls(options: ListenOptions): Promise<TlsListener> {
   };
 }
 
+/** Bounds what OpenSSL does for a stranger's certificates, in this process from now on: see verify.c. */
+function stopAtFirstFault(verifier: string): void {
+  try {
+    process.dlopen({ exports: {} }, verifier);
+  } catch (error) {
+    const message = `what verifies clients' certificates cannot be loaded from ${verifier}: npm run build makes it`;
+    throw new ServeError("no-verifier", message, error);
+  }
+}
+
 /** Warns of the server's certificates now and once a day. Returns what ends it. */
 function watchCertificates(files: TlsFiles, log: Logger): () => void {
   const look = (): void => {
@@ -126,7 +139,11 @@ function refusalOf(
   const code = String(socket.authorizationError);
   // Node has no name for some of OpenSSL's reasons, weak keys and signatures among them.
   if (code !== "UNSPECIFIED") return code;
-  const [fault] = faultsOf(pathOf(certificate, presented(socket), authorities), "client");
+  // Followed by names alone: a stranger is not worth a verification of signatures.
+  const sent = presented(socket);
+  const top = sent.at(-1);
+  const root = authorities.find((authority) => top?.checkIssued(authority) && !top.raw.equals(authority.raw));
+  const [fault] = faultsOf({ certificates: root ? [...sent, root] : sent }, "client");
   return fault ? `CERTIFICATE_${fault.kind.toUpperCase().replaceAll("-", "_")}` : code;
 }
 

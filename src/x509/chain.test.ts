@@ -167,10 +167,7 @@ const ROWS: readonly (readonly [string, Row])[] = [
       /^UNABLE_TO/,
     ),
   ],
-  [
-    "that its intermediate is no CA",
-    both("below-false-mid", "chain", "(CN=false-mid) is not a CA's", /^INVALID_PURPOSE$/),
-  ],
+  ["that its intermediate is no CA", both("below-false-mid", "chain", "(CN=false-mid) is not a CA's", /^INVALID_CA$/)],
   [
     "that a CA allows no other below it",
     {
