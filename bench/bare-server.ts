@@ -1,4 +1,4 @@
-/** A bare grpc-js server whose Stream sends one constant message again and again. Arguments: CA CERT KEY COUNT BYTES. */
+/** A bare grpc-js server whose Stream sends the same message again and again. Arguments: CA CERT KEY COUNT BYTES. */
 import { once } from "node:events";
 import { readFileSync } from "node:fs";
 import tls from "node:tls";
@@ -9,7 +9,7 @@ import { grpcOptions, MAX_CALLS } from "../src/server/limits.ts";
 const [ca, cert, key, count, bytes] = process.argv.slice(2);
 if (!ca || !cert || !key || !count || !bytes) throw new Error("usage: bare-server.ts CA CERT KEY COUNT BYTES");
 
-// As the daemon has it; grpc-js takes no version of its own.
+// As the daemon sets it: grpc-js has no option for the TLS version.
 tls.DEFAULT_MIN_VERSION = "TLSv1.3";
 const message = Buffer.from(
   StreamResponse.encode({

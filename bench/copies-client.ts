@@ -1,4 +1,4 @@
-/** Clients that read a whole job each, in a process that copies.ts starts and sends an Order. */
+/** Clients that each read a job's whole output, in a process that copies.ts starts and sends an Order. */
 import { createHash } from "node:crypto";
 import { once } from "node:events";
 import { Source } from "../proto/generated/jobs/v1/worker.ts";

@@ -9,24 +9,24 @@ import { row, type Row } from "./report.ts";
 
 const BYTES = 256 * 2 ** 20;
 const CLIENTS = 20;
-/** A process each: two groups join before the job writes, one while it does, one when it has ended. */
+/** Each group of clients is one process: two groups join before the job writes, one while it writes, one after its end. */
 const GROUPS = { early: 4, alsoEarly: 4, during: 6, after: 6 };
 const DURING = 0.25;
 const POLL_MS = 5;
 
-/** Waits for the gate, then writes random bytes to stdout, and their SHA-256 to stderr. */
+/** A script that waits for the gate, then writes random bytes to stdout, and their SHA-256 to stderr. */
 const SCRIPT = `echo ready >&2
 until [ -e "$1" ]; do sleep 0.01; done
 { head -c "$2" /dev/urandom | tee /dev/fd/3 | sha256sum >&2; } 3>&1`;
 
-/** What copies-client.ts is sent. */
+/** The message to copies-client.ts. */
 export interface Order {
   readonly credentials: Credentials;
   readonly jobId: string;
   readonly clients: number;
 }
 
-/** What each of its clients got: the SHA-256 of stdout, stderr, and what was left out. */
+/** What one of its clients received: the SHA-256 of stdout, stderr, and the bytes that were missing. */
 export interface Copy {
   readonly sha256: string;
   readonly stderr: string;
@@ -34,9 +34,9 @@ export interface Copy {
   readonly missing: number;
 }
 
-/** Clients in a process of their own, which join when told to. */
+/** Clients in a process of their own, which join when they are told to. */
 interface Group {
-  /** Resolves when each has its first bytes. */
+  /** Resolves when each client has its first bytes. */
   join(jobId: string): Promise<void>;
   copies(): Promise<Copy[]>;
 }
@@ -54,7 +54,7 @@ function startGroup(bench: Bench, credentials: Credentials, clients: number): Gr
   return {
     async join(jobId) {
       child.send({ credentials, jobId, clients } satisfies Order);
-      await next(); // says only that they have
+      await next(); // a message without content
     },
     copies: next,
   };
@@ -69,7 +69,7 @@ async function underWay(client: Client, jobId: string): Promise<void> {
   }
 }
 
-/** Throws when a copy is not what the job says that it wrote. */
+/** Throws when a copy differs from what the job says that it wrote. */
 function check(copies: readonly Copy[]): void {
   for (const [i, { sha256, stderr, bytes, missing }] of copies.entries()) {
     const written = /\b[0-9a-f]{64}\b/.exec(stderr)?.[0];
@@ -81,7 +81,7 @@ function check(copies: readonly Copy[]): void {
   if (copies.length !== CLIENTS) throw new Error(`${copies.length} copies came, not ${CLIENTS}`);
 }
 
-/** 256 MiB of random bytes to 20 clients at once, which join before, during and after the run; every copy is checked. */
+/** Measures 256 MiB of random bytes to 20 clients at once, which join before, during and after the run. Checks every copy. */
 export async function copies(bench: Bench): Promise<Row[]> {
   await using daemon = await bench.startDaemon({ flags: ["--log-limit", "1G"] });
   const { client, credentials } = daemon;

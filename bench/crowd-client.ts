@@ -1,4 +1,4 @@
-/** Who takes all that they can get of a daemon, in a process that crowd.ts starts and sends a CrowdOrder. */
+/** Clients that take all they can get from a daemon, in a process that crowd.ts starts and sends a CrowdOrder. */
 import { once } from "node:events";
 import { connect as connectTcp } from "node:net";
 import { connect } from "../src/client/index.ts";
@@ -9,7 +9,7 @@ const TICK_MS = 10;
 const CALLS_PER_CONNECTION = 256;
 const BUSY_CALLS = 64;
 
-/** Connections at a rate, each silent until it is closed. */
+/** Makes connections at a rate, each silent until it is closed. */
 function silent({ credentials }: CrowdOrder, perSecond: number): void {
   const { host, port } = parseTarget(credentials.server);
   let opened = 0;
@@ -22,7 +22,7 @@ function silent({ credentials }: CrowdOrder, perSecond: number): void {
   }, TICK_MS);
 }
 
-/** Streams and samples that are not read, as many as one client may have but for some, which ask without a pause. */
+/** Opens nearly as many streams and samples as one client may have, and reads none; the remaining calls ask without a pause. */
 async function greedy({ credentials, jobId }: CrowdOrder, calls: number): Promise<void> {
   const begun: Promise<unknown>[] = [];
   for (let left = calls - BUSY_CALLS; left > 0; left -= CALLS_PER_CONNECTION) {

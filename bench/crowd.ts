@@ -13,7 +13,7 @@ const SILENT_PER_S = 2000;
 const CALLS = MAX_CALLS / 2;
 const OUTPUT = ["-c", "head -c 50000000 /dev/zero; exec sleep 600"];
 
-/** What a process of crowd-client.ts is to do: so many silent connections a second, or so many calls at once. */
+/** The message to crowd-client.ts: how many silent connections to make a second, or how many calls at once. */
 export interface CrowdOrder {
   readonly kind: "silent" | "greedy";
   readonly count: number;
@@ -21,7 +21,7 @@ export interface CrowdOrder {
   readonly jobId: string;
 }
 
-/** Each by a client of its own, as the CLI makes them: connection, handshake and call. */
+/** Each list is made by a new client, as the CLI does: connection, handshake and call. */
 async function listMs(credentials: Credentials, count: number): Promise<number[]> {
   const found: number[] = [];
   for (let i = 0; i < count; i++) {
@@ -47,7 +47,7 @@ async function crowded(bench: Bench, order: CrowdOrder): Promise<AsyncDisposable
   };
 }
 
-/** A writer's list beside strangers who connect and say nothing, and beside a reader who has all that one may have. */
+/** Measures a writer's lists beside strangers who connect and stay silent, and beside a reader who uses all that it may. */
 export async function crowd(bench: Bench): Promise<Row[]> {
   await using daemon = await bench.startDaemon();
   const { jobId } = await daemon.client.start({ command: "sh", args: OUTPUT });

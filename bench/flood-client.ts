@@ -6,7 +6,7 @@ import type { FloodOrder, Followed } from "./flood.ts";
 
 const PAGE = 4096;
 
-/** Whether the first whole page's beginning in the message is that page's offset, as flood.c writes it. */
+/** Whether the first whole page in a message begins with its own offset, as flood.c writes it. */
 function isRight({ output, offset, source }: StreamResponse): boolean {
   const at = (PAGE - (Number(offset) % PAGE)) % PAGE;
   return (

@@ -13,20 +13,20 @@ const ALONE_MS = 2500;
 const FLOOD_MS = 5000;
 const FOLLOWERS = 1000;
 const PROCESSES = 4;
-/** Of each process. */
+/** Followers of each process. */
 const CONNECTIONS = 5;
 const SAMPLE_MS = 20;
-/** Half of what two processors give that have nothing else to do. */
+/** Half of what two idle processors give. */
 const LEAST_MB_PER_S = 500;
 const MOST_KIB = 512;
-/** Of the daemon, however much a job writes that nobody follows: what compiled code and garbage may take. */
+/** What the daemon may grow by, from compiled code and garbage, however much a job writes that nobody follows. */
 export const MOST_GROWN_KIB = 16 * 1024;
 
 export const LOG_BYTES = 2 * 2 ** 20;
-/** What a log takes on disk beyond its limit, at most: of each of its files the last block, and one of its extents. */
+/** The most that a log takes on disk beyond its limit: the last block of each of its files, and an extent. */
 export const BLOCKS_BYTES = 4 * 4096;
 
-/** What flood-client.ts is sent. */
+/** The message to flood-client.ts. */
 export interface FloodOrder {
   readonly credentials: Credentials;
   readonly jobId: string;
@@ -34,7 +34,7 @@ export interface FloodOrder {
   readonly followers: number;
 }
 
-/** What one of its followers got: bytes, those that it was told are missing, ends, and messages out of their order. */
+/** What one of its followers received: bytes, bytes that were told as missing, ends, and messages out of order. */
 export interface Followed {
   readonly bytes: number;
   readonly missing: number;
@@ -42,23 +42,23 @@ export interface Followed {
   readonly faults: number;
 }
 
-/** What a flood did. */
+/** The result of a flood. */
 export interface Flooded {
   readonly mbPerS: number;
-  /** Bytes of the job's output, kept or not. */
+  /** All bytes of the job's output, also those that were not kept. */
   readonly size: number;
-  /** Of its supervisor. */
+  /** CPU time of the job's supervisor. */
   readonly cpuMs: number;
-  /** The most that its log had on disk. */
+  /** The most room that the log took on disk. */
   readonly diskBytes: number;
-  /** Of the daemon, before the followers came, when they waited, and at most. */
+  /** The daemon's memory before the followers came, while they waited, and at most. */
   readonly memoryKib: { readonly before: number; readonly waiting: number; readonly most: number };
 }
 
 /** Followers in a process of their own. */
 interface Group {
   readonly pid: number;
-  /** Resolves when each has its first bytes. */
+  /** Resolves when each follower has its first bytes. */
   readonly joined: Promise<unknown>;
   /** Resolves when each stream has ended. */
   readonly followed: Promise<readonly Followed[]>;
@@ -85,7 +85,7 @@ function startGroup(bench: Bench, order: FloodOrder): Group {
   return { pid: child.pid ?? 0, joined, followed };
 }
 
-/** Throws when not each of `count` followers got all bytes once, or was told that they are missing, and one end. */
+/** Throws unless each of `count` followers received every byte once, or was told that it is missing, and one end. */
 function check(followed: readonly Followed[], count: number, size: number): void {
   const wrong = followed.filter(
     ({ bytes, missing, ends, faults }) => bytes + missing !== size || ends !== 1 || faults > 0,
@@ -96,14 +96,14 @@ function check(followed: readonly Followed[], count: number, size: number): void
     );
 }
 
-/** Samples until disposed: the most that `measure` gave. */
+/** Samples until disposed; `most` is the greatest value that `measure` returned. */
 function most(measure: () => number): Disposable & { readonly value: number } {
   let value = measure();
   const timer = setInterval(() => {
     try {
       value = Math.max(value, measure());
     } catch {
-      // What is measured has ended.
+      // The process that is measured has ended.
     }
   }, SAMPLE_MS);
   return {
@@ -114,7 +114,7 @@ function most(measure: () => number): Disposable & { readonly value: number } {
   };
 }
 
-/** The two figures that flood.c ends its stderr with: bytes and ns. */
+/** The two figures at the end of flood.c's stderr: bytes and ns. */
 async function told({ client }: Daemon, jobId: string): Promise<number> {
   const sources = [Source.SOURCE_STDERR];
   let text = "";
@@ -124,8 +124,8 @@ async function told({ client }: Daemon, jobId: string): Promise<number> {
 }
 
 /**
- * A job that writes as fast as it can for `ms`, before so many followers, in `processes`, and one more whose process is
- * stopped for all of that time. Throws when one of them did not get what it should.
+ * Runs a job that writes as fast as it can for `ms`, with many followers in several processes, and one more follower whose
+ * process is stopped all the time. Throws when a follower did not receive what it should.
  */
 export async function flooded(
   bench: Bench,
@@ -169,7 +169,7 @@ export async function flooded(
   };
 }
 
-/** A job that floods: beside a pipe that is read and forgotten, and alone beside with 1,000 followers. */
+/** Measures a job that floods: beside a pipe that is read and thrown away, and with 1,000 followers beside with none. */
 export async function flood(bench: Bench): Promise<Row[]> {
   const program = await bench.compile("flood");
   await using daemon = await bench.startDaemon({ flags: ["--log-limit", String(LOG_BYTES)] });

@@ -14,7 +14,7 @@ const SETTLE_MS = 1000;
 const MOST_CPU_MS_PER_S = 1;
 const TIME_LIMIT = { seconds: 600n, nanos: 0 };
 
-/** Milliseconds from what clock.c wrote into each line until now. */
+/** Milliseconds from the time that clock.c wrote into each line until now. */
 function agesMs(lines: Uint8Array): number[] {
   const now = process.hrtime.bigint();
   return Buffer.from(lines)
@@ -24,7 +24,7 @@ function agesMs(lines: Uint8Array): number[] {
     .map((line) => Number(now - BigInt(line)) / 1e6);
 }
 
-/** From a job's write to the client's hands, beside a child process whose pipe this process reads. */
+/** Measures the time from a job's write until the client has it, beside a child process whose pipe this process reads. */
 export async function latency(bench: Bench): Promise<Row[]> {
   const clock = await bench.compile("clock");
   await using daemon = await bench.startDaemon();
@@ -43,7 +43,7 @@ export async function latency(bench: Bench): Promise<Row[]> {
   ];
 }
 
-/** Starts `count` jobs that say a line and then only wait; resolves to their ids. */
+/** Starts `count` jobs that write a line and then wait. Resolves to their ids. */
 export async function waitingJobs(client: Client, count: number): Promise<string[]> {
   const script = { command: "sh", args: ["-c", "echo ready; exec sleep 600"], timeLimit: TIME_LIMIT };
   const ids: string[] = [];
@@ -55,7 +55,7 @@ export async function waitingJobs(client: Client, count: number): Promise<string
   return ids;
 }
 
-/** Follows each job; resolves when each follower has the job's first line, and waits. Disposing lets go of them. */
+/** Follows each job. Resolves when each follower has the job's first line and waits. Disposing ends the followers. */
 export async function followers(client: Client, jobIds: readonly string[]): Promise<AsyncDisposable> {
   const leave = new AbortController();
   const reading: Promise<unknown>[] = [];
@@ -63,7 +63,7 @@ export async function followers(client: Client, jobIds: readonly string[]): Prom
     jobIds.map(async (jobId) => {
       const messages = client.stream({ jobId, follow: true }, { signal: leave.signal });
       await messages.next();
-      reading.push(messages.next().catch(() => {})); // cancelled, in the end
+      reading.push(messages.next().catch(() => {})); // disposing cancels it
     }),
   );
   return {
@@ -74,7 +74,7 @@ export async function followers(client: Client, jobIds: readonly string[]): Prom
   };
 }
 
-/** CPU ms per second of a process that is left alone. */
+/** CPU time in ms per second of a process that has nothing to do. */
 async function idleCpu(pid: number): Promise<number> {
   await delay(SETTLE_MS);
   const [beganMs, before] = [performance.now(), cpuMs(pid)];
@@ -82,7 +82,7 @@ async function idleCpu(pid: number): Promise<number> {
   return ((cpuMs(pid) - before) / (performance.now() - beganMs)) * 1000;
 }
 
-/** The daemon's CPU with 1,000 followers that nothing happens to: of one job, and of 100. */
+/** Measures the daemon's CPU time with 1,000 followers that receive nothing: of one job, and of 100 jobs. */
 export async function idle(bench: Bench): Promise<Row[]> {
   await using daemon = await bench.startDaemon();
   const jobs = await waitingJobs(daemon.client, SPREAD_JOBS);

@@ -1,58 +1,70 @@
 import { execFile, spawn, type ChildProcess } from "node:child_process";
 import { once } from "node:events";
-import { closeSync, existsSync, globSync, mkdtempSync, openSync, chmodSync, readFileSync } from "node:fs";
+import {
+  chmodSync,
+  closeSync,
+  existsSync,
+  globSync,
+  mkdirSync,
+  mkdtempSync,
+  openSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
 import { rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { createInterface } from "node:readline";
+import { setTimeout as delay } from "node:timers/promises";
 import { promisify } from "node:util";
 import { issueAll } from "../certs/issue.ts";
 import { State } from "../proto/generated/jobs/v1/worker.ts";
 import { connect, type Client, type Credentials } from "../src/client/index.ts";
-import { killGroup, openHierarchy, removeGroup } from "../src/worker/cgroup.ts";
+import { openWorker } from "../src/worker/index.ts";
 
 const ROOT = join(import.meta.dirname, "..");
 const EXIT_TIMEOUT_MS = 15_000;
 const run = promisify(execFile);
 
-/** A daemon in a process of its own. Disposing ends its jobs and it; its state stays until all is measured. */
+/** A daemon in a process of its own. Disposing ends its jobs and the daemon; its state stays until the benchmarks end. */
 export interface Daemon extends AsyncDisposable {
   readonly pid: number;
   /** Its state directory. */
   readonly state: string;
-  /** What a writer connects with. */
+  /** The credentials of a writer. */
   readonly credentials: Credentials;
-  /** A writer's. */
+  /** A writer's connection. */
   readonly client: Client;
-  /** Collects the daemon's garbage; resolves to the bytes that are left in use, in its heap and beside. Needs `preload`. */
+  /** Collects the daemon's garbage. Resolves to the bytes still in use, inside and outside of its heap. Needs `preload`. */
   collect(): Promise<number>;
-  /** SIGKILL; its jobs go on. */
+  /** Kills the daemon with SIGKILL; its jobs go on. */
   kill(): Promise<void>;
 }
 
 export interface DaemonOptions {
-  /** The state directory of an earlier daemon, which has ended; one of its own when absent. */
+  /** The state directory of an earlier daemon, which has ended; a new one when absent. */
   readonly state?: string;
   /** More flags of jobsd. */
   readonly flags?: readonly string[];
-  /** Loads preload.ts into the daemon, which then holds so many megabytes of live heap more. */
+  /** Loads preload.ts into the daemon, which then holds `heapMb` megabytes of live heap more. */
   readonly preload?: { readonly heapMb: number };
 }
 
 /** What the benchmarks share. Disposing ends every process and removes every file and cgroup. */
 export interface Bench extends AsyncDisposable {
-  /** Open to jobs, too. */
+  /** Where everything is written; jobs can read it, too. */
   readonly directory: string;
-  /** The cgroup that everything runs below; "" where the host has no cgroup v2. */
+  /** The cgroup above everything that runs; "" when the host has no cgroup v2. */
   readonly group: string;
-  /** What this host is, in a line. */
+  /** A line about this host. */
   readonly host: string;
-  /** PEM file of the certificates: "ca.crt", "worker.key". */
+  /** The path of a PEM file: "ca.crt", "worker.key". */
   readonly pem: (name: string) => string;
   startDaemon(options?: DaemonOptions): Promise<Daemon>;
   /** Compiles bench/NAME.c; resolves to the program's path. */
   compile(name: string): Promise<string>;
-  /** A process that ends with the benchmarks at the latest. */
+  /** Makes sure that a process ends with the benchmarks at the latest. */
   adopt<Child extends ChildProcess>(child: Child): Child;
 }
 
@@ -68,53 +80,39 @@ export function checkout(path: string): string {
   return join(ROOT, path);
 }
 
-/** What has to be built, and is not there. */
+/** The built files that are missing. */
 export function unbuilt(): string[] {
   return ["dist/jobs.js", "dist/jobsd.js", "build/supervisor"].filter((path) => !existsSync(checkout(path)));
 }
 
 /**
- * Makes a directory, certificates as in production, and a cgroup where the host has them.
+ * Makes a directory, certificates as in production, and a cgroup if the host has cgroup v2.
  *
- * @param fromSource for tests: daemons are what the source is, not what was built of it, and keys are made fast
+ * @param fromSource for tests: daemons run from source instead of the built bundle, and keys are small
  */
 export async function openBench({ fromSource = false } = {}): Promise<Bench> {
   await using opening = new AsyncDisposableStack();
-  // Jobs of a daemon that is root have a /tmp of their own, and are to see this.
+  // Jobs of a daemon that is root have a /tmp of their own, and must see this directory.
   const directory = mkdtempSync(
     join(process.getuid?.() === 0 ? (process.env["TMPDIR"] ?? "/var/lib") : tmpdir(), "jobs-bench-"),
   );
   opening.defer(() => rm(directory, { recursive: true, force: true, maxRetries: 10 }));
   chmodSync(directory, 0o755);
-  // ext4 takes up to a millisecond to make a file near many that were removed some minutes ago, as by tests. It puts
-  // each directory made in one with this attribute elsewhere, by its name. Other file systems refuse the attribute.
+  // ext4 takes up to a millisecond to make a file near many that were removed minutes ago. With this attribute it places
+  // each subdirectory elsewhere on the disk. Other file systems refuse the attribute.
   await run("chattr", ["+T", directory]).catch(() => {});
-  const hierarchy = openHierarchy(`jobs-bench-${process.pid}`);
-  const group = hierarchy.kind === "cgroup2" ? hierarchy.path : "";
-  if (group !== "")
-    opening.defer(async () => {
-      killGroup(group);
-      await removeGroup(group);
-    });
+  const group = await makeGroup(join(directory, "probe"));
+  if (group !== "") opening.defer(() => removeGroup(group));
   const certs = join(directory, "certs");
   await issueAll({ out: certs, ...(fromSource && { bits: 2048 }) });
   const pem = (name: string): string => join(certs, name);
 
-  const children = new Set<ChildProcess>();
+  const { adopt } = opening.use(openChildren());
   const daemons = new Set<Daemon>();
-  let closed = false;
-  opening.defer(async () => {
-    closed = true;
-    await Promise.allSettled([...daemons].map((daemon) => daemon[Symbol.asyncDispose]()));
-    for (const child of children) child.kill("SIGKILL");
-  });
-  function adopt<Child extends ChildProcess>(child: Child): Child {
-    if (closed) child.kill("SIGKILL");
-    children.add(child);
-    child.once("exit", () => children.delete(child));
-    return child;
-  }
   let count = 0;
+  opening.defer(async () => {
+    await Promise.allSettled([...daemons].map((daemon) => daemon[Symbol.asyncDispose]()));
+  });
   const disposal = opening.move();
   return {
     directory,
@@ -135,11 +133,61 @@ export async function openBench({ fromSource = false } = {}): Promise<Bench> {
     async compile(name) {
       const program = join(directory, name);
       const args = ["-O2", "-o", program, checkout(`bench/${name}.c`)];
-      // As the supervisor is: a static program forks and starts faster.
+      // Static, as the supervisor is: a static program forks and starts faster.
       await run("cc", ["-static", ...args]).catch(() => run("cc", args));
       return program;
     },
     [Symbol.asyncDispose]: () => disposal.disposeAsync(),
+  };
+}
+
+/** Makes a group for the benchmarks beside the one that a worker would make for its jobs; "" without cgroup v2. */
+async function makeGroup(stateDir: string): Promise<string> {
+  const worker = await openWorker({ stateDir });
+  await worker.close();
+  rmSync(stateDir, { recursive: true });
+  const path = /^cgroup v2 at (.+), controllers/.exec(worker.host)?.[1];
+  if (path === undefined) return "";
+  const group = join(dirname(path), `jobs-bench-${process.pid}`);
+  mkdirSync(group);
+  return group;
+}
+
+/** Kills everything in a group, and removes the group once the kernel lets go of it. */
+async function removeGroup(group: string): Promise<void> {
+  writeFileSync(join(group, "cgroup.kill"), "1");
+  // find(1) removes the groups below first. The files in them cannot be removed, and need not be.
+  await retried(() => run("find", [group, "-depth", "-type", "d", "-exec", "rmdir", "{}", "+"]));
+}
+
+/** Calls `attempt` again until it succeeds, for two seconds. */
+async function retried(attempt: () => Promise<unknown>): Promise<void> {
+  for (let left = 100; ; left--) {
+    try {
+      await attempt();
+      return;
+    } catch (error) {
+      if (left === 0) throw error;
+      await delay(20);
+    }
+  }
+}
+
+/** Child processes that are killed on disposing, at once when they are adopted after that. */
+function openChildren(): Pick<Bench, "adopt"> & Disposable {
+  const children = new Set<ChildProcess>();
+  let closed = false;
+  return {
+    adopt(child) {
+      if (closed) child.kill("SIGKILL");
+      children.add(child);
+      child.once("exit", () => children.delete(child));
+      return child;
+    },
+    [Symbol.dispose]() {
+      closed = true;
+      for (const child of children) child.kill("SIGKILL");
+    },
   };
 }
 
@@ -165,7 +213,7 @@ async function startDaemon(
   };
   const logFile = join(directory, `${name}.log`);
   const log = openSync(logFile, "w");
-  // In a session of its own, so that Ctrl-C does not end it before its jobs.
+  // The daemon has a session of its own, so that Ctrl-C does not end it before its jobs.
   const child = adopt(spawn(command, args, { env, detached: true, stdio: ["ignore", "pipe", log] }));
   closeSync(log);
   const exited = once(child, "exit");
@@ -188,7 +236,7 @@ async function startDaemon(
     client,
     async collect() {
       child.kill("SIGUSR2");
-      // The signal is taken in the turn that answers the first call, at the latest.
+      // The daemon handles the signal before it answers the second call.
       for (let i = 0; i < 2; i++) await client.list({ limit: 1 });
       return Number(readFileSync(inUse, "utf8"));
     },
@@ -202,9 +250,9 @@ async function startDaemon(
   };
 }
 
-/** Resolves to the HOST:PORT of "listening on HOST:PORT", the first line of a server's stdout. */
+/** Resolves to the HOST:PORT of "listening on HOST:PORT", which a server says on stdout. */
 export async function address(child: ChildProcess, failure: () => string): Promise<string> {
-  if (child.stdout === null) throw new Error("stdout is no pipe");
+  if (child.stdout === null) throw new Error("stdout is not a pipe");
   for await (const line of createInterface(child.stdout)) {
     const found = /^listening on (\S+)/.exec(line)?.[1];
     if (found !== undefined) return found;
@@ -218,7 +266,7 @@ export function credentialsOf(server: string, pem: Bench["pem"], role: "reader" 
   return { server, ca, cert, key };
 }
 
-/** Ends all that run, and resolves when they have ended. */
+/** Stops all jobs. Resolves when they have ended. */
 async function stopJobs(client: Client): Promise<void> {
   const states = [State.STATE_STARTING, State.STATE_RUNNING, State.STATE_STOPPING];
   for (;;) {

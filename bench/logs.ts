@@ -22,7 +22,7 @@ const ZSTD = LogCompression.LOG_COMPRESSION_ZSTD;
 interface Ended {
   readonly jobId: string;
   readonly bytes: number;
-  /** From the job's end until its log was where it is to be. */
+  /** Time from the job's end until its log was compressed or archived. */
   readonly ms: number;
 }
 
@@ -42,7 +42,7 @@ async function ended(client: Client, compression: LogCompression, archive: boole
   return { jobId, bytes: Number(job?.output?.size), ms: performance.now() - beganMs };
 }
 
-/** MB/s of a client that reads all of it, the median of some. */
+/** Reads a job's output several times. Resolves to the median of the rates in MB/s. */
 async function readRate(client: Client, { jobId, bytes }: Ended): Promise<number> {
   const rates: number[] = [];
   for (let run = 0; run < RUNS; run++) {
@@ -61,7 +61,7 @@ async function tookMs(work: () => Promise<unknown>): Promise<number> {
   return performance.now() - beganMs;
 }
 
-/** What compressing and archiving a log cost, and reading it afterwards. */
+/** Measures compressing and archiving a log, and reading it afterwards. */
 export async function logs(bench: Bench): Promise<Row[]> {
   const archive = join(bench.directory, "archive");
   mkdirSync(archive);

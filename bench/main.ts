@@ -16,7 +16,7 @@ import { soak } from "./soak.ts";
 import { flight, heap, isolation, start } from "./start.ts";
 import { stream } from "./stream.ts";
 
-/** In this order: starts come before anything has filled the disk. */
+/** The benchmarks in their order: starts come before anything has filled the disk. */
 const BENCHMARKS: Readonly<Record<string, (bench: Bench) => Promise<Row[]>>> = {
   start,
   heap,
@@ -50,7 +50,7 @@ TMPDIR says where the daemons' state is for that time, JOBS_BENCH_SOAK how many 
 
 process.exit(await main(process.argv.slice(2)));
 
-/** Resolves to the exit code: 0, 1 when a benchmark failed or a target was not met, 2 when the command line is wrong, 130 after Ctrl-C. */
+/** Runs benchmarks. Resolves to the exit code: 1 if one failed or missed its target, 2 for a wrong command line, 130 after Ctrl-C. */
 async function main(args: string[]): Promise<number> {
   const options = {
     only: { type: "string", multiple: true },
@@ -81,7 +81,7 @@ async function main(args: string[]): Promise<number> {
   return exitCode || (rows.some(({ target }) => target?.met === false) ? 1 : 0);
 }
 
-/** Aborted, once, by Ctrl-C, SIGTERM or an error that nobody caught: there is something to remove after each. */
+/** A signal that Ctrl-C, SIGTERM or an uncaught error aborts, so that everything is removed after each of these. */
 function stopSignal(): AbortSignal {
   const stop = new AbortController();
   for (const signal of ["SIGINT", "SIGTERM"] as const) process.once(signal, () => stop.abort(INTERRUPTED));
@@ -90,7 +90,7 @@ function stopSignal(): AbortSignal {
   return stop.signal;
 }
 
-/** Runs the named benchmarks one after the other; one that fails is told, and the others go on. */
+/** Runs the named benchmarks one after the other. When one fails, that is printed, and the others go on. */
 async function measure(names: readonly string[], stop: AbortSignal): Promise<{ rows: Row[]; exitCode: number }> {
   const rows: Row[] = [];
   let exitCode = 0;
@@ -114,7 +114,7 @@ async function measure(names: readonly string[], stop: AbortSignal): Promise<{ r
       const beganMs = performance.now();
       process.stderr.write(`${name} … `);
       const running = benchmark(bench);
-      running.catch(() => {}); // an abandoned one fails when what it uses is taken away
+      running.catch(() => {}); // an interrupted benchmark fails when what it uses is removed
       try {
         rows.push(...(await Promise.race([running, stopped])));
         process.stderr.write(`${((performance.now() - beganMs) / 1000).toFixed(1)} s\n`);

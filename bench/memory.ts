@@ -11,11 +11,11 @@ async function settledKib(daemon: Daemon): Promise<number> {
   return pssKib(daemon.pid);
 }
 
-/** What 1,000 running jobs and then 1,000 followers, one of each, add to the daemon; and each job's supervisor. */
+/** Measures the memory that 1,000 running jobs, and then a follower of each, add to the daemon; and that of each supervisor. */
 export async function memory(bench: Bench): Promise<Row[]> {
   await using daemon = await bench.startDaemon({ preload: { heapMb: 0 } });
   const { client } = daemon;
-  // What comes with the first few, such as compiled code, is no memory of each.
+  // What the first few bring, such as compiled code, is not counted for each.
   await (await followers(client, await waitingJobs(client, WARM_UP)))[Symbol.asyncDispose]();
   const idle = await settledKib(daemon);
   const jobs = await waitingJobs(client, COUNT);

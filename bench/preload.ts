@@ -1,6 +1,6 @@
 /**
- * Loaded into a daemon that is measured: holds live heap beside it, and on SIGUSR2 collects its garbage and writes the
- * bytes that are in use into a file.
+ * Loaded into a daemon that is measured: holds live heap, and on SIGUSR2 collects garbage and writes the number of bytes in
+ * use into a file.
  */
 import { writeFileSync } from "node:fs";
 import { setFlagsFromString } from "node:v8";
@@ -27,6 +27,6 @@ process.on("SIGUSR2", () => {
   if (typeof collect === "function") collect();
   const { heapUsed, external } = process.memoryUsage();
   writeFileSync(process.env["JOBS_BENCH_IN_USE"] ?? "/dev/null", String(heapUsed + external));
-  // What it holds must not look unused.
+  // The compiler must not find the heap unused.
   if (held.length === 1) held.pop();
 });

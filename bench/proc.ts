@@ -2,22 +2,22 @@ import { readdirSync, readFileSync } from "node:fs";
 
 /* What /proc says of a process. */
 
-/** A line of a file in KiB, "Pss:" of smaps_rollup or "VmRSS:" of status: proc_pid_smaps(5), proc_pid_status(5). */
+/** The value in KiB of a line in a file of /proc, such as "Pss:" in smaps_rollup: proc_pid_smaps(5), proc_pid_status(5). */
 function kib(pid: number, file: string, key: string): number {
   return Number(new RegExp(`^${key}:\\s+(\\d+) kB$`, "m").exec(readFileSync(`/proc/${pid}/${file}`, "utf8"))?.[1]);
 }
 
-/** Proportional set size in KiB: pages that are shared count for their share. */
+/** Proportional set size in KiB: a shared page counts for each process's share of it. */
 export function pssKib(pid: number): number {
   return kib(pid, "smaps_rollup", "Pss");
 }
 
-/** Resident set size in KiB: every page that is mapped, the file's that it runs from too. */
+/** Resident set size in KiB: every page that is mapped, also those of the program's file. */
 export function rssKib(pid: number): number {
   return kib(pid, "status", "VmRSS");
 }
 
-/** The most that rssKib ever was. */
+/** The greatest value that rssKib has had, in KiB. */
 export function peakRssKib(pid: number): number {
   return kib(pid, "status", "VmHWM");
 }

@@ -1,23 +1,23 @@
-/** One measured figure, what it is compared with in the same run, and what was asked of it. */
+/** One measured figure, what it is compared with in the same run, and its target. */
 export interface Row {
   readonly name: string;
   readonly value: number;
   readonly unit: string;
-  /** In the same unit unless it says another; null when there is nothing to compare with. */
+  /** The other figure, in the same unit unless its name says another; null when there is none. */
   readonly comparedWith: string | null;
-  /** `value` over what it is compared with. */
+  /** `value` divided by what it is compared with. */
   readonly ratio: number | null;
-  /** Null when the figure is for information. */
+  /** Null when the figure has no target. */
   readonly target: Target | null;
 }
 
 export interface Target {
-  /** As in "at most 1.0 ms above". */
+  /** Such as "at most 1.0 ms above". */
   readonly text: string;
   readonly met: boolean;
 }
 
-/** A row whose ratio follows from what it is compared with: `[what, value]`, in the row's unit. */
+/** Makes a row. `comparedWith` is [what, value], in the row's unit. */
 export function row(
   name: string,
   value: number,
@@ -36,7 +36,7 @@ export function quantile(values: readonly number[], q: number): number {
   return value;
 }
 
-/** Of an even number of values, the mean of the two in the middle. Throws RangeError when there are none. */
+/** The value in the middle, or the mean of the two in the middle. Throws RangeError when there are no values. */
 export function median(values: readonly number[]): number {
   const sorted = ascending(values);
   const [low, high] = [sorted[Math.floor((sorted.length - 1) / 2)], sorted[Math.floor(sorted.length / 2)]];
@@ -48,7 +48,7 @@ function ascending(values: readonly number[]): number[] {
   return values.toSorted((a, b) => a - b);
 }
 
-/** Three significant digits, more only before the point. */
+/** Formats a number with three significant digits, or more before the point. */
 export function format(value: number): string {
   return Math.abs(value) >= 100 ? value.toFixed(0) : value.toPrecision(3);
 }
@@ -57,7 +57,7 @@ function verdict(target: Target | null): string {
   return target === null ? "" : `${target.met ? "met" : "NOT MET"}: ${target.text}`;
 }
 
-/** Rows as lines of aligned columns with a heading, for people. */
+/** Formats rows as aligned columns with a heading, for people. */
 export function table(rows: readonly Row[]): string {
   const cells = [
     ["", "measured", "compared with", "ratio", "target"],

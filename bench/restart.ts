@@ -1,10 +1,9 @@
 import { execFileSync } from "node:child_process";
 import { mkdirSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { DatabaseSync } from "node:sqlite";
 import { State } from "../proto/generated/jobs/v1/worker.ts";
 import { ClientError } from "../src/client/errors.ts";
-import { newId } from "../src/worker/id.ts";
-import { openJournal } from "../src/worker/journal.ts";
 import { waitingJobs } from "./follow.ts";
 import type { Bench, Daemon } from "./harness.ts";
 import { rssKib } from "./proc.ts";
@@ -18,7 +17,7 @@ const MOST_MS = 1000;
 const MOST_MIB = 150;
 const MKFIFO_PATHS = 1000;
 
-/** A state directory with one job that has ended, and its id. */
+/** Makes a state directory with one job that has ended. Resolves to it and the job's id. */
 async function oneFinished(bench: Bench): Promise<{ readonly state: string; readonly jobId: string }> {
   await using daemon = await bench.startDaemon();
   const { jobId } = await daemon.client.start({ command: "echo", args: ["done"] });
@@ -26,11 +25,13 @@ async function oneFinished(bench: Bench): Promise<{ readonly state: string; read
   return { state: daemon.state, jobId };
 }
 
-/** As many jobs more, each with the rows and the files of job `like`: rows through the journal's own code, files one by one. */
+/** Copies the row and the files of job `like` to `count` jobs with new ids. */
 function multiply(state: string, like: string, count: number): void {
-  using journal = openJournal(state);
-  const job = journal.find(like)?.job;
-  if (!job) throw new Error(`${like} is not in the journal`);
+  using journal = new DatabaseSync(join(state, "journal.db"));
+  const { seq: _seq, ...row } = journal.prepare("SELECT * FROM jobs WHERE id = ?").get(like) ?? {};
+  const columns = Object.keys(row);
+  const insert = journal.prepare(`INSERT INTO jobs (${columns.join()}) VALUES (${columns.map(() => "?").join()})`);
+  journal.exec("BEGIN");
   const jobs = join(state, "jobs");
   const entries = readdirSync(join(jobs, like), { withFileTypes: true });
   const files = entries
@@ -39,27 +40,29 @@ function multiply(state: string, like: string, count: number): void {
   const fifos = entries.filter((entry) => entry.isFIFO()).map(({ name }) => name);
   let missing: string[] = [];
   for (let left = count; left > 0; left--) {
-    const id = newId(undefined);
+    // An id keeps its time, so that the copies sort between the job and those that come.
+    const id = like.slice(0, -String(count).length) + String(left).padStart(String(count).length, "0");
     const directory = join(jobs, id);
     mkdirSync(directory, { mode: 0o700 });
     for (const { name, content } of files) writeFileSync(join(directory, name), content, { mode: 0o600 });
     missing.push(...fifos.map((name) => join(directory, name)));
     if (missing.length >= MKFIFO_PATHS || left === 1) execFileSync("mkfifo", ["-m", "600", ...missing.splice(0)]);
-    journal.insert({ ...job, id, state: "starting" }, undefined);
-    journal.update({ ...job, id });
+    const values = Object.values(row).map((value) => (typeof value === "string" ? value.replaceAll(like, id) : value));
+    insert.run(...values);
   }
+  journal.exec("COMMIT");
 }
 
-/** What one restart took. */
+/** What one restart cost. */
 interface Restarted {
-  /** From spawn until a Query was answered. */
+  /** Time from spawn until a Query was answered. */
   readonly ms: number;
-  /** Resident then, and after a List of a page. */
+  /** Resident memory then, and after a List of a page. */
   readonly readyMib: number;
   readonly pageMib: number;
 }
 
-/** Starts a daemon on `state`, asks for `jobId`, which need not be there, and for a page, and kills it. */
+/** Starts a daemon on `state`, queries `jobId`, which need not exist, lists a page, and kills the daemon. */
 async function restarted(bench: Bench, state: string, jobId: string): Promise<Restarted> {
   const beganMs = performance.now();
   const daemon = await bench.startDaemon({ state });
@@ -74,7 +77,7 @@ async function restarted(bench: Bench, state: string, jobId: string): Promise<Re
   return { ms, readyMib, pageMib };
 }
 
-/** Throws unless all that ran are found as they were, and stop works. */
+/** Throws unless all running jobs are found again and can be stopped. */
 async function checkFound({ client }: Daemon, running: readonly string[]): Promise<void> {
   const found = await client.list({ states: [State.STATE_RUNNING], limit: RUNNING + 1 });
   const ids = found.jobs.map(({ id }) => id);
@@ -85,7 +88,7 @@ async function checkFound({ client }: Daemon, running: readonly string[]): Promi
   if (stopped !== RUNNING) throw new Error(`${stopped} of ${RUNNING} jobs were stopped`);
 }
 
-/** What a daemon that was killed costs to have again, with 100,000 jobs that have ended and 100 that run. */
+/** Measures restarts of a killed daemon with 100,000 jobs that have ended and 100 that run. */
 export async function restart(bench: Bench): Promise<Row[]> {
   const { state, jobId } = await oneFinished(bench);
   multiply(state, jobId, FINISHED);

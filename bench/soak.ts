@@ -8,21 +8,21 @@ import { callsOn, manyAtOnce } from "./start.ts";
 
 const JOBS = 5000;
 const STEPS = 10;
-/** Of all jobs: what comes with the first, such as compiled code and a table's room, is no leak. */
+/** The share of the jobs that runs before anything is measured: what these bring, such as compiled code, is not a leak. */
 const WARM_UP = 0.2;
 const QUIET_MS = 20;
 const QUIET_TRIES = 250;
 const LEAST_AS_FAST = 0.85;
 const MOST_GROWN_MIB = 2;
 
-/** What a daemon that has nothing to do holds. */
+/** The resources of a daemon that has nothing to do. */
 export interface Held {
   readonly descriptors: number;
-  /** Of its spawner. */
+  /** Descriptors of its spawner. */
   readonly spawnerDescriptors: number;
-  /** Directories below the worker's cgroup; 0 where the host has none. */
+  /** Directories below the worker's cgroup; 0 when the host has no cgroup v2. */
   readonly cgroups: number;
-  /** Descendants: spawner and spares; and how many of them nobody has waited for. */
+  /** Descendants, which are the spawner and its spares; and how many of them are zombies. */
   readonly processes: number;
   readonly zombies: number;
 }
@@ -43,7 +43,7 @@ function processes(): {
       children.set(Number(parent), [...(children.get(Number(parent)) ?? []), pid]);
       if (state === "Z") zombies.add(pid);
     } catch {
-      // It has ended.
+      // The process has ended.
     }
   }
   return { children, zombies };
@@ -69,7 +69,7 @@ function held(pid: number, group: string): Held {
   };
 }
 
-/** Resolves when the daemon holds `expected`, or what it holds when that does not come. */
+/** Waits until the daemon holds `expected`. Resolves to what it holds, which differs when that never comes. */
 async function quiet(bench: Bench, { pid }: Daemon, expected?: Held): Promise<Held> {
   let now = held(pid, bench.group);
   for (let i = 0; i < QUIET_TRIES; i++) {
@@ -81,23 +81,23 @@ async function quiet(bench: Bench, { pid }: Daemon, expected?: Held): Promise<He
   return now;
 }
 
-/** What a step of a soak was. */
+/** The result of one step of a soak. */
 export interface Step {
   readonly jobsPerS: number;
-  /** Once its jobs had ended. */
+  /** The daemon's resources when the step's jobs had ended. */
   readonly held: Held;
   readonly inUseMib: number;
   readonly rssMib: number;
 }
 
-/** Runs so many jobs of /bin/true, 32 in flight, a fifth of them before `before`, and then in steps. */
+/** Runs many jobs of /bin/true, 32 in flight: a fifth of them to warm up, whose end is `before`, and then the steps. */
 export async function soaked(
   bench: Bench,
   daemon: Daemon,
   { jobs, steps, between }: { jobs: number; steps: number; between?: (count: number) => void },
 ): Promise<{ readonly before: Held; readonly steps: readonly Step[] }> {
   using calls = callsOn(daemon.credentials);
-  await daemon.collect(); // has its connection
+  await daemon.collect(); // opens the connection
   await manyAtOnce(calls, jobs * WARM_UP);
   const before = await quiet(bench, daemon);
   const found: Step[] = [];
@@ -112,7 +112,7 @@ export async function soaked(
   return { before, steps: found };
 }
 
-/** As many directories, each with a job's files, in one: what the file system takes for it. Returns such per second. */
+/** Makes directories with a job's files, as many as jobs, to learn the file system's part. Returns how many per second. */
 function floor(directory: string, count: number): number {
   const beganMs = performance.now();
   for (let i = 0; i < count; i++) {
@@ -123,7 +123,7 @@ function floor(directory: string, count: number): number {
   return (count / (performance.now() - beganMs)) * 1000;
 }
 
-/** Many short jobs, JOBS_BENCH_SOAK of them, through one daemon: what it holds and how fast it is, first and last. */
+/** Runs JOBS_BENCH_SOAK short jobs through one daemon: measures its resources and its speed at the beginning and at the end. */
 export async function soak(bench: Bench): Promise<Row[]> {
   const jobs = Number(process.env["JOBS_BENCH_SOAK"] ?? JOBS);
   await using daemon = await bench.startDaemon({ preload: { heapMb: 0 } });
@@ -148,7 +148,7 @@ export async function soak(bench: Bench): Promise<Row[]> {
   const text = `flat in ${STEPS} steps: ${descriptors}, spawner's ${spawnerDescriptors}, ${cgroups} cgroups, ${running} processes, ${zombies} zombies`;
   return [
     row(`Soak of ${jobs} short jobs, last third`, lastPerS, "jobs/s", ["first third", firstPerS], {
-      text: `at least ${LEAST_AS_FAST}, less where the file system becomes slower (it has ${format(own)})`,
+      text: `at least ${LEAST_AS_FAST}, less if the file system becomes slower (to ${format(own)})`,
       met: lastPerS / firstPerS >= LEAST_AS_FAST * Math.min(1, own),
     }),
     row("… the daemon's memory in use when quiet, last third", lastMib, "MiB", ["first third", firstMib], {

@@ -23,7 +23,7 @@ const HEAP_MB = 500;
 const FLIGHT = 32;
 const FLIGHT_ROUNDS = 3;
 const JOBS_PER_ROUND = 640;
-/** What a start costs more than a call; on a slow machine as many times what the kernel takes of it. */
+/** What a start may cost above a call: so many ms, or on a slow machine so many times the kernel's own part. */
 const MOST_ABOVE_MS = 1;
 const MOST_FLOORS = 3;
 const MOST_WORSE = 1.1;
@@ -60,7 +60,7 @@ async function timed<T>(into: number[], call: () => Promise<T>): Promise<T> {
   return answer;
 }
 
-/** One empty call and one start, each right after another call; the job's end is waited for outside of both. */
+/** Times one empty call and one start, each right after another call, and then waits for the job's end. */
 async function oneOfEach(calls: Calls, checks: number[], starts: number[], request?: StartRequest): Promise<void> {
   await calls.check();
   await timed(checks, calls.check);
@@ -68,14 +68,14 @@ async function oneOfEach(calls: Calls, checks: number[], starts: number[], reque
   await calls.wait(jobId);
 }
 
-/** What bench/floor.c measures: microseconds of each start, or, with more in flight, starts per second. */
+/** Runs bench/floor.c: microseconds of each start, or starts per second with several in flight. */
 async function floor(program: string, bench: Bench, count: number, flight: number): Promise<number[]> {
   const child = promisify(execFile)(program, [bench.group, String(count), String(flight)]);
   bench.adopt(child.child);
   return (await child).stdout.trim().split("\n").map(Number);
 }
 
-/** Starts one at a time, each right after an empty call. */
+/** Measures starts, one at a time, each right after an empty call. */
 export async function start(bench: Bench): Promise<Row[]> {
   const program = await bench.compile("floor");
   await using daemon = await bench.startDaemon();
@@ -96,7 +96,7 @@ export async function start(bench: Bench): Promise<Row[]> {
   ];
 }
 
-/** Starts in a daemon as it is and in one with 500 MB of live heap, turn by turn. */
+/** Measures starts in a plain daemon and in one with 500 MB of live heap, by turns. */
 export async function heap(bench: Bench): Promise<Row[]> {
   const msOf = await turnByTurn(bench, { without: {}, full: { preload: { heapMb: HEAP_MB } } });
   const target = { text: `at most ${MOST_WORSE.toFixed(2)}`, met: msOf("full") <= MOST_WORSE * msOf("without") };
@@ -104,14 +104,14 @@ export async function heap(bench: Bench): Promise<Row[]> {
   return [row(name, msOf("full"), "ms", ["without", msOf("without")], target)];
 }
 
-/** Starts with all of the isolation, with none, and with all of it and no network, turn by turn. */
+/** Measures starts with all isolation, with none, and with all isolation and no network, by turns. */
 export async function isolation(bench: Bench): Promise<Row[]> {
   const off = { flags: ["--isolation-off", SWITCHES.join(",")] };
   const msOf = await turnByTurn(bench, { on: {}, off, alone: { request: ALONE } });
   return (
     [
       ["Start with all isolation, above none", "on", MOST_ISOLATION_MS],
-      // A network namespace is the kernel's to make, at a price that goes with the machine.
+      // The kernel makes the network namespace, in a time that depends on the machine.
       ["… and with no network", "alone", Math.max(MOST_NETWORK_MS, msOf("off"))],
     ] as const
   ).map(([name, which, most]) => {
@@ -121,7 +121,7 @@ export async function isolation(bench: Bench): Promise<Row[]> {
   });
 }
 
-/** Medians, in ms, of starts in daemons of these options: some of one, then some of the next, and again. */
+/** Measures starts in several daemons by turns. Resolves to the median in ms for each name. */
 async function turnByTurn<Name extends string>(
   bench: Bench,
   daemons: Readonly<Record<Name, DaemonOptions & { readonly request?: StartRequest }>>,
@@ -141,7 +141,7 @@ async function turnByTurn<Name extends string>(
   }
   for (let round = -ROUNDS / 2; round < ROUNDS; round++) {
     for (const { calls, request, ms } of turns)
-      // What the turn before left to be put away is not this one's.
+      // The first few starts settle what the turn before has left to clean up.
       for (let i = -SETTLING; i < STARTS_PER_ROUND; i++)
         await oneOfEach(calls, [], round < 0 || i < 0 ? [] : ms, request);
   }
@@ -160,7 +160,7 @@ export async function manyAtOnce(calls: Calls, count: number): Promise<number> {
   return (count / (performance.now() - beganMs)) * 1000;
 }
 
-/** Jobs per second from start to end with 32 in flight, turn by turn with the floor. */
+/** Measures jobs per second from start to end with 32 in flight, by turns with the floor. */
 export async function flight(bench: Bench): Promise<Row[]> {
   const program = await bench.compile("floor");
   await using daemon = await bench.startDaemon();

@@ -8,7 +8,7 @@ const MESSAGE_BYTES = 256 * 1024;
 const RUNS = 3;
 const LEAST = 0.8;
 
-/** Reads a stream to its end, counts, and returns MB/s. Throws when there were other than `BYTES`. */
+/** Reads a stream to its end. Resolves to the rate in MB/s. Throws when there were not exactly `BYTES`. */
 async function rate(client: Client, jobId: string): Promise<number> {
   const beganMs = performance.now();
   let bytes = 0;
@@ -17,7 +17,7 @@ async function rate(client: Client, jobId: string): Promise<number> {
   return bytes / 1000 / (performance.now() - beganMs);
 }
 
-/** 1 GiB that is on disk already, to one client, turn by turn with a bare grpc-js server on the same terms. */
+/** Measures 1 GiB that is already on disk to one client, by turns with a bare grpc-js server on the same terms. */
 export async function stream(bench: Bench): Promise<Row[]> {
   await using daemon = await bench.startDaemon({ flags: ["--log-limit", "2G"] });
   const { jobId } = await daemon.client.start({ command: "head", args: ["-c", String(BYTES), "/dev/zero"] });
