@@ -1,16 +1,24 @@
+import { resolve } from "node:path";
 import { reasonOf } from "../src/os/errno.ts";
 import { examine, type ExamineOptions } from "../src/worker/doctor/examine.ts";
 import { problemsOf, readTls } from "../src/server/pem.ts";
 import { readTlsFiles } from "./connection.ts";
 import { exitCodeOfFindings, formatFindings, formatSummary, printFindings, type Told } from "./findings.ts";
+import { sharedFindings } from "./kept.ts";
 import { print } from "./output.ts";
 import type { Given } from "./program.ts";
 
 /** `jobsd --check`: what a daemon with these flags could enforce here. Resolves to the exit code of the findings. */
 export async function check(given: Given, options: ExamineOptions): Promise<number> {
-  const stateDir = given.text("state");
-  const found = await examine({ ...options, ...(stateDir && { stateDir }) });
-  const findings = [...found, ...(await certificateFindings(given))];
+  const path = given.text("state");
+  const state = path ? { stateDir: resolve(path) } : {};
+  const found = await examine({ ...options, ...state });
+  const secrets = ["key", "audit"].flatMap((flag) => given.text(flag) ?? []);
+  const findings = [
+    ...found,
+    ...(await certificateFindings(given)),
+    ...sharedFindings(secrets, { ...options, ...state }),
+  ];
   if (given.on("json")) await printFindings(findings, new Date());
   else await print([...formatFindings(findings), formatSummary(findings)]);
   return exitCodeOfFindings(findings);

@@ -1,5 +1,4 @@
-import { readdirSync, statSync } from "node:fs";
-import { basename, dirname, isAbsolute, join, resolve } from "node:path";
+import { dirname, isAbsolute, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import type { Logger } from "pino";
 import manifest from "../package.json" with { type: "json" };
@@ -12,6 +11,7 @@ import { readTlsFiles } from "./connection.ts";
 import { unwaiting } from "./descriptors.ts";
 import { isIgnored, keepIgnored } from "./caller.ts";
 import { EXIT } from "./exit.ts";
+import { placeOf, sharedFindings } from "./kept.ts";
 import { linesTo } from "./lines.ts";
 import { logFlags, logOptions } from "./retention.ts";
 import { exit, print, replaceNodes, sayError } from "./output.ts";
@@ -124,7 +124,7 @@ async function daemon(given: Given): Promise<number> {
   /** What a SIGHUP does; one that comes before there is anything to do ends nothing. */
   const onHangup = new Set<() => void>();
   process.on("SIGHUP", () => onHangup.forEach((each) => each()));
-  const { listen, worker: workerOptions, level, ...served } = await settings(given);
+  const { listen, worker: workerOptions, level, secrets, ...served } = await settings(given);
   const [{ pino }, { parseTarget, formatTarget }, { openWorker }, { serve }] = await Promise.all([
     import("pino"),
     import("../src/client/target.ts"),
@@ -154,6 +154,8 @@ async function daemon(given: Given): Promise<number> {
     logCrashes(log);
     const address = formatTarget({ host, port: server.port });
     log.info({ address, host: worker.host, version: manifest.version }, "listening");
+    for (const { meaning, reason, remedy } of sharedFindings(secrets, workerOptions))
+      log.warn({ reason, remedy }, meaning);
     await print([`listening on ${address}`]).catch(() => {}); // jobs are more than a reader of this line
     const signal = await stopping;
     log.info({ signal }, "shutting down; jobs keep running");
@@ -168,6 +170,8 @@ async function daemon(given: Given): Promise<number> {
 interface Settings {
   readonly listen: string;
   readonly tls: { readonly ca: string; readonly cert: string; readonly key: string };
+  /** The files that no job may read. */
+  readonly secrets: readonly string[];
   readonly worker: WorkerOptions;
   readonly healthSocket: string | undefined;
   readonly audit: string;
@@ -212,6 +216,7 @@ async function settings(given: Given): Promise<Settings> {
   const audit = given.text("audit") ?? join(stateDir, "audit.jsonl");
   const limitBytes = optional(given, "audit-limit", auditLimit);
   const keepMs = optional(given, "audit-keep", parseDurationMs);
+  const secrets = [text("key"), audit];
   const worker: WorkerOptions = {
     stateDir,
     ...hostOptions(given),
@@ -221,8 +226,12 @@ async function settings(given: Given): Promise<Settings> {
     ...(maxJobs !== undefined && { maxJobs }),
     ...(archive && { archive }),
     // For jobs as root, who may do with files what the daemon may.
-    hidden: [resolve(text("key")), placeOf(resolve(audit))],
-    sealed: [process.execPath, dirname(import.meta.dirname), resolve(text("ca")), resolve(text("cert"))],
+    hidden: secrets.flatMap((file) => placeOf(file).paths),
+    sealed: [
+      process.execPath,
+      dirname(import.meta.dirname),
+      ...[text("ca"), text("cert")].flatMap((file) => placeOf(file).paths),
+    ],
   };
   const level = parseWord("--log-level", given.text("log-level") ?? "info", ["debug", "info", "warn", "error"]);
   const shutdownMs = parseDurationMs("--shutdown-timeout", given.text("shutdown-timeout") ?? "10s");
@@ -230,6 +239,7 @@ async function settings(given: Given): Promise<Settings> {
   return {
     listen: text("listen"),
     tls,
+    secrets,
     worker,
     healthSocket: given.text("health-socket"),
     audit,
@@ -242,13 +252,6 @@ async function settings(given: Given): Promise<Settings> {
     maxConnections: optional(given, "max-connections", atLeastTwo),
     maxCalls: optional(given, "max-calls", atLeastTwo),
   };
-}
-
-/** The directory of an audit log that holds nothing else, so that it hides what comes after the file, too; else the file. */
-function placeOf(audit: string): string {
-  const directory = dirname(audit);
-  if (!statSync(directory, { throwIfNoEntry: false })?.isDirectory()) return audit;
-  return readdirSync(directory).every((name) => name.startsWith(basename(audit))) ? directory : audit;
 }
 
 /** Bytes of an audit log; throws UsageError for what a few lines would fill. */

@@ -26,7 +26,7 @@ describe.each(modes)("a daemon %s that is killed", (_mode, options) => {
   ])("%s: its start happened once, and is found by its request id, or did not", async (_when, death, happened) => {
     using directory = testDirectory();
     const lines = join(directory.path, "lines");
-    chmodSync(directory.path, 0o777);
+    chmodSync(directory.path, 0o1777);
     const spec = { ...sh('echo ran >> "$0"; echo said; exit 7', lines), requestId: "once" };
     await using daemon = await testDaemon({ ...options, stateDir: join(directory.path, "state") }, death);
     const answer = daemon.start(spec).catch(() => "no answer");

@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { makeDirectory } from "../os/directory.ts";
 import { reasonOf } from "../os/errno.ts";
 import { JobError } from "./errors.ts";
+import { exposureOf } from "./system/exposure.ts";
 import { withReserve } from "./reserve.ts";
 
 /** What a state directory holds beside files. */
@@ -13,17 +14,32 @@ export interface Directories {
   readonly sparesDir: string;
 }
 
-/** Makes the state directory what it is to be. Throws JobError `unavailable`. */
+/**
+ * Makes the state directory what it is to be. Throws JobError `unavailable`, with `reason: "exposed"`, the path and its
+ * owner where users other than the daemon's could change what is in it, or put another directory in its place.
+ */
 export function openDirectory(stateDir: string): Directories {
   const jobsDir = join(stateDir, "jobs");
   const sparesDir = join(jobsDir, ".spares");
   try {
-    makeDirectory(sparesDir);
+    makeDirectory(stateDir);
+    checkOwn(stateDir);
     chmodSync(stateDir, 0o700);
+    makeDirectory(sparesDir);
   } catch (error) {
+    if (error instanceof JobError) throw error;
     throw new JobError("unavailable", `the state directory cannot be used: ${reasonOf(error)}`, { cause: error });
   }
   return { jobsDir, sparesDir };
+}
+
+/** Throws JobError `unavailable` where other users could change what a state directory holds. */
+export function checkOwn(stateDir: string): void {
+  const exposure = exposureOf(stateDir);
+  if (exposure === undefined) return;
+  const { path, owner, reason, remedy } = exposure;
+  const facts = { reason: "exposed", path, owner };
+  throw new JobError("unavailable", `the state directory cannot be used: ${reason}; ${remedy}`, { facts });
 }
 
 /** Who removes the same directory is done with it by then. */

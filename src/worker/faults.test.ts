@@ -354,7 +354,7 @@ describe.skipIf(noReadOnly)(`on a disk that turns read-only under its writers${r
     "%s: no start; jobs go on, and are stopped; ends wait to be recorded, or are lost with their supervisors",
     async (_mode, options) => {
       using files = testDirectory();
-      chmodSync(files.path, 0o777);
+      chmodSync(files.path, 0o1777);
       using disk = erringDisk(join(files.path, "disk"), 16 * MiB);
       const stateDir = join(disk.path, "state");
       const [gate, written] = [join(files.path, "gate"), join(files.path, "written")];

@@ -17,6 +17,7 @@ import { join, resolve } from "node:path";
 import { codeOf } from "../os/errno.ts";
 import { isSupervised } from "./control.ts";
 import { databasePath, inaccessible, look, unusable } from "./database.ts";
+import { checkOwn } from "./directory.ts";
 import { JobError } from "./errors.ts";
 import { readExit } from "./exit.ts";
 import type { Job } from "./job.ts";
@@ -58,13 +59,14 @@ const WORK = ".recover";
 /**
  * Makes the journal of a state directory anew, of what can be read of the one that there is and of the jobs' directories,
  * and keeps the old one beside it. Killed at any moment it leaves the old one or the new one. Throws JobError `unavailable`
- * while a daemon has the directory.
+ * while a daemon has the directory, or where other users could change it.
  */
 export function recoverJournal(stateDirectory: string, now = new Date()): Recovered {
   const stateDir = resolve(stateDirectory);
   const jobsDir = join(stateDir, "jobs");
   if (!existsSync(jobsDir))
     throw new JobError("unavailable", `${stateDir} is no state directory: there is no ${jobsDir}`);
+  checkOwn(stateDir);
   using _lock = lockDirectory(stateDir);
   const path = databasePath(stateDir);
   checkUnused(path);

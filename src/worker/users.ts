@@ -207,6 +207,14 @@ export function groupNames(gids: readonly number[]): string[] {
   return gids.map((gid) => groups.find(([, , id]) => id === String(gid))?.[0] ?? String(gid));
 }
 
+/** The uids of the accounts that have this group. */
+export function uidsOfGroup(gid: number): number[] {
+  const { users, groups } = readAccounts();
+  const members = new Set(groups.flatMap(([, , id, names]) => (Number(id) === gid ? (names?.split(",") ?? []) : [])));
+  const having = users.filter(([name = "", , , first]) => Number(first) === gid || members.has(name));
+  return having.map(([, , uid]) => Number(uid));
+}
+
 /** An account or a group with a number of this range, in words; undefined when there is none. */
 export function accountWithin({ first, last }: { readonly first: number; readonly last: number }): string | undefined {
   const { users, groups } = readAccounts();

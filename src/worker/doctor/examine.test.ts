@@ -1,5 +1,5 @@
 import { execFileSync, spawnSync } from "node:child_process";
-import { readdirSync, writeFileSync } from "node:fs";
+import { chownSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { expect, test } from "vitest";
 import { openHierarchy } from "../cgroup.ts";
@@ -95,12 +95,26 @@ test("a state directory that cannot be made, and a file system that cannot punch
     reason: expect.stringMatching(/^\d+ MiB are free/),
   });
   expect(readdirSync(directory.path)).toEqual(["file"]);
-  const proc = await examine({ supervisor: SUPERVISOR, stateDir: "/proc" });
+  const sys = await examine({ supervisor: SUPERVISOR, stateDir: "/sys" });
   if (root)
-    expect(named(proc, "state", "log limit")).toMatchObject({
+    expect(named(sys, "state", "log limit")).toMatchObject({
       state: "limited",
       meaning: "a log grows beyond --log-limit",
     });
+});
+
+test.runIf(root)("a state directory that another user could change is told, with its owner", async () => {
+  using directory = testDirectory();
+  const stateDir = join(directory.path, "state");
+  mkdirSync(stateDir);
+  chownSync(stateDir, 65534, 65534);
+  const findings = await examine({ supervisor: SUPERVISOR, stateDir });
+  expect(named(findings, "state", "directory")).toMatchObject({
+    state: "missing",
+    meaning: "no daemon starts",
+    reason: `${stateDir} belongs to nobody (uid 65534), and not to the daemon's user, root (uid 0)`,
+    remedy: "chown it to root (uid 0), or name another state directory",
+  });
 });
 
 test("a supervisor that does not run is a finding, and then nothing is said about namespaces", async () => {

@@ -5,6 +5,7 @@ import type { Hierarchy } from "../cgroup.ts";
 import { LOG_LIMIT_BYTES, checkSupervisor, type WorkerOptions } from "../options.ts";
 import { cgroupFindings, hierarchyCause, placeOf } from "./cgroup.ts";
 import { controllerFindings } from "./controllers.ts";
+import { exposureOf } from "../system/exposure.ts";
 import { found, type Cause, type Finding } from "./finding.ts";
 import {
   cloneFinding,
@@ -53,7 +54,7 @@ export async function examine(options: ExamineOptions): Promise<Finding[]> {
     ...(probed ? [filterFinding(probed, isolationOff)] : []),
     ...whoFindings(options),
     ...findings,
-    ...(state === undefined ? [] : stateFindings(state, probed, logLimitBytes)),
+    ...(stateDir === undefined ? [] : stateFindings(resolve(stateDir), probed, logLimitBytes)),
   ];
 }
 
@@ -77,9 +78,10 @@ function nearest(path: string): string {
   return existsSync(path) || path === "/" ? path : nearest(dirname(path));
 }
 
-function stateFindings(directory: string, probed: Probed | undefined, logLimitBytes: number): Finding[] {
+function stateFindings(stateDir: string, probed: Probed | undefined, logLimitBytes: number): Finding[] {
+  const directory = nearest(stateDir);
   const hole = probed?.get("hole");
-  const unusable = unwritable(directory);
+  const unusable = unwritable(directory) ?? exposed(stateDir);
   const finding = found("state", "directory", unusable, [`${directory} can be written`, "no daemon starts"]);
   if (unusable) return [finding];
   const { bavail, bsize } = statfsSync(directory);
@@ -98,6 +100,11 @@ function stateFindings(directory: string, probed: Probed | undefined, logLimitBy
     found("state", "log limit", endless, ["a log ends at --log-limit", "a log grows beyond --log-limit"], "limited"),
     found("state", "space", scarce, [told, "output may be dropped, which shows as a gap"], "limited"),
   ];
+}
+
+function exposed(stateDir: string): Cause | undefined {
+  const { reason, remedy } = exposureOf(stateDir) ?? {};
+  return reason === undefined || remedy === undefined ? undefined : { reason, remedy };
 }
 
 function unwritable(directory: string): Cause | undefined {
