@@ -10,9 +10,14 @@ export default defineConfig({
     minify: true,
     cleanDir: true,
     chunkFileNames: "[name]-[hash].js",
-    // What the help needs, in one file.
+    // What every command line needs, the help above all, in one file.
     codeSplitting: {
-      groups: [{ name: "program", test: /\/cli\/(program|parse)\.ts$|node_modules\/(sade|mri)\/|\/package\.json$/ }],
+      groups: [
+        {
+          name: "program",
+          test: /\/cli\/(program|parse|bytes|caller|output|descriptors|text|exit)\.ts$|\/(src\/client\/errors|certs\/error|src\/worker\/bytes|src\/os\/errno)\.ts$|node_modules\/(sade|mri)\/|\/package\.json$/,
+        },
+      ],
     },
   },
 });

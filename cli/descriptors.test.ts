@@ -1,6 +1,7 @@
 import { execFile, spawn } from "node:child_process";
 import { once } from "node:events";
 import { constants, existsSync, readFileSync } from "node:fs";
+import { writeFile } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -77,4 +78,15 @@ describe("stdout that takes no more", () => {
     for (let tries = 0; !existsSync(status) && tries < 100; tries++) await new Promise((next) => setTimeout(next, 100));
     expect({ stderr, status: readFileSync(status, "utf8") }).toEqual({ stderr: "", status: "141\n" });
   });
+});
+
+it("the help, which is to be there at once, loads neither sockets nor terminals nor gRPC where it is written to a file", async () => {
+  const telling = `process.on("exit", () => require("node:fs").writeFileSync(process.env.LOADED, process.moduleLoadList.join("\\n")))`;
+  const loaded = `${host.dir}/loaded`;
+  await writeFile(`${host.dir}/telling.cjs`, telling);
+  const script = `"$NODE" --require "$DIR/telling.cjs" -- "$JOBS" --help >/dev/null`;
+  await run("sh", ["-c", script], { env: { ...env, LOADED: loaded } });
+  const modules = readFileSync(loaded, "utf8").split("\n");
+  expect(modules).toContain("NativeModule fs");
+  expect(modules.filter((name) => /^NativeModule (net|tty|http2|crypto)$/.test(name))).toEqual([]);
 });

@@ -1,7 +1,6 @@
-import { constants, createWriteStream, fstatSync, openSync, readFileSync } from "node:fs";
-import { Socket } from "node:net";
-import type { Writable } from "node:stream";
-import { isatty } from "node:tty";
+import { constants, createWriteStream, fstatSync, openSync, readFileSync, type Stats, writeSync } from "node:fs";
+import type { Socket } from "node:net";
+import { Writable } from "node:stream";
 
 /*
  * stdout and stderr are descriptions that the caller may share with other programs. libuv makes that of a pipe or a socket
@@ -11,10 +10,11 @@ import { isatty } from "node:tty";
 /** A stream to a descriptor, whose description stays as it is. */
 export function writerTo(fd: 1 | 2): Writable {
   // libuv opens a terminal anew by itself.
-  if (isatty(fd)) return fd === 1 ? process.stdout : process.stderr;
+  if (isTerminal(fd)) return fd === 1 ? process.stdout : process.stderr;
   const stats = fstatSync(fd);
+  if (stats.isFile() || isMemory(stats)) return atOnce(fd);
   const own = stats.isFIFO() ? reopened(fd) : stats.isSocket() && isNonBlocking(fd) ? fd : undefined;
-  if (own !== undefined) return new Socket({ fd: own, readable: false, writable: true });
+  if (own !== undefined) return socketOf(own);
   // In a thread, where a reader that stalls holds up nobody else.
   return createWriteStream("", { fd, autoClose: false });
 }
@@ -35,8 +35,8 @@ const sockets: Socket[] = [];
  */
 export function unwaiting(fd: 1 | 2): number {
   const stats = fstatSync(fd);
-  if (stats.isSocket()) sockets.push(new Socket({ fd, readable: false, writable: true }));
-  return (stats.isFIFO() || isatty(fd) ? reopened(fd) : undefined) ?? fd;
+  if (stats.isSocket()) sockets.push(socketOf(fd));
+  return (stats.isFIFO() || isTerminal(fd) ? reopened(fd) : undefined) ?? fd;
 }
 
 /** All that can be read from stdin; also where another program has made it non-blocking. */
@@ -47,6 +47,40 @@ export function readStdin(): string {
     if (!(error instanceof Error && "code" in error && error.code === "EAGAIN")) throw error;
     return readFileSync("/dev/stdin", "utf8");
   }
+}
+
+/** Whether a descriptor is a terminal. node:tty brings node:net along, and is not loaded for what can be none. */
+export function isTerminal(fd: number): boolean {
+  const stats = fstatSync(fd);
+  return stats.isCharacterDevice() && !isMemory(stats) && process.getBuiltinModule("node:tty").isatty(fd);
+}
+
+const MEMORY_MAJOR = 1;
+
+/** Of /dev/null and its like, which nobody reads slowly. */
+function isMemory(stats: Stats): boolean {
+  return stats.isCharacterDevice() && ((stats.rdev >> 8) & 0xfff) === MEMORY_MAJOR;
+}
+
+/** Writes to a file, which no reader holds up, without a thread: as Node's own stdout does. */
+function atOnce(fd: number): Writable {
+  return new Writable({
+    decodeStrings: true,
+    write(chunk: Uint8Array, _encoding, done) {
+      try {
+        for (let rest = chunk; rest.length > 0;) rest = rest.subarray(writeSync(fd, rest));
+        done();
+      } catch (error) {
+        done(error instanceof Error ? error : new Error(String(error)));
+      }
+    },
+  });
+}
+
+/** Loads node:net only where it is needed: it is a fifth of what `jobs --help` adds to an empty Node. */
+function socketOf(fd: number): Socket {
+  const { Socket } = process.getBuiltinModule("node:net");
+  return new Socket({ fd, readable: false, writable: true });
 }
 
 /** A non-blocking description of its own; undefined where there can be none: another user's pipe, no reader, no /proc. */

@@ -1,10 +1,8 @@
 import { once } from "node:events";
 import { constants } from "node:os";
 import type { Writable } from "node:stream";
-import { setTimeout as delay } from "node:timers/promises";
-import { isatty } from "node:tty";
 import { reasonOf } from "../src/os/errno.ts";
-import { standardWriters } from "./descriptors.ts";
+import { isTerminal, standardWriters } from "./descriptors.ts";
 import { ClosedPipe, exitCodeOfError } from "./exit.ts";
 import type { MessageName } from "./json.ts";
 import { type Line, rendered, visibleJson } from "./text.ts";
@@ -24,7 +22,7 @@ const deaf = new AbortController();
 stderr.on("error", () => deaf.abort());
 
 /** How wide the terminal is that stdout is; undefined where it is none, 0 where it does not tell. */
-export const terminalWidth: number | undefined = isatty(1) ? (process.stdout.columns ?? 0) : undefined;
+export const terminalWidth: number | undefined = isTerminal(1) ? (process.stdout.columns ?? 0) : undefined;
 
 /**
  * Puts these streams in the place of Node's own, which are made when something touches them: loading node:util does. To be
@@ -106,7 +104,7 @@ export async function exit(exitCode: number): Promise<never> {
 
 /** Ends the process with 128+N, whatever has not been read yet. */
 export async function exitBy(signal: NodeJS.Signals): Promise<never> {
-  await Promise.race([flushed(stderr), delay(LAST_WORDS_MS)]);
+  await Promise.race([flushed(stderr), new Promise((settle) => setTimeout(settle, LAST_WORDS_MS))]);
   // A thread that waits for a reader holds up exit(3), and no signal; a shell tells 128+N of that, too.
   if (stdout.writableLength > 0 || stderr.writableLength > 0) {
     process.removeAllListeners(signal);

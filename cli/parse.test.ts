@@ -1,8 +1,6 @@
-import { resolve } from "node:path";
 import * as fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import {
-  parseArchive,
   parseCount,
   parseCpus,
   parseDevice,
@@ -224,31 +222,5 @@ describe("a umask", () => {
 
   it.each(["", "8", "u=rwx", "1777", "00777"])("%j is refused", (text) => {
     expect(() => parseUmask("--umask", text)).toThrow(/--umask .* is no umask: 022 or 077 is right/);
-  });
-});
-
-describe("an archive", () => {
-  it.each([
-    ["s3://logs", {}, { kind: "s3", bucket: "logs", prefix: "" }],
-    ["s3://logs/", {}, { kind: "s3", bucket: "logs", prefix: "" }],
-    [
-      "s3://my.logs/a/b/",
-      { region: "eu-west-1" },
-      { kind: "s3", bucket: "my.logs", prefix: "a/b", region: "eu-west-1" },
-    ],
-    [
-      "s3://logs/p",
-      { endpoint: "http://127.0.0.1:9000" },
-      { kind: "s3", bucket: "logs", prefix: "p", endpoint: "http://127.0.0.1:9000" },
-    ],
-    ["/mnt/archive", {}, { kind: "directory", path: "/mnt/archive" }],
-    ["a/../b", {}, { kind: "directory", path: resolve("b") }],
-    [undefined, {}, undefined],
-  ])("%s with %j", (text, more, place) => {
-    expect(parseArchive(text, more)).toEqual(place);
-  });
-
-  it.each(["s3://", "s3://UPPER", "s3:logs", "http://logs", "s3://a b/c"])("%s is refused", (text) => {
-    expect(() => parseArchive(text, {})).toThrow(/^--archive ".*" is no archive: s3:\/\/BUCKET\/PREFIX/);
   });
 });

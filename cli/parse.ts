@@ -1,7 +1,4 @@
 import { constants } from "node:os";
-import { resolve } from "node:path";
-import type { Place } from "../src/worker/archive/store.ts";
-import { SWITCHES, type Part } from "../src/worker/isolation.ts";
 
 /** A command line that is wrong; the message says what would be right. */
 export class UsageError extends Error {
@@ -194,37 +191,6 @@ export function parseLabels(flag: string, pairs: readonly string[]): Map<string,
         `${flag} ${quoted(key)} is no label's key: up to 63 letters, digits and ._/- are right, and = before the value`,
       );
   return labels;
-}
-
-/** `pid,ipc`: parts of the isolation. Throws UsageError naming `flag`. */
-export function parseIsolation(flag: string, text: string): Part[] {
-  return text.split(",").map((word) => parseWord(flag, word, SWITCHES));
-}
-
-/** `s3://BUCKET/PREFIX`, or a directory; the others are an S3 archive's. Throws UsageError naming the flag. */
-export function parseArchive(
-  text: string | undefined,
-  { endpoint, region }: { readonly endpoint?: string | undefined; readonly region?: string | undefined },
-): Place | undefined {
-  const [, bucket, prefix = ""] = /^s3:\/\/([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:\/(.*?))?\/*$/.exec(text ?? "") ?? [];
-  if (bucket === undefined && /^[a-z0-9]+:/i.test(text ?? ""))
-    throw new UsageError(`--archive ${quoted(text ?? "")} is no archive: s3://BUCKET/PREFIX or a directory is right`);
-  if (bucket === undefined && (endpoint ?? region) !== undefined)
-    throw new UsageError(
-      `--archive-${endpoint === undefined ? "region" : "endpoint"} is of --archive s3://BUCKET/PREFIX only`,
-    );
-  if (endpoint !== undefined && !/^https?:\/\/[^/?#]+\/?$/.test(endpoint))
-    throw new UsageError(
-      `--archive-endpoint ${quoted(endpoint)} is no endpoint: http://HOST:PORT or https://HOST is right`,
-    );
-  if (bucket === undefined) return text === undefined ? undefined : { kind: "directory", path: resolve(text) };
-  return {
-    kind: "s3",
-    bucket,
-    prefix,
-    ...(endpoint !== undefined && { endpoint }),
-    ...(region !== undefined && { region }),
-  };
 }
 
 /** One of a few words, as they are given. Throws UsageError naming `flag` and the words. */

@@ -65,7 +65,7 @@ export function parse(program: Program, argv: readonly string[]): { command: Com
   const read = scan(words, flags, (word) => unknownFlag(word, program, command, flags));
   const asked = ["help", "version"].find((name) => read.values.has(name));
   if (!command || asked) {
-    build(program).parse(["", program.name, ...(command?.name.split(" ") ?? []), `--${asked}`]);
+    build(program, command).parse(["", program.name, ...(command?.name.split(" ") ?? []), `--${asked}`]);
     return undefined;
   }
   const operands = command.takesCommand ? read.operands : [...read.operands, ...read.behind];
@@ -193,13 +193,14 @@ function isFlag(word: string | undefined): boolean {
   return word !== undefined && word.startsWith("-") && word !== "-" && word !== "--";
 }
 
-function build(program: Program): Sade {
+/** A tree for sade's help, in which `shown` alone has its flags: the others' are a third of the help's time. */
+function build(program: Program, shown: Command | undefined): Sade {
   const tree = sade(program.name, program.commands[0]?.name === "").version(program.version);
   for (const command of program.commands) {
     if (command.name === "") tree.describe([...command.about]);
     else tree.command([command.name, command.operands].filter(Boolean).join(" ")).describe([...command.about]);
     if (command.alias) tree.alias(command.alias);
-    for (const flag of flagsOf(program, command)) option(tree, flag);
+    for (const flag of command === shown ? flagsOf(program, command) : []) option(tree, flag);
     for (const example of command.examples ?? []) tree.example(example);
     tree.action(command.run);
   }
