@@ -1,21 +1,31 @@
 import { defineConfig } from "rolldown";
 
-// Two programs and what they share. Commands are chunks of their own, so that `jobs --help` loads no gRPC.
+// Two programs and what they share. Commands are chunks of their own, so that `jobs --help` loads no gRPC. CommonJS, because
+// Node's loader of modules costs the help a tenth more: it makes every export of node:fs, and loads what they need.
 export default defineConfig({
   input: { jobs: "cli/jobs.ts", jobsd: "cli/jobsd.ts" },
   platform: "node",
+  plugins: [
+    {
+      name: "package",
+      generateBundle() {
+        this.emitFile({ type: "asset", fileName: "package.json", source: '{ "type": "commonjs" }\n' });
+      },
+    },
+  ],
   output: {
     dir: "dist",
-    format: "esm",
+    format: "cjs",
     minify: true,
     cleanDir: true,
+    entryFileNames: "[name].js",
     chunkFileNames: "[name]-[hash].js",
     // What every command line needs, the help above all, in one file.
     codeSplitting: {
       groups: [
         {
           name: "program",
-          test: /\/cli\/(program|parse|bytes|caller|output|descriptors|text|exit)\.ts$|\/(src\/client\/errors|certs\/error|src\/worker\/bytes|src\/os\/errno)\.ts$|node_modules\/(sade|mri)\/|\/package\.json$/,
+          test: /\/cli\/(program|parse|bytes|caller|output|descriptors|text|exit)\.ts$|\/(src\/client\/errors|certs\/error|src\/worker\/bytes|src\/os\/errno)\.ts$|node_modules\/(sade|mri)\/|(?<!node_modules\/.*)\/package\.json$/,
         },
       ],
     },

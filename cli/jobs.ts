@@ -238,7 +238,7 @@ const program: Program = { name: "jobs", version: manifest.version, flags: conne
 replaceNodes();
 keepIgnored();
 const { name, run } = understand(commandLine());
-await finish(name, run);
+void finish(name, run);
 
 /** A command line as what is to be done. */
 function understand(argv: readonly string[]): { name: string; run: () => Promise<number> } {

@@ -42,7 +42,7 @@ replaceNodes();
 // S3's client would look for its configuration, which may name a program to run, in the current directory.
 if (!isAbsolute(process.env["HOME"] ?? "/")) delete process.env["HOME"];
 keepIgnored();
-await exit(await main());
+void main().then(exit);
 
 /** Resolves to the exit code; a start that fails says why in one line on stderr. */
 async function main(): Promise<number> {
