@@ -152,7 +152,7 @@ describe("text that is not ours", () => {
 it("nothing writes but output.ts, and nothing colours but text.ts", () => {
   const allowed: Readonly<Record<string, RegExp>> = {
     "output.ts": /process\.stdout\.columns|std(out|err)\.write|CLEAR_LINE/,
-    "descriptors.ts": /process\.std(out|err)\b|createWriteStream/,
+    "descriptors.ts": /process\.std(out|err)\b|createWriteStream|writeSync/,
     "text.ts": /\\x1b\[/,
     // The daemon's log, in JSON.
     "lines.ts": /writeSync/,
