@@ -83,7 +83,7 @@ async function daemon(given: Given): Promise<number> {
   );
   const worker = await openWorker({ ...workerOptions, log: (at, message, facts) => log[at](facts ?? {}, message) });
   try {
-    const server = await serve({ ...served, worker, verifier: VERIFIER, host, port: wanted, log });
+    const server = await serve({ ...served, worker, host, port: wanted, log });
     onHangup.add(() => {
       log.info("SIGHUP: files are opened anew");
       server.reopen();

@@ -64,6 +64,8 @@ const VERIFIER = fileURLToPath(new URL("../build/verify.node", import.meta.url))
 /** What a daemon is started with. */
 export interface Settings {
   readonly listen: string;
+  /** The addon that verifies chains in a thread of its own. */
+  readonly verifier: string;
   readonly tls: { readonly ca: string; readonly cert: string; readonly key: string };
   /** The files that no job may read. */
   readonly secrets: readonly string[];
@@ -134,6 +136,7 @@ export async function settings(given: Given): Promise<Settings> {
   const tls = await readTlsFiles({ ca: text("ca"), cert: text("cert"), key: text("key") });
   return {
     listen: text("listen"),
+    verifier: VERIFIER,
     tls,
     secrets,
     worker,
