@@ -1,14 +1,17 @@
+import { availableParallelism } from "node:os";
 import { defineConfig } from "vitest/config";
-import type { Reporter } from "vitest/node";
+import type { Reporter, TestCase } from "vitest/node";
 
-/** Closes with one line that a program can read. */
+/** Tells once what was skipped and why, and closes with one line that a program can read. */
 export const tally: Reporter = {
   onTestRunEnd(modules) {
     const tests = modules.flatMap((module) => [...module.children.allTests()]);
-    const count = (state: string): number => tests.filter((test) => test.result().state === state).length;
-    const skipped = count("skipped");
+    const of = (state: string): TestCase[] => tests.filter((test) => test.result().state === state);
+    const skipped = of("skipped");
+    const reasons = Map.groupBy(skipped, ({ fullName }) => /\[skipped: (.+?)\]/.exec(fullName)?.[1] ?? "not asked for");
+    for (const [why, { length }] of reasons) process.stdout.write(`${length} skipped: ${why}\n`);
     process.stdout.write(
-      `${count("passed")} passed, ${count("failed")} failed${skipped ? `, ${skipped} skipped` : ""}\n`,
+      `${of("passed").length} passed, ${of("failed").length} failed${skipped.length ? `, ${skipped.length} skipped` : ""}\n`,
     );
   },
 };
@@ -17,6 +20,8 @@ export default defineConfig({
   test: {
     include: ["{src,cli,certs,bench,scripts,e2e/engine}/**/*.test.ts", "*.test.ts"],
     reporters: [process.stdout.isTTY ? "default" : "dot", tally],
+    // Tests wait for processes as much as they compute: one worker more than there are CPUs keeps those busy.
+    maxWorkers: availableParallelism() + 1,
     testTimeout: 60_000,
     hookTimeout: 60_000,
   },

@@ -39,7 +39,8 @@ async function crashAfter(bytes: number): Promise<Proxy> {
     const [, port] = host.server.split(":");
     const daemon = connectTo(Number(port), "127.0.0.1").on("error", () => client.destroy());
     daemon.pipe(client);
-    daemon.on("close", () => client.destroy());
+    // A loaded machine may take longer to boot a daemon than a first start waits for one.
+    daemon.on("close", () => void Promise.resolve(booted).then(() => client.destroy()));
     client.on("close", () => daemon.destroy());
     client.on("data", (data: Buffer) => {
       const through = data.subarray(0, left);

@@ -367,7 +367,7 @@ describe.skipIf(noReadOnly)(`on a disk that turns read-only under its writers${r
         using log = openLog(worker.directory(id));
         return log.header().started?.supervisor ?? 0;
       });
-      disk.err();
+      await disk.err();
       expect(() => mkdirSync(join(disk.path, "new"))).toThrow("EROFS");
 
       expect(await refused(() => worker.start(run("true")))).toMatchObject({ code: "exhausted" });

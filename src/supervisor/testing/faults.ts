@@ -1,7 +1,8 @@
 import { execFileSync, spawn, spawnSync } from "node:child_process";
 import { once } from "node:events";
-import { accessSync, constants, existsSync, mkdirSync, rmSync, writeFileSync } from "node:fs";
+import { accessSync, constants, existsSync, mkdirSync, mkdtempSync, rmSync, rmdirSync, writeFileSync } from "node:fs";
 import { basename } from "node:path";
+import { codeOf } from "../../os/errno.ts";
 import { soon, until } from "./processes.ts";
 
 const root = process.getuid?.() === 0;
@@ -84,13 +85,18 @@ export function ext4Disk(path: string, bytes: number): Disk {
   const image = `${path}.img`;
   execFileSync("truncate", ["-s", String(bytes), image]);
   execFileSync("mkfs.ext4", ["-q", "-m", "0", image]);
-  execFileSync("mount", ["-o", "loop", image, path]);
+  mountExt4(path);
   return diskAt(path, [image]);
+}
+
+/** Options are given at the first mount: another mount namespace may keep the disk as it was then. */
+function mountExt4(path: string): void {
+  execFileSync("mount", ["-o", "loop,errors=remount-ro", `${path}.img`, path]);
 }
 
 export interface ErringDisk extends Disk {
   /** Makes it read-only, as an error does that the kernel meets in it. What had been written is on it. */
-  err(): void;
+  err(): Promise<void>;
   /** Has it checked and mounted again, once nobody has a file of it open. */
   repair(): Promise<void>;
 }
@@ -98,24 +104,34 @@ export interface ErringDisk extends Disk {
 /** An ext4 of so many bytes that can be made to err. */
 export function erringDisk(path: string, bytes: number): ErringDisk {
   const disk = ext4Disk(path, bytes);
-  const mount = (): void => void execFileSync("mount", ["-o", "loop,errors=remount-ro", `${path}.img`, path]);
-  execFileSync("umount", [path]);
-  mount();
   const device = execFileSync("findmnt", ["-n", "-o", "SOURCE", path]).toString().trim();
   const kernel = `/sys/fs/ext4/${basename(device)}`;
   return {
     ...disk,
-    err() {
+    async err() {
       execFileSync("sync", ["-f", path]);
       writeFileSync(`${kernel}/trigger_fs_error`, "1");
+      // The kernel leaves it to a worker of its own, which may be late.
+      await until(() => isReadOnly(path), "the disk is read-only");
     },
     async repair() {
       unmount(path);
       await until(() => !existsSync(kernel), "no mount namespace has it");
       spawnSync("e2fsck", ["-f", "-y", `${path}.img`]); // it has found something, of course
-      mount();
+      mountExt4(path);
     },
   };
+}
+
+/** Whether nothing can be made in a directory, for a disk that is read-only: mount options do not tell of errors. */
+function isReadOnly(path: string): boolean {
+  try {
+    rmdirSync(mkdtempSync(`${path}/probe-`));
+    return false;
+  } catch (error) {
+    if (codeOf(error) === "EROFS") return true;
+    throw error;
+  }
 }
 
 function diskAt(path: string, images: readonly string[]): Disk {
