@@ -2,11 +2,29 @@ import { globSync, readFileSync } from "node:fs";
 import { dirname, join, normalize } from "node:path";
 import { expect, test } from "vitest";
 
+/** Every room of the worker but the doctor, each of which may import those before it that its row names. */
+const WORKER = ["model", "system", "limits", "log", "cgroup", "supervisor", "journal", "archive", "retention"];
+const worker = (...names: readonly string[]): string[] => names.map((name) => `src/worker/${name}`);
+
 /** A file's room and what it may import; docs/design.md has the table in words. */
-const ROOMS: Readonly<Record<string, { readonly rooms: readonly string[]; readonly packages: readonly string[] }>> = {
-  "src/os": { rooms: [], packages: [] },
-  "src/worker": { rooms: ["src/os"], packages: ["@aws-sdk/client-s3"] },
-  "src/x509": { rooms: ["src/os"], packages: [] },
+const ROOMS: Readonly<Record<string, { readonly rooms: readonly string[]; readonly packages?: readonly string[] }>> = {
+  "src/os": { rooms: [] },
+  "src/worker": { rooms: ["src/os", ...worker(...WORKER, "jobs", "doctor")] },
+  "src/worker/model": { rooms: ["src/os"] },
+  "src/worker/system": { rooms: ["src/os", ...worker("model")] },
+  "src/worker/limits": { rooms: ["src/os", ...worker("model")] },
+  "src/worker/log": { rooms: ["src/os", ...worker("model", "system")] },
+  "src/worker/cgroup": { rooms: ["src/os", ...worker("model", "system", "limits")] },
+  "src/worker/supervisor": { rooms: ["src/os", ...worker("model", "system", "limits", "cgroup")] },
+  "src/worker/journal": { rooms: ["src/os", ...worker("model", "system", "log", "supervisor")] },
+  "src/worker/archive": {
+    rooms: ["src/os", ...worker("model", "system", "log", "journal")],
+    packages: ["@aws-sdk/client-s3"],
+  },
+  "src/worker/retention": { rooms: ["src/os", ...worker("model", "system", "log", "journal", "archive")] },
+  "src/worker/jobs": { rooms: ["src/os", ...worker(...WORKER)] },
+  "src/worker/doctor": { rooms: ["src/os", ...worker("model", "system", "limits", "cgroup", "supervisor")] },
+  "src/x509": { rooms: ["src/os"] },
   "src/server": {
     rooms: ["src/os", "src/worker", "src/x509", "proto"],
     packages: ["@grpc/grpc-js", "pino", "@bufbuild/protobuf"],
@@ -17,22 +35,25 @@ const ROOMS: Readonly<Record<string, { readonly rooms: readonly string[]; readon
     rooms: ["src/os", "src/client", "src/server", "src/worker", "src/x509", "certs", "proto"],
     packages: ["sade", "pino", "@bufbuild/protobuf"],
   },
-  docker: { rooms: [], packages: [] },
+  docker: { rooms: [] },
   // The suites know the daemon and the CLI as users do: built, and by what they answer.
   e2e: { rooms: ["src/os", "certs", "proto"], packages: ["testcontainers"] },
   // It knows the daemon as its clients do: built, and by what it answers.
   faults: { rooms: ["src/os", "src/client", "certs", "proto"], packages: ["fast-check"] },
-  bench: { rooms: ["src/os", "src/client", "src/server", "src/worker", "certs", "proto"], packages: ["@grpc/grpc-js"] },
+  bench: {
+    rooms: ["src/os", "src/client", "src/server", "src/worker", "certs", "proto"],
+    packages: ["@grpc/grpc-js"],
+  },
 };
 /** Tests may make odd certificates and look at all that is theirs to prove. */
 const TEST_PACKAGES = ["vitest", "fast-check", "@peculiar/x509", "reflect-metadata", "@grpc/grpc-js"];
 
 const sources = globSync("{src,cli,certs,docker,e2e,faults,bench}/**/*.ts", { exclude: ["**/*.config.ts"] });
 const roomOf = (path: string): string =>
-  Object.keys(ROOMS).find((room) => path.startsWith(`${room}/`)) ?? path.split("/")[0] ?? "";
+  Object.keys(ROOMS).findLast((room) => path.startsWith(`${room}/`)) ?? path.split("/")[0] ?? "";
 /** Of the rooms that may look at what is theirs to prove; e2e/ proves what is built. */
 const seesAll = (path: string): boolean => isTest(path) && roomOf(path) !== "e2e";
-const isTest = (path: string): boolean => /\.test\.ts$|\/testing\.ts$|\/testing\//.test(path);
+const isTest = (path: string): boolean => /\.test\.ts$|\/testing\.ts$|\/(?:testing|programs)\//.test(path);
 
 function importsOf(path: string): string[] {
   const text = readFileSync(path, "utf8");
@@ -55,7 +76,7 @@ test("a room imports only what the table of rooms allows", () => {
           .split("/")
           .slice(0, name.startsWith("@") ? 2 : 1)
           .join("/");
-        const allowed = [...rule.packages, ...(isTest(path) ? TEST_PACKAGES : [])];
+        const allowed = [...(rule.packages ?? []), ...(isTest(path) ? TEST_PACKAGES : [])];
         return allowed.includes(root) ? [] : [`${path}: ${name}`];
       }
       const room = roomOf(normalize(join(dirname(path), name)));
@@ -64,5 +85,17 @@ test("a room imports only what the table of rooms allows", () => {
         : [`${path}: ${name}`];
     });
   });
+  expect(strays).toEqual([]);
+});
+
+test("the worker has one public face", () => {
+  const strays = sources
+    .filter((path) => !path.startsWith("src/worker/") && !seesAll(path))
+    .flatMap((path) =>
+      importsOf(path)
+        .filter((name) => name.startsWith(".") && normalize(join(dirname(path), name)).startsWith("src/worker/"))
+        .filter((name) => !name.endsWith("/worker/index.ts"))
+        .map((name) => `${path}: ${name}`),
+    );
   expect(strays).toEqual([]);
 });

@@ -1,17 +1,17 @@
 import { execFile } from "node:child_process";
 import { promisify } from "node:util";
-import { HealthClient, type HealthCheckResponse } from "../proto/generated/grpc/health/v1/health.ts";
+import { type HealthCheckResponse, HealthClient } from "../proto/generated/grpc/health/v1/health.ts";
 import {
   Network,
   StartRequest,
-  WorkerServiceClient,
   type StartResponse,
   type WaitResponse,
+  WorkerServiceClient,
 } from "../proto/generated/jobs/v1/worker.ts";
 import { unary } from "../src/client/calls.ts";
 import type { Credentials } from "../src/client/index.ts";
 import { channelFor, formatTarget, parseTarget, secureContext } from "../src/client/target.ts";
-import { SWITCHES } from "../src/worker/isolation.ts";
+import { SWITCHES } from "../src/worker/index.ts";
 import type { Bench, DaemonOptions } from "./harness.ts";
 import { format, median, row, type Row } from "./report.ts";
 

@@ -1,5 +1,5 @@
 import { readFileSync } from "node:fs";
-import { textOf } from "../src/worker/bytes.ts";
+import { textOf } from "../src/os/bytes.ts";
 import { UsageError } from "./parse.ts";
 
 /*

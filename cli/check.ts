@@ -1,6 +1,6 @@
 import { resolve } from "node:path";
 import { reasonOf } from "../src/os/errno.ts";
-import { examine, type ExamineOptions } from "../src/worker/doctor/examine.ts";
+import { examine, type ExamineOptions } from "../src/worker/index.ts";
 import { problemsOf, readTls } from "../src/server/pem.ts";
 import { readTlsFiles } from "./connection.ts";
 import { exitCodeOfFindings, formatFindings, formatSummary, printFindings, type Told } from "./findings.ts";

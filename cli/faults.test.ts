@@ -5,11 +5,11 @@ import { connect as connectTcp, type Socket } from "node:net";
 import { join } from "node:path";
 import { setTimeout } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { ClientError, connect, type Client } from "../src/client/index.ts";
+import { type Client, ClientError, connect } from "../src/client/index.ts";
 import { failing, noInjection, noMounts, reason, smallDisk } from "../src/supervisor/testing/faults.ts";
 import { until } from "../src/supervisor/testing/processes.ts";
-import { modes, testDirectory } from "../src/worker/testing.ts";
-import { launch, startHost, type Host } from "./testing.ts";
+import { modes, testDirectory } from "../src/worker/testing/worker.ts";
+import { type Host, launch, startHost } from "./testing.ts";
 
 const noGroups = modes.length > 1 ? undefined : "this host has no usable cgroup v2";
 const HOUR_MS = 3_600_000;

@@ -1,6 +1,6 @@
 import { ExamineResponse } from "../proto/generated/jobs/v1/worker.ts";
 import { fromFinding } from "../src/server/translate.ts";
-import type { Finding } from "../src/worker/doctor/finding.ts";
+import type { Finding } from "../src/worker/index.ts";
 import { EXIT } from "./exit.ts";
 import { printMessage } from "./output.ts";
 import { type Line, padded, widthOf } from "./text.ts";

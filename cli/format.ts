@@ -1,7 +1,7 @@
 import { constants } from "node:os";
-import { type Isolation, type Job, Network, type Usage, stateToJSON } from "../proto/generated/jobs/v1/worker.ts";
+import { type Isolation, type Job, Network, stateToJSON, type Usage } from "../proto/generated/jobs/v1/worker.ts";
+import { textOf } from "../src/os/bytes.ts";
 import { logFacts } from "./logs.ts";
-import { textOf } from "../src/worker/bytes.ts";
 import { columns, type Line, type Part, visible } from "./text.ts";
 import { formatBytes, formatDuration, toMs } from "./units.ts";
 

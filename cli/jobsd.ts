@@ -65,7 +65,7 @@ async function daemon(given: Given): Promise<number> {
   const [{ pino }, { parseTarget, formatTarget }, { openWorker }, { serve }] = await Promise.all([
     import("pino"),
     import("../src/client/target.ts"),
-    import("../src/worker/worker.ts"),
+    import("../src/worker/index.ts"),
     import("../src/server/server.ts"),
   ]);
   const { host, port: wanted } = parseTarget(listen, "--listen");

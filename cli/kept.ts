@@ -1,6 +1,6 @@
 import { readdirSync, readlinkSync, realpathSync, statSync } from "node:fs";
 import { basename, dirname, relative, resolve } from "node:path";
-import type { WorkerOptions } from "../src/worker/options.ts";
+import type { WorkerOptions } from "../src/worker/index.ts";
 import type { Told } from "./findings.ts";
 
 /** What keeps one of the daemon's own files from jobs of the daemon's user, who may do with files what the daemon may. */

@@ -2,10 +2,10 @@ import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { type Client, connect } from "../src/client/index.ts";
-import { newId } from "../src/worker/id.ts";
-import type { Job } from "../src/worker/job.ts";
-import { openJournal } from "../src/worker/journal.ts";
-import { JOB } from "../src/worker/testing.ts";
+import { openJournal } from "../src/worker/journal/journal.ts";
+import { newId } from "../src/worker/model/id.ts";
+import type { Job } from "../src/worker/model/job.ts";
+import { JOB } from "../src/worker/testing/worker.ts";
 import { type Host, startHost } from "./testing.ts";
 
 /** What no call may hold the daemon's event loop for. */

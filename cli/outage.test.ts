@@ -5,7 +5,7 @@ import { connect as connectTo, createServer, type Socket } from "node:net";
 import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { testDirectory } from "../src/worker/testing.ts";
+import { testDirectory } from "../src/worker/testing/worker.ts";
 import { type Host, launch, startHost } from "./testing.ts";
 
 let host: Host;

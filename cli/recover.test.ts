@@ -12,10 +12,10 @@ import {
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { expect, test } from "vitest";
-import type { Recovered } from "../src/worker/recover.ts";
-import { launch, startHost, type Host, type Ran } from "./testing.ts";
+import type { Recovered } from "../src/worker/journal/rebuild.ts";
+import { type Host, launch, type Ran, startHost } from "./testing.ts";
 
-const DEATH = fileURLToPath(new URL("../src/worker/testing-death.ts", import.meta.url));
+const DEATH = fileURLToPath(new URL("../src/worker/testing/death.ts", import.meta.url));
 
 function recover(host: Host, ...flags: readonly string[]): Promise<Ran> {
   return launch("jobsd", ["--recover", "--state", join(host.dir, "state"), ...flags]).ended;

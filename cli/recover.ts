@@ -1,4 +1,4 @@
-import { recoverJournal, type Recovered } from "../src/worker/recover.ts";
+import { type Recovered, recoverJournal } from "../src/worker/index.ts";
 import { EXIT } from "./exit.ts";
 import { count } from "./format.ts";
 import { print, printJson } from "./output.ts";

@@ -1,4 +1,4 @@
-import type { WorkerOptions } from "../src/worker/options.ts";
+import type { WorkerOptions } from "../src/worker/index.ts";
 import { parseCount, parseDurationMs, parseSizeBytes, parseWord, UsageError } from "./parse.ts";
 import { type Flag, type Given, optional } from "./program.ts";
 

@@ -1,9 +1,7 @@
 import { dirname, join, resolve } from "node:path";
 import { fileURLToPath } from "node:url";
 import type { AuditLimits } from "../src/server/audit-file.ts";
-import type { Place } from "../src/worker/archive/store.ts";
-import { type Part, SWITCHES } from "../src/worker/isolation.ts";
-import type { WorkerOptions } from "../src/worker/options.ts";
+import { type Part, type Place, SWITCHES, type WorkerOptions } from "../src/worker/index.ts";
 import { readTlsFiles } from "./connection.ts";
 import { placeOf } from "./kept.ts";
 import { parseCount, parseDurationMs, parseSizeBytes, parseWord, UsageError } from "./parse.ts";

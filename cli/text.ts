@@ -16,7 +16,7 @@ export function visible(text: string): string {
   return text.replace(UNSEEN, (char) => {
     const code = char.codePointAt(0) ?? 0;
     const hex = code.toString(16);
-    // worker/bytes.ts has a byte that is not UTF-8 as a lone surrogate.
+    // src/os/bytes.ts has a byte that is not UTF-8 as a lone surrogate.
     if (code >= 0xdc80 && code <= 0xdcff) return `\\x${(code & 0xff).toString(16)}`;
     if (code < 0x80) return SHORT[char] ?? `\\x${hex.padStart(2, "0")}`;
     return code > 0xffff ? `\\U${hex.padStart(8, "0")}` : `\\u${hex.padStart(4, "0")}`;

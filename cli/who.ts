@@ -1,5 +1,4 @@
-import type { WorkerOptions } from "../src/worker/options.ts";
-import type { UidRange } from "../src/worker/uids.ts";
+import type { UidRange, WorkerOptions } from "../src/worker/index.ts";
 import { UsageError } from "./parse.ts";
 import { type Flag, type Given, optional } from "./program.ts";
 

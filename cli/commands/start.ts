@@ -2,12 +2,12 @@ import { randomUUID } from "node:crypto";
 import { Network, StartResponse } from "../../proto/generated/jobs/v1/worker.ts";
 import type { Client, StartInput } from "../../src/client/index.ts";
 import { retrying } from "../../src/client/resume.ts";
-import { bytesOf } from "../../src/worker/bytes.ts";
+import { bytesOf } from "../../src/os/bytes.ts";
 import { environment } from "../bytes.ts";
 import { withClient } from "../connection.ts";
 import { EXIT } from "../exit.ts";
-import { riding } from "../outage.ts";
 import { logPolicy } from "../logs.ts";
+import { riding } from "../outage.ts";
 import { print, printMessage } from "../output.ts";
 import {
   parseCount,

@@ -2,24 +2,24 @@ import { once } from "node:events";
 import { credentials, Metadata, Server, ServerCredentials, status } from "@grpc/grpc-js";
 import { beforeAll, describe, expect, test } from "vitest";
 import {
-  WorkerServiceClient,
-  WorkerServiceService,
   StartRequest,
   StreamRequest,
+  WorkerServiceClient,
+  WorkerServiceService,
 } from "../../proto/generated/jobs/v1/worker.ts";
-import { JobError } from "../worker/errors.ts";
+import { JobError } from "../worker/model/errors.ts";
 import { guardedInterceptor, type Hooks } from "./guard.ts";
 import {
   answer,
   authority,
+  type Authority,
   clientOf,
   errorOf,
   JOB,
   logTo,
+  type Pair,
   running,
   until,
-  type Authority,
-  type Pair,
 } from "./testing.ts";
 
 function bang(): never {

@@ -1,18 +1,18 @@
 import { randomUUID } from "node:crypto";
 import {
-  ServerInterceptingCall,
-  status,
   type handleServerStreamingCall,
   type handleUnaryCall,
   type Metadata,
+  ServerInterceptingCall,
   type ServerInterceptor,
   type ServerListener,
   type ServerWritableStream,
+  status,
 } from "@grpc/grpc-js";
 import type { Logger } from "pino";
-import { JobError } from "../worker/errors.ts";
+import { JobError } from "../worker/index.ts";
 import type { Principal } from "./identity.ts";
-import { failureOf, statusOf, type Failure } from "./status.ts";
+import { type Failure, failureOf, statusOf } from "./status.ts";
 
 // grpc-js lets an exception in an interceptor and a rejection in a handler end the process. Everything that it calls
 // goes through this file, which turns both into INTERNAL with an id to find the log line by, and nothing else of it.

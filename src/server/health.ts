@@ -3,14 +3,14 @@ import { chmod, lstat, rm } from "node:fs/promises";
 import { connect } from "node:net";
 import { Server, ServerCredentials } from "@grpc/grpc-js";
 import type { Logger } from "pino";
-import { codeOf, reasonOf } from "../os/errno.ts";
 import {
   HealthCheckResponse_ServingStatus as ServingStatus,
-  HealthService,
   type HealthServer,
+  HealthService,
 } from "../../proto/generated/grpc/health/v1/health.ts";
-import { JobError, quoted } from "../worker/errors.ts";
-import { handlers, type Caller, type Handlers } from "./guard.ts";
+import { codeOf, reasonOf } from "../os/errno.ts";
+import { JobError, quoted } from "../worker/index.ts";
+import { type Caller, handlers, type Handlers } from "./guard.ts";
 import type { Principal } from "./identity.ts";
 import { grpcOptions } from "./limits.ts";
 import { ServeError } from "./pem.ts";

@@ -1,17 +1,17 @@
 import { randomUUID } from "node:crypto";
 import { Duplex } from "node:stream";
-import { status, type Metadata, type ServerInterceptor } from "@grpc/grpc-js";
+import { type Metadata, type ServerInterceptor, status } from "@grpc/grpc-js";
 import type { Logger } from "pino";
-import { readable, textOf } from "../worker/bytes.ts";
-import { audited, short, type Audit, type AuditRecord } from "./audit.ts";
-import { peerOf, type Connections, type Ends } from "./connections.ts";
+import { readable, textOf } from "../os/bytes.ts";
+import { type Audit, audited, type AuditRecord, short } from "./audit.ts";
+import { type Connections, type Ends, peerOf } from "./connections.ts";
 import type { Few } from "./few.ts";
-import { explain, guardedInterceptor, type Caller } from "./guard.ts";
+import { type Caller, explain, guardedInterceptor } from "./guard.ts";
 import type { Identity } from "./identity.ts";
-import { mutates, needsRecord, rolesOf } from "./roles.ts";
 import { MAX_QUESTION_BYTES, MAX_UNREAD_BYTES } from "./limits.ts";
+import { mutates, needsRecord, rolesOf } from "./roles.ts";
 import type { Shares } from "./shares.ts";
-import { statusOf, type Failure } from "./status.ts";
+import { type Failure, statusOf } from "./status.ts";
 import type { Turns } from "./turns.ts";
 
 const MAX_RECORDED_CHARS = 1024;

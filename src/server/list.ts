@@ -1,5 +1,5 @@
 import { ListResponse, type ListRequest } from "../../proto/generated/jobs/v1/worker.ts";
-import type { Worker } from "../worker/worker.ts";
+import type { Worker } from "../worker/index.ts";
 import type { Context } from "./guard.ts";
 import { LIST_BYTES, LIST_MS } from "./limits.ts";
 import { fromJob, toListFilter } from "./translate.ts";

@@ -1,6 +1,6 @@
 import { expect, test } from "vitest";
 import { StartRequest } from "../../proto/generated/jobs/v1/worker.ts";
-import { JobError } from "../worker/errors.ts";
+import { JobError } from "../worker/model/errors.ts";
 import { strictly } from "./requests.ts";
 import { SERVICE } from "./stream.ts";
 

@@ -1,6 +1,6 @@
 import { BinaryReader } from "@bufbuild/protobuf/wire";
 import { reasonOf } from "../os/errno.ts";
-import { JobError } from "../worker/errors.ts";
+import { JobError } from "../worker/index.ts";
 
 const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 

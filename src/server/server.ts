@@ -5,7 +5,7 @@ import { fileURLToPath } from "node:url";
 import { Server, ServerCredentials, type Metadata } from "@grpc/grpc-js";
 import type { Logger } from "pino";
 import { HealthService } from "../../proto/generated/grpc/health/v1/health.ts";
-import type { Worker } from "../worker/worker.ts";
+import type { Worker } from "../worker/index.ts";
 import type { TlsPem } from "../x509/pem.ts";
 import { openAudit } from "./audit.ts";
 import type { AuditLimits } from "./audit-file.ts";

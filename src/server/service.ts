@@ -1,20 +1,18 @@
 import type { handleServerStreamingCall, handleUnaryCall } from "@grpc/grpc-js";
 import {
-  QueryResponse,
   type Job as ProtoJob,
   type ListRequest,
   type QueryRequest,
+  QueryResponse,
   type StreamRequest,
   type WaitRequest,
   WaitResponse,
   type WorkerServiceServer,
 } from "../../proto/generated/jobs/v1/worker.ts";
-import { brief } from "../worker/brief.ts";
-import type { Job } from "../worker/job.ts";
-import type { Worker } from "../worker/worker.ts";
+import { brief, type Job, type Worker } from "../worker/index.ts";
 import type { Context, Handlers } from "./guard.ts";
 import { listJobs } from "./list.ts";
-import { streamOutput, streamStats, type StreamMessage } from "./stream.ts";
+import { type StreamMessage, streamOutput, streamStats } from "./stream.ts";
 import { toResources } from "./translate-resources.ts";
 import { fromFinding, fromJob, toJobSpec, toStop } from "./translate.ts";
 

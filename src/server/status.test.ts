@@ -2,7 +2,7 @@ import { status } from "@grpc/grpc-js";
 import * as fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { BadRequest, ErrorInfo, RetryInfo, Status } from "../../proto/generated/google/rpc/details.ts";
-import { invalid, JobError, type JobErrorCode } from "../worker/errors.ts";
+import { invalid, JobError, type JobErrorCode } from "../worker/model/errors.ts";
 import { failureOf, statusOf } from "./status.ts";
 
 /** What a client gets of a worker's error. */

@@ -1,6 +1,6 @@
 import { Metadata, status, type StatusObject } from "@grpc/grpc-js";
 import { BadRequest, ErrorInfo, RetryInfo, Status } from "../../proto/generated/google/rpc/details.ts";
-import { JobError, type JobErrorCode } from "../worker/errors.ts";
+import { JobError, type JobErrorCode } from "../worker/index.ts";
 import { RETRY_DELAY_MS } from "./limits.ts";
 
 /** What a client learns of an error. */

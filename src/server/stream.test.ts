@@ -10,10 +10,10 @@ import {
   StreamRequest,
   StreamResponse,
 } from "../../proto/generated/jobs/v1/worker.ts";
-import type { Chunk } from "../worker/output.ts";
+import type { Chunk } from "../worker/log/reader.ts";
 import type { Worker } from "../worker/worker.ts";
 import { encode } from "./stream.ts";
-import { authority, clientOf, JOB, running, silence, until, type Authority, type Pair } from "./testing.ts";
+import { authority, type Authority, clientOf, JOB, type Pair, running, silence, until } from "./testing.ts";
 
 let trusted: Authority;
 let reader: Pair;

@@ -1,16 +1,13 @@
 import type { ServerWritableStream } from "@grpc/grpc-js";
 import {
   Source,
-  StreamResponse,
-  WorkerServiceService,
   type StatsRequest,
   type StatsResponse,
   type StreamRequest,
+  StreamResponse,
+  WorkerServiceService,
 } from "../../proto/generated/jobs/v1/worker.ts";
-import { brief } from "../worker/brief.ts";
-import type { Job } from "../worker/job.ts";
-import type { Chunk, Gap } from "../worker/output.ts";
-import type { Worker } from "../worker/worker.ts";
+import { brief, type Chunk, type Gap, type Job, type Worker } from "../worker/index.ts";
 import type { Context } from "./guard.ts";
 import { fromJob, fromUsage, toStatsOptions, toStreamOptions } from "./translate.ts";
 

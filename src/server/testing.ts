@@ -1,10 +1,9 @@
-import "reflect-metadata";
 import { randomBytes, type webcrypto } from "node:crypto";
 import { once } from "node:events";
 import { isIP } from "node:net";
 import { PassThrough, type Writable } from "node:stream";
 import { createSecureContext } from "node:tls";
-import { credentials, type ClientOptions, type ServiceError } from "@grpc/grpc-js";
+import { type ClientOptions, credentials, type ServiceError } from "@grpc/grpc-js";
 import {
   BasicConstraintsExtension,
   ExtendedKeyUsage,
@@ -13,14 +12,15 @@ import {
   SubjectAlternativeNameExtension,
   X509CertificateGenerator,
 } from "@peculiar/x509";
-import { pino, type Logger } from "pino";
+import { type Logger, pino } from "pino";
+import "reflect-metadata";
 import { HealthClient } from "../../proto/generated/grpc/health/v1/health.ts";
 import { WorkerServiceClient } from "../../proto/generated/jobs/v1/worker.ts";
-import { JobError } from "../worker/errors.ts";
-import type { Job } from "../worker/job.ts";
+import { JobError } from "../worker/model/errors.ts";
+import type { Job } from "../worker/model/job.ts";
 import type { Worker } from "../worker/worker.ts";
 import type { AuditRecord } from "./audit.ts";
-import { serve, type ServeOptions, type Served } from "./server.ts";
+import { serve, type Served, type ServeOptions } from "./server.ts";
 
 const ALGORITHM = {
   name: "RSASSA-PKCS1-v1_5",

@@ -1,5 +1,5 @@
 import type { Duration } from "../../proto/generated/google/protobuf/duration.ts";
-import { invalid } from "../worker/errors.ts";
+import { invalid } from "../worker/index.ts";
 
 /** Seconds: the range of google.protobuf.Duration, about 10,000 years. */
 const MAX_DURATION_S = 315_576_000_000n;

@@ -1,7 +1,5 @@
-import { Network, type Isolation, type Rlimit, type StartRequest } from "../../proto/generated/jobs/v1/worker.ts";
-import { invalid } from "../worker/errors.ts";
-import type { Job, JobSpec } from "../worker/job.ts";
-import type { NamedRlimit } from "../worker/rlimits.ts";
+import { type Isolation, Network, type Rlimit, type StartRequest } from "../../proto/generated/jobs/v1/worker.ts";
+import { invalid, type Job, type JobSpec, type NamedRlimit } from "../worker/index.ts";
 import { defined, fromCount, toCount } from "./translate-resources.ts";
 
 /** What a start asks of isolation; throws JobError `invalid`. */

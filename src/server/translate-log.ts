@@ -1,12 +1,11 @@
 import {
+  type Log as ProtoLog,
   LogCompression,
   LogKeep,
   LogPlace,
-  type Log as ProtoLog,
   type LogPolicy as ProtoLogPolicy,
 } from "../../proto/generated/jobs/v1/worker.ts";
-import { invalid } from "../worker/errors.ts";
-import type { JobLog, LogPolicy } from "../worker/job.ts";
+import { invalid, type JobLog, type LogPolicy } from "../worker/index.ts";
 import { fromMs, toMs } from "./translate-duration.ts";
 import { defined, fromCount, toCount } from "./translate-resources.ts";
 

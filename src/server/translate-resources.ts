@@ -1,23 +1,23 @@
 import {
-  LinuxResources as ProtoResources,
   type LinuxBlockIo as ProtoBlockIo,
   type LinuxCpu as ProtoCpu,
   type LinuxDeviceCgroup as ProtoDevice,
   type LinuxMemory as ProtoMemory,
   type LinuxNetwork as ProtoNetwork,
+  LinuxResources as ProtoResources,
   type LinuxThrottleDevice as ProtoThrottleDevice,
   type LinuxWeightDevice as ProtoWeightDevice,
 } from "../../proto/generated/jobs/v1/resources.ts";
-import { invalid } from "../worker/errors.ts";
-import type {
-  LinuxBlockIO,
-  LinuxCpu,
-  LinuxDeviceCgroup,
-  LinuxMemory,
-  LinuxResources,
-  LinuxThrottleDevice,
-  LinuxWeightDevice,
-} from "../worker/resources.ts";
+import {
+  invalid,
+  type LinuxBlockIO,
+  type LinuxCpu,
+  type LinuxDeviceCgroup,
+  type LinuxMemory,
+  type LinuxResources,
+  type LinuxThrottleDevice,
+  type LinuxWeightDevice,
+} from "../worker/index.ts";
 
 type Defined<T> = { [K in keyof T]?: Exclude<T[K], undefined> };
 

@@ -14,11 +14,11 @@ import {
   StopRequest,
   StreamRequest,
 } from "../../proto/generated/jobs/v1/worker.ts";
-import type { How, JobLog } from "../worker/job.ts";
+import type { How, JobLog } from "../worker/model/job.ts";
 import { JOB } from "./testing.ts";
-import { fromJob, toJobSpec, toListFilter, toStatsOptions, toStop, toStreamOptions } from "./translate.ts";
 import { toLogPolicy } from "./translate-log.ts";
 import { fromResources, toResources } from "./translate-resources.ts";
+import { fromJob, toJobSpec, toListFilter, toStatsOptions, toStop, toStreamOptions } from "./translate.ts";
 
 const EVERYTHING = ProtoResources.fromPartial({
   devices: [

@@ -1,27 +1,37 @@
 import {
-  FindingState,
-  Job as ProtoJob,
-  Source as ProtoSource,
-  State as ProtoState,
   type Ended as ProtoEnded,
   type Finding as ProtoFinding,
+  FindingState,
+  Job as ProtoJob,
   type ListRequest,
   type Pressure as ProtoPressure,
+  Source as ProtoSource,
   type Stall as ProtoStall,
   type StartRequest,
+  State as ProtoState,
   type StatsRequest,
   type StopRequest,
   type StreamRequest,
   type Usage as ProtoUsage,
 } from "../../proto/generated/jobs/v1/worker.ts";
-import { bytesOf, readable, textOf } from "../worker/bytes.ts";
-import type { Brief } from "../worker/brief.ts";
-import type { Finding } from "../worker/doctor/finding.ts";
-import { invalid, quoted } from "../worker/errors.ts";
-import type { Ended, Job, JobSpec, Pressure, Stall, State, Usage } from "../worker/job.ts";
-import type { Position, StreamOptions } from "../worker/output.ts";
-import type { ListFilter } from "../worker/list.ts";
-import type { StatsOptions } from "../worker/stats.ts";
+import { bytesOf, readable, textOf } from "../os/bytes.ts";
+import {
+  type Brief,
+  type Ended,
+  type Finding,
+  invalid,
+  type Job,
+  type JobSpec,
+  type ListFilter,
+  type Position,
+  type Pressure,
+  quoted,
+  type Stall,
+  type State,
+  type StatsOptions,
+  type StreamOptions,
+  type Usage,
+} from "../worker/index.ts";
 import { fromMs, fromUs, toMs } from "./translate-duration.ts";
 import { fromIsolation, toIsolation } from "./translate-isolation.ts";
 import { fromLog, fromLogPolicy, toLogPolicy } from "./translate-log.ts";

@@ -3,8 +3,8 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import type { Part } from "../worker/isolation.ts";
-import { CREDENTIALS, FULL, compile, isRoot, rig, unprivilegedRig, variants, type Rig, type Spec } from "./testing.ts";
+import type { Part } from "../worker/model/isolation.ts";
+import { compile, CREDENTIALS, FULL, isRoot, rig, type Rig, type Spec, unprivilegedRig, variants } from "./testing.ts";
 
 const isolated = variants.filter(({ mode }) => mode === "isolated");
 const ROOT: Spec = { credentials: { ...CREDENTIALS, user: "root", uid: 0, gid: 0, groups: [0], change: true } };

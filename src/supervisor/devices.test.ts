@@ -5,9 +5,9 @@ import * as fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { deviceProgram } from "../worker/limits/devices.ts";
 import { thisHost } from "../worker/limits/host.ts";
-import type { LinuxDeviceCgroup } from "../worker/resources.ts";
-import { refused } from "../worker/testing.ts";
-import { CREDENTIALS, compile, isRoot, rig, variants, type Rig } from "./testing.ts";
+import type { LinuxDeviceCgroup } from "../worker/model/resources.ts";
+import { refused } from "../worker/testing/worker.ts";
+import { compile, CREDENTIALS, isRoot, rig, type Rig, variants } from "./testing.ts";
 
 function program(...devices: readonly LinuxDeviceCgroup[]): Buffer {
   return deviceProgram(devices, thisHost(undefined)) ?? Buffer.alloc(0);

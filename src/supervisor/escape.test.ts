@@ -2,7 +2,7 @@ import { chmodSync, chownSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writ
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { PARTS, isNamespace, type Part } from "../worker/isolation.ts";
+import { isNamespace, type Part, PARTS } from "../worker/model/isolation.ts";
 import { CREDENTIALS, FULL, inFlight, isRoot, rig, type Rig, type Spec, type Variant } from "./testing.ts";
 
 /* A job stands in its own mounts: no path leads it to a descriptor, a root or a directory of those who started it. */

@@ -1,8 +1,8 @@
-import { existsSync, readFileSync, readdirSync, renameSync, rmSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { SPARE } from "../worker/spare.ts";
-import { rig, variants, type Variant } from "./testing.ts";
+import { SPARE } from "../worker/supervisor/spare.ts";
+import { rig, type Variant, variants } from "./testing.ts";
 import { failing, noInjection, reason } from "./testing/faults.ts";
 import { childrenOf, marked, runs, soon, until } from "./testing/processes.ts";
 import { bytesOf, readLog } from "./testing/records.ts";

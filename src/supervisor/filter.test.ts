@@ -3,8 +3,8 @@ import { existsSync, mkdirSync, readFileSync, writeFileSync } from "node:fs";
 import { constants } from "node:os";
 import { delimiter, join } from "node:path";
 import { describe, expect, test } from "vitest";
-import type { Part } from "../worker/isolation.ts";
-import { CREDENTIALS, FULL, compile, isRoot, rig, unprivilegedRig, type Rig, type Spec } from "./testing.ts";
+import type { Part } from "../worker/model/isolation.ts";
+import { compile, CREDENTIALS, FULL, isRoot, rig, type Rig, type Spec, unprivilegedRig } from "./testing.ts";
 
 const { EPERM, ENOSYS } = constants.errno;
 const VARIANT = { mode: "isolated", build: "hardened" } as const;

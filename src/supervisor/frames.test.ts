@@ -7,7 +7,7 @@ import { join } from "node:path";
 import { Duplex } from "node:stream";
 import * as fc from "fast-check";
 import { expect, test } from "vitest";
-import { SPARE } from "../worker/spare.ts";
+import { SPARE } from "../worker/supervisor/spare.ts";
 import { BINARIES, sanitizerErrors } from "./testing.ts";
 import { soon, until } from "./testing/processes.ts";
 

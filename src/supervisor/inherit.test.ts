@@ -3,8 +3,8 @@ import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
-import type { Part } from "../worker/isolation.ts";
-import { CREDENTIALS, FULL, compile, hardened, isRoot, rig, type Spec, type Variant } from "./testing.ts";
+import type { Part } from "../worker/model/isolation.ts";
+import { compile, CREDENTIALS, FULL, hardened, isRoot, rig, type Spec, type Variant } from "./testing.ts";
 
 /* Nothing that fork(2) and execve(2) hand on reaches a job: it has what a job of a plain daemon has. */
 

@@ -6,16 +6,16 @@ import {
   existsSync,
   mkdirSync,
   mkdtempSync,
-  readFileSync,
   readdirSync,
+  readFileSync,
   readlinkSync,
   rmSync,
   writeFileSync,
 } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { PARTS, type Part } from "../worker/isolation.ts";
-import { CREDENTIALS, FULL, compile, isRoot, rig, unprivilegedRig, variants, type Rig, type Spec } from "./testing.ts";
+import { type Part, PARTS } from "../worker/model/isolation.ts";
+import { compile, CREDENTIALS, FULL, isRoot, rig, type Rig, type Spec, unprivilegedRig, variants } from "./testing.ts";
 import { marked } from "./testing/processes.ts";
 
 const NAMESPACES = ["pid", "mnt", "ipc", "uts", "cgroup", "net"] as const;

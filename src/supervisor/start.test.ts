@@ -1,21 +1,21 @@
+import { execFileSync } from "node:child_process";
 import {
   chmodSync,
   existsSync,
   mkdirSync,
-  readFileSync,
   readdirSync,
+  readFileSync,
   rmSync,
   statSync,
   symlinkSync,
   writeFileSync,
 } from "node:fs";
-import { execFileSync } from "node:child_process";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { JobError } from "../worker/errors.ts";
-import type { Launch } from "../worker/frame.ts";
-import { SPARE } from "../worker/spare.ts";
-import { isRoot, rig, supervisorsOf, variants, type Rig, type Spec } from "./testing.ts";
+import { JobError } from "../worker/model/errors.ts";
+import type { Launch } from "../worker/supervisor/frame.ts";
+import { SPARE } from "../worker/supervisor/spare.ts";
+import { isRoot, rig, type Rig, type Spec, supervisorsOf, variants } from "./testing.ts";
 import { childrenOf, runs, statOf, until } from "./testing/processes.ts";
 
 interface Refusal {

@@ -7,22 +7,23 @@ import {
   mkdirSync,
   mkdtempSync,
   openSync,
-  readFileSync,
   readdirSync,
+  readFileSync,
   rmSync,
   writeFileSync,
   writeSync,
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, dirname, join } from "node:path";
-import { openHierarchy, ownGroup, removeGroup } from "../worker/cgroup.ts";
-import type { Launch } from "../worker/frame.ts";
-import { isolationOf, type Isolation } from "../worker/isolation.ts";
-import { SPARE } from "../worker/spare.ts";
-import { openSpawner, type Spawner } from "../worker/spawner.ts";
-import { credentialsOf } from "../worker/users.ts";
+import { removeGroup } from "../worker/cgroup/group.ts";
+import { openHierarchy, ownGroup } from "../worker/cgroup/hierarchy.ts";
+import type { Launch } from "../worker/supervisor/frame.ts";
+import { type Isolation, isolationOf } from "../worker/supervisor/isolation.ts";
+import { SPARE } from "../worker/supervisor/spare.ts";
+import { openSpawner, type Spawner } from "../worker/supervisor/spawner.ts";
+import { credentialsOf } from "../worker/system/users.ts";
 import { childrenOf, marked, runs, soon, until } from "./testing/processes.ts";
-import { order, readExit, readLog, type Exit } from "./testing/records.ts";
+import { type Exit, order, readExit, readLog } from "./testing/records.ts";
 
 const HERE = import.meta.dirname;
 

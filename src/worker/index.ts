@@ -1,15 +1,38 @@
 /** The worker as a library: runs Linux processes as jobs, without any network. */
-export type { Place } from "./archive/store.ts";
+export { openWorker, type Worker } from "./worker.ts";
 export { examine, type ExamineOptions } from "./doctor/examine.ts";
 export type { Finding } from "./doctor/finding.ts";
-export { JobError, type JobErrorCode } from "./errors.ts";
-export type { Ended, How, Job, JobSpec, OutputExtent, Pressure, Stall, State, Usage } from "./job.ts";
-export type { ListFilter } from "./list.ts";
-export type { Source } from "./log.ts";
-export type { WorkerOptions } from "./options.ts";
-export type { Chunk, Gap, Position, StreamOptions } from "./output.ts";
-export type { LinuxResources } from "./resources.ts";
-export type { Started } from "./start.ts";
-export type { Stats, StatsOptions } from "./stats.ts";
-export type { Stopped } from "./stop.ts";
-export { openWorker, type Worker } from "./worker.ts";
+export { brief, type Brief } from "./jobs/brief.ts";
+export type { ListFilter } from "./jobs/list.ts";
+export type { Started } from "./jobs/start.ts";
+export type { Stats, StatsOptions } from "./jobs/stats.ts";
+export type { Stopped } from "./jobs/stop.ts";
+export { type Recovered, recoverJournal } from "./journal/rebuild.ts";
+export type { Source } from "./log/log.ts";
+export type { Chunk, Gap, Position, StreamOptions } from "./log/reader.ts";
+export { invalid, JobError, type JobErrorCode, quoted } from "./model/errors.ts";
+export { type Part, SWITCHES } from "./model/isolation.ts";
+export type {
+  Ended,
+  How,
+  Job,
+  JobLog,
+  JobSpec,
+  LogPolicy,
+  NamedRlimit,
+  OutputExtent,
+  Pressure,
+  Stall,
+  State,
+  Usage,
+} from "./model/job.ts";
+export type { Place, UidRange, WorkerOptions } from "./model/options.ts";
+export type {
+  LinuxBlockIO,
+  LinuxCpu,
+  LinuxDeviceCgroup,
+  LinuxMemory,
+  LinuxResources,
+  LinuxThrottleDevice,
+  LinuxWeightDevice,
+} from "./model/resources.ts";

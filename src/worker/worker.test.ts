@@ -1,9 +1,9 @@
-import { existsSync, readFileSync, readdirSync, readlinkSync, realpathSync, writeFileSync } from "node:fs";
+import { existsSync, readdirSync, readFileSync, readlinkSync, realpathSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
-import type { Job, JobSpec } from "./job.ts";
-import { SPARE } from "./spare.ts";
+import type { Job, JobSpec } from "./model/job.ts";
+import { SPARE } from "./supervisor/spare.ts";
 import {
   detaches,
   finished,
@@ -23,7 +23,7 @@ import {
   testWorker,
   until,
   waits,
-} from "./testing.ts";
+} from "./testing/worker.ts";
 
 const by = "tester";
 

@@ -1,37 +1,38 @@
 import { rmdirSync } from "node:fs";
 import { resolve } from "node:path";
-import { openArchive, type Moves } from "./archive/archive.ts";
+import { type Moves, openArchive } from "./archive/archive.ts";
 import { moveLog } from "./archive/move.ts";
-import { openHierarchy } from "./cgroup.ts";
-import { find, isRunning, type Context } from "./context.ts";
-import { openDirectory } from "./directory.ts";
+import { openIds } from "./cgroup/groups-ahead.ts";
+import { openHierarchy } from "./cgroup/hierarchy.ts";
 import { examine } from "./doctor/examine.ts";
 import type { Finding } from "./doctor/finding.ts";
-import { JobError } from "./errors.ts";
-import { describeHost } from "./host.ts";
-import { isolationOf } from "./isolation.ts";
-import type { Job, JobSpec } from "./job.ts";
-import { sortBehind } from "./id.ts";
-import { openIds } from "./ids.ts";
-import { openJobFiles } from "./job-file.ts";
-import { openJournal, type Journal } from "./journal.ts";
-import { list, type ListFilter, type Listed } from "./list.ts";
-import { lockDirectory } from "./lock.ts";
-import { checkOptions, checkSupervisor, type CheckedOptions, type WorkerOptions } from "./options.ts";
-import type { StreamOptions } from "./output.ts";
-import { patient } from "./pending.ts";
-import { recover, removeSpares } from "./recovery.ts";
-import type { LinuxResources } from "./resources.ts";
-import { fillReserve } from "./reserve.ts";
-import { openRetirement } from "./retire.ts";
-import { current, endOf, unwatch } from "./running.ts";
-import { openSpawner } from "./spawner.ts";
-import { start, type Started } from "./start.ts";
-import { stats, type Stats, type StatsOptions } from "./stats.ts";
-import { stop, type StopOptions, type Stopped } from "./stop.ts";
-import { stream, type Stream } from "./stream.ts";
-import { openUids, rangeOf } from "./uids.ts";
-import { update } from "./update.ts";
+import { type Context, find, isRunning } from "./jobs/context.ts";
+import { describeHost } from "./jobs/enforceable.ts";
+import { openJobFiles } from "./jobs/job-files.ts";
+import { list, type Listed, type ListFilter } from "./jobs/list.ts";
+import { current, endOf, unwatch } from "./jobs/running.ts";
+import { start, type Started } from "./jobs/start.ts";
+import { stats, type Stats, type StatsOptions } from "./jobs/stats.ts";
+import { stop, type StopOptions, type Stopped } from "./jobs/stop.ts";
+import { stream, type Stream } from "./jobs/stream.ts";
+import { recover, removeSpares } from "./jobs/take-up.ts";
+import { update } from "./jobs/update.ts";
+import { type Journal, openJournal } from "./journal/journal.ts";
+import { lockDirectory } from "./journal/lock.ts";
+import { patient } from "./journal/patient.ts";
+import { openDirectory } from "./journal/state-directory.ts";
+import type { StreamOptions } from "./log/reader.ts";
+import { JobError } from "./model/errors.ts";
+import { sortBehind } from "./model/id.ts";
+import type { Job, JobSpec } from "./model/job.ts";
+import { type CheckedOptions, checkOptions, type WorkerOptions } from "./model/options.ts";
+import type { LinuxResources } from "./model/resources.ts";
+import { openRetirement } from "./retention/retire.ts";
+import { isolationOf } from "./supervisor/isolation.ts";
+import { checkSupervisor, openSpawner } from "./supervisor/spawner.ts";
+import { fillReserve } from "./system/reserve.ts";
+import { openUids, rangeOf } from "./system/uids.ts";
+import { checkRules } from "./system/users.ts";
 
 /** Runs jobs. Every method throws JobError; those that take a job's id throw `not-found` when there is no such job. */
 export interface Worker {
@@ -64,6 +65,7 @@ export interface Worker {
  */
 export async function openWorker(given: WorkerOptions): Promise<Worker> {
   const options = checkOptions(given);
+  checkRules(options);
   const stateDir = resolve(options.stateDir);
   const { jobsDir, sparesDir } = openDirectory(stateDir);
   checkSupervisor(options.supervisor);

@@ -1,8 +1,10 @@
-/** `node daemon.ts SUPERVISOR LAUNCH ISOLATION`: starts the one job of LAUNCH (JSON), prints its pid, and stays until it is gone. */
 import { dirname } from "node:path";
-import type { Launch } from "../../worker/frame.ts";
-import type { Isolation, Part } from "../../worker/isolation.ts";
-import { openSpawner } from "../../worker/spawner.ts";
+import type { Part } from "../../worker/model/isolation.ts";
+import type { Launch } from "../../worker/supervisor/frame.ts";
+import type { Isolation } from "../../worker/supervisor/isolation.ts";
+import { openSpawner } from "../../worker/supervisor/spawner.ts";
+
+/** `node daemon.ts SUPERVISOR LAUNCH ISOLATION`: starts the one job of LAUNCH (JSON), prints its pid, and stays until it is gone. */
 
 const [binary = "", launch = "", isolation = ""] = process.argv.slice(2);
 const { env, ...rest }: Omit<Launch, "env"> & { readonly env: Record<string, string> } = JSON.parse(launch);

@@ -2,8 +2,9 @@ import { execFileSync } from "node:child_process";
 import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, test } from "vitest";
-import { testDirectory, until } from "../testing.ts";
-import { pauseMs, type Pauses } from "../line.ts";
+import type { Pauses } from "../model/options.ts";
+import { pauseMs } from "../system/retry-queue.ts";
+import { testDirectory, until } from "../testing/worker.ts";
 import { openArchive } from "./archive.ts";
 
 /** An archive in a directory that can be taken away, for files of one name each. */

@@ -1,6 +1,7 @@
-import { openLine, type Line, type Pauses } from "../line.ts";
+import type { Pauses, Place } from "../model/options.ts";
+import { type Line, openLine } from "../system/retry-queue.ts";
 import { directoryStore } from "./directory.ts";
-import type { Place, Store } from "./store.ts";
+import type { Store } from "./store.ts";
 
 /** Moves logs into a store. */
 export interface Archive extends Line {

@@ -1,9 +1,9 @@
 import { randomBytes, randomInt } from "node:crypto";
 import { setImmediate } from "node:timers/promises";
 import { expect, test } from "vitest";
-import { openLog } from "../log.ts";
-import { readOutput } from "../output.ts";
-import { finished, sh, testWorker } from "../testing.ts";
+import { openLog } from "../log/log.ts";
+import { readOutput } from "../log/reader.ts";
+import { finished, sh, testWorker } from "../testing/worker.ts";
 import { BLOCK_BYTES, inBlocks } from "./blocks.ts";
 
 const BYTES = randomBytes(5 * BLOCK_BYTES + 7);

@@ -1,4 +1,4 @@
-import type { Bytes } from "../seekable.ts";
+import type { Bytes } from "../log/seekable.ts";
 import type { Stored } from "./store.ts";
 
 /** One request of an archive takes as long as many bytes of it. */

@@ -1,9 +1,9 @@
 import { createHash, randomBytes, randomInt } from "node:crypto";
-import { mkdirSync, readFileSync, readdirSync, rmSync, truncateSync, watch, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, rmSync, truncateSync, watch, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, test } from "vitest";
 import { noMounts, reason, smallDisk } from "../../supervisor/testing/faults.ts";
-import { refused, testDirectory } from "../testing.ts";
+import { refused, testDirectory } from "../testing/worker.ts";
 import { directoryStore } from "./directory.ts";
 
 const { signal } = new AbortController();

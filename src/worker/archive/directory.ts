@@ -1,9 +1,9 @@
 import { createHash } from "node:crypto";
-import { mkdir, open, rename, rm, stat, type FileHandle } from "node:fs/promises";
+import { type FileHandle, mkdir, open, rename, rm, stat } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { codeOf } from "../../os/errno.ts";
-import { READ_FLAGS } from "../file.ts";
-import { unavailable, type Store } from "./store.ts";
+import { READ_FLAGS } from "../system/file.ts";
+import { type Store, unavailable } from "./store.ts";
 
 const BLOCK_BYTES = 1024 * 1024;
 

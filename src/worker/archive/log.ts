@@ -1,10 +1,10 @@
 import { constants } from "node:fs";
-import { open, unlink, type FileHandle } from "node:fs/promises";
+import { type FileHandle, open, unlink } from "node:fs/promises";
 import { join } from "node:path";
-import { writeAll } from "../compress.ts";
-import { JobError } from "../errors.ts";
-import { compressedLogOf, fileBytes, logOf, type Log } from "../log.ts";
-import type { LocalBytes } from "../seekable.ts";
+import { writeAll } from "../log/compress.ts";
+import { compressedLogOf, fileBytes, type Log, logOf } from "../log/log.ts";
+import type { LocalBytes } from "../log/seekable.ts";
+import { JobError } from "../model/errors.ts";
 import { BLOCK_BYTES, inBlocks } from "./blocks.ts";
 import type { Store, Stored } from "./store.ts";
 

@@ -1,12 +1,17 @@
 import { existsSync, rmSync } from "node:fs";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
-import type { Context } from "../context.ts";
-import { isFailing } from "../failure.ts";
-import { writeJobFile } from "../job-file.ts";
-import type { Journal } from "../journal.ts";
-import { COMPRESSED_FILES, LOG_FILES, logFilesIn, PLAIN_FILES } from "../log.ts";
-import { unavailable, type Store } from "./store.ts";
+import { writeJobFile } from "../journal/job-file.ts";
+import type { Journal } from "../journal/journal.ts";
+import { COMPRESSED_FILES, LOG_FILES, logFilesIn, PLAIN_FILES } from "../log/files.ts";
+import { isFailing } from "../model/failure.ts";
+import { type Store, unavailable } from "./store.ts";
+
+/** Where a worker has its jobs' logs, and what it knows of them. */
+interface Home {
+  readonly jobsDir: string;
+  readonly journal: Journal;
+}
 
 /** The job's record goes along, and stays here, too. */
 const RECORD = "job";
@@ -23,7 +28,7 @@ export function keyOf(instance: string, id: string, file: string): string {
  * journal says so only once the store has verified it.
  */
 export async function moveLog(
-  { jobsDir, journal }: Pick<Context, "jobsDir" | "journal">,
+  { jobsDir, journal }: Home,
   store: Store,
   { id, signal }: { readonly id: string; readonly signal: AbortSignal },
 ): Promise<void> {
@@ -81,7 +86,7 @@ function archived({ logs }: Pick<Journal, "logs">, id: string, directory: string
 }
 
 /** Of a log that is in the archive: the job's record here tells so, should the journal be lost, and the files go. */
-export async function letGo({ jobsDir, journal }: Pick<Context, "jobsDir" | "journal">, id: string): Promise<void> {
+export async function letGo({ jobsDir, journal }: Home, id: string): Promise<void> {
   const directory = join(jobsDir, id);
   try {
     const kept = journal.find(id);

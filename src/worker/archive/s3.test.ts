@@ -4,12 +4,12 @@ import { existsSync, readFileSync, rmSync, truncateSync, writeFileSync } from "n
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
 import { join } from "node:path";
-import { S3Client, CreateMultipartUploadCommand, ListMultipartUploadsCommand } from "@aws-sdk/client-s3";
+import { CreateMultipartUploadCommand, ListMultipartUploadsCommand, S3Client } from "@aws-sdk/client-s3";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { refused, testDirectory } from "../testing.ts";
+import { refused, testDirectory } from "../testing/worker.ts";
 import { openS3, PART_BYTES } from "./s3.ts";
 import type { Store } from "./store.ts";
-import { BUCKET, credentials, servers, startProxy, type Proxy, type S3Server } from "./testing.ts";
+import { BUCKET, credentials, type Proxy, type S3Server, servers, startProxy } from "./testing.ts";
 
 const { signal } = new AbortController();
 /** A Go program has to be built once. */

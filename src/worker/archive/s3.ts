@@ -1,8 +1,9 @@
 import { createHash } from "node:crypto";
-import { open, type FileHandle } from "node:fs/promises";
+import { type FileHandle, open } from "node:fs/promises";
 import { Readable } from "node:stream";
 import {
   AbortMultipartUploadCommand,
+  type CompletedPart,
   CompleteMultipartUploadCommand,
   CreateMultipartUploadCommand,
   GetObjectCommand,
@@ -12,12 +13,12 @@ import {
   S3Client,
   S3ServiceException,
   UploadPartCommand,
-  type CompletedPart,
 } from "@aws-sdk/client-s3";
 import { reasonOf } from "../../os/errno.ts";
-import { invalid } from "../errors.ts";
+import { invalid } from "../model/errors.ts";
+import type { Place } from "../model/options.ts";
 import { readFully } from "./directory.ts";
-import { unavailable, type Place, type Store } from "./store.ts";
+import { type Store, unavailable } from "./store.ts";
 
 /** A file is sent in parts of this size, one at a time, so that this is what an upload takes of memory. 5 MiB is the least that S3 takes. */
 export const PART_BYTES = 8 * 1024 * 1024;

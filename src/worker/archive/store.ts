@@ -1,24 +1,7 @@
 import { reasonOf } from "../../os/errno.ts";
-import { JobError } from "../errors.ts";
+import { JobError } from "../model/errors.ts";
 
 /* Where the logs of ended jobs go when they leave this disk. */
-
-/** Where archived files are. */
-export type Place =
-  /** A directory that is there: it is not made, since what it is on may not be mounted. */
-  | { readonly kind: "directory"; readonly path: string }
-  | {
-      readonly kind: "s3";
-      readonly bucket: string;
-      /** In front of each key, without a slash at its end; may be empty. */
-      readonly prefix: string;
-      /** Of a server that is not AWS's, as in `http://127.0.0.1:9000`; the bucket is then the first part of the path. */
-      readonly endpoint?: string;
-      /** By the SDK's own rules when absent; us-east-1 with an endpoint. */
-      readonly region?: string;
-      /** A connection on which nothing moves is given up after it; 30 s when absent. */
-      readonly silenceMs?: number;
-    };
 
 /** A file in the archive. */
 export interface Stored extends AsyncDisposable {

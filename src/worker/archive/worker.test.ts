@@ -3,8 +3,8 @@ import {
   copyFileSync,
   existsSync,
   mkdirSync,
-  readFileSync,
   readdirSync,
+  readFileSync,
   readlinkSync,
   renameSync,
   rmSync,
@@ -17,10 +17,10 @@ import { DatabaseSync } from "node:sqlite";
 import { zstdDecompressSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { noMounts, reason, smallDisk } from "../../supervisor/testing/faults.ts";
-import type { Job } from "../job.ts";
-import type { WorkerOptions } from "../options.ts";
-import type { StreamOptions } from "../output.ts";
-import { recoverJournal } from "../recover.ts";
+import { recoverJournal } from "../journal/rebuild.ts";
+import type { StreamOptions } from "../log/reader.ts";
+import type { Job } from "../model/job.ts";
+import type { WorkerOptions } from "../model/options.ts";
 import {
   finished,
   readAll,
@@ -31,12 +31,12 @@ import {
   testDaemon,
   testDirectory,
   testWorker,
-  until,
   type TestWorker,
-} from "../testing.ts";
+  until,
+} from "../testing/worker.ts";
 import { BLOCK_BYTES } from "./blocks.ts";
 import { PART_BYTES } from "./s3.ts";
-import { BUCKET, credentials, servers, startProxy, type Proxy, type S3Server } from "./testing.ts";
+import { BUCKET, credentials, type Proxy, type S3Server, servers, startProxy } from "./testing.ts";
 
 const MIB = 2 ** 20;
 const BUILD_MS = 15 * 60_000;

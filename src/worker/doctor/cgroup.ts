@@ -1,9 +1,9 @@
 import { accessSync, constants, existsSync, readdirSync } from "node:fs";
 import { dirname, join, resolve } from "node:path";
 import { codeOf } from "../../os/errno.ts";
-import { isRootGroup, ownGroup, withoutLeaf, type Hierarchy } from "../cgroup.ts";
+import { type Hierarchy, isRootGroup, ownGroup, withoutLeaf } from "../cgroup/hierarchy.ts";
 import type { Place } from "./controllers.ts";
-import { CONTAINER, found, textOf, type Cause, type Finding } from "./finding.ts";
+import { type Cause, CONTAINER, type Finding, found, textOf } from "./finding.ts";
 
 const UNIFIED = "boot with systemd.unified_cgroup_hierarchy=1";
 // Without KillMode=process systemd ends the jobs with the daemon.

@@ -1,9 +1,9 @@
 import { existsSync, readdirSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { isNamespaceRoot, isRootGroup, strangers, type Hierarchy } from "../cgroup.ts";
+import { type Hierarchy, isNamespaceRoot, isRootGroup, strangers } from "../cgroup/hierarchy.ts";
 import { thisHost } from "../limits/host.ts";
-import { CONTROLLERS, type Controller } from "../limits/setting.ts";
-import { found, textOf, type Cause, type Finding } from "./finding.ts";
+import { type Controller, CONTROLLERS } from "../limits/setting.ts";
+import { type Cause, type Finding, found, textOf } from "./finding.ts";
 
 /** The flags that need a controller, its name in cgroup v1 if that differs, and the kernel option that builds it. */
 const KNOWN: Readonly<Record<Controller, { readonly uses: string; readonly v1?: string; readonly config: string }>> = {

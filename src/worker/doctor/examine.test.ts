@@ -2,9 +2,9 @@ import { execFileSync, spawnSync } from "node:child_process";
 import { chownSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { expect, test } from "vitest";
-import { openHierarchy } from "../cgroup.ts";
+import { openHierarchy } from "../cgroup/hierarchy.ts";
 import { CONTROLLERS } from "../limits/setting.ts";
-import { rmGroup, root, testDirectory, testWorker } from "../testing.ts";
+import { rmGroup, root, testDirectory, testWorker } from "../testing/worker.ts";
 import { examine } from "./examine.ts";
 import type { Finding } from "./finding.ts";
 

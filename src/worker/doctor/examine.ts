@@ -1,12 +1,13 @@
 import { accessSync, constants, existsSync, statfsSync } from "node:fs";
 import { dirname, resolve } from "node:path";
 import { codeOf } from "../../os/errno.ts";
-import type { Hierarchy } from "../cgroup.ts";
-import { LOG_LIMIT_BYTES, checkSupervisor, type WorkerOptions } from "../options.ts";
+import type { Hierarchy } from "../cgroup/hierarchy.ts";
+import { LOG_LIMIT_BYTES, type WorkerOptions } from "../model/options.ts";
+import { checkSupervisor } from "../supervisor/spawner.ts";
 import { cgroupFindings, hierarchyCause, placeOf } from "./cgroup.ts";
 import { controllerFindings } from "./controllers.ts";
 import { exposureOf } from "../system/exposure.ts";
-import { found, type Cause, type Finding } from "./finding.ts";
+import { type Cause, type Finding, found } from "./finding.ts";
 import {
   cloneFinding,
   deviceFinding,
@@ -14,11 +15,11 @@ import {
   isolationFindings,
   privilegeFindings,
   probe,
+  type Probed,
   sliceFinding,
   userFinding,
-  type Probed,
 } from "./probe.ts";
-import { whoFindings, type Who } from "./who.ts";
+import { type Who, whoFindings } from "./who.ts";
 
 const MIB = 1024 ** 2;
 /** What the journal needs beside a log. */

@@ -1,8 +1,8 @@
 import { execFile } from "node:child_process";
 import { getSystemErrorName, promisify } from "node:util";
-import { PARTS, withDependants, type Part } from "../isolation.ts";
-import { groupNames } from "../users.ts";
-import { CONTAINER, SECCOMP, found, textOf, type Cause, type Finding } from "./finding.ts";
+import { type Part, PARTS, withDependants } from "../model/isolation.ts";
+import { groupNames } from "../system/users.ts";
+import { type Cause, CONTAINER, type Finding, found, SECCOMP, textOf } from "./finding.ts";
 
 const run = promisify(execFile);
 const TIMEOUT_MS = 10_000;

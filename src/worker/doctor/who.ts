@@ -1,7 +1,7 @@
 import { reasonOf } from "../../os/errno.ts";
-import type { WorkerOptions } from "../options.ts";
-import { formatRange, rangeOf, type UidRange } from "../uids.ts";
-import { checkRules, chooseCredentials, groupNames } from "../users.ts";
+import type { UidRange, WorkerOptions } from "../model/options.ts";
+import { formatRange, rangeOf } from "../system/uids.ts";
+import { checkRules, chooseCredentials, groupNames } from "../system/users.ts";
 import type { Finding } from "./finding.ts";
 
 /** The options of a worker that say who jobs run as. */

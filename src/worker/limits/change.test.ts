@@ -1,9 +1,10 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { settingsOf, type LinuxResources } from "../resources.ts";
-import { changesOf, isKeyed, lineKey, type Change } from "./change.ts";
+import type { LinuxResources } from "../model/resources.ts";
+import { type Change, changesOf, isKeyed, lineKey } from "./change.ts";
 import { affected, merged } from "./merge.ts";
 import type { Setting } from "./setting.ts";
+import { settingsOf } from "./settings.ts";
 import { testHost } from "./testing.ts";
 
 /** What a group has in its files; of a isKeyed one, a line a key. */

@@ -1,8 +1,9 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { settingsOf, type LinuxCpu } from "../resources.ts";
-import { refused } from "../testing.ts";
+import type { LinuxCpu } from "../model/resources.ts";
+import { refused } from "../testing/worker.ts";
 import { cpuWeight } from "./cpu.ts";
+import { settingsOf } from "./settings.ts";
 import { testHost } from "./testing.ts";
 
 function written(cpu: LinuxCpu, host = testHost()): string[] {

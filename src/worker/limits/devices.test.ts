@@ -1,7 +1,7 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import type { LinuxDeviceCgroup } from "../resources.ts";
-import { refused } from "../testing.ts";
+import type { LinuxDeviceCgroup } from "../model/resources.ts";
+import { refused } from "../testing/worker.ts";
 import { deviceProgram } from "./devices.ts";
 import { testHost } from "./testing.ts";
 

@@ -1,6 +1,6 @@
-import { invalid, quoted } from "../errors.ts";
-import type { LinuxDeviceCgroup } from "../resources.ts";
-import { type Host, MAJOR_MAX, MINOR_MAX, between } from "./setting.ts";
+import { invalid, quoted } from "../model/errors.ts";
+import type { LinuxDeviceCgroup } from "../model/resources.ts";
+import { between, type Host, MAJOR_MAX, MINOR_MAX } from "./setting.ts";
 
 const FIELD = "resources.devices";
 const RULES = 300; // a program of more might not fit in a frame of the spawner: 64 KiB

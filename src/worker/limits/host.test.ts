@@ -1,8 +1,8 @@
 import { execFileSync } from "node:child_process";
-import { readFileSync, readdirSync, symlinkSync, writeFileSync } from "node:fs";
+import { readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { basename, join, relative } from "node:path";
 import { describe, expect, test } from "vitest";
-import { root, testDirectory } from "../testing.ts";
+import { root, testDirectory } from "../testing/worker.ts";
 import { thisHost } from "./host.ts";
 
 const host = thisHost(undefined);

@@ -1,6 +1,7 @@
 import { describe, expect, test } from "vitest";
-import { settingsOf, type LinuxBlockIO } from "../resources.ts";
-import { refused } from "../testing.ts";
+import type { LinuxBlockIO } from "../model/resources.ts";
+import { refused } from "../testing/worker.ts";
+import { settingsOf } from "./settings.ts";
 import { bfq, testHost } from "./testing.ts";
 
 function written(blockIO: LinuxBlockIO, is = {}): string[] {

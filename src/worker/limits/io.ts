@@ -1,6 +1,6 @@
-import { invalid, quoted } from "../errors.ts";
-import type { LinuxBlockIO, LinuxThrottleDevice, LinuxWeightDevice } from "../resources.ts";
-import { type Host, MAJOR_MAX, MINOR_MAX, type Setting, UINT64_MAX, between, unsupported } from "./setting.ts";
+import { invalid, quoted } from "../model/errors.ts";
+import type { LinuxBlockIO, LinuxThrottleDevice, LinuxWeightDevice } from "../model/resources.ts";
+import { between, type Host, MAJOR_MAX, MINOR_MAX, type Setting, UINT64_MAX, unsupported } from "./setting.ts";
 
 const BFQ = "io.bfq.weight";
 const THROTTLES = [

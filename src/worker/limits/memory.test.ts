@@ -1,6 +1,7 @@
 import { describe, expect, test } from "vitest";
-import { settingsOf, type LinuxMemory, type LinuxResources } from "../resources.ts";
-import { refused } from "../testing.ts";
+import type { LinuxMemory, LinuxResources } from "../model/resources.ts";
+import { refused } from "../testing/worker.ts";
+import { settingsOf } from "./settings.ts";
 import { testHost } from "./testing.ts";
 
 const MIB = 1024n * 1024n;

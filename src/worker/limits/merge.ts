@@ -1,4 +1,4 @@
-import type { LinuxBlockIO, LinuxResources, LinuxThrottleDevice, LinuxWeightDevice } from "../resources.ts";
+import type { LinuxBlockIO, LinuxResources, LinuxThrottleDevice, LinuxWeightDevice } from "../model/resources.ts";
 import { isKeyed, lineKey } from "./change.ts";
 import type { Host } from "./setting.ts";
 

@@ -1,4 +1,4 @@
-import { JobError, invalid } from "../errors.ts";
+import { invalid, JobError } from "../model/errors.ts";
 
 /** The controllers of cgroup v2 that limit or measure jobs. */
 export const CONTROLLERS = ["cpu", "memory", "pids", "io", "cpuset", "hugetlb", "rdma", "misc"] as const;

@@ -1,6 +1,7 @@
 import { describe, expect, test } from "vitest";
-import { settingsOf, type LinuxResources } from "../resources.ts";
-import { refused } from "../testing.ts";
+import type { LinuxResources } from "../model/resources.ts";
+import { refused } from "../testing/worker.ts";
+import { settingsOf } from "./settings.ts";
 import { testHost } from "./testing.ts";
 
 function written(resources: LinuxResources): string[] {

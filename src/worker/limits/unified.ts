@@ -1,6 +1,6 @@
-import { invalid, quoted } from "../errors.ts";
-import type { LinuxResources } from "../resources.ts";
-import { CONTROLLERS, type Setting, between } from "./setting.ts";
+import { invalid, quoted } from "../model/errors.ts";
+import type { LinuxResources } from "../model/resources.ts";
+import { between, CONTROLLERS, type Setting } from "./setting.ts";
 
 const RDMA_MAX = 2 ** 31 - 1; // an int; S32_MAX means no limit: kernel/cgroup/rdma.c
 /** Never a cgroup.* file, which would move, kill or freeze the job, and never a path to another group. */

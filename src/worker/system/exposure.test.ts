@@ -1,8 +1,8 @@
 import { chmodSync, chownSync, lchownSync, mkdirSync, readdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { recoverJournal } from "../recover.ts";
-import { root, testDirectory, testWorker } from "../testing.ts";
+import { recoverJournal } from "../journal/rebuild.ts";
+import { root, testDirectory, testWorker } from "../testing/worker.ts";
 
 const STRANGER = 65534;
 

@@ -1,6 +1,6 @@
 import { lstatSync, readFileSync, readdirSync, readlinkSync, type Stats } from "node:fs";
 import { dirname, join, resolve } from "node:path";
-import { credentialsOf, uidsOfGroup } from "../users.ts";
+import { credentialsOf, uidsOfGroup } from "./users.ts";
 
 /** Why users other than root and this process's could change a directory's files, or put another directory in its place. */
 export interface Exposure {

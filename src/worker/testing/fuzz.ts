@@ -2,9 +2,9 @@ import { writeSync } from "node:fs";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { Worker } from "node:worker_threads";
 import { codeOf } from "../../os/errno.ts";
-import { JobError } from "../errors.ts";
+import { JobError } from "../model/errors.ts";
 import { randomOf } from "./mutate.ts";
-import { targets, type Target } from "./targets.ts";
+import { type Target, targets } from "./targets.ts";
 
 /*
  * node fuzz.ts TARGET FILES SECONDS [SEED [CASES]]

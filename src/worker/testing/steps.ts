@@ -2,10 +2,10 @@ import { copyFileSync, mkdirSync } from "node:fs";
 import { join } from "node:path";
 import { directoryStore } from "../archive/directory.ts";
 import { moveLog } from "../archive/move.ts";
-import { compressLog } from "../compress.ts";
-import { openJournal } from "../journal.ts";
-import { recoverJournal } from "../recover.ts";
-import type { Job } from "../job.ts";
+import { openJournal } from "../journal/journal.ts";
+import { recoverJournal } from "../journal/rebuild.ts";
+import { compressLog } from "../log/compress.ts";
+import type { Job } from "../model/job.ts";
 
 /* node steps.ts STEP STATE JOB: takes one step on a state directory, so that its system calls can be looked at. */
 

@@ -1,0 +1,48 @@
+import { invalid } from "../model/errors.ts";
+import type { Job, State } from "../model/job.ts";
+import { brief, type Brief } from "./brief.ts";
+import type { Context } from "./context.ts";
+import { current } from "./running.ts";
+
+export interface ListFilter {
+  readonly states?: readonly State[];
+  readonly labels?: ReadonlyMap<string, string>;
+  /** The most jobs on a page, 1 to 1000. */
+  readonly limit: number;
+  readonly pageToken?: string;
+  /** How long a search may hold the event loop, in ms; without a limit when absent. */
+  readonly stepMs?: number;
+}
+
+/** Jobs, newest first; `nextPageToken` is absent on the last page. With `stepMs` a page may have fewer jobs than `limit`, or none. */
+export interface Listed {
+  readonly jobs: readonly Brief[];
+  readonly nextPageToken?: string;
+}
+
+export function list(
+  { journal, running }: Context,
+  { states, labels = new Map(), limit, pageToken, stepMs = Infinity }: ListFilter,
+): Listed {
+  if (!Number.isInteger(limit) || limit < 1 || limit > 1000) throw invalid("limit", "must be 1 to 1000");
+  const before = pageToken === undefined ? Number.MAX_SAFE_INTEGER : Number(pageToken);
+  if (!Number.isSafeInteger(before)) throw invalid("page_token", "is not a token that List returned");
+  const untilMs = performance.now() + stepMs;
+  // The journal may be behind for a job that runs.
+  const now = (job: Job): Job => running.get(job.id)?.job ?? job;
+  const wanted = (job: Job): boolean =>
+    (states === undefined || states.includes(now(job).state)) &&
+    [...labels].every(([key, value]) => job.labels.get(key) === value);
+  const [label] = labels;
+  const only = { alive: states?.includes("ended") === false, label };
+  const { records, next } = journal.list(wanted, before, limit + 1, only, untilMs);
+  const page = records.slice(0, limit);
+  const from = records.length > limit ? page.at(-1)?.seq : next;
+  return {
+    jobs: page.map(({ job }) => {
+      const entry = running.get(job.id);
+      return brief(entry ? current(entry) : job);
+    }),
+    ...(from !== undefined && { nextPageToken: String(from) }),
+  };
+}

@@ -1,0 +1,21 @@
+import { expect, test } from "vitest";
+import { finished, run, testWorker } from "../testing/worker.ts";
+import { endOf, runningOf } from "./running.ts";
+
+test("those who wait for an end leave nothing of themselves when they give up, and have it when they do not", async () => {
+  await using worker = await testWorker();
+  const job = await finished(worker, run("true"));
+  const entry = runningOf(job, worker.stateDir, { kind: "none", reason: "of no matter" });
+  const stays = endOf(entry, undefined);
+  for (let i = 0; i < 100; i++) {
+    const abort = new AbortController();
+    const waits = endOf(entry, abort.signal);
+    abort.abort();
+    await expect(waits).rejects.toMatchObject({ code: "unavailable" });
+  }
+  await expect(endOf(entry, AbortSignal.abort())).rejects.toMatchObject({ code: "unavailable" });
+  expect(entry.waiting?.size).toBe(1);
+  entry.ended.resolve(job);
+  expect(await stays).toBe(job);
+  expect(await endOf(entry, undefined)).toBe(job);
+});

@@ -1,0 +1,52 @@
+import { constants } from "node:os";
+import { invalid, notFound } from "../model/errors.ts";
+import type { Job } from "../model/job.ts";
+import { GRACE_MS, order } from "../supervisor/control.ts";
+import { signalMain } from "../system/process.ts";
+import { withReserve } from "../system/reserve.ts";
+import { type Context, find, isRunning } from "./context.ts";
+import { doWithout, rootsOf, seeToEnd } from "./overdue.ts";
+import { endOf } from "./running.ts";
+
+export interface StopOptions {
+  /** 1 to 64; SIGTERM when absent. */
+  readonly signal?: number;
+  /** Time from the signal to SIGKILL; 10 s when absent. */
+  readonly graceMs?: number;
+  readonly by: string;
+}
+
+export interface Stopped {
+  readonly job: Job;
+  readonly killed: number;
+}
+
+/** Ends a job and waits until it has ended; `waiting` ends only the waiting. Throws JobError: `invalid`, `not-found`, `unavailable`. */
+export async function stop(
+  context: Context,
+  id: string,
+  { signal = constants.signals.SIGTERM, graceMs = GRACE_MS, by }: StopOptions,
+  waiting: AbortSignal | undefined,
+): Promise<Stopped> {
+  if (!Number.isInteger(signal) || signal < 1 || signal > 64)
+    throw invalid("signal", `${signal} is no signal; 1 to 64 are`);
+  if (!(graceMs >= 0 && graceMs <= Number.MAX_SAFE_INTEGER))
+    throw invalid("grace", `${graceMs} ms is not a grace period; give 0 or more`);
+  const entry = find(context, id);
+  if (!isRunning(entry) || entry.job.state === "ended") return { job: entry.job, killed: 0 };
+  await entry.launched.promise.catch(() => {
+    throw notFound(id);
+  });
+  context.journal.stopping(id, by);
+  entry.stoppedBy ??= by;
+  if (entry.job.state === "running") entry.job = { ...entry.job, state: "stopping" };
+  context.files.later(entry);
+  const untold = withReserve(() => order(entry.directory, signal, graceMs, by));
+  if (untold !== undefined) {
+    doWithout(context, entry, `cannot be told to end it (${untold})`);
+    signalMain(rootsOf(entry), context.journal.boot, signal);
+  }
+  seeToEnd(context, entry, signal === constants.signals.SIGKILL ? 0 : graceMs);
+  const job = await endOf(entry, waiting);
+  return { job, killed: job.ended?.killed ?? 0 };
+}

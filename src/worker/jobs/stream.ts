@@ -1,0 +1,143 @@
+import { join, resolve } from "node:path";
+import { codeOf } from "../../os/errno.ts";
+import { openArchivedLog } from "../archive/log.ts";
+import { isCompressedIn, keyOf } from "../archive/move.ts";
+import type { Record as Kept } from "../journal/journal.ts";
+import { logFilesIn } from "../log/files.ts";
+import { type Log, openLog } from "../log/log.ts";
+import { type Chunk, type Gap, readOutput, type StreamOptions } from "../log/reader.ts";
+import { invalid, JobError } from "../model/errors.ts";
+import { unreadable } from "../model/failure.ts";
+import type { Job, JobLog, PruneReason } from "../model/job.ts";
+import { type Context, find, isRunning } from "./context.ts";
+import { current, type Running, subscribe } from "./running.ts";
+
+/** A job's output. Returns the offset to resume from, and the job at the end of the stream. */
+export type Stream = AsyncGenerator<Chunk | Gap, { readonly offset: number; readonly job: Job }>;
+
+/** Streams a job's output. Throws at once, not at the first chunk: `invalid` for the position, `not-found`, `pruned`. */
+export function stream(context: Context, id: string, options: StreamOptions): Stream {
+  const { position } = options;
+  const place = position?.kind === "offset" ? position.offset : (position?.count ?? 0);
+  if (!Number.isSafeInteger(place) || place < 0)
+    throw invalid("position", `${place} is not a whole number of 0 or more`);
+  const entry = find(context, id);
+  const { log } = entry.job;
+  // A journal on a full disk may not know yet that a log was moved into the archive.
+  const elsewhere = log !== undefined && context.archive !== undefined;
+  if (log?.kind === "pruned" || !(elsewhere || isHere(context, id))) throw notThere(id, log);
+  return read(context, entry, options);
+}
+
+/** A stream under way ends with `pruned` when its log is pruned, so that the disk gets the room back. */
+async function* read(context: Context, entry: Running | Kept, options: StreamOptions): Stream {
+  const { id } = entry.job;
+  await using opened = new AsyncDisposableStack(); // here, because a generator that is never read disposes of nothing
+  const reader = opened.use(enter(context, id, options.signal));
+  const live = isRunning(entry)
+    ? {
+        ended: () => context.closed || entry.job.state === "ended",
+        subscribe: (wake: () => void) => subscribe(entry, wake),
+      }
+    : { ended: () => true, subscribe: () => ({ [Symbol.dispose]() {} }) };
+  try {
+    const output = await open(context, id, opened, reader.signal);
+    const { signal } = reader;
+    let offset = yield* readOutput(output, live, { ...options, signal });
+    // All output has to come before the message that tells of the end, after which nobody reads on.
+    while (entry.job.state === "ended" && !signal.aborted && offset < output.extent().size)
+      offset = yield* readOutput(output, live, { ...options, signal, position: { kind: "offset", offset } });
+    if (reader.pruned) throw reader.pruned;
+    return { offset, job: isRunning(entry) ? current(entry) : entry.job };
+  } catch (error) {
+    // The log may have been pruned while it was read.
+    throw reader.pruned ?? unreadable(id, error);
+  }
+}
+
+/** Counts a reader of a job's log until disposed. Pruning the log aborts `signal`, and `pruned` says why. */
+function enter(
+  { journal, readers }: Context,
+  id: string,
+  signal: AbortSignal | undefined,
+): Disposable & { readonly signal: AbortSignal; readonly pruned: JobError | undefined } {
+  const ending = new AbortController();
+  let pruned: JobError | undefined;
+  const abort = (): void => ending.abort();
+  const leave = (): void => {
+    pruned = notThere(id, journal.logs.of(id));
+    abort();
+  };
+  const others = readers.get(id) ?? new Set();
+  readers.set(id, others.add(leave));
+  signal?.addEventListener("abort", abort, { once: true });
+  if (signal?.aborted) abort();
+  return {
+    signal: ending.signal,
+    get pruned() {
+      return pruned;
+    },
+    [Symbol.dispose]() {
+      signal?.removeEventListener("abort", abort);
+      others.delete(leave);
+      if (others.size === 0 && readers.get(id) === others) readers.delete(id);
+    },
+  };
+}
+
+/** Opens a log here, or in the archive. A log leaves this disk only once it is in the archive, so it is in one of the two. */
+async function open(context: Context, id: string, opened: AsyncDisposableStack, signal: AbortSignal): Promise<Log> {
+  const { journal, options, archive } = context;
+  // While the files of a log are being removed, the rest of them would read as an empty log.
+  const before = journal.logs.of(id);
+  if (before?.kind === "pruned") throw notThere(id, before);
+  try {
+    return opened.use(openLog(join(context.jobsDir, id)));
+  } catch (error) {
+    if (codeOf(error) !== "ENOENT") throw error;
+  }
+  const log = journal.logs.of(id);
+  if (!log || log.kind === "pruned" || !archive) throw notThere(id, log);
+  const key = (file: string): string => keyOf(journal.instance, id, file);
+  const compressed = log.kind === "archived" ? log.compressed : await isCompressedIn(archive.store, key, signal);
+  if (compressed === undefined) throw notThere(id, log);
+  const places = { keyOf: key, compressed, directory: resolve(options.stateDir), signal };
+  return opened.use(await openArchivedLog(archive.store, places)).log;
+}
+
+function isHere({ jobsDir }: Context, id: string): boolean {
+  try {
+    return ["compressed", "plain"].includes(logFilesIn(join(jobsDir, id)));
+  } catch (error) {
+    throw unreadable(id, error);
+  }
+}
+
+const WHY: Readonly<Record<PruneReason, string>> = {
+  age: "it was older than this worker keeps logs (jobsd --log-prune-age)",
+  count: "there were more logs than this worker keeps (jobsd --log-prune-count)",
+  size: "all logs took more than this worker keeps (jobsd --log-prune-size)",
+  free: "the disk had too little free space (jobsd --log-prune-free)",
+  "keep-for": "its start asked for it to be kept no longer",
+  missing: "its files were not there any more",
+};
+
+function notThere(id: string, log: JobLog | undefined): JobError {
+  if (log?.kind === "pruned") {
+    const [since, bytes] = [log.at.toISOString(), String(log.bytes)];
+    return new JobError(
+      "pruned",
+      `the output of ${id}, ${bytes} bytes of this worker's disk, was pruned at ${since}: ${WHY[log.why]}`,
+      { facts: { bytes, since, why: log.why } },
+    );
+  }
+  return log?.kind === "archived"
+    ? new JobError(
+        "unavailable",
+        `the output of ${id} is in an archive, which this daemon is not told of (--archive)`,
+        {
+          reason: "archive-unavailable",
+        },
+      )
+    : new JobError("not-found", `the output of ${id} is not there`);
+}

@@ -1,0 +1,84 @@
+import { statSync } from "node:fs";
+import { DatabaseSync, type SQLOutputValue } from "node:sqlite";
+import { JobError } from "../model/errors.ts";
+import { record, type Record as Kept, VERSION } from "./journal.ts";
+
+/** What can still be read of a journal that is damaged. */
+export interface Salvaged {
+  readonly instance: string | undefined;
+  readonly kept: readonly Kept[];
+  /** Rows that could not be read. */
+  readonly unread: number;
+}
+
+/** No row is smaller. */
+const LEAST_ROW_BYTES = 64;
+
+type Row = Readonly<{ [column: string]: SQLOutputValue }>;
+
+/** Reads the journal at `path`, a copy. Throws JobError when it is of a newer version. */
+export function salvage(path: string): Salvaged {
+  try {
+    using database = new DatabaseSync(path);
+    const version = Number(database.prepare("PRAGMA user_version").get()?.["user_version"]);
+    if (version > VERSION)
+      throw new JobError(
+        "unavailable",
+        `the journal is of a newer version of jobs (${version}; this one writes ${VERSION})`,
+      );
+    return { instance: instanceIn(database), ...rowsOf(database, statSync(path).size) };
+  } catch (error) {
+    if (error instanceof JobError) throw error;
+    return { instance: undefined, kept: [], unread: 0 };
+  }
+}
+
+function instanceIn(database: DatabaseSync): string | undefined {
+  try {
+    return database.prepare("SELECT value FROM meta WHERE key = 'instance'").get()?.["value"]?.toString();
+  } catch {
+    return undefined;
+  }
+}
+
+/** From both ends to the first page that is damaged, and what lies between row by row. */
+function rowsOf(database: DatabaseSync, bytes: number): Omit<Salvaged, "instance"> {
+  const kept = new Map<number, Kept>();
+  let unread = 0;
+  let low = 0;
+  const take = (row: Row | undefined): number => {
+    const seq = Number(row?.["seq"]);
+    const found = record(row);
+    if (found?.job.damaged !== undefined) unread++;
+    else if (found) kept.set(found.seq, found);
+    return seq;
+  };
+  const run = (order: "ASC" | "DESC", from: number): number => {
+    let last = from;
+    try {
+      const rows = database.prepare(`SELECT * FROM jobs NOT INDEXED ORDER BY seq ${order}`);
+      rows.setReadBigInts(true);
+      for (const row of rows.iterate()) {
+        if (order === "DESC" && Number(row["seq"]) <= low) return low;
+        last = take(row);
+      }
+      return order === "ASC" ? Infinity : low;
+    } catch {
+      return last;
+    }
+  };
+  low = run("ASC", 0);
+  if (low < Infinity) {
+    const high = run("DESC", low + Math.floor(bytes / LEAST_ROW_BYTES));
+    const one = database.prepare("SELECT * FROM jobs WHERE seq = ?");
+    one.setReadBigInts(true);
+    for (let seq = low + 1; seq < high; seq++) {
+      try {
+        take(one.get(seq));
+      } catch {
+        unread++;
+      }
+    }
+  }
+  return { kept: [...kept.values()], unread };
+}

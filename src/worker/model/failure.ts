@@ -1,0 +1,61 @@
+import { codeOf, reasonOf } from "../../os/errno.ts";
+import { JobError } from "./errors.ts";
+
+/* Why a start failed, for whoever asked for it. */
+
+/** A disk that takes no writing, for now. */
+export const FAILING = new Set(["EIO", "EROFS"]);
+/** The same of SQLite, sqlite.org/rescode.html: NOMEM, READONLY, IOERR, FULL, CANTOPEN. */
+const SQLITE_FAILING = new Set([7, 8, 10, 13, 14]);
+export const EXHAUSTED = new Set(["EAGAIN", "ENOMEM", "EMFILE", "ENFILE", "ENOSPC", "EDQUOT"]);
+
+/** Of a limit that the kernel did not take: names the field, and the file, value and errno. */
+export function notWritten(
+  { file, value, field }: { readonly file: string; readonly value: string; readonly field: string | undefined },
+  cause: unknown,
+): JobError {
+  const errno = codeOf(cause);
+  if (errno === "EMFILE" || errno === "ENFILE")
+    return new JobError("exhausted", `no descriptor is left to write ${file} with (${errno})`, {
+      facts: { errno },
+      cause,
+    });
+  return new JobError("unsupported", `the kernel refused ${value} for ${file} (${errno})`, {
+    ...(field !== undefined && { field }),
+    facts: { stage: "cgroup", file, value, errno },
+    cause,
+  });
+}
+
+/** Whether SQLite met a disk that is full, fails, or is read-only; sqlite.org/rescode.html. */
+export function isFailing(error: unknown): boolean {
+  return error instanceof Error && "errcode" in error && SQLITE_FAILING.has(Number(error.errcode) & 0xff);
+}
+
+/** Of whatever a start was ended by. */
+export function refusal(error: unknown): JobError {
+  if (error instanceof JobError) return error;
+  const code = codeOf(error);
+  const message = reasonOf(error);
+  if (isFailing(error))
+    return new JobError("exhausted", `the journal takes no record of another job: ${message}`, {
+      facts: { stage: "journal", errno: code },
+      cause: error,
+    });
+  return EXHAUSTED.has(code) || FAILING.has(code)
+    ? new JobError("exhausted", `no room for another job on this host: ${message}`, {
+        facts: { errno: code },
+        cause: error,
+      })
+    : new JobError("internal", `the job could not be started: ${message}`, { facts: { errno: code }, cause: error });
+}
+
+/** Of output that could not be opened, watched or read; anything but a system call's failure stays what it is. */
+export function unreadable(id: string, error: unknown): unknown {
+  const errno = codeOf(error);
+  if (!(error instanceof Error) || !("syscall" in error)) return error;
+  const facts = { errno };
+  return EXHAUSTED.has(errno)
+    ? new JobError("exhausted", `no room for another reader on this host: ${error.message}`, { facts, cause: error })
+    : new JobError("data-loss", `the output of ${id} cannot be read: ${error.message}`, { facts, cause: error });
+}

@@ -1,0 +1,126 @@
+import { fileURLToPath } from "node:url";
+import { invalid } from "./errors.ts";
+import type { Part } from "./isolation.ts";
+
+export interface WorkerOptions {
+  /** Holds the journal and the jobs' directories; made with mode 0700 when it does not exist. */
+  readonly stateDir: string;
+  /** Put in front of each job's id, so that ids tell which worker has the job. */
+  readonly name?: string;
+  /**
+   * The user of jobs whose starts name none: a name or a number. When absent, and the worker is root, each job has a uid of
+   * its own.
+   */
+  readonly user?: string;
+  /** The range of those uids; uids.ts has the default. */
+  readonly jobUids?: UidRange;
+  /** Users that a start may name, beside `user`: names, numbers, or ranges such as "2000-2999". */
+  readonly allowUsers?: readonly string[];
+  /** Groups that a start may name, beside those of its user. */
+  readonly allowGroups?: readonly string[];
+  /** A start may name uid 0 and gid 0, and a user may have gid 0 among its groups. */
+  readonly allowRoot?: boolean;
+  /** The most bytes of output that are kept of a job, with the index; 0 for no limit. 256 MiB when absent. */
+  readonly logLimitBytes?: number;
+  /** Which bytes to keep when a log reaches its limit; the newest when absent. */
+  readonly logKeep?: "newest" | "oldest";
+  /** How logs of ended jobs are compressed; off when absent. */
+  readonly logCompress?: "off" | "zstd";
+  /** When logs of ended jobs are removed; never when absent. */
+  readonly logPrune?: PruneLimits;
+  /** Pauses between tries while compressing fails, as on a full disk; as `archivePauses` when absent. */
+  readonly compressPauses?: Pauses;
+  /** The archive that logs of ended jobs are moved to; none when absent. */
+  readonly archive?: Place;
+  /** Pauses between tries while the archive fails; from 1 s to 5 min when absent. */
+  readonly archivePauses?: Pauses;
+  /** The most jobs at once; a start beyond them is refused as `exhausted`. */
+  readonly maxJobs?: number;
+  /** The cgroup v2 directory to make jobs' groups in, instead of the worker's own group. */
+  readonly cgroup?: string;
+  /** Parts of the isolation that jobs do without. Without a mount namespace there is no pid or cgroup namespace either. */
+  readonly isolationOff?: readonly Part[];
+  /** A start may ask to let its job make user namespaces. */
+  readonly allowUserNamespaces?: boolean;
+  /** Paths, beside the state directory, that jobs of the worker's own user cannot read. */
+  readonly hidden?: readonly string[];
+  /** Paths that jobs of the worker's own user cannot change. */
+  readonly sealed?: readonly string[];
+  /** The native supervisor's binary. */
+  readonly supervisor?: string;
+  readonly log?: (level: "debug" | "info" | "warn" | "error", message: string, facts?: object) => void;
+}
+
+/** Options with the defaults filled in. */
+export type CheckedOptions = WorkerOptions &
+  Required<Pick<WorkerOptions, "log" | "logCompress" | "logKeep" | "logLimitBytes" | "maxJobs" | "supervisor">>;
+
+export const LOG_LIMIT_BYTES = 256 * 1024 * 1024;
+export const LEAST_LOG_LIMIT_BYTES = 1024 * 1024;
+const MAX_JOBS = 10_000;
+/** Why a job of the worker's own user may not make user namespaces. */
+export const OWN_USER = "jobs of the worker's own user could mount their cgroup anew in one, and lift their limits";
+
+/** Fills in defaults. Throws `invalid`, naming the option. */
+export function checkOptions(options: WorkerOptions): CheckedOptions {
+  const {
+    name,
+    log = () => {},
+    logCompress = "off",
+    logKeep = "newest",
+    logLimitBytes = LOG_LIMIT_BYTES,
+    maxJobs = MAX_JOBS,
+    supervisor = fileURLToPath(new URL("../../../build/supervisor", import.meta.url)),
+  } = options;
+  if (name !== undefined && !/^[a-z0-9][a-z0-9-]{0,31}$/.test(name))
+    throw invalid("name", "is not a worker's name; give up to 32 of a-z 0-9 -");
+  if (logLimitBytes !== 0 && !(logLimitBytes >= LEAST_LOG_LIMIT_BYTES))
+    throw invalid(
+      "log limit",
+      `${logLimitBytes} bytes is too small; ${LEAST_LOG_LIMIT_BYTES} is the least, and 0 means no limit`,
+    );
+  if (options.allowUserNamespaces && process.getuid?.() !== 0)
+    throw invalid("allow-user-namespaces", `needs a worker that is root: ${OWN_USER}`);
+  return { ...options, log, logCompress, logKeep, logLimitBytes, maxJobs, supervisor };
+}
+
+/** Where archived files are. */
+export type Place =
+  /** A directory that is there: it is not made, since what it is on may not be mounted. */
+  | { readonly kind: "directory"; readonly path: string }
+  | {
+      readonly kind: "s3";
+      readonly bucket: string;
+      /** In front of each key, without a slash at its end; may be empty. */
+      readonly prefix: string;
+      /** Of a server that is not AWS's, as in `http://127.0.0.1:9000`; the bucket is then the first part of the path. */
+      readonly endpoint?: string;
+      /** By the SDK's own rules when absent; us-east-1 with an endpoint. */
+      readonly region?: string;
+      /** A connection on which nothing moves is given up after it; 30 s when absent. */
+      readonly silenceMs?: number;
+    };
+
+/** Between two tries while they fail: the first pause, and the longest. */
+export interface Pauses {
+  readonly firstMs: number;
+  readonly lastMs: number;
+}
+
+/** What ended jobs' logs may be and take together on the disk; those that ended first go first. */
+export interface PruneLimits {
+  /** Since their jobs' ends. */
+  readonly ageMs?: number;
+  readonly count?: number;
+  readonly bytes?: number;
+  /** Of the disk, that is to be free. */
+  readonly free?: { readonly kind: "bytes" | "percent"; readonly amount: number };
+  /** How often the disk is looked at; 30 s when absent. */
+  readonly freeEveryMs?: number;
+}
+
+/** Both ends belong to it. */
+export interface UidRange {
+  readonly first: number;
+  readonly last: number;
+}

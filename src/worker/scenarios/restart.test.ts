@@ -1,0 +1,507 @@
+import { execFileSync, spawn } from "node:child_process";
+import { once } from "node:events";
+import { closeSync, existsSync, mkdirSync, openSync, readFileSync, readlinkSync, rmSync, writeSync } from "node:fs";
+import { constants, tmpdir } from "node:os";
+import { join } from "node:path";
+import { DatabaseSync } from "node:sqlite";
+import { describe, expect, test } from "vitest";
+import { openHierarchy } from "../cgroup/hierarchy.ts";
+import { openJournal } from "../journal/journal.ts";
+import { openLog } from "../log/log.ts";
+import { order } from "../supervisor/control.ts";
+import { killTree, nowMs, thisBoot } from "../system/process.ts";
+import {
+  detaches,
+  finished,
+  firstLine,
+  ignoresTerm,
+  modes,
+  open,
+  outerPid,
+  readAll,
+  rmGroup,
+  run,
+  runs,
+  sh,
+  startReady,
+  testDaemon,
+  testDirectory,
+  testWorker,
+  until,
+  waits,
+} from "../testing/worker.ts";
+
+const by = "tester";
+
+/** The supervisor of a job that runs. */
+function supervisorOf(directory: string): number {
+  using log = openLog(directory);
+  return log.header().started?.supervisor ?? 0;
+}
+
+function children(pid: number): number[] {
+  return readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").split(" ").filter(Boolean).map(Number);
+}
+
+/** The spawner that a daemon has: the child that holds its end of a socket, and no job. */
+async function spawnerOf(pid: number): Promise<number> {
+  return until("the spawner runs", () =>
+    children(pid).find((child) => readlinkSync(`/proc/${child}/exe`).includes("supervisor")),
+  );
+}
+
+describe.each(modes)("a worker %s that is closed and opened again", (_mode, options) => {
+  test("tells a running job's limits as the kernel has them, by whatever controller this host has", async () => {
+    await using worker = await testWorker(options);
+    const [resources] = [
+      ["pids", { pids: { limit: 20n } }] as const,
+      ["hugetlb", { hugepageLimits: [{ pageSize: "2MB", limit: 0n }] }] as const,
+    ].flatMap(([controller, resources]) =>
+      /controllers: ([^;]*)/.exec(worker.host)?.[1]?.split(", ").includes(controller) ? [resources] : [],
+    );
+    const { job } = await worker.start({ ...waits, ...(resources && { resources }) });
+    expect(job.limits.size > 0).toBe(resources !== undefined);
+    await worker.close();
+    await using again = await testWorker({ ...options, stateDir: worker.stateDir });
+    expect(again.query(job.id).limits).toEqual(job.limits);
+  });
+
+  test("has its running jobs as they were, can stop them, and their output goes on where it was", async () => {
+    await using worker = await testWorker(options);
+    using files = testDirectory();
+    const gate = join(files.path, "gate");
+    const { id, pid } = await startReady(worker, {
+      ...sh('echo one; until [ -e "$0" ]; do sleep 0.01; done; echo two; exec sleep 1000', gate),
+      labels: new Map([["a", "b"]]),
+    });
+    const before = worker.query(id);
+    await worker.close();
+    await using again = await testWorker({ ...options, stateDir: worker.stateDir });
+    const after = again.query(id);
+    expect(after).toMatchObject({
+      id,
+      pid,
+      state: "running",
+      labels: before.labels,
+      args: before.args,
+      owner: before.owner,
+      createdAt: before.createdAt,
+      output: before.output,
+    });
+    expect(again.list({ states: ["running"], limit: 10 }).jobs.map((job) => job.id)).toEqual([id]);
+    const following = readAll(
+      again.stream(id, { position: { kind: "offset", offset: before.output.size }, follow: true }),
+    );
+    open(gate);
+    await until("the second line is there", () => again.query(id).output.size === 8);
+    const { job, killed } = await again.stop(id, { by });
+    expect(killed).toBe(0);
+    expect(job.ended).toMatchObject({ how: { kind: "stopped", by, escalated: false }, signal: 15 });
+    expect((await following).text).toBe("two\n");
+    expect((await readAll(again.stream(id, {}))).text).toBe("one\ntwo\n");
+    expect(runs(pid)).toBe(false);
+  });
+
+  test("has the results of those that ended meanwhile, and their cgroups are gone", async () => {
+    await using worker = await testWorker(options);
+    using files = testDirectory();
+    const gate = join(files.path, "gate");
+    const specs = [
+      sh('echo one; until [ -e "$0" ]; do sleep 0.01; done; echo two; exit 3', gate),
+      sh('echo one; until [ -e "$0" ]; do sleep 0.01; done; kill -9 $$', gate),
+      { ...waits, timeLimitMs: 200 },
+    ];
+    const started = await Promise.all(specs.map((spec) => startReady(worker, spec)));
+    const ended = worker.wait(started[0]?.id ?? "").catch(() => "unavailable");
+    await worker.close();
+    expect(await ended).toBe("unavailable");
+    open(gate);
+    await until("all have their exit records", () =>
+      started.every(({ id }) => existsSync(join(worker.directory(id), "exit"))),
+    );
+    await using again = await testWorker({ ...options, stateDir: worker.stateDir });
+    const jobs = await Promise.all(started.map(({ id }) => again.wait(id)));
+    expect(jobs.map((job) => job.ended)).toEqual([
+      { how: { kind: "exited", code: 3 }, exitCode: 3, signal: 0, killed: 0 },
+      { how: { kind: "signalled", signal: 9, coreDumped: false }, exitCode: -1, signal: 9, killed: 0 },
+      { how: { kind: "timed-out", limitMs: 200 }, exitCode: -1, signal: 15, killed: 0 },
+    ]);
+    expect(jobs.map(({ pid }) => pid)).toEqual(started.map(({ pid }) => pid));
+    for (const job of jobs) {
+      expect(job.endedAt?.getTime()).toBeGreaterThanOrEqual(job.startedAt?.getTime() ?? NaN);
+      expect(job.usage?.cpuUserUs).toBeGreaterThanOrEqual(0);
+    }
+    expect((await readAll(again.stream(jobs[0]?.id ?? "", { follow: true }))).text).toBe("one\ntwo\n");
+    expect(again.traces().filter((trace) => trace.startsWith("cgroup:"))).toEqual([]);
+  });
+
+  test("tells of one that ended meanwhile when that was, how long it had run, and the CPU that it had burnt", async () => {
+    await using worker = await testWorker(options);
+    using files = testDirectory();
+    const gate = join(files.path, "gate");
+    const burns =
+      'echo ready; until [ -e "$0" ]; do sleep 0.01; done; i=0; while [ $i -lt 150000 ]; do i=$((i+1)); done';
+    const { id } = await startReady(worker, sh(`${burns}; times`, gate));
+    await worker.close();
+    const opened = Date.now();
+    open(gate);
+    await until("it has its exit record", () => existsSync(join(worker.directory(id), "exit")));
+    const closed = Date.now();
+    await using again = await testWorker({ ...options, stateDir: worker.stateDir });
+    const { startedAt, endedAt, usage } = await again.wait(id);
+    const endedMs = endedAt?.getTime() ?? NaN;
+    expect(endedMs).toBeGreaterThanOrEqual(opened);
+    expect(endedMs).toBeLessThanOrEqual(closed);
+    expect(Math.abs((usage?.elapsedMs ?? NaN) - (endedMs - (startedAt?.getTime() ?? NaN)))).toBeLessThan(50);
+    const said = (await readAll(again.stream(id, {}))).text;
+    // Of the shell, and of those that it waited for: times(1).
+    const burntMs = [...said.matchAll(/(\d+)m([\d.]+)s/g)].reduce(
+      (sum, [, minutes, seconds]) => sum + Number(minutes) * 60_000 + Number(seconds) * 1000,
+      0,
+    );
+    expect(burntMs).toBeGreaterThan(50);
+    const toldMs = ((usage?.cpuUserUs ?? NaN) + (usage?.cpuSystemUs ?? NaN)) / 1000;
+    expect(Math.abs(toldMs - burntMs)).toBeLessThan(100);
+  });
+
+  test("in the middle of a stop knows that, and who asked for it", async () => {
+    await using worker = await testWorker(options);
+    const { id } = await startReady(worker, sh('trap "" TERM; echo ready; while :; do sleep 0.05; done'));
+    const stopping = worker.stop(id, { by: "ada", graceMs: 60_000 }).catch(() => "unavailable");
+    await until("it is stopping", () => worker.query(id).state === "stopping");
+    await worker.close();
+    expect(await stopping).toBe("unavailable");
+    await using again = await testWorker({ ...options, stateDir: worker.stateDir });
+    expect(again.query(id).state).toBe("stopping");
+    expect((await again.stop(id, { by: "bob", graceMs: 0 })).job.ended?.how).toMatchObject({
+      kind: "stopped",
+      by: "ada",
+    });
+  });
+
+  test("20 times in a row loses nothing of a job that writes all the while", async () => {
+    await using worker = await testWorker(options);
+    const { id } = await startReady(worker, sh("echo 0; for i in $(seq 1 50); do echo $i; sleep 0.01; done; exit 9"));
+    await worker.close();
+    for (let i = 0; i < 20; i++) {
+      const between = await testWorker({ ...options, stateDir: worker.stateDir });
+      expect(between.query(id).ended?.exitCode ?? 9).toBe(9);
+      await between.close();
+    }
+    await using last = await testWorker({ ...options, stateDir: worker.stateDir });
+    expect((await last.wait(id)).ended).toMatchObject({ exitCode: 9 });
+    expect((await readAll(last.stream(id, {}))).text).toBe(Array.from({ length: 51 }, (_, i) => `${i}\n`).join(""));
+  });
+});
+
+describe.each(modes)("after a daemon %s is killed", (_mode, options) => {
+  test("its jobs go on without it; the next finds them, stops them, and has all of their output", async () => {
+    using directory = testDirectory();
+    using files = testDirectory();
+    const gate = join(files.path, "gate");
+    await using daemon = await testDaemon({ ...options, stateDir: directory.path });
+    const tree = await daemon.start(detaches);
+    const writer = await daemon.start(
+      sh('until [ -e "$0" ]; do sleep 0.01; done; for i in $(seq 1 20000); do echo $i; done; exit 5', gate),
+    );
+    const short = await daemon.start(run("true"));
+    const spawner = await spawnerOf(daemon.pid);
+    await daemon.kill();
+    expect(runs(tree.pid)).toBe(true);
+    open(gate); // More than a pipe holds: written while there is no daemon.
+    await until("the writer has ended", () => existsSync(join(directory.path, "jobs", writer.id, "exit")));
+    await until("the spawner is gone with its daemon", () => !runs(spawner));
+    await using worker = await testWorker({ ...options, stateDir: directory.path });
+    expect((await worker.wait(writer.id)).ended).toMatchObject({ exitCode: 5 });
+    expect((await readAll(worker.stream(writer.id, {}))).text).toBe(
+      Array.from({ length: 20_000 }, (_, i) => `${i + 1}\n`).join(""),
+    );
+    expect((await worker.wait(short.id)).ended).toMatchObject({ exitCode: 0 });
+    expect(worker.query(tree.id)).toMatchObject({ state: "running", pid: tree.pid });
+    const grandchild = outerPid(tree.pid, Number(await firstLine(worker, tree.id)));
+    expect(runs(grandchild)).toBe(true);
+    expect((await worker.stop(tree.id, { by })).job.ended?.how).toMatchObject({ kind: "stopped", by });
+    expect([tree.pid, grandchild].filter(runs)).toEqual([]);
+  });
+
+  test("a start that it had not finished leaves nothing, or the job that it was to be", async () => {
+    using directory = testDirectory();
+    await using daemon = await testDaemon({ ...options, stateDir: directory.path });
+    const spawner = await spawnerOf(daemon.pid);
+    await until("spares are there", () => children(spawner).length > 0);
+    // The start is written to a spare's FIFO, and gets no further.
+    const stopped = [spawner, ...children(spawner)];
+    for (const pid of stopped) process.kill(pid, "SIGSTOP");
+    const cut = daemon.start({ ...waits, requestId: "cut" }).catch(() => "cut");
+    // Requests are taken in turn: when this one has been refused, that one is under way.
+    await expect(daemon.start(run(""))).rejects.toThrow("command");
+    await daemon.kill();
+    const next = testWorker({ ...options, stateDir: directory.path });
+    for (const pid of stopped) process.kill(pid, "SIGCONT");
+    await using worker = await next;
+    const left = worker.list({ limit: 10 }).jobs;
+    const needed = new Set(left.map(({ id }) => supervisorOf(worker.directory(id))));
+    await until(
+      "spawner and spares are gone with their daemon",
+      () => !stopped.some((pid) => !needed.has(pid) && runs(pid)),
+    );
+    if (left.length === 0) expect(worker.traces()).toEqual([]);
+    const { job, alreadyStarted } = await worker.start({ ...waits, requestId: "cut" });
+    expect(left.map(({ id }) => id)).toEqual(alreadyStarted ? [job.id] : []);
+    expect(worker.query(job.id).state).toBe("running");
+    expect(await cut).toBe("cut");
+  });
+});
+
+describe.each(modes)("a start %s that was cut", (_mode, options) => {
+  test.each(["before its directory was made", "before its cgroup was made", "before exec"])(
+    "%s leaves nothing, and its request id is free",
+    async (when) => {
+      await using worker = await testWorker(options);
+      const { job } = await worker.start({ ...waits, requestId: "other" });
+      await worker.close();
+      const id = "01cut00000000000000000000";
+      const directory = join(worker.stateDir, "jobs", id);
+      {
+        using journal = openJournal(worker.stateDir);
+        journal.insert({ ...job, id, state: "starting", pid: 0 }, "cut");
+        if (when !== "before its directory was made") mkdirSync(directory, { mode: 0o700 });
+        const hierarchy = openHierarchy(`jobs-${journal.instance}`, options.cgroup);
+        if (when === "before exec" && hierarchy.kind === "cgroup2") mkdirSync(join(hierarchy.path, id));
+      }
+      await using again = await testWorker({ ...options, stateDir: worker.stateDir });
+      await until("nothing of it is left", () => !again.traces().some((trace) => trace.endsWith(id)));
+      expect(again.query(job.id).state).toBe("running");
+      expect((await again.start({ ...waits, requestId: "cut" })).alreadyStarted).toBe(false);
+    },
+  );
+});
+
+describe.each(modes)("when processes die that must not %s:", (_mode, options) => {
+  test("a killed supervisor takes its job with it, which is then lost", async () => {
+    await using worker = await testWorker(options);
+    const { id, pid, line } = await startReady(worker, detaches);
+    const grandchild = outerPid(pid, Number(line));
+    process.kill(supervisorOf(worker.directory(id)), "SIGKILL");
+    const job = await worker.wait(id);
+    expect(job).toMatchObject({
+      state: "ended",
+      pid,
+      ended: { how: { kind: "lost", reason: "its supervisor was killed by SIGKILL" }, exitCode: -1, signal: 0 },
+      output: { size: line.length + 1 },
+    });
+    expect(worker.query(id)).toEqual(job);
+    await until("its main process is gone", () => !runs(pid));
+    if (worker.cgroup !== undefined) expect(worker.traces()).not.toContain(`cgroup:${id}`);
+    await until("its grandchild is gone", () => !runs(grandchild));
+    expect((await readAll(worker.stream(id, { follow: true }))).text).toBe(`${line}\n`);
+  });
+
+  test.each([{ off: [] }, { off: ["pid"] }, { off: ["mount", "pid"] }] as const)(
+    "no process whose first thread has ended outlives a killed supervisor, with $off switched off",
+    async ({ off: isolationOff }) => {
+      await using worker = await testWorker({ ...options, isolationOff });
+      using files = testDirectory();
+      const program = join(files.path, "hides");
+      const source = join(import.meta.dirname, "../../supervisor/programs/hides.c");
+      execFileSync("cc", ["-pthread", "-o", program, source]);
+      const { id, pid, line } = await startReady(worker, run(program, "thread", "waits"));
+      const inner = Number(line.split(" ")[1]);
+      const hidden = isolationOff.length === 0 ? outerPid(pid, inner) : inner;
+      expect(runs(hidden)).toBe(true);
+      process.kill(supervisorOf(worker.directory(id)), "SIGKILL");
+      expect((await worker.wait(id)).ended?.how.kind).toBe("lost");
+      await until("nothing of it runs", () => !runs(pid) && !runs(hidden));
+    },
+  );
+
+  test("a killed supervisor of a job of an earlier worker takes that with it, too", async () => {
+    await using worker = await testWorker(options);
+    const { id, pid, line } = await startReady(worker, detaches);
+    const grandchild = outerPid(pid, Number(line));
+    await worker.close();
+    await using again = await testWorker({ ...options, stateDir: worker.stateDir });
+    process.kill(supervisorOf(worker.directory(id)), "SIGKILL");
+    expect(await again.wait(id)).toMatchObject({
+      state: "ended",
+      pid,
+      // Nobody but its parent is told of the signal.
+      ended: { how: { kind: "lost", reason: "its supervisor ended without a record" }, exitCode: -1, signal: 0 },
+      output: { size: line.length + 1 },
+    });
+    await until("nothing of it runs", () => !runs(pid) && !runs(grandchild));
+    expect(again.traces().filter((trace) => trace.startsWith("cgroup:"))).toEqual([]);
+  });
+
+  test("a supervisor that is killed while no worker runs", async () => {
+    await using worker = await testWorker(options);
+    const { id, pid } = await startReady(worker, waits);
+    await worker.close();
+    process.kill(supervisorOf(worker.directory(id)), "SIGKILL");
+    await using again = await testWorker({ ...options, stateDir: worker.stateDir });
+    expect((await again.wait(id)).ended?.how).toEqual({
+      kind: "lost",
+      reason: "its supervisor died while no jobsd ran",
+    });
+    await until("its main process is gone", () => !runs(pid));
+    expect(again.traces().filter((trace) => trace.startsWith("cgroup:"))).toEqual([]);
+  });
+
+  test("a killed spawner is replaced: running jobs are still told of, stopped, and new ones started", async () => {
+    await using worker = await testWorker(options);
+    const [first, second] = [await startReady(worker, waits), await startReady(worker, waits)];
+    const spawners = children(process.pid).filter((pid) => readlinkSync(`/proc/${pid}/exe`).includes("supervisor"));
+    expect(spawners).toHaveLength(1);
+    const [spawner = 0] = spawners;
+    process.kill(spawner, "SIGKILL");
+    await until("a new one is there", () =>
+      children(process.pid).some(
+        (pid) => pid !== spawner && runs(pid) && readlinkSync(`/proc/${pid}/exe`).includes("supervisor"),
+      ),
+    );
+    expect(worker.logged.filter((line) => line.startsWith("error: "))).toEqual([expect.stringContaining("SIGKILL")]);
+    expect(worker.query(first.id).state).toBe("running");
+    expect((await worker.stop(first.id, { by })).job.ended?.how.kind).toBe("stopped");
+    process.kill(second.pid, "SIGKILL");
+    expect((await worker.wait(second.id)).ended?.how).toMatchObject({ kind: "signalled", signal: 9 });
+    expect((await finished(worker, run("echo", "new"))).text).toBe("new\n");
+  });
+});
+
+describe.each(modes)("after a reboot %s", (_mode, options) => {
+  test("what ran is lost, what had ended is as it was, and a record that was written in time counts", async () => {
+    await using worker = await testWorker(options);
+    const ended = await finished(worker, sh("echo x; exit 3"));
+    const { id } = await startReady(worker, waits);
+    const timed = await startReady(worker, { ...waits, timeLimitMs: 100 });
+    await worker.close();
+    await until("the second has its exit record", () => existsSync(join(worker.directory(timed.id), "exit")));
+    // As a reboot does it: nothing runs any more, no group is there, the boot id is another.
+    const supervisor = supervisorOf(worker.directory(id));
+    process.kill(supervisor, "SIGKILL");
+    await until("nothing of it runs", () => !runs(supervisor));
+    {
+      using database = new DatabaseSync(join(worker.stateDir, "journal.db"));
+      const boot = readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
+      database.exec("UPDATE meta SET value = 'the boot before' WHERE key = 'boot_id'");
+      database.prepare("UPDATE jobs SET job = replace(job, ?, 'the-boot-before')").run(boot);
+    }
+    await using again = await testWorker({ ...options, stateDir: worker.stateDir });
+    expect((await again.wait(id)).ended).toEqual({
+      how: { kind: "lost", reason: "the host was rebooted" },
+      exitCode: -1,
+      signal: 0,
+      killed: 0,
+    });
+    expect((await again.wait(timed.id)).ended?.how).toEqual({ kind: "timed-out", limitMs: 100 });
+    expect({ ...again.query(ended.id), text: ended.text }).toEqual(ended);
+    expect((await readAll(again.stream(id, {}))).text).toBe("ready\n");
+    expect(again.traces().filter((trace) => trace.startsWith("cgroup:"))).toEqual([]);
+  });
+
+  test("a job whose group is gone has the usage that its supervisor recorded", async () => {
+    await using worker = await testWorker(options);
+    const { id } = await startReady(worker, sh("echo ready; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done"));
+    await worker.close();
+    await until("it has its exit record", () => existsSync(join(worker.directory(id), "exit")));
+    const group = worker.cgroup === undefined ? undefined : join(worker.cgroup, id);
+    if (group !== undefined) rmGroup(group);
+    await using again = await testWorker({ ...options, stateDir: worker.stateDir });
+    const { usage } = await again.wait(id);
+    expect(usage).toMatchObject({ fromCgroup: false, memoryPeakBytes: expect.any(Number) });
+    expect((usage?.cpuUserUs ?? 0) + (usage?.cpuSystemUs ?? 0)).toBeGreaterThan(5_000);
+  });
+});
+
+test("who stopped a job is known of its supervisor, where no daemon could record it", async () => {
+  await using worker = await testWorker();
+  const [one, other] = [await startReady(worker, ignoresTerm), await startReady(worker, ignoresTerm)];
+  await worker.close();
+  const name = "Zoë of CI, 100 % ".repeat(5);
+  order(worker.directory(one.id), constants.signals.SIGTERM, 60_000, name);
+  order(worker.directory(one.id), constants.signals.SIGKILL, 0, "another");
+  order(worker.directory(other.id), constants.signals.SIGKILL, 0, "n".repeat(5000));
+  await using again = await testWorker({ stateDir: worker.stateDir });
+  expect((await again.wait(one.id)).ended?.how).toEqual({ kind: "stopped", by: name, escalated: true });
+  expect((await again.wait(other.id)).ended?.how).toMatchObject({ kind: "stopped", by: "" });
+});
+
+describe("of a job that has neither a cgroup nor a pid namespace", () => {
+  const bare = { cgroup: tmpdir(), isolationOff: ["mount", "pid"] } as const;
+
+  test("nothing is left when its supervisor is killed, whatever session it is in", async () => {
+    await using worker = await testWorker(bare);
+    const { id, pid, line } = await startReady(worker, sh("sleep 1000 & echo $!; exec sleep 1000"));
+    process.kill(supervisorOf(worker.directory(id)), "SIGKILL");
+    expect((await worker.wait(id)).ended?.how.kind).toBe("lost");
+    await until("nothing of it runs", () => !runs(pid) && !runs(Number(line)));
+  });
+
+  test("nor of one of an earlier worker", async () => {
+    await using worker = await testWorker(bare);
+    const { id, pid, line } = await startReady(worker, sh("sleep 1000 & echo $!; exec sleep 1000"));
+    await worker.close();
+    await using again = await testWorker({ ...bare, stateDir: worker.stateDir });
+    process.kill(supervisorOf(worker.directory(id)), "SIGKILL");
+    expect((await again.wait(id)).ended?.how).toEqual({
+      kind: "lost",
+      reason: "its supervisor ended without a record",
+    });
+    await until("nothing of it runs", () => !runs(pid) && !runs(Number(line)));
+  });
+
+  test("its main process is no stranger where it was there when its start was told", async () => {
+    const main = spawn("sleep", ["1000"], { detached: true });
+    await once(main, "spawn");
+    const pid = main.pid ?? 0;
+    killTree({ pid, born: undefined, startedMs: undefined }, thisBoot());
+    killTree({ pid, born: undefined, startedMs: nowMs() - 1000 }, thisBoot());
+    expect(runs(pid)).toBe(true);
+    killTree({ pid, born: undefined, startedMs: nowMs() }, thisBoot());
+    await until("it is gone", () => !runs(pid));
+  });
+
+  test("a stranger that has its number by now lives", async () => {
+    await using worker = await testWorker(bare);
+    const { id, pid } = await startReady(worker, waits);
+    await worker.close();
+    process.kill(supervisorOf(worker.directory(id)), "SIGKILL");
+    await until("its main process is gone", () => !runs(pid));
+    const stranger = spawn("sleep", ["1000"], { detached: true });
+    const theirs = stranger.pid ?? 0;
+    try {
+      // As if the kernel had given the number again.
+      {
+        using database = new DatabaseSync(join(worker.stateDir, "journal.db"));
+        database.prepare("UPDATE jobs SET job = json_set(job, '$.pid', ?)").run(theirs);
+      }
+      const index = openSync(join(worker.directory(id), "index"), "r+");
+      const number = Buffer.alloc(4);
+      number.writeInt32LE(theirs);
+      writeSync(index, number, 0, 4, 48);
+      closeSync(index);
+      await using again = await testWorker({ ...bare, stateDir: worker.stateDir });
+      expect((await again.wait(id)).pid).toBe(theirs);
+      expect(runs(theirs)).toBe(true);
+    } finally {
+      stranger.kill("SIGKILL");
+    }
+  });
+});
+
+describe.each(modes)("a job %s whose directory was removed", (_mode, options) => {
+  test.each(["while a worker ran", "while none ran"])("%s is lost for that reason, and ended", async (when) => {
+    await using worker = await testWorker(options);
+    const { id, pid } = await startReady(worker, waits);
+    const supervisor = supervisorOf(worker.directory(id));
+    await worker.close();
+    if (when === "while none ran") rmSync(worker.directory(id), { recursive: true });
+    await using again = await testWorker({ ...options, stateDir: worker.stateDir });
+    if (when === "while a worker ran") {
+      rmSync(worker.directory(id), { recursive: true });
+      process.kill(supervisor, "SIGKILL");
+    }
+    expect((await again.wait(id)).ended?.how).toEqual({ kind: "lost", reason: "its directory is gone" });
+    await until("it has ended", () => !runs(pid));
+  });
+});

@@ -1,0 +1,324 @@
+import { execFileSync, fork } from "node:child_process";
+import { once } from "node:events";
+import {
+  chmodSync,
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  readlinkSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
+import { AHEAD } from "../cgroup/groups-ahead.ts";
+import { openHierarchy } from "../cgroup/hierarchy.ts";
+import type { Source } from "../log/log.ts";
+import type { Gap } from "../log/reader.ts";
+import { JobError } from "../model/errors.ts";
+import type { Job, JobSpec } from "../model/job.ts";
+import type { WorkerOptions } from "../model/options.ts";
+import { openWorker, type Worker } from "../worker.ts";
+
+const DEADLINE_MS = 20_000;
+
+export const root = process.getuid?.() === 0;
+/** Jobs of tests run as nobody, unless a test says otherwise: they see the host's /tmp, where tests meet them. */
+function asNobody<T extends Partial<WorkerOptions>>(options: T): T {
+  return root && !options.jobUids ? { user: "nobody", ...options } : options;
+}
+/** Who that is; where the tests do not run as root, whoever runs them. */
+export const jobUid = root ? 65534 : (process.getuid?.() ?? 0);
+
+/** A directory that jobs, too, can look into. */
+export function testDirectory(): Disposable & { readonly path: string } {
+  const path = mkdtempSync(join(tmpdir(), "jobs-test-"));
+  chmodSync(path, 0o755);
+  return { path, [Symbol.dispose]: () => rmSync(path, { recursive: true, force: true }) };
+}
+
+/** A directory that is no cgroup, for a worker that shall have none. */
+const NO_CGROUP = tmpdir();
+
+function hostHasCgroups(): boolean {
+  const host = openHierarchy(`jobs-test-${crypto.randomUUID().slice(0, 8)}`);
+  if (host.kind === "none") return false;
+  rmGroup(host.path);
+  return true;
+}
+
+/** Removes an empty group; `rm` cannot, because of the files in it. */
+export function rmGroup(path: string): void {
+  execFileSync("rmdir", [path]);
+}
+
+/** What every host can do, and what this one can do besides: [what it is called, the worker's options for it]. */
+export const modes: readonly (readonly [string, Pick<WorkerOptions, "cgroup">])[] = [
+  ["without cgroup", { cgroup: NO_CGROUP }],
+  ...(hostHasCgroups() ? ([["with cgroup v2", {}]] as const) : []),
+];
+
+export interface TestWorker extends Worker, AsyncDisposable {
+  readonly stateDir: string;
+  /** Where its jobs' groups are, if it has any. */
+  readonly cgroup: string | undefined;
+  readonly logged: readonly string[];
+  directory(id: string): string;
+  /** Every trace of jobs, as `dir:ID`, `cgroup:ID` and `row:ID`. */
+  traces(): string[];
+}
+
+/** A worker on a state directory of its own; in the end its jobs are killed and nothing of it is left. */
+export async function testWorker(options: Partial<WorkerOptions> = {}): Promise<TestWorker> {
+  const stateDir = options.stateDir ?? mkdtempSync(join(tmpdir(), "jobs-state-"));
+  const logged: string[] = [];
+  const log = (level: string, message: string): unknown => logged.push(`${level}: ${message}`);
+  const worker = await openWorker({ log, ...asNobody(options), stateDir }).catch((error: unknown) => {
+    if (options.stateDir === undefined) rmSync(stateDir, { recursive: true, force: true });
+    throw error;
+  });
+  const cgroup = /^cgroup v2 at (.+), controllers/.exec(worker.host)?.[1];
+  let open = true;
+  const groups = (): string[] => (cgroup === undefined ? [] : groupsIn(cgroup));
+  async function close(): Promise<void> {
+    if (open) await worker.close();
+    open = false;
+  }
+  return {
+    ...worker,
+    stateDir,
+    cgroup,
+    logged,
+    directory: (id) => join(stateDir, "jobs", id),
+    traces() {
+      const directories = jobDirectories(stateDir);
+      const rows = worker.list({ limit: 1000 }).jobs.map(({ id }) => id);
+      // The newest of those that are no job's are for jobs to come.
+      const known = new Set([...directories, ...rows]);
+      const ahead = new Set(
+        groups()
+          .filter((id) => !known.has(id))
+          .slice(-AHEAD),
+      );
+      return [
+        ...directories.map((id) => `dir:${id}`),
+        ...groups().flatMap((id) => (ahead.has(id) ? [] : [`cgroup:${id}`])),
+        ...rows.map((id) => `row:${id}`),
+      ];
+    },
+    close,
+    async [Symbol.asyncDispose]() {
+      if (!open) {
+        // A test that closed it and then failed may have left jobs that run.
+        if (existsSync(stateDir)) await (await testWorker({ ...options, stateDir }))[Symbol.asyncDispose]();
+        return;
+      }
+      const { jobs } = worker.list({ states: ["starting", "running", "stopping"], limit: 1000 });
+      await Promise.all(jobs.map(({ id }) => worker.stop(id, { signal: 9, graceMs: 0, by: "the test's end" })));
+      await close();
+      // The spawner may be putting its own files away.
+      await until("the state directory is gone", () => {
+        rmSync(stateDir, { recursive: true, force: true, maxRetries: 3 });
+        return !existsSync(stateDir);
+      });
+      if (cgroup !== undefined && existsSync(cgroup)) throw new Error(`${cgroup} is left behind: ${groups().join()}`);
+    },
+  };
+}
+
+/** The groups below a group, oldest first. */
+export function groupsIn(path: string): string[] {
+  if (!existsSync(path)) return [];
+  const entries = readdirSync(path, { withFileTypes: true });
+  return entries.flatMap((entry) => (entry.isDirectory() ? [entry.name] : [])).toSorted();
+}
+
+/** The jobs that have a directory; what has a dot in front is the spawner's, made ahead. */
+export function jobDirectories(stateDir: string): string[] {
+  return readdirSync(join(stateDir, "jobs")).filter((name) => !name.startsWith("."));
+}
+
+/** What a start needs at the least; `sh("echo $0 $1", "a", "b")` is a script with arguments. */
+export function run(command: string, ...args: string[]): JobSpec {
+  return { command, args, owner: "tester" };
+}
+export function sh(script: string, ...args: string[]): JobSpec {
+  return run("sh", "-c", script, ...args);
+}
+
+/** The record of a job, for a journal; what is of no matter. */
+export const JOB: Job = {
+  id: "a",
+  state: "starting",
+  command: "true",
+  args: [],
+  envNames: [],
+  cwd: "/",
+  user: "nobody",
+  group: "nobody",
+  labels: new Map(),
+  limits: new Map(),
+  owner: "tester",
+  pid: 0,
+  createdAt: new Date(0),
+  output: { size: 0, first: 0, dropped: 0 },
+  warnings: [],
+};
+
+/** Says "ready", then runs until it is told to end. */
+export const waits = sh("echo ready; exec sleep 1000");
+/** Says "ready", then takes no SIGTERM for an answer. */
+export const ignoresTerm = sh(`trap "" TERM; echo ready; while :; do sleep 1000; done`);
+/** Has a grandchild in a session of its own, which has closed its pipes; then says that one's pid and waits. */
+export const detaches = sh(`setsid sh -c 'echo $$; exec sleep 1000 >&- 2>&-' & exec sleep 1000`);
+
+/** Resolves once `condition` gives something; fails after 20 s, saying what it waited for. */
+export async function until<T>(what: string, condition: () => T | undefined | false | null): Promise<T> {
+  for (const deadline = Date.now() + DEADLINE_MS; Date.now() < deadline; await delay(3)) {
+    const found = condition();
+    if (found !== undefined && found !== false && found !== null) return found;
+  }
+  throw new Error(`waited in vain: ${what}`);
+}
+
+export interface Read {
+  readonly text: string;
+  readonly bytes: Buffer;
+  readonly pieces: readonly {
+    readonly source: Source;
+    readonly offset: number;
+    readonly text: string;
+    readonly timeMs: number;
+  }[];
+  readonly gaps: readonly Gap[];
+  readonly offset: number;
+  readonly job: Job;
+}
+
+/** Reads a stream to its end. */
+export async function readAll(stream: ReturnType<Worker["stream"]>): Promise<Read> {
+  const buffers: Buffer[] = [];
+  const pieces: Read["pieces"][number][] = [];
+  const gaps: Gap[] = [];
+  for (;;) {
+    const { done, value } = await stream.next();
+    if (done) {
+      const bytes = Buffer.concat(buffers);
+      return { ...value, bytes, text: bytes.toString(), pieces, gaps };
+    }
+    if (value.kind === "gap") {
+      gaps.push(value);
+      continue;
+    }
+    buffers.push(Buffer.from(value.bytes));
+    const { source, offset, timeMs } = value;
+    pieces.push({ source, offset, timeMs, text: value.bytes.toString("latin1") });
+  }
+}
+
+/** Follows a job until it has said a whole line; returns it. */
+export async function firstLine(worker: Worker, id: string): Promise<string> {
+  let text = "";
+  for await (const piece of worker.stream(id, { follow: true, source: "stdout" })) {
+    if (piece.kind === "chunk") text += piece.bytes.toString();
+    const end = text.indexOf("\n");
+    if (end >= 0) return text.slice(0, end);
+  }
+  throw new Error(`the job ended and said no line, but ${JSON.stringify(text)}`);
+}
+
+/** Starts a job and waits for its first line. */
+export async function startReady(
+  worker: Worker,
+  spec: JobSpec,
+): Promise<{ readonly id: string; readonly pid: number; readonly line: string }> {
+  const { job } = await worker.start(spec);
+  return { id: job.id, pid: job.pid, line: await firstLine(worker, job.id) };
+}
+
+/** Runs a job to its end. */
+export async function finished(worker: Worker, spec: JobSpec): Promise<Job & { readonly text: string }> {
+  const { job } = await worker.start(spec);
+  const { text, job: ended } = await readAll(worker.stream(job.id, { follow: true }));
+  return { ...ended, text };
+}
+
+/** The host's number of the process that a job calls `inner`; `pid` is the job's. */
+export function outerPid(pid: number, inner: number): number {
+  const namespace = readlinkSync(`/proc/${pid}/ns/pid`);
+  const found = readdirSync("/proc").find((each) => {
+    try {
+      const status = /^\d+$/.test(each) ? readFileSync(`/proc/${each}/status`, "utf8") : "";
+      return (
+        /^NSpid:.*\t(\d+)$/m.exec(status)?.[1] === String(inner) && readlinkSync(`/proc/${each}/ns/pid`) === namespace
+      );
+    } catch {
+      return false; // it has ended
+    }
+  });
+  if (found === undefined) throw new Error(`job ${pid} has no process ${inner}`);
+  return Number(found);
+}
+
+export { runs } from "../../supervisor/testing/processes.ts";
+
+/** Lets a script wait for the test: its words are `until [ -e "$1" ]; do sleep 0.01; done`. */
+export function open(gate: string): void {
+  writeFileSync(gate, "");
+}
+
+/** The JobError that a call ends with. */
+export async function refused(call: () => unknown): Promise<JobError> {
+  try {
+    await call();
+  } catch (error) {
+    if (error instanceof JobError) return error;
+    throw error;
+  }
+  throw new Error("was not refused");
+}
+
+export interface TestDaemon extends AsyncDisposable {
+  readonly pid: number;
+  start(spec: JobSpec): Promise<Job>;
+  readonly died: Promise<unknown>;
+  /** As a daemon dies that nobody asked to end. */
+  kill(): Promise<void>;
+}
+
+/** A worker in a process of its own; daemon.ts is the program, and death.ts says what `death` is. */
+export async function testDaemon(options: WorkerOptions, death = ""): Promise<TestDaemon> {
+  const child = fork(join(import.meta.dirname, "daemon.ts"), {
+    serialization: "advanced",
+    execArgv: ["--import", join(import.meta.dirname, "death.ts")],
+    env: { ...process.env, DEATH: death },
+  });
+  const exit = once(child, "exit");
+  async function ask(message: object): Promise<unknown> {
+    child.send(message);
+    const died = exit.then(() => {
+      throw new Error("the daemon has died");
+    });
+    const [answer]: unknown[] = await Promise.race([once(child, "message"), died]);
+    return answer;
+  }
+  await ask(asNobody(options));
+  const kill = async (): Promise<void> => {
+    child.kill("SIGKILL");
+    await exit;
+  };
+  return {
+    pid: child.pid ?? 0,
+    died: exit,
+    async start(spec) {
+      // What the daemon answers is the job, or the error that it met.
+      const answer = (await ask(spec)) as Job | Error;
+      if (answer instanceof Error) throw answer;
+      return answer;
+    },
+    kill,
+    [Symbol.asyncDispose]: kill,
+  };
+}
