@@ -2,7 +2,7 @@ import { execFileSync } from "node:child_process";
 import { mkdirSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { expect, test } from "vitest";
-import { testDirectory } from "../src/worker/testing.ts";
+import { testDirectory } from "../src/worker/testing/worker.ts";
 
 const PROGRAM = join(import.meta.dirname, "changed.ts");
 
