@@ -1,4 +1,5 @@
 import type { Writable } from "node:stream";
+import type { Logger } from "pino";
 import { openAuditFile, type AuditLimits } from "./audit-file.ts";
 import type { Certificate, Principal } from "./identity.ts";
 import { AUDIT_LIMITS } from "./limits.ts";
@@ -102,7 +103,7 @@ function line(record: AuditRecord): string {
 }
 
 /** A record as it may be told elsewhere: what strangers give has any length. */
-export function short(record: AuditRecord): unknown {
+function short(record: AuditRecord): unknown {
   return JSON.parse(JSON.stringify(record, (_, value: unknown) => cut(value)));
 }
 
@@ -115,4 +116,15 @@ function cut(value: unknown): unknown {
 function writeTo(stream: Writable, text: string): void {
   if (!stream.writable) throw new Error("the audit stream is closed");
   stream.write(text);
+}
+
+/** True when the record is on its way to the disk; the reason is logged when not. */
+export function writeRecord(audit: Pick<Audit, "write">, log: Logger, record: AuditRecord): boolean {
+  try {
+    audit.write(record);
+    return true;
+  } catch (error) {
+    log.error({ err: error, record: short(record) }, "audit record lost");
+    return false;
+  }
 }

@@ -27,8 +27,8 @@ export function explain(error: unknown, log: Logger, method: string): Failure {
   return { code: status.INTERNAL, reason: "INTERNAL", message, facts: { correlation_id: correlationId } };
 }
 
-type Call = Parameters<ServerInterceptor>[1];
-type Method = Parameters<ServerInterceptor>[0];
+export type Call = Parameters<ServerInterceptor>[1];
+export type Method = Parameters<ServerInterceptor>[0];
 type Outbound = Parameters<Call["sendStatus"]>[0];
 
 /** What an interceptor does in one call; each must call `next` to let it go on. */

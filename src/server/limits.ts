@@ -35,8 +35,10 @@ export const LIST_BYTES = 1024 * 1024;
 export const LIST_MS = SECOND_MS;
 /** Of a request that changes nothing, as it comes: thousands may be under way. */
 export const MAX_QUESTION_BYTES = 64 * 1024;
-/** Of one request, after decompression. */
-const MAX_REQUEST_BYTES = 4 * 1024 * 1024;
+/** Of the requests of one client's open calls. */
+export const MAX_REQUESTS_BYTES = 32 * 1024 * 1024;
+/** Of one request: the 2 MiB of arguments and variables that a start may have take no more, and its limits 512 KiB. */
+const MAX_REQUEST_BYTES = 2.5 * 1024 * 1024;
 
 /** An idle peer is asked for a sign of life this often … */
 const KEEPALIVE_MS = MINUTE_MS;

@@ -1,11 +1,28 @@
-import { expect, test } from "vitest";
+import { once } from "node:events";
+import { gzipSync } from "node:zlib";
+import { status } from "@grpc/grpc-js";
+import { beforeAll, expect, test } from "vitest";
 import { StartRequest } from "../../proto/generated/jobs/v1/worker.ts";
 import { JobError } from "../worker/model/errors.ts";
 import { strictly } from "./requests.ts";
+import { MAX_REQUESTS_BYTES } from "./limits.ts";
 import { SERVICE } from "./stream.ts";
+import { answer, authority, clientOf, cpuMs, errorOf, factsOf, JOB, rawSession, running, until } from "./testing.ts";
+import type { Authority, Pair, Running } from "./testing.ts";
+
+let trusted: Authority;
+let writer: Pair;
+let reader: Pair;
+beforeAll(async () => {
+  trusted = await authority();
+  [writer, reader] = await Promise.all([trusted.client("writer"), trusted.client("reader")]);
+});
 
 const { start } = strictly(SERVICE);
-const read = (bytes: Uint8Array): unknown => start.requestDeserialize(Buffer.from(bytes));
+function read(bytes: Uint8Array): unknown {
+  const request: unknown = start.requestDeserialize(Buffer.from(bytes));
+  return typeof request === "function" ? request() : request;
+}
 
 test("a request is read as it was written, with a byte order mark and every plane of Unicode", () => {
   const request = StartRequest.fromPartial({ command: "\ufeffsh\u{1f600}é", env: new Map([["A\u2028", "b"]]) });
@@ -33,3 +50,98 @@ test.each([
   expect(error).toBeInstanceOf(JobError);
   expect(error).toMatchObject({ code: "invalid", message: expect.stringContaining(message) });
 });
+
+async function query(server: Running, pair: Pair): Promise<unknown> {
+  using client = clientOf(server.port, trusted.ca, pair);
+  return await answer((done) => client.query({ jobId: JOB.id }, done));
+}
+
+test.each(["Query", "List", "Stream", "Wait"])(
+  "a %s whose request has no end is ended, and not kept",
+  async (method) => {
+    await using server = await running(trusted);
+    using session = rawSession(server.port, trusted.ca, reader);
+    const stream = session.request(method);
+    // A message of 2 MB is to come: grpc/doc/PROTOCOL-HTTP2.md, "Length-Prefixed-Message".
+    stream.write(Buffer.from([0, 0, 0x20, 0, 0]));
+    stream.write(Buffer.alloc(100_000));
+    const [headers] = (await once(stream, "response")) as [Record<string, string>];
+    expect(headers["grpc-status"]).toBe(String(status.RESOURCE_EXHAUSTED));
+    expect(decodeURI(headers["grpc-message"] ?? "")).toContain("longer than 65536 bytes");
+  },
+);
+
+test("requests that a client does not end have 32 MiB at most, while others call", async () => {
+  await using server = await running(trusted);
+  using session = rawSession(server.port, trusted.ca, writer);
+  const half = Buffer.concat([Buffer.from([0, 0, 0x20, 0, 0]), Buffer.alloc(2_000_000)]);
+  const refusals: unknown[] = [];
+  for (let i = 0; i < 20; i++) {
+    const stream = session.request("Start");
+    stream.on("response", (headers) => refusals.push(headers["grpc-message"]));
+    stream.resume().write(half);
+  }
+  await until(() => refusals.length > 0, "a request beyond the limit is refused");
+  expect(decodeURI(String(refusals[0]))).toContain(`requests of ${MAX_REQUESTS_BYTES} bytes`);
+  await until(() => server.audit.length > 0, "the refusal is recorded");
+  expect(server.audit[0]).toMatchObject({
+    decision: "denied",
+    code: "RESOURCE_EXHAUSTED",
+    reason: "TOO_MANY_REQUEST_BYTES",
+  });
+  expect(await query(server, reader)).toMatchObject({ pid: JOB.pid });
+  expect(factsOf(await errorOf(query(server, writer)))).toMatchObject({
+    reason: "TOO_MANY_REQUEST_BYTES",
+    limit: "request-bytes-of-one-client",
+    maximum: String(MAX_REQUESTS_BYTES),
+  });
+  session[Symbol.dispose]();
+  await expect
+    .poll(() => query(server, writer).catch(() => undefined), { timeout: 30_000 })
+    .toMatchObject({ pid: JOB.pid });
+});
+
+test("long requests that end at once are decoded one in a turn of the event loop", async () => {
+  await using server = await running(trusted);
+  const env = new Map(Array.from({ length: 100_000 }, (_, i) => [String(i), ""]));
+  const bytes = Buffer.from(StartRequest.encode(StartRequest.fromPartial({ command: "a", env })).finish());
+  const beganMs = cpuMs();
+  StartRequest.decode(bytes);
+  const decodeMs = cpuMs() - beganMs;
+  using session = rawSession(server.port, trusted.ca, writer);
+  const length = Buffer.alloc(5);
+  length.writeUInt32BE(bytes.length, 1);
+  const streams = Array.from({ length: 10 }, () => session.request("Start"));
+  const answers = streams.map((stream) => once(stream.resume(), "response"));
+  const begun = streams.map(
+    (stream) => new Promise((done) => stream.write(Buffer.concat([length, bytes.subarray(0, -1)]), done)),
+  );
+  await Promise.all(begun);
+  let longestMs = 0;
+  let lastMs = cpuMs();
+  let done = false;
+  const look = (): void => {
+    longestMs = Math.max(longestMs, cpuMs() - lastMs);
+    lastMs = cpuMs();
+    if (!done) setImmediate(look);
+  };
+  look();
+  for (const stream of streams) stream.end(bytes.subarray(-1));
+  await Promise.all(answers);
+  done = true;
+  expect(longestMs).toBeLessThan(5 * decodeMs);
+});
+
+test.each(["Query", "List", "Stream", "Wait", "Start"])(
+  "a %s whose request is compressed is refused before it is unpacked: 4 KB may be 4 MB",
+  async (method) => {
+    await using server = await running(trusted);
+    using session = rawSession(server.port, trusted.ca, writer);
+    const packed = gzipSync(Buffer.alloc(4_000_000, Buffer.from([0x12, 0])));
+    const stream = session.request(method, { "grpc-encoding": "gzip" });
+    stream.end(Buffer.concat([Buffer.from([1, 0, 0, packed.length >> 8, packed.length & 0xff]), packed]));
+    const [headers] = (await once(stream, "response")) as [Record<string, string>];
+    expect(headers["grpc-status"]).toBe(String(status.UNIMPLEMENTED));
+    expect(server.audit).toMatchObject([{ decision: "denied", reason: "REQUEST_COMPRESSED" }]);
+  },
+);

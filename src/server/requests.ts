@@ -1,6 +1,12 @@
+import { Duplex } from "node:stream";
 import { BinaryReader } from "@bufbuild/protobuf/wire";
+import { status } from "@grpc/grpc-js";
 import { reasonOf } from "../os/errno.ts";
 import { JobError } from "../worker/index.ts";
+import type { Call } from "./guard.ts";
+import { MAX_QUESTION_BYTES, MAX_REQUESTS_BYTES } from "./limits.ts";
+import { mutates } from "./roles.ts";
+import type { Failure } from "./status.ts";
 
 const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
@@ -10,15 +16,19 @@ const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
  */
 const MOST_NUMBERS = 700_000;
 
+/** A longer request takes milliseconds to decode. */
+const SHORT_BYTES = 4096;
+
 type Methods = Readonly<Record<string, { readonly requestDeserialize: (value: Buffer) => unknown }>>;
 
 /**
  * A service whose requests have to be well-formed, their strings as UTF-8. A handler gets one that is not as the error that
- * says so, and throws it (guard.ts): grpc-js would answer INTERNAL, and U+FFFD would stand for bytes of a string.
+ * says so, and throws it (guard.ts): grpc-js would answer INTERNAL, and U+FFFD would stand for bytes of a string. A long
+ * request is a function that decodes it: see `decoded`.
  */
 export function strictly<Service extends Methods>(service: Service): Service {
   const methods = Object.entries(service).map(([name, method]) => {
-    const requestDeserialize = (bytes: Buffer): unknown => {
+    const decode = (bytes: Buffer): unknown => {
       try {
         // The generated code reads from a reader as it does from bytes.
         const reader: unknown = counting(new BinaryReader(bytes, (text) => utf8.decode(text)));
@@ -27,14 +37,24 @@ export function strictly<Service extends Methods>(service: Service): Service {
       } catch (error) {
         const isText =
           error instanceof TypeError && "code" in error && error.code === "ERR_ENCODING_INVALID_ENCODED_DATA";
-        const why = isText ? "a string in it is not UTF-8" : reasonOf(error);
-        return new JobError("invalid", `the request cannot be read: ${why}`);
+        return new JobError(
+          "invalid",
+          `the request cannot be read: ${isText ? "a string in it is not UTF-8" : reasonOf(error)}`,
+        );
       }
     };
+    const requestDeserialize = (bytes: Buffer): unknown =>
+      bytes.length > SHORT_BYTES ? () => decode(bytes) : decode(bytes);
     return [name, { ...method, requestDeserialize }];
   });
   // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- the same methods
   return Object.fromEntries(methods) as Service;
+}
+
+/** Hands a request on, a long one in a turn of its client's. */
+export function decoded(request: unknown, later: (work: () => void) => void, pass: (request: unknown) => void): void {
+  if (typeof request === "function") later(() => pass(request()));
+  else pass(request);
 }
 
 /** The reader, which throws once no request needs what it has read: an empty field is 2 bytes, and holds others up like a full one. */
@@ -46,4 +66,62 @@ function counting(reader: BinaryReader): BinaryReader {
     return read();
   };
   return reader;
+}
+
+export const COMPRESSED: Failure = {
+  code: status.UNIMPLEMENTED,
+  reason: "REQUEST_COMPRESSED",
+  message: "the request is compressed, and this server takes none that is: send it with grpc-encoding identity",
+};
+
+/**
+ * Whether a call's messages come compressed: 4 KB of them may be 4 MB that grpc-js has to make, and a request's length on
+ * the wire would bound nothing.
+ */
+export function isCompressed(call: Call): boolean {
+  // grpc-js's own, and not in its types.
+  return "incomingEncoding" in call && call.incomingEncoding !== "identity";
+}
+
+const TOO_LONG: Failure = {
+  code: status.RESOURCE_EXHAUSTED,
+  reason: "REQUEST_TOO_LONG",
+  message: `the request is longer than ${MAX_QUESTION_BYTES} bytes, which none but Start and Update may be`,
+  facts: { limit: "request-bytes", maximum: String(MAX_QUESTION_BYTES) },
+};
+
+const TOO_MANY: Failure = {
+  code: status.RESOURCE_EXHAUSTED,
+  reason: "TOO_MANY_REQUEST_BYTES",
+  message: `requests of ${MAX_REQUESTS_BYTES} bytes by certificates of this name and role are under way: wait for their answers`,
+  facts: { limit: "request-bytes-of-one-client", maximum: String(MAX_REQUESTS_BYTES) },
+};
+
+/**
+ * Refuses a call whose request is longer than any that only looks, or one too many with those of its client's other open
+ * calls. grpc-js keeps what has come of a request until it is whole, and has one limit for all, which is that of a start.
+ *
+ * @param weigh adds to the bytes of its client's requests, and returns their sum
+ */
+export function boundRequest(
+  call: Call,
+  path: string,
+  weigh: (bytes: number) => number,
+  refuse: (why: Failure) => void,
+): void {
+  // grpc-js's own, and not in its types.
+  if (!("stream" in call) || !(call.stream instanceof Duplex)) return;
+  let bytes = 0;
+  let refused = false;
+  call.stream.on("data", ({ length }: Buffer) => {
+    if (refused) return;
+    bytes += length;
+    const all = weigh(length);
+    const why =
+      bytes > MAX_QUESTION_BYTES && !mutates(path) ? TOO_LONG : all > MAX_REQUESTS_BYTES ? TOO_MANY : undefined;
+    if (!why) return;
+    refused = true;
+    refuse(why);
+  });
+  call.stream.once("close", () => weigh(-bytes));
 }

@@ -1,12 +1,9 @@
 import { once } from "node:events";
-import { connect as connectHttp2, type Settings } from "node:http2";
 import { connect, createServer, type Socket } from "node:net";
 import { monitorEventLoopDelay } from "node:perf_hooks";
 import { connect as connectTls } from "node:tls";
-import { gzipSync } from "node:zlib";
 import { status } from "@grpc/grpc-js";
 import { beforeAll, describe, expect, onTestFinished, test } from "vitest";
-import { ErrorInfo, Status } from "../../proto/generated/google/rpc/details.ts";
 import { StreamRequest, type WaitResponse } from "../../proto/generated/jobs/v1/worker.ts";
 import { networkOf } from "./handshakes.ts";
 import { HANDSHAKE_TIMEOUT_MS, MAX_CONNECTIONS_TOLD, MAX_HANDSHAKES, MAX_SILENT, MAX_UNREAD_BYTES } from "./limits.ts";
@@ -16,7 +13,9 @@ import {
   authority,
   clientOf,
   errorOf,
+  factsOf,
   JOB,
+  rawSession,
   running,
   silence,
   until,
@@ -61,14 +60,6 @@ async function knocks(count: number, ...how: [port: number, words?: string, from
 async function query(server: Running, pair: Pair): Promise<unknown> {
   using client = clientOf(server.port, trusted.ca, pair, ownPool);
   return await answer((done) => client.query({ jobId: JOB.id }, done));
-}
-
-/** What ErrorInfo says of a refusal. */
-function factsOf(error: Awaited<ReturnType<typeof errorOf>>): Record<string, string> {
-  const [packed] = error.metadata.get("grpc-status-details-bin");
-  const [info] = Status.decode(Buffer.from(packed ?? "")).details;
-  const { reason, metadata } = ErrorInfo.decode(info?.value ?? Buffer.alloc(0));
-  return { reason, ...Object.fromEntries(metadata) };
 }
 
 // The first byte of a TLS record, and not a hello's last.
@@ -238,59 +229,12 @@ describe("a client with as many calls as one may have", () => {
   });
 });
 
-/** HTTP/2 without gRPC's manners. */
-function rawSession(server: Running, pair: Pair, settings: Settings = {}) {
-  const session = connectHttp2(`https://localhost:${server.port}`, { ca: trusted.ca.cert, ...pair, settings });
-  session.on("error", () => undefined);
-  onTestFinished(() => session.destroy());
-  const request = (method: string, headers: Record<string, string> = {}) =>
-    session
-      .request({
-        ...headers,
-        ":method": "POST",
-        ":path": `/jobs.v1.WorkerService/${method}`,
-        "content-type": "application/grpc",
-        te: "trailers",
-      })
-      .on("error", () => undefined);
-  return { session, request };
-}
-
-test.each(["Query", "List", "Stream", "Wait"])(
-  "a %s whose request has no end is ended, and not kept",
-  async (method) => {
-    await using server = await running(trusted);
-    const { request } = rawSession(server, reader);
-    const stream = request(method);
-    // A message of 4 MB is to come: grpc/doc/PROTOCOL-HTTP2.md, "Length-Prefixed-Message".
-    stream.write(Buffer.from([0, 0, 0x40, 0, 0]));
-    stream.write(Buffer.alloc(100_000));
-    const [headers] = (await once(stream, "response")) as [Record<string, string>];
-    expect(headers["grpc-status"]).toBe(String(status.RESOURCE_EXHAUSTED));
-    expect(decodeURI(headers["grpc-message"] ?? "")).toContain("longer than 65536 bytes");
-  },
-);
-
-test.each(["Query", "List", "Stream", "Wait", "Start"])(
-  "a %s whose request is compressed is refused before it is unpacked: 4 KB may be 4 MB",
-  async (method) => {
-    await using server = await running(trusted);
-    const { request } = rawSession(server, writer);
-    const packed = gzipSync(Buffer.alloc(4_000_000, Buffer.from([0x12, 0])));
-    const stream = request(method, { "grpc-encoding": "gzip" });
-    stream.end(Buffer.concat([Buffer.from([1, 0, 0, packed.length >> 8, packed.length & 0xff]), packed]));
-    const [headers] = (await once(stream, "response")) as [Record<string, string>];
-    expect(headers["grpc-status"]).toBe(String(status.UNIMPLEMENTED));
-    expect(server.audit).toMatchObject([{ decision: "denied", reason: "REQUEST_COMPRESSED" }]);
-  },
-);
-
 test.each(["2592000S", "4294967S", "99999999H", "99999999M"])(
   "a deadline of %s, later than a timer can wait, ends no call at once",
   async (timeout) => {
     await using server = await running(trusted, { wait: () => new Promise((done) => setTimeout(done, 1500, JOB)) });
-    const { request } = rawSession(server, reader);
-    const stream = request("Wait", { "grpc-timeout": timeout });
+    using session = rawSession(server.port, trusted.ca, reader);
+    const stream = session.request("Wait", { "grpc-timeout": timeout });
     stream.end(Buffer.from([0, 0, 0, 0, 0])).resume();
     const [trailers] = (await once(stream, "trailers")) as [Record<string, string>];
     expect(trailers["grpc-status"]).toBe(String(status.OK));
@@ -324,8 +268,8 @@ test("a client that does not read long answers gets no more of them, while other
   const long = { ...JOB, args: Array.from({ length: 32 }, () => "x".repeat(64 * 1024)) };
   await using server = await running(trusted, { query: () => long });
   // Nothing of an answer is taken by a window of no byte: RFC 9113, 6.9.2.
-  const { session, request } = rawSession(server, reader, { initialWindowSize: 0 });
-  for (let i = 0; i < 100; i++) request("Query").end(Buffer.from([0, 0, 0, 0, 0]));
+  using session = rawSession(server.port, trusted.ca, reader, { initialWindowSize: 0 });
+  for (let i = 0; i < 100; i++) session.request("Query").end(Buffer.from([0, 0, 0, 0, 0]));
   await expect
     .poll(() => query(server, reader).then(() => undefined, factsOf), PATIENCE)
     .toMatchObject({
@@ -335,7 +279,7 @@ test("a client that does not read long answers gets no more of them, while other
     });
   expect(await query(server, writer)).toMatchObject({ pid: JOB.pid });
   expect(process.memoryUsage().arrayBuffers).toBeLessThan(4 * MAX_UNREAD_BYTES);
-  session.destroy();
+  session[Symbol.dispose]();
   await expect.poll(() => query(server, reader).catch(() => undefined), PATIENCE).toMatchObject({ pid: JOB.pid });
 }, 30_000);
 

@@ -7,17 +7,18 @@ import type { Logger } from "pino";
 import { HealthService } from "../../proto/generated/grpc/health/v1/health.ts";
 import type { Worker } from "../worker/index.ts";
 import type { TlsPem } from "../x509/pem.ts";
-import { openAudit } from "./audit.ts";
+import { openAudit, writeRecord } from "./audit.ts";
+import { auditCalls } from "./audit-calls.ts";
 import type { AuditLimits } from "./audit-file.ts";
+import { authorise } from "./authorise.ts";
 import { connectionTable } from "./connections.ts";
 import { fewOf } from "./few.ts";
 import { handlers, type Caller } from "./guard.ts";
 import { health, serveHealth } from "./health.ts";
-import { auditCalls, authorise, writeRecord } from "./interceptors.ts";
 import { AUDIT_LIMITS, grpcOptions, MAX_CALLS, MAX_CONNECTIONS } from "./limits.ts";
 import { recordRefusals, recordUnknownMethods } from "./refusals.ts";
 import { workerService } from "./service.ts";
-import { shares } from "./shares.ts";
+import { shares, sums } from "./shares.ts";
 import { strictly } from "./requests.ts";
 import { SERVICE } from "./stream.ts";
 import { listenTls, type TlsListener } from "./tls.ts";
@@ -82,13 +83,16 @@ export async function serve({
   );
   const onRefused = recordRefusals(audit, log);
   const connections = connectionTable(maxConnections);
-  const room = { calls: shares(maxCalls), turns: fairTurns(), unread: new Map<string, number>() };
+  const room = { calls: shares(maxCalls), turns: fairTurns(), requests: sums(), unread: sums() };
   const callers = new WeakMap<Metadata, Caller>();
   const calls = handlers(callers, log);
   const probe = health();
   const server = new Server({
     ...grpcOptions(Math.ceil(maxCalls / 2)),
-    interceptors: [auditCalls(audit, connections, denied, log), authorise(connections, callers, room, log)],
+    interceptors: [
+      auditCalls({ audit, connections, few: denied, log }, room),
+      authorise(connections, callers, room, log),
+    ],
   });
   server.addService(strictly(SERVICE), workerService(worker, calls));
   server.addService(HealthService, probe.service(calls));

@@ -20,23 +20,43 @@ export function shares(most: number): Shares {
   const own = Math.ceil(most / 2);
   const open = most - Math.floor(most / 8);
   const few = Math.ceil(most / 256);
-  const taken = new Map<string, number>();
+  const taken = sums();
   let all = 0;
   return {
     full(who) {
-      const has = taken.get(who) ?? 0;
+      const has = taken.of(who);
       if (has >= own) return { whose: "own", maximum: own };
       return all >= (has < few ? most : open) ? { whose: "all", maximum: most } : undefined;
     },
     take(who) {
-      taken.set(who, (taken.get(who) ?? 0) + 1);
+      taken.add(who, 1);
       all++;
     },
     give(who) {
-      const left = (taken.get(who) ?? 0) - 1;
-      if (left > 0) taken.set(who, left);
-      else taken.delete(who);
+      taken.add(who, -1);
       all--;
+    },
+  };
+}
+
+/** A sum for each of many. */
+export interface Sums {
+  of(who: string): number;
+  /** Returns the new sum. */
+  add(who: string, more: number): number;
+}
+
+/** Sums that begin with 0, and take no memory where they are 0. */
+export function sums(): Sums {
+  const all = new Map<string, number>();
+  const of = (who: string): number => all.get(who) ?? 0;
+  return {
+    of,
+    add(who, more) {
+      const sum = of(who) + more;
+      if (sum > 0) all.set(who, sum);
+      else all.delete(who);
+      return sum;
     },
   };
 }

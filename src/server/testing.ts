@@ -1,5 +1,6 @@
 import { randomBytes, type webcrypto } from "node:crypto";
 import { once } from "node:events";
+import { connect as connectHttp2, type Settings } from "node:http2";
 import { isIP } from "node:net";
 import { PassThrough, type Writable } from "node:stream";
 import { createSecureContext } from "node:tls";
@@ -14,6 +15,7 @@ import {
 } from "@peculiar/x509";
 import { type Logger, pino } from "pino";
 import "reflect-metadata";
+import { ErrorInfo, Status } from "../../proto/generated/google/rpc/details.ts";
 import { HealthClient } from "../../proto/generated/grpc/health/v1/health.ts";
 import { WorkerServiceClient } from "../../proto/generated/jobs/v1/worker.ts";
 import { JobError } from "../worker/model/errors.ts";
@@ -268,4 +270,35 @@ export async function* silence(signal: AbortSignal | undefined): ReturnType<Work
   if (signal && !signal.aborted) await once(signal, "abort");
   yield* [];
   return { offset: 0, job: JOB };
+}
+
+/** What ErrorInfo says of a refusal. */
+export function factsOf(error: Awaited<ReturnType<typeof errorOf>>): Record<string, string> {
+  const [packed] = error.metadata.get("grpc-status-details-bin");
+  const [info] = Status.decode(Buffer.from(packed ?? "")).details;
+  const { reason, metadata } = ErrorInfo.decode(info?.value ?? Buffer.alloc(0));
+  return { reason, ...Object.fromEntries(metadata) };
+}
+
+/** CPU time of this thread alone, in ms: the load of the machine does not count. */
+export function cpuMs(): number {
+  const { user, system } = process.threadCpuUsage();
+  return (user + system) / 1000;
+}
+
+/** A client's session of HTTP/2, without gRPC's manners. */
+export function rawSession(port: number, ca: Pair, pair: Pair, settings: Settings = {}) {
+  const session = connectHttp2(`https://localhost:${port}`, { ca: ca.cert, ...pair, settings });
+  session.on("error", () => undefined);
+  const request = (method: string, headers: Record<string, string> = {}) =>
+    session
+      .request({
+        ...headers,
+        ":method": "POST",
+        ":path": `/jobs.v1.WorkerService/${method}`,
+        "content-type": "application/grpc",
+        te: "trailers",
+      })
+      .on("error", () => undefined);
+  return { request, [Symbol.dispose]: () => session.destroy() };
 }

@@ -1,0 +1,169 @@
+import { randomUUID } from "node:crypto";
+import { status, type ServerInterceptor } from "@grpc/grpc-js";
+import type { Logger } from "pino";
+import { readable, textOf } from "../os/bytes.ts";
+import { audited, writeRecord, type Audit, type AuditRecord } from "./audit.ts";
+import { callTurns, denial, type Room } from "./authorise.ts";
+import { peerOf, type Connections, type Ends } from "./connections.ts";
+import type { Few } from "./few.ts";
+import { guardedInterceptor, type Method } from "./guard.ts";
+import { boundRequest, decoded, isCompressed, COMPRESSED } from "./requests.ts";
+import { mutates, needsRecord } from "./roles.ts";
+import { statusOf, type Failure } from "./status.ts";
+
+const MAX_RECORDED_CHARS = 1024;
+
+const UNRECORDED: Failure = {
+  code: status.UNAVAILABLE,
+  reason: "AUDIT_UNAVAILABLE",
+  message: "the audit log cannot be written, so nothing may be started or changed; the worker's log says why",
+};
+
+/** What the records of all calls need. */
+interface Recording {
+  readonly audit: Audit;
+  readonly connections: Connections;
+  /** Of one client's denied calls the first few have a record each. */
+  readonly few: Few;
+  readonly log: Logger;
+}
+
+/**
+ * Records every call, once when it has ended. A call that changes something or streams has one more record before its
+ * handler runs: nothing happens without a record on disk, and a stream of days is no secret. A start or an update is
+ * refused when that record cannot be written; other calls go on, and the failure is logged. This interceptor comes before
+ * `authorise`, whose denials pass its `sendStatus`, and decodes a long request in a turn of its client's.
+ */
+export function auditCalls(recording: Recording, room: Room): ServerInterceptor {
+  const { connections, log } = recording;
+  return guardedInterceptor((method, call) => {
+    const { path } = method;
+    const ends = call.getConnectionInfo();
+    const owner = connections.ownerOf(ends);
+    const records = callRecords(recording, method, ends);
+    const turns = callTurns(room, owner, call, path, log);
+    const refuse = (failure: Failure): void => {
+      records.refused(failure);
+      call.sendStatus(statusOf(failure));
+    };
+    boundRequest(call, path, (bytes) => room.requests.add(owner, bytes), refuse);
+    return {
+      start(next) {
+        if (isCompressed(call)) {
+          refuse(COMPRESSED);
+          return;
+        }
+        records.allow();
+        next({
+          onReceiveMessage(message, pass) {
+            decoded(message, turns.later, (request) => {
+              if (records.begin(request)) pass(request);
+              else refuse(UNRECORDED);
+            });
+          },
+          onCancel() {
+            turns.end();
+            // grpc-js has ended the call by itself: its deadline has passed, or its request is too long or malformed.
+            const late = Number(call.getDeadline()) <= Date.now();
+            records.end(late ? status.DEADLINE_EXCEEDED : status.CANCELLED, "ended before it was answered");
+          },
+        });
+      },
+      sendMessage(message, next) {
+        records.answered(message);
+        next(message);
+      },
+      sendStatus(outbound, next) {
+        records.endWith(outbound.code ?? status.UNKNOWN);
+        next(outbound);
+      },
+    };
+  }, log);
+}
+
+/** The records of one call. */
+function callRecords({ audit, connections, few, log }: Recording, { path, responseStream }: Method, ends: Ends) {
+  const startedMs = performance.now();
+  const identity = connections.identify(ends);
+  const certificate = identity.ok ? identity.principal : identity.certificate;
+  const twice = responseStream || mutates(path);
+  let facts: Omit<AuditRecord, "decision"> = {
+    id: randomUUID(),
+    event: "call",
+    method: path,
+    peer: peerOf(ends),
+    ...(certificate && { principal: audited(certificate) }),
+  };
+  let allowed = false;
+  let ended = false;
+
+  function record(more: Partial<AuditRecord>): boolean {
+    return writeRecord(audit, log, { ...facts, decision: allowed ? "allowed" : "denied", ...more });
+  }
+  /** Records the end, once; `reason` is why the call was denied, or ended otherwise than by its handler. */
+  function end(code: status, reason?: string): void {
+    if (ended) return;
+    ended = true;
+    if (!allowed && !few.pass(`${connections.ownerOf(ends)}: ${reason ?? status[code]}`)) return;
+    record({
+      ...(twice && allowed && { stage: "end" }),
+      code: status[code],
+      durationMs: Math.round(performance.now() - startedMs),
+      ...(reason !== undefined && { reason }),
+    });
+  }
+  return {
+    end,
+    /** Records the end with the status that is sent: before `allow` it is `authorise` that denies. */
+    endWith: (code: status) => end(code, allowed ? undefined : (denial(identity, path)?.reason ?? "NO_ROOM")),
+    allow: () => void (allowed = true),
+    refused({ code, reason }: Failure): void {
+      allowed = false;
+      end(code, reason);
+    },
+    /** Takes up what the request asks for, and records it where that comes first; false when the call may not go on. */
+    begin(request: unknown): boolean {
+      facts = { ...facts, ...requestFacts(request) };
+      return !twice || record({ stage: "begin" }) || !needsRecord(path);
+    },
+    /** Takes the job's id from the answer. */
+    answered(message: unknown): void {
+      if (facts.jobId === undefined) facts = { ...facts, ...jobIdIn(message) };
+    },
+  };
+}
+
+function requestFacts(message: unknown): Partial<AuditRecord> {
+  if (typeof message !== "object" || message === null) return {};
+  const limits = "resources" in message ? limitNames(message.resources) : [];
+  const asked = limits.length > 0 && { limits };
+  if (!("command" in message) || typeof message.command !== "string")
+    return { ...jobIdIn(message), ...(asked && { request: asked }) };
+  const args: unknown[] = "args" in message && Array.isArray(message.args) ? message.args : [];
+  const bytes: unknown[] = "argvBytes" in message && Array.isArray(message.argvBytes) ? message.argvBytes : [];
+  const [command = message.command, ...rest] = bytes.length > 0 ? bytes : [message.command, ...args];
+  const text = command instanceof Uint8Array ? readable(textOf(command.subarray(0, MAX_RECORDED_CHARS))) : command;
+  return { request: { command: String(text).slice(0, MAX_RECORDED_CHARS), argc: rest.length, ...asked } };
+}
+
+function jobIdIn(message: unknown): { jobId?: string } {
+  if (typeof message !== "object" || message === null || !("jobId" in message)) return {};
+  return typeof message.jobId === "string" ? { jobId: message.jobId.slice(0, MAX_RECORDED_CHARS) } : {};
+}
+
+/** `memory.limit`, `unified.memory.high`, `devices`: which limits were asked for, not how high. */
+function limitNames(resources: unknown): string[] {
+  if (typeof resources !== "object" || resources === null) return [];
+  return Object.entries(resources).flatMap(([group, value]: [string, unknown]) => {
+    if (Array.isArray(value)) return value.length > 0 ? [group] : [];
+    const names = value instanceof Map ? value.keys() : definedNames(value);
+    return [...names].map((name) => `${group}.${String(name).slice(0, 64)}`);
+  });
+}
+
+function definedNames(group: unknown): string[] {
+  const entries: [string, unknown][] = Object.entries(group ?? {});
+  return entries
+    .filter(([, value]) => value !== undefined && !(Array.isArray(value) && value.length === 0))
+    .map(([name]) => name);
+}
