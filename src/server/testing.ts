@@ -1,3 +1,4 @@
+import "reflect-metadata";
 import { randomBytes, type webcrypto } from "node:crypto";
 import { once } from "node:events";
 import { connect as connectHttp2, type Settings } from "node:http2";
@@ -14,7 +15,6 @@ import {
   X509CertificateGenerator,
 } from "@peculiar/x509";
 import { type Logger, pino } from "pino";
-import "reflect-metadata";
 import { ErrorInfo, Status } from "../../proto/generated/google/rpc/details.ts";
 import { HealthClient } from "../../proto/generated/grpc/health/v1/health.ts";
 import { WorkerServiceClient } from "../../proto/generated/jobs/v1/worker.ts";
