@@ -150,6 +150,18 @@ static bool may_pass(int error)
 	return error == EIO || error == EROFS || error == EDQUOT || error == ENOSPC || error == ENOMEM;
 }
 
+/* CRC-32 as zlib has it: ISO 3309, the polynomial reflected. */
+static uint32_t crc32(const char *bytes, int count)
+{
+	uint32_t crc = UINT32_MAX;
+	for (int i = 0; i < count; i++) {
+		crc ^= (unsigned char)bytes[i];
+		for (int bit = 0; bit < 8; bit++)
+			crc = crc >> 1 ^ (crc & 1 ? 0xedb88320 : 0);
+	}
+	return ~crc;
+}
+
 /*
  * A record that the disk does not take is tried again for a while, with a growing pause: until then the supervisor lives, so
  * that nobody takes the job for lost. After that, and at once where it can never be written, the job's place is worth more
@@ -169,6 +181,8 @@ static int write_exit(struct supervisor *self, int fd)
 		exited ? 0 : WTERMSIG(self->status), !exited && WCOREDUMP(self->status), self->started_ns, self->ended_ns,
 		self->ended_clock_ns - self->started_clock_ns, micros(self->usage.ru_utime), micros(self->usage.ru_stime),
 		self->usage.ru_maxrss * 1024, self->log.size, self->log.first, self->log.dropped);
+	/* Whoever reads it can tell a record that a disk has damaged from the one that was written. */
+	length += snprintf(text + length, sizeof text - (size_t)length, "crc32 %08" PRIx32 "\n", crc32(text, length));
 	int64_t deadline_ns = after_ms(PATIENCE_MS);
 	for (int pause = FIRST_PAUSE_MS; !record_exit(self, fd, text, length);) {
 		int error = errno;

@@ -2,7 +2,7 @@ import { constants } from "node:fs";
 import { type FileHandle, open, unlink } from "node:fs/promises";
 import { join } from "node:path";
 import { writeAll } from "../log/compress.ts";
-import { compressedLogOf, fileBytes, type Log, logOf } from "../log/log.ts";
+import { compressedLogOf, type End, fileBytes, type Log, logOf } from "../log/log.ts";
 import type { LocalBytes } from "../log/seekable.ts";
 import { JobError } from "../model/errors.ts";
 import { BLOCK_BYTES, inBlocks } from "./blocks.ts";
@@ -26,11 +26,13 @@ export async function openArchivedLog(
     compressed,
     directory,
     signal,
+    end,
   }: {
     readonly keyOf: (file: string) => string;
     readonly compressed: boolean;
     readonly directory: string;
     readonly signal: AbortSignal;
+    readonly end?: End;
   },
 ): Promise<Archived> {
   await using opened = new AsyncDisposableStack();
@@ -41,7 +43,7 @@ export async function openArchivedLog(
   const index = await fetched(stored, directory, opened);
   const blocks = opened.use(inBlocks(output));
   opened.defer(() => closing.abort());
-  const log = compressed ? opened.use(compressedLogOf(index, blocks, () => {})) : logOf(index, blocks);
+  const log = compressed ? opened.use(compressedLogOf(index, blocks, () => {}, end)) : logOf(index, blocks, end);
   const kept = opened.move();
   return { log, [Symbol.asyncDispose]: () => kept.disposeAsync() };
 }

@@ -1,4 +1,4 @@
-import { existsSync } from "node:fs";
+import { statSync } from "node:fs";
 import { constants } from "node:os";
 import { setTimeout } from "node:timers/promises";
 import { FIRST_PAUSE_MS, longer } from "../../os/pause.ts";
@@ -36,15 +36,12 @@ export function lostBy(signal: number, errno: string): string | undefined {
 async function finish(context: Context, entry: Running, lost: string | undefined, fresh: boolean): Promise<void> {
   const { files, journal, options, retirement, spawner } = context;
   if (context.closed) return;
-  const exit = await exitOf(context, entry);
+  const found = await exitOf(context, entry);
   if (context.closed) return;
   entry.job = withReserve(() => {
+    const exit = found === "damaged" ? undefined : found;
     if (!exit) endRest(context, entry, fresh);
-    const job = endedJob(
-      entry,
-      exit,
-      existsSync(entry.directory) ? (entry.unanswered?.lost ?? lost) : "its directory is gone",
-    );
+    const job = endedJob(entry, exit, found === "damaged" ? "its exit record is damaged" : whyLost(entry, lost));
     return { ...job, log: logIn(entry.directory, retirement.wanted(job)) };
   });
   const recorded = Promise.withResolvers<void>();
@@ -65,6 +62,16 @@ async function finish(context: Context, entry: Running, lost: string | undefined
     void recorded.promise.then(() => context.closed || retirement.ended(entry.job));
     options.log("info", "job ended", { job: entry.job.id, how: entry.job.ended?.how });
   });
+}
+
+/** Why a job without an exit record is lost. At its directory's path there may be something else by now. */
+function whyLost({ directory, unanswered }: Running, lost: string | undefined): string | undefined {
+  try {
+    if (statSync(directory).isDirectory()) return unanswered?.lost ?? lost;
+  } catch {
+    // It is not there.
+  }
+  return "its directory is gone";
 }
 
 /** Ends what is left of a job without an exit record, and its supervisor, which may run although nothing reaches it. */
@@ -88,7 +95,7 @@ async function putAway(context: Context, { group, job }: Running): Promise<void>
 }
 
 /** The exit record; undefined when there is none. A record that cannot be read is tried again. */
-async function exitOf(context: Context, { directory, job }: Running): Promise<Exit | undefined> {
+async function exitOf(context: Context, { directory, job }: Running): Promise<ReturnType<typeof readExit>> {
   for (let pauseMs = FIRST_PAUSE_MS; ; pauseMs = longer(pauseMs)) {
     try {
       return withReserve(() => readExit(directory));

@@ -41,18 +41,25 @@ async function* read(context: Context, entry: Running | Kept, options: StreamOpt
       }
     : { ended: () => true, subscribe: () => ({ [Symbol.dispose]() {} }) };
   try {
-    const output = await open(context, id, opened, reader.signal);
+    const output = await open(context, entry, opened, reader.signal);
     const { signal } = reader;
     let offset = yield* readOutput(output, live, { ...options, signal });
     // All output has to come before the message that tells of the end, after which nobody reads on.
     while (entry.job.state === "ended" && !signal.aborted && offset < output.extent().size)
       offset = yield* readOutput(output, live, { ...options, signal, position: { kind: "offset", offset } });
     if (reader.pruned) throw reader.pruned;
+    if (!signal.aborted && offset < (sizeAtEnd(entry.job) ?? 0))
+      throw new JobError("data-loss", `the output log is shorter than it was (at ${offset})`);
     return { offset, job: isRunning(entry) ? current(entry) : entry.job };
   } catch (error) {
     // The log may have been pruned while it was read.
     throw reader.pruned ?? unreadable(id, error);
   }
+}
+
+/** How many bytes of output a job's end told of; undefined when it has not ended, or nobody knows how. */
+function sizeAtEnd({ ended, output }: Job): number | undefined {
+  return ended === undefined || ended.how.kind === "lost" ? undefined : output.size;
 }
 
 /** Counts a reader of a job's log until disposed. Pruning the log aborts `signal`, and `pruned` says why. */
@@ -86,13 +93,21 @@ function enter(
 }
 
 /** Opens a log here, or in the archive. A log leaves this disk only once it is in the archive, so it is in one of the two. */
-async function open(context: Context, id: string, opened: AsyncDisposableStack, signal: AbortSignal): Promise<Log> {
+async function open(
+  context: Context,
+  entry: Running | Kept,
+  opened: AsyncDisposableStack,
+  signal: AbortSignal,
+): Promise<Log> {
+  const { id } = entry.job;
+  // What was put behind the end that is recorded is no output.
+  const end = (): number => sizeAtEnd(entry.job) ?? Infinity;
   const { journal, options, archive } = context;
   // While the files of a log are being removed, the rest of them would read as an empty log.
   const before = journal.logs.of(id);
   if (before?.kind === "pruned") throw notThere(id, before);
   try {
-    return opened.use(openLog(join(context.jobsDir, id)));
+    return opened.use(openLog(join(context.jobsDir, id), end));
   } catch (error) {
     if (codeOf(error) !== "ENOENT") throw error;
   }
@@ -101,7 +116,7 @@ async function open(context: Context, id: string, opened: AsyncDisposableStack, 
   const key = (file: string): string => keyOf(journal.instance, id, file);
   const compressed = log.kind === "archived" ? log.compressed : await isCompressedIn(archive.store, key, signal);
   if (compressed === undefined) throw notThere(id, log);
-  const places = { keyOf: key, compressed, directory: resolve(options.stateDir), signal };
+  const places = { keyOf: key, compressed, directory: resolve(options.stateDir), signal, end };
   return opened.use(await openArchivedLog(archive.store, places)).log;
 }
 

@@ -146,12 +146,14 @@ function lostBefore({ journal }: Context, { job: { birth }, startedMs, superviso
 }
 
 /** Whether the job ran, or still runs, although its directory has been removed. */
-function ranWithout({ directory, group, job }: Running): boolean {
-  return !existsSync(directory) && (job.pid > 0 || (group !== undefined && populated(group)));
+function ranWithout({ directory, group }: Running): boolean {
+  return !existsSync(directory) && group !== undefined && populated(group);
 }
 
 /** Waits until the supervisor has started its job or is gone. Resolves to whether it lives. */
 async function decided(entry: Running): Promise<boolean> {
+  // A job whose pid is recorded was started long ago; without its index it would be waited for in vain.
+  if (entry.job.pid > 0) return isSupervised(entry.directory);
   for (const deadline = performance.now() + MOST_STARTING_MS; ; await delay(5)) {
     if (!isSupervised(entry.directory)) return false;
     if (startOf(entry)) return true;
@@ -185,7 +187,7 @@ async function traces({ options }: Context, entry: Running): Promise<Traces> {
   try {
     const supervised = await decided(entry);
     const started = startOf(entry);
-    const happened = started !== undefined || readExit(directory) !== undefined || ranWithout(entry);
+    const happened = started !== undefined || job.pid > 0 || readExit(directory) !== undefined || ranWithout(entry);
     return { supervised, started, happened };
   } catch (error) {
     options.log("error", "a job's files cannot be read", { job: job.id, error });

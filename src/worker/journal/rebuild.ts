@@ -186,7 +186,7 @@ function merge(
   for (const { job } of sorted) {
     const directory = join(jobsDir, job.id);
     const exit = orError(() => readExit(directory));
-    if (job.state === "ended" || (exit && !(exit instanceof Error))) ended++;
+    if (job.state === "ended" || exit instanceof Map) ended++;
     else if (isSupervised(directory)) running++;
   }
   return {

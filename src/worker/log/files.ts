@@ -9,9 +9,15 @@ export const COMPRESSED_FILES = ["index.zst", "output.zst"] as const;
 export const NEW_FILES = ["index.zst.new", "output.zst.new"] as const;
 export const LOG_FILES = [...PLAIN_FILES, ...COMPRESSED_FILES, ...NEW_FILES] as const;
 
-/** What the log in a job's directory takes on the disk. */
+/** Returns how many bytes of the disk the log in a job's directory takes. A file that cannot be looked at takes none. */
 export function bytesOnDisk(directory: string): number {
-  const blocks = LOG_FILES.map((file) => statSync(join(directory, file), { throwIfNoEntry: false })?.blocks ?? 0);
+  const blocks = LOG_FILES.map((file) => {
+    try {
+      return statSync(join(directory, file), { throwIfNoEntry: false })?.blocks ?? 0;
+    } catch {
+      return 0; // something else stands where the directory or the file was
+    }
+  });
   return blocks.reduce((sum, count) => sum + count * 512, 0); // st_blocks, stat(2)
 }
 

@@ -20,6 +20,8 @@ export const FIRST_RECORD_AT = 16;
 const BLOCK_RECORDS = 256;
 /** What `runEnd` looks at before it lets its caller breathe: a millisecond. */
 const MOST_PIECES = 4096;
+/** A piece is what one source wrote in a millisecond: an index that tells of more is damaged. */
+const MOST_PIECE_BYTES = 2 ** 30;
 /** A record that was written while it was looked for is looked for again. */
 const TRIES = 8;
 const MAGIC = "jobslog1";
@@ -60,24 +62,30 @@ export interface Log {
   runEnd(offset: number, most: number, times: boolean): number;
 }
 
+/** No byte of output is at this offset or above. */
+export type End = () => number;
+
+const endless: End = () => Infinity;
+
 /** Opens the log in a job's directory, in either form. Throws ENOENT when it is not there. */
-export function openLog(directory: string): Log & Disposable {
+export function openLog(directory: string, end = endless): Log & Disposable {
   try {
-    return openPlainLog(directory);
+    return openPlainLog(directory, end);
   } catch (error) {
     // The plain files go when both others are there.
     if (codeOf(error) !== "ENOENT" || !existsSync(join(directory, "output.zst"))) throw error;
-    return openCompressedLog(directory);
+    return openCompressedLog(directory, end);
   }
 }
 
-export function openPlainLog(directory: string): Log & Disposable {
+export function openPlainLog(directory: string, end = endless): Log & Disposable {
   const [output, index] = openBoth(directory, "output", "index");
   return {
-    ...logOf(fileBytes(index), {
-      size: () => fstatSync(output).size,
-      read: (buffer, offset) => readAt(output, buffer, offset),
-    }),
+    ...logOf(
+      fileBytes(index),
+      { size: () => fstatSync(output).size, read: (buffer, offset) => readAt(output, buffer, offset) },
+      end,
+    ),
     [Symbol.dispose]() {
       closeSync(output);
       closeSync(index);
@@ -85,7 +93,7 @@ export function openPlainLog(directory: string): Log & Disposable {
   };
 }
 
-export function openCompressedLog(directory: string): Log & Disposable {
+export function openCompressedLog(directory: string, end = endless): Log & Disposable {
   const [output, index] = openBoth(directory, "output.zst", "index.zst");
   try {
     return compressedLogOf(
@@ -95,6 +103,7 @@ export function openCompressedLog(directory: string): Log & Disposable {
         closeSync(output);
         closeSync(index);
       },
+      end,
     );
   } catch (error) {
     closeSync(output);
@@ -131,11 +140,16 @@ function readAt(fd: number, buffer: Buffer, offset: number): number | Promise<nu
 }
 
 /** A log of index.zst and output.zst; `close` is called when it is disposed of. */
-export function compressedLogOf(indexFile: LocalBytes, file: Bytes, close: () => void): Log & Disposable {
+export function compressedLogOf(
+  indexFile: LocalBytes,
+  file: Bytes,
+  close: () => void,
+  end = endless,
+): Log & Disposable {
   const { index, frames } = openIndex(indexFile);
   const output = framedOutput(frames, file);
   return {
-    ...logOf(index, output),
+    ...logOf(index, output, end),
     [Symbol.dispose]() {
       output[Symbol.dispose]();
       close();
@@ -144,7 +158,8 @@ export function compressedLogOf(indexFile: LocalBytes, file: Bytes, close: () =>
 }
 
 /** A log of an index, and what it tells of. */
-export function logOf(index: LocalBytes, output: Bytes): Log {
+export function logOf(index: LocalBytes, bytes: Bytes, end = endless): Log {
+  const output: Bytes = { ...bytes, size: () => Math.min(bytes.size(), end()) };
   const scratch = Buffer.alloc(HEADER_BYTES);
   const block = Buffer.alloc(BLOCK_RECORDS * RECORD_BYTES);
   let blockFirst = 0;
@@ -219,8 +234,8 @@ export function logOf(index: LocalBytes, output: Bytes): Log {
   function pieceOf(n: number, end: number): Piece {
     const position = record(n);
     const kind = block.readUInt16LE(position + 6);
-    if (kind >= SOURCES.length) throw damaged();
     const [start, timeMs] = [block.readUIntLE(position, 6), block.readUIntLE(position + 8, 6)];
+    if (kind >= SOURCES.length || timeMs === 0 || (kind > 0 && end - start > MOST_PIECE_BYTES)) throw damaged();
     return { source: SOURCES[kind], timeMs, start, end };
   }
 

@@ -488,6 +488,7 @@ describe("a tail that has a gap of 64 TiB before it", () => {
   for (const [i, start] of starts.entries()) {
     index.writeUIntLE(start, HEADER_BYTES + i * RECORD_BYTES, 6);
     index.writeUInt16LE(i % 2 === 0 ? 1 : 0, HEADER_BYTES + i * RECORD_BYTES + 6);
+    index.writeUIntLE(1_790_000_000_000, HEADER_BYTES + i * RECORD_BYTES + 8, 6);
   }
   const log = logOf(
     {

@@ -200,7 +200,7 @@ describe("a finished log", () => {
     await until("the other is archived", () => next.query(other.id).log?.kind === "archived");
     expect(logFiles(next.directory(one.id))).toEqual(["output"]);
     expect(next.query(one.id).log?.kind).toBe("kept");
-    expect(next.logged.filter((line) => line.includes("files of a log are missing"))).toHaveLength(1);
+    expect(next.logged.filter((line) => line.includes("files of a log are missing or damaged"))).toHaveLength(1);
   });
 });
 

@@ -7,6 +7,7 @@ import { letGo } from "../archive/move.ts";
 import type { Journal } from "../journal/journal.ts";
 import { compressLog, removeUnfinished } from "../log/compress.ts";
 import { bytesOnDisk, LOG_FILES, logFilesIn } from "../log/files.ts";
+import { openPlainLog } from "../log/log.ts";
 import { isFailing } from "../model/failure.ts";
 import type { Job } from "../model/job.ts";
 import type { CheckedOptions } from "../model/options.ts";
@@ -82,9 +83,9 @@ export function openRetirement({ options, jobsDir, journal, archive, leave }: Pa
     if (job?.log?.kind === "pruned") return remove(id);
     if (job?.log?.kind === "archived") return letGo({ jobsDir, journal }, id);
     if (job?.log === undefined) return;
-    const found = logFilesIn(directory);
+    const found = isWhole(job, directory) ? logFilesIn(directory) : "part";
     if (found === "part")
-      options.log("warn", "files of a log are missing: the others are left as they are", { job: id });
+      options.log("warn", "files of a log are missing or damaged: the others are left as they are", { job: id });
     try {
       if (found === "plain" || found === "compressed") await compress(job, directory, found, signal);
       // It may be in the archive already, without the journal's knowing.
@@ -174,6 +175,17 @@ export function openRetirement({ options, jobsDir, journal, archive, leave }: Pa
       await line[Symbol.asyncDispose]();
     },
   };
+}
+
+/** False when the plain output is not as long as its job's end told: compressing what was put behind it may never end. */
+function isWhole({ ended, output }: Job, directory: string): boolean {
+  if (ended === undefined || ended.how.kind === "lost" || logFilesIn(directory) !== "plain") return true;
+  try {
+    using log = openPlainLog(directory);
+    return log.extent().size === output.size;
+  } catch {
+    return false;
+  }
 }
 
 /** Whether there is room in it for bytes that were not kept: of an archived file that would be zeros. */

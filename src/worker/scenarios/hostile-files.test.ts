@@ -106,6 +106,7 @@ test.each([2 ** 31, 2 ** 32, 3 * 2 ** 32])("of a log of over %i records each is 
         for (let at = 0; at < buffer.length; at += 16) {
           buffer.writeUIntLE((offset + at - 64) / 16, at, 6);
           buffer.writeUInt16LE(1, at + 6);
+          buffer.writeUIntLE(1, at + 8, 6);
         }
       return buffer.length;
     },

@@ -1,4 +1,15 @@
-import { existsSync, mkdirSync, readFileSync, rmSync, statSync, truncateSync, writeFileSync } from "node:fs";
+import { execFileSync } from "node:child_process";
+import {
+  appendFileSync,
+  existsSync,
+  mkdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  truncateSync,
+  writeFileSync,
+} from "node:fs";
 import { basename, join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { describe, expect, test } from "vitest";
@@ -13,6 +24,7 @@ import {
   readAll,
   refused,
   run,
+  runs,
   sh,
   startReady,
   testDirectory,
@@ -38,6 +50,7 @@ test.each<[string, (exit: string) => void]>([
   ["is empty", (exit) => truncateSync(exit, 0)],
   ["is zeros", zero],
   ["is cut", (exit) => truncateSync(exit, statSync(exit).size - 8)],
+  ["has one digit changed", (exit) => writeFileSync(exit, readFileSync(exit, "utf8").replace("code 0", "code 3"))],
 ])("a job whose exit record %s is lost, and is listed with all others", async (_what, damage) => {
   using files = testDirectory();
   const gate = join(files.path, "gate");
@@ -49,7 +62,7 @@ test.each<[string, (exit: string) => void]>([
   const exit = join(worker.directory(id), "exit");
   await until("it has ended", () => existsSync(exit) && !isSupervised(worker.directory(id)));
   damage(exit);
-  const ended = { how: { kind: "lost", reason: "its supervisor died while no jobsd ran" } };
+  const ended = { how: { kind: "lost", reason: "its exit record is damaged" } };
   for (const _restart of [1, 2]) {
     const again = await testWorker({ stateDir: worker.stateDir });
     const job = await again.wait(id);
@@ -58,6 +71,91 @@ test.each<[string, (exit: string) => void]>([
     expect(again.list({ limit: 10 }).jobs.map((each) => each.id)).toEqual([id, other.id]);
     await again.close();
   }
+});
+
+/** What may stand where a job's directory, or a file in it, was. */
+const REPLACED: readonly (readonly [string, string, (path: string) => void])[] = [
+  ["directory is a file now", ".", (path) => writeFileSync(path, "")],
+  ["directory is a link to a file now", ".", (path) => symlinkSync("/etc/passwd", path)],
+  ["directory is a link to itself now", ".", (path) => symlinkSync(path, path)],
+  ["directory is a FIFO now", ".", (path) => execFileSync("mkfifo", [path])],
+  ["index is a link to itself now", "index", (path) => symlinkSync(path, path)],
+  ["output is a link to itself now", "output", (path) => symlinkSync(path, path)],
+];
+
+test.each(REPLACED)("a job whose %s is stopped, also by the next worker", async (_what, file, replace) => {
+  await using worker = await testWorker();
+  const [one, other] = [await startReady(worker, waits), await startReady(worker, waits)];
+  for (const { id } of [one, other]) {
+    rmSync(join(worker.directory(id), file), { recursive: true });
+    replace(join(worker.directory(id), file));
+  }
+  const { job } = await worker.stop(one.id, { by: "tester", graceMs: 0 });
+  expect(job.state).toBe("ended");
+  await worker.close();
+  await using again = await testWorker({ stateDir: worker.stateDir });
+  expect((await again.stop(other.id, { by: "tester", graceMs: 0 })).job.state).toBe("ended");
+  expect([one.pid, other.pid].filter(runs)).toEqual([]);
+});
+
+describe("the output of a job that has ended", () => {
+  const lines = sh("echo one; echo two");
+
+  test.each<[string, (output: string) => void]>([
+    ["more lines", (output) => appendFileSync(output, "three\n")],
+    ["200 GB of holes", (output) => truncateSync(output, 200 * 2 ** 30)],
+  ])("is read up to the end that its record tells of, with %s behind that", async (_what, lengthen) => {
+    await using worker = await testWorker();
+    const { id } = await finished(worker, lines);
+    lengthen(join(worker.directory(id), "output"));
+    expect((await readAll(worker.stream(id, {}))).text).toBe("one\ntwo\n");
+    const position = { kind: "tail-lines", count: 1 } as const;
+    expect((await readAll(worker.stream(id, { position }))).text).toBe("two\n");
+  });
+
+  test.each([0, 5])("that was cut to %i bytes is told as lost, once they have been read", async (bytes) => {
+    await using worker = await testWorker();
+    const { id } = await finished(worker, lines);
+    truncateSync(join(worker.directory(id), "output"), bytes);
+    const read: string[] = [];
+    const error = await refused(async () => {
+      for await (const piece of worker.stream(id, {})) if (piece.kind === "chunk") read.push(piece.bytes.toString());
+    });
+    expect(error).toMatchObject({ code: "data-loss", message: expect.stringContaining("shorter than it was") });
+    expect(read.join("")).toBe("one\ntwo\n".slice(0, bytes));
+  });
+
+  test("is not compressed when its file is not as long as its end told", async () => {
+    using files = testDirectory();
+    const stateDir = join(files.path, "state");
+    const worker = await testWorker({ stateDir });
+    const { id } = await finished(worker, sh("seq 2000"));
+    await worker.close();
+    truncateSync(join(worker.directory(id), "output"), 200 * 2 ** 30);
+    await using again = await testWorker({ stateDir, logCompress: "zstd" });
+    const warning = "warn: files of a log are missing or damaged: the others are left as they are";
+    await until("it is told", () => again.logged.includes(warning));
+    expect(existsSync(join(worker.directory(id), "output"))).toBe(true);
+  });
+
+  test("whose index has records that nobody wrote is told as lost", async () => {
+    await using worker = await testWorker();
+    const { id } = await finished(worker, lines);
+    truncateSync(join(worker.directory(id), "index"), 200 * 2 ** 30);
+    expect(await refused(() => readAll(worker.stream(id, {})))).toMatchObject({ code: "data-loss" });
+  });
+});
+
+test("a worker starts at once, however many jobs that run have lost their index", async () => {
+  await using worker = await testWorker();
+  const started = await Promise.all([1, 2, 3, 4].map(() => startReady(worker, waits)));
+  for (const { id } of started) await until("it is recorded", () => existsSync(join(worker.directory(id), "job")));
+  await worker.close();
+  for (const { id } of started) rmSync(join(worker.directory(id), "index"));
+  const before = performance.now();
+  await using again = await testWorker({ stateDir: worker.stateDir });
+  expect(performance.now() - before).toBeLessThan(15_000);
+  for (const { id } of started) expect(again.query(id).state).toBe("running");
 });
 
 describe("a directory that the journal does not know, of which nothing can be read,", () => {

@@ -1,5 +1,6 @@
 import { constants } from "node:os";
 import { join } from "node:path";
+import { crc32 } from "node:zlib";
 import { codeOf } from "../../os/errno.ts";
 import { JobError } from "../model/errors.ts";
 import type { Ended, How, Job, Usage } from "../model/job.ts";
@@ -10,58 +11,25 @@ const { SIGKILL } = constants.signals;
 /** What a supervisor wrote down of its job's end, key by key; src/supervisor/supervise.c writes it. */
 export type Exit = ReadonlyMap<string, string>;
 
-/** From its first line to its last. It is written without a sync, so that a power cut can leave zeros, or nothing. */
-const WHOLE = /^version 1\n[^\0]*\ndropped \d+\n$/;
+/** The last line has the CRC-32 of all the lines before it: a record is what its supervisor wrote, or is damaged. */
+const RECORD = /^(version 1\n[^]*\n)crc32 ([0-9a-f]{8})\n$/;
 
 /** EXIT_RECORD_SIZE in supervise.c. */
 const MOST_BYTES = 4096;
-const FLAG = /^[01]$/;
-const COUNT = /^\d{1,19}$/;
-/** What its lines are to be like; `by` is in no record of before there was that. */
-const FORMS: ReadonlyMap<string, RegExp> = new Map([
-  ["pid", /^\d{1,9}$/],
-  ["cause", /^(none|stop|timeout)$/],
-  ["escalated", FLAG],
-  ["killed", /^\d{1,9}$/],
-  ["code", /^(-1|\d{1,3})$/],
-  ["signal", /^\d{1,2}$/],
-  ["core", FLAG],
-  ["started_ns", COUNT],
-  ["ended_ns", COUNT],
-  ["elapsed_ns", COUNT],
-  ["user_us", COUNT],
-  ["system_us", COUNT],
-  ["max_rss_bytes", COUNT],
-  ["size", COUNT],
-  ["first", COUNT],
-  ["dropped", COUNT],
-]);
 
 /**
- * The exit record in a job's directory: lines of `key value`; undefined when there is no such file, or it is not what a
- * supervisor writes. Throws when it cannot be read.
+ * Reads the exit record in a job's directory: lines of `key value`. Returns undefined when there is none, also where there is
+ * something else than a file in a directory. Throws when it cannot be read.
  */
-export function readExit(directory: string): Exit | undefined {
+export function readExit(directory: string): Exit | "damaged" | undefined {
   try {
-    const text = readText(join(directory, "exit"), MOST_BYTES) ?? "";
-    if (!WHOLE.test(text)) return undefined;
-    const lines = text.trim().split("\n");
-    const exit = new Map(lines.map((line) => [line.slice(0, line.indexOf(" ")), line.slice(line.indexOf(" ") + 1)]));
-    const formed = FORMS.entries().every(([key, form]) => form.test(exit.get(key) ?? ""));
-    return formed && isName(exit.get("by") ?? "") ? exit : undefined;
+    const [, lines = "", sum = ""] = RECORD.exec(readText(join(directory, "exit"), MOST_BYTES) ?? "") ?? [];
+    if (lines === "" || crc32(lines) !== Number.parseInt(sum, 16)) return "damaged";
+    const pairs = lines.trimEnd().split("\n");
+    return new Map(pairs.map((line) => [line.slice(0, line.indexOf(" ")), line.slice(line.indexOf(" ") + 1)]));
   } catch (error) {
-    if (codeOf(error) === "ENOENT" || error instanceof JobError) return undefined;
+    if (error instanceof JobError || ["ENOENT", "ENOTDIR", "ELOOP"].includes(codeOf(error))) return undefined;
     throw error;
-  }
-}
-
-/** Percent-encoded, as control.ts sends it. */
-function isName(by: string): boolean {
-  try {
-    decodeURIComponent(by);
-    return true;
-  } catch {
-    return false;
   }
 }
 

@@ -249,7 +249,8 @@ const TOLD: Job = {
 
 function takeExit(directory: string): void {
   const exit = readExit(directory);
-  if (exit) tell(endedJob(runningOf(TOLD, directory, { kind: "none", reason: "" }), exit, undefined));
+  if (exit && exit !== "damaged")
+    tell(endedJob(runningOf(TOLD, directory, { kind: "none", reason: "" }), exit, undefined));
 }
 
 function takeJob(directory: string): void {
