@@ -29,38 +29,68 @@ function find(flags: Readonly<Record<string, string>>, env: NodeJS.ProcessEnv) {
 
 describe("the connection", () => {
   const identity = { flags: "flag", env: "env", lab: "/etc/lab" } as const;
-  const own = { cert: "flag.crt", key: "flag.key" };
+  const own = { server: "flag:1", ca: "f", cert: "flag.crt", key: "flag.key" };
 
   it.each<[string, Record<string, string>, NodeJS.ProcessEnv, string, keyof typeof identity]>([
-    ["flags over the environment", { server: "flag:1", ca: "f", ...own }, all, "flag:1", "flags"],
-    ["a flag over one part of the environment", { server: "flag:1" }, all, "flag:1", "env"],
-    ["a certificate and key by flags, with the environment's server", own, all, "env:1", "flags"],
-    ["a flag over one part of the current context", { server: "flag:1" }, {}, "flag:1", "lab"],
+    ["the command line over the environment", own, all, "flag:1", "flags"],
+    ["the command line over a context that the environment names", own, { JOBS_CONTEXT: "nope" }, "flag:1", "flags"],
+    ["the command line over the current context", own, {}, "flag:1", "flags"],
     ["the environment over the current context", {}, all, "env:1", "env"],
     ["the current context where the environment says nothing", {}, { JOBS_CERT: "" }, "lab:1", "lab"],
     ["a context by flag over the environment", { context: "lab" }, all, "lab:1", "lab"],
     ["a context by flag over one by environment", { context: "lab" }, { JOBS_CONTEXT: "nope" }, "lab:1", "lab"],
-    [
-      "a variable over one part of the environment's context",
-      {},
-      { JOBS_CONTEXT: "lab", JOBS_SERVER: "e:1" },
-      "e:1",
-      "lab",
-    ],
-    [
-      "all flags, whatever context the environment names",
-      { server: "flag:1", ca: "f", ...own },
-      { JOBS_CONTEXT: "nope" },
-      "flag:1",
-      "flags",
-    ],
+    ["a context by environment over the current one", {}, { JOBS_CONTEXT: "lab" }, "lab:1", "lab"],
   ])("takes %s", async (_, flags, env, server, who) => {
     expect(await find(flags, env)).toMatchObject({ server, cert: `${identity[who]}.crt` });
   });
 
+  const pair = { cert: "flag.crt", key: "flag.key" };
   it.each<[string, Record<string, string>, NodeJS.ProcessEnv, string]>([
     ["a context that is not there, with the environment's parts", { context: "nope" }, all, 'no context "nope"'],
-    ["the environment's own bad context", {}, { ...all, JOBS_CONTEXT: "nope" }, 'no context "nope"'],
+    ["a context that is not there, by the environment", {}, { JOBS_CONTEXT: "nope" }, 'no context "nope"'],
+    [
+      "a server by flag with the environment's certificates",
+      { server: "flag:1" },
+      all,
+      "no ca, cert, key: the command line gives server alone, and is not mixed with JOBS_CA, JOBS_CERT, JOBS_KEY, " +
+        "the file's current context lab; give all four in one place",
+    ],
+    [
+      "a certificate and key by flags with the environment's server",
+      pair,
+      { ...all, XDG_CONFIG_HOME: "/nonexistent" },
+      "no server, ca: the command line gives cert, key alone, and is not mixed with JOBS_SERVER, JOBS_CA; give all four",
+    ],
+    [
+      "a server by flag with the current context's certificates",
+      { server: "flag:1" },
+      {},
+      "the command line gives server alone, and is not mixed with the file's current context lab",
+    ],
+    [
+      "a server by flag with the context that the environment names",
+      { server: "flag:1" },
+      { JOBS_CONTEXT: "half" },
+      "the command line gives server alone, and is not mixed with JOBS_CONTEXT, the file's current context lab",
+    ],
+    [
+      "parts by flags with a context by flag",
+      { ...pair, context: "lab" },
+      {},
+      "--cert, --key of the command line and --context lab of config.json are not mixed: give one of the two",
+    ],
+    [
+      "all parts of the environment with its context",
+      {},
+      { ...all, JOBS_CONTEXT: "nope" },
+      "JOBS_SERVER, JOBS_CA, JOBS_CERT, JOBS_KEY of the environment and JOBS_CONTEXT nope of config.json are not mixed",
+    ],
+    [
+      "one part of the environment with its context",
+      {},
+      { JOBS_CONTEXT: "lab", JOBS_SERVER: "e:1" },
+      "JOBS_SERVER of the environment and JOBS_CONTEXT lab of config.json are not mixed: give one of the two",
+    ],
     [
       "a context by flag with the environment's certificate",
       { context: "half" },
@@ -73,19 +103,6 @@ describe("the connection", () => {
       { JOBS_SERVER: "env:1" },
       "no ca, cert, key: the environment gives server alone, and is not mixed with the file's current context lab",
     ],
-    [
-      "a certificate by flag with the environment's key",
-      { cert: "flag.crt" },
-      all,
-      "the certificate would be of flags, flag.crt, and the key of the environment, env.key: give both together",
-    ],
-    ["a key by flag with the context's certificate", { context: "lab", key: "k" }, {}, "the key of flags, k"],
-    [
-      "the environment's certificate with its context's key",
-      {},
-      { JOBS_CONTEXT: "lab", JOBS_CERT: "env.crt" },
-      "the certificate would be of the environment, env.crt, and the key of context lab",
-    ],
   ])("refuses %s", async (_, flags, env, message) => {
     await expect(find(flags, env)).rejects.toThrow(message);
   });
@@ -97,13 +114,13 @@ describe("the connection", () => {
     });
   });
 
-  it("tells where each part is from", async () => {
-    expect(await find({ server: "flag:1" }, {})).toEqual({
-      server: "flag:1",
+  it("tells where it is from", async () => {
+    expect(await find({}, {})).toEqual({
+      server: "lab:1",
       ca: join(home, "jobs", "lab.ca"),
       cert: "/etc/lab.crt",
       key: join(home, "jobs", "lab.key"),
-      sources: expect.stringContaining("server flag:1 (flags), ca "),
+      sources: expect.stringMatching(/^server lab:1, ca .*, key .* \(context lab\)$/),
     });
   });
 

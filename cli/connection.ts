@@ -14,7 +14,7 @@ const PARTS = ["server", "ca", "cert", "key"] as const;
 type Part = (typeof PARTS)[number];
 type Parts = Readonly<Partial<Record<Part, string>>>;
 
-/** Where to connect, as file names, and where each part was found. */
+/** Where to connect, as file names, and where that was found. */
 export interface Connection extends Readonly<Record<Part, string>> {
   readonly sources: string;
 }
@@ -39,88 +39,86 @@ export class SettingError extends Error {
   override readonly name = "SettingError";
 }
 
-/** One place that names parts of a connection. */
-interface Layer {
+/** One place that gives a connection. */
+interface Place {
   readonly source: string;
   readonly parts: Parts;
 }
 
 /**
- * The command line over the environment over the file: `--context`, or the environment where it sets any JOBS_ variable of
- * these, or the file's current context has what the flags do not give. No two of the three are mixed, nor a certificate
- * with another's key. Throws UsageError when a part is missing, SettingError when config.json is wrong.
+ * Returns the connection of one place: the command line, or else the environment, or else the current context of
+ * config.json. Throws UsageError when that place lacks a part, or when two places are mixed; SettingError when config.json
+ * is wrong.
  */
 export async function findConnection(given: Pick<Given, "text">, env: NodeJS.ProcessEnv): Promise<Connection> {
-  const flags: Layer = { source: "flags", parts: parts((part) => given.text(part)) };
-  const complete = PARTS.every((part) => flags.parts[part]);
-  const context = given.text("context");
-  const layers = [flags];
-  if (context !== undefined) layers.push(await readContext(context, env));
-  else if (!complete) layers.push(...(await surroundings(env)));
-  const found = PARTS.flatMap((part) => {
-    const layer = layers.find(({ parts: has }) => has[part]);
-    return layer ? [{ part, source: layer.source, value: layer.parts[part] ?? "" }] : [];
-  });
-  const missing = PARTS.filter((part) => !found.some((one) => one.part === part));
-  if (missing.length > 0) throw await incomplete(missing, layers, env);
-  const [cert, key] = ["cert", "key"].map((part) => found.find((one) => one.part === part));
-  if (cert && key && cert.source !== key.source)
-    throw new UsageError(
-      `the certificate would be of ${cert.source}, ${cert.value}, and the key of ${key.source}, ${key.value}: give both together`,
-    );
-  const values: Record<Part, string> = { server: "", ca: "", cert: "", key: "" };
-  for (const { part, value } of found) values[part] = value;
-  return { ...values, sources: describeSources(found) };
+  const place = await findPlace(given, env);
+  const { source, parts: found } = place;
+  const missing = PARTS.filter((part) => !found[part]);
+  if (missing.length > 0) throw await incomplete(missing, place, env);
+  const { server = "", ca = "", cert = "", key = "" } = found;
+  const list = PARTS.map((part) => `${part} ${found[part]}`).join(", ");
+  return { server, ca, cert, key, sources: `${list} (${source})` };
 }
 
-/** The environment, where it says anything of a connection, and then its context; otherwise the file's current one. */
-async function surroundings(env: NodeJS.ProcessEnv): Promise<Layer[]> {
-  const variables: Layer = { source: "the environment", parts: parts((part) => env[variableOf(part)]) };
-  const context = env["JOBS_CONTEXT"] || undefined;
-  if (context !== undefined) return [variables, await readContext(context, env)];
-  return Object.keys(variables.parts).length > 0 ? [variables] : [await readContext(undefined, env)];
-}
-
-/** Says what is missing, and what of another place has not been taken for it. */
-async function incomplete(
-  missing: readonly Part[],
-  layers: readonly Layer[],
-  env: NodeJS.ProcessEnv,
-): Promise<UsageError> {
-  const flags = missing.map((part) => `--${part}`).join(" ");
-  const variables = missing.map(variableOf).join(" ");
-  const chosen = layers.findLast(({ parts: has, source }) => source !== "flags" && Object.keys(has).length > 0);
-  const others = [
-    ...missing.filter((part) => env[variableOf(part)]).map(variableOf),
-    ...(await readContext(undefined, env).then(
-      ({ source, parts: has }) => (missing.some((part) => has[part]) ? [`the file's current ${source}`] : []),
-      () => [],
-    )),
+/** Returns the first place that says anything. A place that names a context says nothing else. */
+async function findPlace(given: Pick<Given, "text">, env: NodeJS.ProcessEnv): Promise<Place> {
+  const places = [
+    { source: "the command line", nameOf: flagOf, value: (name: string) => given.text(name) },
+    { source: "the environment", nameOf: variableOf, value: (name: string) => env[variableOf(name)] },
   ];
-  if (!chosen || others.length === 0)
-    return new UsageError(`no ${missing.join(", ")}: give ${flags}, or set ${variables}, or ${contextHint(env)}`);
-  const has = PARTS.filter((part) => chosen.parts[part]);
-  return new UsageError(
-    `no ${missing.join(", ")}: ${chosen.source} gives ${has.join(", ")} alone, and is not mixed with ${others.join(", ")}; ` +
-      `give ${flags}, or all of it in one place`,
-  );
+  for (const { source, nameOf, value } of places) {
+    const context = value("context") || undefined;
+    const found = parts(value);
+    const names = PARTS.filter((part) => found[part]).map(nameOf);
+    if (context === undefined && names.length > 0) return { source, parts: found };
+    if (context === undefined) continue;
+    if (names.length === 0) return readContext(context, env);
+    throw new UsageError(
+      `${names.join(", ")} of ${source} and ${nameOf("context")} ${context} of config.json are not mixed: give one of the two`,
+    );
+  }
+  return readContext(undefined, env);
 }
 
-function variableOf(part: Part): string {
-  return `JOBS_${part.toUpperCase()}`;
+/** Says what is missing, and which other place has it and was not mixed in. */
+async function incomplete(missing: readonly Part[], place: Place, env: NodeJS.ProcessEnv): Promise<UsageError> {
+  const flags = missing.map(flagOf).join(" ");
+  const lacks = `no ${missing.join(", ")}`;
+  const has = PARTS.filter((part) => place.parts[part]);
+  const others = await othersWith(missing, place, env);
+  if (has.length > 0 && others.length > 0)
+    return new UsageError(
+      `${lacks}: ${place.source} gives ${has.join(", ")} alone, and is not mixed with ${others.join(", ")}; ` +
+        "give all four in one place",
+    );
+  const variables = missing.map(variableOf).join(" ");
+  return new UsageError(`${lacks}: give ${flags}, or set ${variables}, or ${contextHint(env)}`);
+}
+
+/** Returns the names of what has some of these parts in places other than `place`. */
+async function othersWith(wanted: readonly Part[], place: Place, env: NodeJS.ProcessEnv): Promise<string[]> {
+  const variables = wanted.map(variableOf).filter((name) => env[name]);
+  const named = env[variableOf("context")] ? [variableOf("context")] : [];
+  const current = await readContext(undefined, env).catch(() => undefined);
+  const has = current !== undefined && wanted.some((part) => current.parts[part]);
+  return [
+    ...(place.source === "the environment" ? [] : [...variables, ...named]),
+    ...(has && current.source !== place.source ? [`the file's current ${current.source}`] : []),
+  ];
+}
+
+function flagOf(name: string): string {
+  return `--${name}`;
+}
+
+function variableOf(name: string): string {
+  return `JOBS_${name.toUpperCase()}`;
 }
 
 function contextHint(env: NodeJS.ProcessEnv): string {
   const place = configFile(env);
   if ("file" in place) return `name a context in ${place.file}`;
   return `name a context in config.json, which is nowhere: ${place.nowhere}`;
-}
-
-function describeSources(found: readonly { part: Part; source: string; value: string }[]): string {
-  const [first] = found;
-  const one = found.every(({ source }) => source === first?.source);
-  const list = found.map(({ part, source, value }) => `${part} ${value}${one ? "" : ` (${source})`}`).join(", ");
-  return one ? `${list} (${first?.source})` : list;
 }
 
 /** Reads the files of a connection. Throws PemError that begins with the file's name. */
@@ -161,7 +159,7 @@ export async function withClient<Result>(given: Given, work: (client: Client) =>
   }
 }
 
-async function readContext(wanted: string | undefined, env: NodeJS.ProcessEnv): Promise<Layer> {
+async function readContext(wanted: string | undefined, env: NodeJS.ProcessEnv): Promise<Place> {
   const place = configFile(env);
   const asked = wanted === undefined ? "" : `context ${wanted}: `;
   if ("nowhere" in place) {

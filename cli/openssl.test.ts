@@ -34,15 +34,19 @@ describe.skipIf(withoutOpenssl)(
       return join(dir, name);
     }
 
-    function jobs(role: string, args: readonly string[]): Promise<Ran> {
+    function jobs(role: string, args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<Ran> {
       const tls = { JOBS_CA: file("ca.crt"), JOBS_CERT: file(`${role}.crt`), JOBS_KEY: file(`${role}.key`) };
-      return launch("jobs", args, { JOBS_SERVER: server, ...tls }).ended;
+      return launch("jobs", args, { JOBS_SERVER: server, ...tls, ...env }).ended;
     }
 
     it("start a job, by its address and by its name", async () => {
       expect(await jobs("writer", ["run", "--", "echo", "hello"])).toEqual({ code: 0, stdout: "hello\n", stderr: "" });
-      const named = ["run", "--server", server.replace("127.0.0.1", "localhost"), "--", "echo", "hello"];
-      expect(await jobs("writer", named)).toEqual({ code: 0, stdout: "hello\n", stderr: "" });
+      const named = { JOBS_SERVER: server.replace("127.0.0.1", "localhost") };
+      expect(await jobs("writer", ["run", "--", "echo", "hello"], named)).toEqual({
+        code: 0,
+        stdout: "hello\n",
+        stderr: "",
+      });
       expect(daemon.output.stderr).not.toMatch(/"level":"warn".*certificate/);
     });
 

@@ -58,6 +58,18 @@ export async function printMessage(
   await printJson(messageToJson(name, encoded.finish()), options);
 }
 
+/** The answers to a command as one document: of one job its message, of several a list of them, in the order asked. */
+export async function printAnswers(
+  name: MessageName,
+  answers: readonly { finish(): Uint8Array }[],
+  asked: readonly string[],
+): Promise<void> {
+  const { messageToJson } = await import("./json.ts");
+  const messages = answers.map((answer) => messageToJson(name, answer.finish()));
+  if (asked.length > 1) await printJson(messages);
+  else for (const message of messages) await printJson(message);
+}
+
 /** JSON in several lines, or `compact` in one. */
 export async function printJson(value: unknown, { compact = false } = {}): Promise<void> {
   await toStdout(`${visibleJson(JSON.stringify(value, undefined, compact ? undefined : 2))}\n`);

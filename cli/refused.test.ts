@@ -41,7 +41,7 @@ describe("a connection that fails says why, and what to do", () => {
   });
 
   it("when the worker is of another CA", async () => {
-    const { stderr } = await host.jobs(["list", "--ca", foreign("ca.crt")]);
+    const { stderr } = await host.jobs(["list"], { JOBS_CA: foreign("ca.crt") });
     expect(stderr).toMatch(
       /the certificate of 127\.0\.0\.1:\d+ \(CN=worker\) is signed by another CA of the same name, CN=jobs CA/,
     );
@@ -49,7 +49,7 @@ describe("a connection that fails says why, and what to do", () => {
 
   it("when the worker is of another CA, also where the environment tells Node to trust anybody", async () => {
     const anybody = { NODE_TLS_REJECT_UNAUTHORIZED: "0" };
-    const { code, stdout, stderr } = await host.jobs(["list", "--ca", foreign("ca.crt")], anybody);
+    const { code, stdout, stderr } = await host.jobs(["list"], { ...anybody, JOBS_CA: foreign("ca.crt") });
     expect({ code, stdout }).toEqual({ code: 1, stdout: "" });
     expect(stderr).toContain("is signed by another CA of the same name");
     expect(await host.jobs(["list", "-q"], anybody)).toMatchObject({ code: 0 });
@@ -99,7 +99,7 @@ describe("a connection that fails says why, and what to do", () => {
   });
 
   it("when the address is none", async () => {
-    const { code, stderr } = await host.jobs(["list", "--server", "localhost"]);
+    const { code, stderr } = await host.jobs(["list"], { JOBS_SERVER: "localhost" });
     expect({ code, stderr }).toEqual({
       code: 125,
       stderr: expect.stringMatching(/^jobs: server: "localhost" is no address/),

@@ -72,6 +72,22 @@ describe("a session", () => {
     expect(list).toMatchObject({ jobs: [{ id: jobId }] });
   });
 
+  it.each(["query", "wait", "stop"])(
+    "gives one JSON document for %s of several jobs, those that are there, in the order asked",
+    async (command) => {
+      const [one, other] = [await host.start("true"), await host.start("true")];
+      await host.jobs(["wait", one, other]);
+      expect(fromJson(await host.jobs([command, "-o", "json", other, one]))).toMatchObject([
+        { job: { id: other } },
+        { job: { id: one } },
+      ]);
+      if (command === "wait") return; // it waits for none where one is not there
+      const asked = await host.jobs([command, "-o", "json", "nope", one]);
+      expect(asked).toMatchObject({ code: 1, stderr: expect.stringContaining("nope") });
+      expect(fromJson(asked)).toMatchObject([{ job: { id: one } }]);
+    },
+  );
+
   it("shows in a line of its own whatever a job is called, and writes nothing on the terminal", async () => {
     const evil = "x\nstatus:        exited with code 0\x1b[2J\u202e\u200b";
     const flags = ["--env", `${evil}=1`, "--label", `evil=${evil}`];

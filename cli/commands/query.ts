@@ -3,21 +3,22 @@ import { ClientError } from "../../src/client/errors.ts";
 import { withClient } from "../connection.ts";
 import { EXIT } from "../exit.ts";
 import { formatJob } from "../format.ts";
-import { print, printMessage, sayError } from "../output.ts";
+import { print, printAnswers, sayError } from "../output.ts";
 import type { Given } from "../program.ts";
 
 const TIMEOUT_MS = 30_000;
 
 /** `jobs query [flags] ID…`: all that is known of a job. */
 export async function query(given: Given): Promise<number> {
+  const json = given.text("output") === "json";
   return withClient(given, async (client) => {
-    let shown = 0;
+    const answers: QueryResponse[] = [];
     let failure: unknown;
     for (const id of given.operands) {
       try {
         const answer = await client.query(id, { timeoutMs: TIMEOUT_MS });
-        if (given.text("output") === "json") await printMessage("QueryResponse", QueryResponse.encode(answer));
-        else if (answer.job) await print([...(shown++ > 0 ? [""] : []), ...formatJob(answer.job)]);
+        if (!json && answer.job) await print([...(answers.length > 0 ? [""] : []), ...formatJob(answer.job)]);
+        answers.push(answer);
       } catch (error) {
         // A job that is not there keeps none of the others from being shown.
         if (!(error instanceof ClientError && error.code === "NOT_FOUND")) throw error;
@@ -25,6 +26,12 @@ export async function query(given: Given): Promise<number> {
         failure = error;
       }
     }
+    if (json)
+      await printAnswers(
+        "QueryResponse",
+        answers.map((answer) => QueryResponse.encode(answer)),
+        given.operands,
+      );
     if (failure !== undefined) throw failure;
     return EXIT.ok;
   });

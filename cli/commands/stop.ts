@@ -4,7 +4,7 @@ import { withClient } from "../connection.ts";
 import { EXIT } from "../exit.ts";
 import { count, describeEnd } from "../format.ts";
 import { riding } from "../outage.ts";
-import { print, printMessage, say, sayError } from "../output.ts";
+import { print, printAnswers, say, sayError } from "../output.ts";
 import { parseDurationMs, parseSignal, toDuration } from "../parse.ts";
 import type { Given } from "../program.ts";
 
@@ -14,6 +14,7 @@ const MARGIN_MS = 60_000;
 
 /** `jobs stop [flags] ID…`: prints each id once nothing of the job runs any more. */
 export async function stop(given: Given): Promise<number> {
+  const json = given.text("output") === "json";
   const signalText = given.text("signal");
   const graceText = given.text("grace");
   const graceMs = graceText === undefined ? DEFAULT_GRACE_MS : parseDurationMs("--grace", graceText);
@@ -33,11 +34,17 @@ export async function stop(given: Given): Promise<number> {
       if (answer.status === "rejected") continue;
       const { job, killed } = answer.value;
       const id = given.operands[index] ?? "";
-      if (given.text("output") === "json") await printMessage("StopResponse", StopResponse.encode(answer.value));
-      else await print([id]);
+      if (!json) await print([id]);
       const forced = killed > 0 ? `; ${count(killed, "process", "es")} had to be killed` : "";
       if (job) say(`job ${id}: ${describeEnd(job).words}${forced}`);
     }
+    const stopped = answers.flatMap((answer) => (answer.status === "fulfilled" ? [answer.value] : []));
+    if (json)
+      await printAnswers(
+        "StopResponse",
+        stopped.map((answer) => StopResponse.encode(answer)),
+        given.operands,
+      );
     const failures = answers.flatMap((answer) => (answer.status === "rejected" ? [answer.reason] : []));
     for (const failure of failures.slice(1)) sayError(failure);
     if (failures.length > 0) throw failures[0];

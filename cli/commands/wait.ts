@@ -4,20 +4,28 @@ import { withClient } from "../connection.ts";
 import { EXIT, exitCodeOfJob } from "../exit.ts";
 import { describeEnd } from "../format.ts";
 import { checkJob, riding } from "../outage.ts";
-import { print, printMessage } from "../output.ts";
+import { print, printAnswers } from "../output.ts";
 import type { Given } from "../program.ts";
 
 /** `jobs wait ID…`: until all have ended; exits with the code of the first of them that did not exit with 0. */
 export async function wait(given: Given): Promise<number> {
+  const json = given.text("output") === "json";
   return withClient(given, async (client) => {
     for (const id of given.operands) await checkJob(client, id);
+    const answers: WaitResponse[] = [];
     let exitCode: number = EXIT.ok;
     for (const id of given.operands) {
       const answer = await retrying(client, () => client.wait(id), riding(client));
-      if (given.text("output") === "json") await printMessage("WaitResponse", WaitResponse.encode(answer));
-      else if (answer.job) await print([`${id} ${describeEnd(answer.job).words}`]);
+      answers.push(answer);
+      if (!json && answer.job) await print([`${id} ${describeEnd(answer.job).words}`]);
       exitCode ||= answer.job ? exitCodeOfJob(answer.job) : EXIT.unavailable;
     }
+    if (json)
+      await printAnswers(
+        "WaitResponse",
+        answers.map((answer) => WaitResponse.encode(answer)),
+        given.operands,
+      );
     return exitCode;
   });
 }
