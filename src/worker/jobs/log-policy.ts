@@ -7,7 +7,10 @@ import { type CheckedOptions, LEAST_LOG_LIMIT_BYTES } from "../model/options.ts"
  * start may not exceed the worker's options. Throws JobError `invalid`, with the greatest value as the fact `maximum`, and
  * `unsupported` for an archive that the worker does not have.
  */
-export function policyOf(asked: LogPolicy | undefined, options: CheckedOptions): LogPolicy {
+export function policyOf(
+  asked: LogPolicy | undefined,
+  options: CheckedOptions,
+): LogPolicy & Required<Pick<LogPolicy, "limitBytes" | "keep">> {
   const { limitBytes = options.logLimitBytes, keep = options.logKeep, archive, keepForMs } = asked ?? {};
   const most = options.logLimitBytes;
   const above = most > 0 && (limitBytes === 0 || limitBytes > most);

@@ -1,5 +1,4 @@
 import { byteLengthOf, isBytes } from "../../os/bytes.ts";
-import { rlimitsOf } from "../limits/rlimits.ts";
 import { invalid, quoted } from "../model/errors.ts";
 import type { JobSpec } from "../model/job.ts";
 
@@ -14,10 +13,13 @@ const UMASK_MAX = 0o777;
 const OOM_SCORE_ADJ_MAX = 1000; // proc_pid_oom_score_adj(5)
 const TIME_LIMIT_MS = 10 * 365 * 24 * 3600 * 1000;
 
-function checkText(field: string, text: string): void {
+/** Returns the bytes that a text takes of what execve(2) can pass: its own, a NUL, and a pointer. */
+function checkText(field: string, text: string): number {
   if (text.includes("\0")) throw invalid(field, "contains a NUL character, which no argument or variable can hold");
   if (!isBytes(text)) throw invalid(field, "contains half a surrogate pair, which stands for no bytes");
-  if (byteLengthOf(text) >= ARGUMENT_BYTES) throw invalid(field, `is longer than ${ARGUMENT_BYTES} bytes`);
+  const bytes = byteLengthOf(text);
+  if (bytes >= ARGUMENT_BYTES) throw invalid(field, `is longer than ${ARGUMENT_BYTES} bytes`);
+  return bytes + 9;
 }
 
 function checkLabels(labels: ReadonlyMap<string, string>): void {
@@ -34,17 +36,13 @@ function checkLabels(labels: ReadonlyMap<string, string>): void {
 /** Throws `invalid`, naming the field, for a start that no host could run. */
 export function checkSpec(spec: JobSpec): void {
   if (spec.command === "") throw invalid("command", "is empty; give a path, or a name to look up in PATH");
-  checkText("command", spec.command);
-  for (const [i, arg] of (spec.args ?? []).entries()) checkText(`args[${i}]`, arg);
+  let bytes = checkText("command", spec.command);
+  for (const [i, arg] of (spec.args ?? []).entries()) bytes += checkText(`args[${i}]`, arg);
   for (const [name, value] of spec.env ?? []) {
     if (name === "" || name.includes("="))
       throw invalid("env", `${quoted(name)} is not the name of a variable: it is empty or contains "="`);
-    checkText(`env ${quoted(name)}`, `${name}=${value}`);
+    bytes += checkText(`env ${quoted(name)}`, `${name}=${value}`);
   }
-  const bytes = [spec.command, ...(spec.args ?? []), ...[...(spec.env ?? [])].flat()].reduce(
-    (sum, text) => sum + byteLengthOf(text) + 9,
-    0,
-  );
   if (bytes > TOTAL_BYTES)
     throw invalid("args", `arguments and environment take ${bytes} bytes; ${TOTAL_BYTES} is the most`);
   if (spec.cwd !== undefined) {
@@ -58,7 +56,6 @@ export function checkSpec(spec: JobSpec): void {
   if ((spec.requestId?.length ?? 0) > REQUEST_ID_LENGTH)
     throw invalid("request_id", `is longer than ${REQUEST_ID_LENGTH} characters`);
   if (spec.labels) checkLabels(spec.labels);
-  rlimitsOf(spec.rlimits ?? []);
   const { umask = 0, oomScoreAdj = 0 } = spec;
   if (!(umask >= 0 && umask <= UMASK_MAX)) throw invalid("umask", `0${umask.toString(8)} is not between 0 and 0777`);
   if (!(oomScoreAdj >= 0 && oomScoreAdj <= OOM_SCORE_ADJ_MAX))
