@@ -28,7 +28,7 @@ import {
 const by = "tester";
 
 describe.each(modes)("a job %s", (_mode, options) => {
-  test("runs, ends, and can be asked about at every point", async () => {
+  test("runs and ends, and its record says so at every point", async () => {
     await using worker = await testWorker(options);
     using files = testDirectory();
     const gate = join(files.path, "gate");
@@ -71,7 +71,7 @@ describe.each(modes)("a job %s", (_mode, options) => {
     expect(worker.cgroup !== undefined && existsSync(join(worker.cgroup, id))).toBe(false);
   });
 
-  test("tells what it is kept from its host by, and has the limits of a process that were asked for", async () => {
+  test("records its isolation, and has the network, the rlimits, the umask and the oom_score_adj that it asked for", async () => {
     await using worker = await testWorker(options);
     const asked = {
       network: "none",
@@ -96,7 +96,7 @@ describe.each(modes)("a job %s", (_mode, options) => {
     expect(worker.host).toContain(`isolation: ${job.isolation?.join(", ")}`);
   });
 
-  test("has the host's namespaces where the worker was told so, and nothing that would take one of its own", async () => {
+  test("shares the namespaces that isolationOff names, and is refused what needs one of its own", async () => {
     await using worker = await testWorker({ ...options, isolationOff: ["mount", "ipc"] });
     const { text, isolation } = await finished(worker, sh("readlink /proc/self/ns/mnt /proc/self/ns/pid"));
     expect(text).toBe(`${readlinkSync("/proc/self/ns/mnt")}\n${readlinkSync("/proc/self/ns/pid")}\n`);
@@ -106,7 +106,7 @@ describe.each(modes)("a job %s", (_mode, options) => {
     expect(worker.host).toContain("isolation: uts, no-new-privileges, no-capabilities, seccomp");
   });
 
-  test("makes no user namespace, unless the worker allows it and it asks", async () => {
+  test("can make a user namespace only if it asks to and the worker allows it", async () => {
     const asks = { ...sh("unshare --user --map-root-user id -u"), userNamespaces: true } as const;
     await using strict = await testWorker(options);
     expect(await refused(() => strict.start(asks))).toMatchObject({
@@ -132,7 +132,7 @@ describe.each(modes)("a job %s", (_mode, options) => {
     });
   });
 
-  test.runIf(root)("of the worker's own user cannot read the worker's files, nor change its programs", async () => {
+  test.runIf(root)("of the worker's own user can neither read the worker's files nor change its programs", async () => {
     using files = testDirectory();
     const [key, program] = [join(files.path, "key"), join(files.path, "program")];
     writeFileSync(key, "secret", { mode: 0o600 });
@@ -155,7 +155,7 @@ describe.each(modes)("a job %s", (_mode, options) => {
     expect(ended).toEqual({ how: { kind: "signalled", signal, coreDumped: false }, exitCode: -1, signal, killed: 0 });
   });
 
-  test("knows of its end however short it is, 100 at once, and none ended before it started", async () => {
+  test("has an end after its start however short it is, 100 at once", async () => {
     await using worker = await testWorker(options);
     const jobs = await Promise.all(
       Array.from({ length: 100 }, async (_, i) => {
@@ -183,12 +183,12 @@ describe.each(modes)("a job %s", (_mode, options) => {
     for (const job of jobs) expect(again.query(job.id)).toEqual(job);
   });
 
-  test("that has ended before its start is told of is known whole all the same", async () => {
+  test("that ends before its start is answered has a complete record", async () => {
     await using worker = await testWorker(options);
     const starting = worker.start(sh("exit 3"));
     const [found] = worker.list({ states: ["starting"], limit: 1 }).jobs;
     await setImmediate(); // The start is on its way now.
-    // As a daemon that is busy: both answers wait for it, the start's and the end's.
+    // The daemon is busy, so that the answers to the start and to the wait are both late.
     const deadline = Date.now() + 5000;
     while (!existsSync(join(worker.directory(found?.id ?? ""), "exit")) && Date.now() < deadline);
     const told = Date.now() + 30;
@@ -205,7 +205,7 @@ describe.each(modes)("a job %s", (_mode, options) => {
     expect(worker.query(job.id)).toEqual(ended);
   });
 
-  test("is one of the newest that list gives, page after page, and found by state and label", async () => {
+  test("is listed newest first, page after page, and by state and label", async () => {
     await using worker = await testWorker(options);
     const ids: string[] = [];
     for (let i = 0; i < 6; i++) {
@@ -260,7 +260,7 @@ describe.each(modes)("a job %s", (_mode, options) => {
     });
   });
 
-  test("has the environment that it was given, the defaults besides, and nothing of the daemon's", async () => {
+  test("has the environment that it was given and the defaults, and no variable of the daemon's", async () => {
     process.env["JOBS_TEST_SECRET"] = "of the daemon";
     await using worker = await testWorker(options);
     const { text, user } = await finished(worker, run("env"));
@@ -291,7 +291,7 @@ describe.each(modes)("a job %s", (_mode, options) => {
     expect(JSON.stringify(job)).not.toContain('elsewhere",');
   });
 
-  test("finds its command in its own PATH, gets its arguments as they are, and starts where it is told to", async () => {
+  test("finds its command in its own PATH, gets its arguments unchanged, and starts in the directory it asked for", async () => {
     await using worker = await testWorker(options);
     const args = ["", " ", "a b", "$HOME", "'\"", "\n", "-x", "\u00fc"];
     expect((await finished(worker, run("printf", "<%s>", ...args))).text).toBe(args.map((arg) => `<${arg}>`).join(""));
@@ -307,7 +307,7 @@ describe.each(modes)("a job %s", (_mode, options) => {
     ).toBe("found");
   });
 
-  test("is alone: a session of its own, no terminal, nothing on stdin, no descriptor but its three", async () => {
+  test("has a session of its own, no terminal, an empty stdin, and no descriptor but its three", async () => {
     await using worker = await testWorker(options);
     const { text } = await finished(worker, sh('echo $$; cut -d" " -f 5,6,7 /proc/self/stat; cat; ls /proc/$$/fd'));
     const [pid, stat, ...descriptors] = text.trim().split("\n");
@@ -317,7 +317,7 @@ describe.each(modes)("a job %s", (_mode, options) => {
 });
 
 describe.each(modes)("stop %s", (_mode, options) => {
-  test("ends a job with SIGTERM, and says who did it", async () => {
+  test("ends a job with SIGTERM, and the job says who stopped it", async () => {
     await using worker = await testWorker(options);
     const { id, pid } = await startReady(worker, waits);
     const { job, killed } = await worker.stop(id, { by: "ada" });
@@ -330,7 +330,7 @@ describe.each(modes)("stop %s", (_mode, options) => {
     expect(runs(pid)).toBe(false);
   });
 
-  test("gives the job its grace, and its own exit code if it takes it", async () => {
+  test("waits for the grace period, and a job that ends within it keeps its own exit code", async () => {
     await using worker = await testWorker(options);
     const { id } = await startReady(
       worker,
@@ -341,18 +341,18 @@ describe.each(modes)("stop %s", (_mode, options) => {
     expect((await readAll(worker.stream(id, { source: "stdout" }))).text).toBe("ready\nbye\n");
   });
 
-  test("kills what takes no SIGTERM once the grace is over, and counts it", async () => {
+  test("kills what ignores SIGTERM after the grace period, and counts it", async () => {
     await using worker = await testWorker(options);
     const { id, pid } = await startReady(worker, ignoresTerm);
     const { job, killed } = await worker.stop(id, { by, graceMs: 50 });
-    // The shell and its sleep; the sleep may have taken the signal.
+    // The shell and perhaps its sleep, which SIGTERM may have ended.
     expect(job.ended).toMatchObject({ how: { kind: "stopped", by, escalated: true }, exitCode: -1, signal: 9, killed });
     expect([1, 2]).toContain(killed);
     expect(job.usage?.elapsedMs).toBeGreaterThanOrEqual(50);
     expect(runs(pid)).toBe(false);
   });
 
-  test("sends the signal that it is told to, and kills at once without grace or with SIGKILL", async () => {
+  test("sends the signal that was asked for, and kills at once with a grace period of zero or with SIGKILL", async () => {
     await using worker = await testWorker(options);
     const hup = await startReady(
       worker,
@@ -368,7 +368,7 @@ describe.each(modes)("stop %s", (_mode, options) => {
     }
   });
 
-  test("ends grandchildren in sessions of their own too", async () => {
+  test("also ends grandchildren in sessions of their own", async () => {
     await using worker = await testWorker(options);
     const { id, pid, line } = await startReady(worker, detaches);
     const grandchild = outerPid(pid, Number(line));
@@ -384,7 +384,7 @@ describe.each(modes)("stop %s", (_mode, options) => {
     expect((await worker.stop(id, { by })).job.ended).toMatchObject({ signal: 15, killed: 0 });
   });
 
-  test("of an ended job is no error and changes nothing", async () => {
+  test("of an ended job succeeds and changes nothing", async () => {
     await using worker = await testWorker(options);
     const before = await finished(worker, sh("exit 3"));
     const { job, killed } = await worker.stop(before.id, { by });
@@ -392,7 +392,7 @@ describe.each(modes)("stop %s", (_mode, options) => {
     expect({ ...job, text: "" }).toEqual(before);
   });
 
-  test("twice ends it by the shorter grace; who asked first is said to have done it", async () => {
+  test("a second time may shorten the grace period; the job says that the first caller stopped it", async () => {
     await using worker = await testWorker(options);
     const { id } = await startReady(worker, ignoresTerm);
     const first = worker.stop(id, { by: "ada" });
@@ -403,7 +403,7 @@ describe.each(modes)("stop %s", (_mode, options) => {
     expect(second.job.ended?.how).toMatchObject({ kind: "stopped", by: "ada" });
   });
 
-  test("100 times at once ends it once, and all are told the same", async () => {
+  test("100 times at once ends the job once, and all callers get the same answer", async () => {
     await using worker = await testWorker(options);
     const { id } = await startReady(worker, detaches);
     const stopped = await Promise.all(
@@ -413,7 +413,7 @@ describe.each(modes)("stop %s", (_mode, options) => {
     expect(stopped[0]?.job.ended?.how).toEqual({ kind: "stopped", by: "caller 0", escalated: false });
   });
 
-  test("during a start waits for it, and then ends what was started", async () => {
+  test("during a start waits for the start, and then ends the job", async () => {
     await using worker = await testWorker(options);
     const starting = worker.start(waits);
     const [found] = worker.list({ states: ["starting"], limit: 1 }).jobs;
@@ -428,7 +428,7 @@ describe.each(modes)("stop %s", (_mode, options) => {
     });
   });
 
-  test("during a start that fails finds no job, as after it", async () => {
+  test("during a start that fails finds no job, as it does afterwards", async () => {
     await using worker = await testWorker(options);
     const starting = refused(() => worker.start(run("/no/such/program")));
     const [found] = worker.list({ states: ["starting"], limit: 1 }).jobs;
@@ -440,7 +440,7 @@ describe.each(modes)("stop %s", (_mode, options) => {
     expect(worker.traces()).toEqual([]);
   });
 
-  test("can be waited for in part: giving up the waiting does not take it back", async () => {
+  test("goes on when its caller gives up waiting", async () => {
     await using worker = await testWorker(options);
     const { id } = await startReady(worker, ignoresTerm);
     const abort = new AbortController();
@@ -466,8 +466,8 @@ describe.each(modes)("stop %s", (_mode, options) => {
   });
 });
 
-describe.each(modes)("the end of a job's main process %s", (_mode, options) => {
-  test("is the job's: what it left behind is killed and counted, and its own result stays", async () => {
+describe.each(modes)("when the main process of a job %s ends,", (_mode, options) => {
+  test("the job ends: processes that are left are killed and counted, and the main process's result stays", async () => {
     await using worker = await testWorker(options);
     using files = testDirectory();
     const gate = join(files.path, "gate");
@@ -481,7 +481,7 @@ describe.each(modes)("the end of a job's main process %s", (_mode, options) => {
     expect(runs(sleeper)).toBe(false);
   });
 
-  test("comes with all that was written before it, though a grandchild holds the pipes", async () => {
+  test("all output from before is kept, although a grandchild holds the pipes", async () => {
     await using worker = await testWorker(options);
     const { text, ended } = await finished(
       worker,
@@ -493,14 +493,14 @@ describe.each(modes)("the end of a job's main process %s", (_mode, options) => {
 });
 
 describe.each(modes)("a time limit %s", (_mode, options) => {
-  test("ends a job that runs longer, and says so", async () => {
+  test("ends a job that runs longer, and the job says so", async () => {
     await using worker = await testWorker(options);
     const job = await finished(worker, { ...waits, timeLimitMs: 100 });
     expect(job.ended).toEqual({ how: { kind: "timed-out", limitMs: 100 }, exitCode: -1, signal: 15, killed: 0 });
     expect(job.usage?.elapsedMs).toBeGreaterThanOrEqual(100);
   });
 
-  test("leaves one alone that is faster, and a stop before it is a stop", async () => {
+  test("does nothing to a job that ends earlier; a stop before the limit counts as a stop", async () => {
     await using worker = await testWorker(options);
     expect((await finished(worker, { ...run("true"), timeLimitMs: 60_000 })).ended?.how).toEqual({
       kind: "exited",
@@ -512,7 +512,7 @@ describe.each(modes)("a time limit %s", (_mode, options) => {
 });
 
 describe("wait", () => {
-  test("can be given up, and the job goes on", async () => {
+  test("can be given up, and then the job goes on", async () => {
     await using worker = await testWorker();
     const { id } = await startReady(worker, waits);
     const abort = new AbortController();
@@ -527,7 +527,7 @@ describe("wait", () => {
 describe.each(modes)("a request id %s", (_mode, options) => {
   const spec = { ...sh("echo ready; exec sleep 1000"), requestId: "r1" };
 
-  test("starts one job, however often it is sent: one after another, at once, after its end, after a restart", async () => {
+  test("starts one job however often it is sent: in turn, at once, after the job's end, after a restart", async () => {
     await using worker = await testWorker(options);
     const { job, alreadyStarted } = await worker.start(spec);
     expect(alreadyStarted).toBe(false);
@@ -546,14 +546,14 @@ describe.each(modes)("a request id %s", (_mode, options) => {
     expect(await again.start(spec)).toEqual({ job: ended, alreadyStarted: true });
   });
 
-  test("is one owner's: another's is another", async () => {
+  test("belongs to its owner: another owner's start with the same id is another job", async () => {
     await using worker = await testWorker(options);
     const [mine, yours] = await Promise.all([worker.start(spec), worker.start({ ...spec, owner: "other" })]);
     expect(mine.job.id).not.toBe(yours.job.id);
     expect([mine, yours].map(({ alreadyStarted }) => alreadyStarted)).toEqual([false, false]);
   });
 
-  test("of a start that failed is free again; all who sent it meanwhile are told why", async () => {
+  test("of a failed start can be used again; everybody who sent it meanwhile gets the reason", async () => {
     await using worker = await testWorker(options);
     const bad = { ...spec, command: "/no/such/program" };
     const errors = await Promise.all(Array.from({ length: 10 }, () => refused(() => worker.start(bad))));
@@ -564,7 +564,7 @@ describe.each(modes)("a request id %s", (_mode, options) => {
 });
 
 describe("a worker", () => {
-  test("takes no more jobs at once than it may, refused starts count for nothing, and an end makes room", async () => {
+  test("runs at most as many jobs as it may; a refused start does not count, and an end makes room", async () => {
     await using worker = await testWorker({ maxJobs: 3 });
     for (let i = 0; i < 5; i++) await refused(() => worker.start(run("/no/such/program")));
     const started = await Promise.allSettled(Array.from({ length: 10 }, () => worker.start(waits)));
@@ -578,7 +578,7 @@ describe("a worker", () => {
     await worker.start(run("true"));
   });
 
-  test("without cgroup says so in its own line and in its jobs' warnings; one with cgroup warns of nothing", async () => {
+  test("without cgroup says so in the line about its host and in its jobs' warnings; with cgroup it has no warning", async () => {
     for (const [mode, options] of modes) {
       await using worker = await testWorker(options);
       const { warnings } = await finished(worker, run("true"));
@@ -592,7 +592,7 @@ describe("a worker", () => {
     }
   });
 
-  test("puts its name in front of its jobs' ids, and these sort by time", async () => {
+  test("puts its name in front of its jobs' ids, which sort by time", async () => {
     await using worker = await testWorker({ name: "w-1" });
     const ids: string[] = [];
     for (let i = 0; i < 3; i++) {
@@ -606,7 +606,7 @@ describe("a worker", () => {
       expect(await refused(() => testWorker({ name }))).toMatchObject({ code: "invalid", field: "name" });
   });
 
-  test("without its supervisor, or with a state directory that cannot be, does not open", async () => {
+  test("does not open without its supervisor, nor with a state directory that cannot be made", async () => {
     const error = await refused(() => testWorker({ supervisor: "/no/such/supervisor" }));
     expect(error).toMatchObject({ code: "unavailable" });
     expect(error.message).toContain("/no/such/supervisor");
@@ -614,7 +614,7 @@ describe("a worker", () => {
       expect(await refused(() => testWorker({ stateDir }))).toMatchObject({ code: "unavailable" });
   });
 
-  test("that closes lets the starts in flight come to their end, and refuses new ones; its waits are told", async () => {
+  test("that closes finishes the starts under way, refuses new ones, and ends its waits", async () => {
     await using worker = await testWorker();
     const { id } = await startReady(worker, waits);
     const waiting = refused(() => worker.wait(id));
@@ -633,7 +633,7 @@ describe("a worker", () => {
     );
   });
 
-  test("leaves no zombie, no descriptor and no process behind after 50 jobs", async () => {
+  test("has no zombie, descriptor or process left after 50 jobs", async () => {
     await using worker = await testWorker();
     const mine = (): number => readdirSync("/proc/self/fd").filter((fd) => !isSpares(fd)).length;
     await finished(worker, run("true"));
@@ -647,7 +647,7 @@ describe("a worker", () => {
   });
 });
 
-/** A spare supervisor's FIFO is open until it has a job. */
+/** The open FIFOs of spare supervisors, which are closed once they have a job. */
 function isSpares(fd: string): boolean {
   try {
     return readlinkSync(`/proc/self/fd/${fd}`).includes(SPARE);
@@ -669,7 +669,7 @@ function descendants(pid: number): number[] {
 }
 
 if (root)
-  test("a job may not write its own cgroup, nor read its own log or record", async () => {
+  test("a job can neither write its own cgroup nor read its own log or record", async () => {
     await using worker = await testWorker();
     const group = worker.cgroup ?? worker.stateDir;
     const { text } = await finished(

@@ -19,7 +19,7 @@ import { AHEAD } from "./groups-ahead.ts";
 import { openHierarchy } from "./hierarchy.ts";
 
 describe.each(modes.filter(([mode]) => mode === "with cgroup v2"))("a worker %s", (_mode, options) => {
-  test("has groups for the next jobs, as many when some have been taken, and gives ids in their order", async () => {
+  test("makes groups ahead for the next jobs, replaces those that are taken, and uses them in their order", async () => {
     await using worker = await testWorker(options);
     const cgroup = worker.cgroup ?? "";
     const before = groupsIn(cgroup);
@@ -31,14 +31,14 @@ describe.each(modes.filter(([mode]) => mode === "with cgroup v2"))("a worker %s"
     expect([...jobs, ...groupsIn(cgroup)].toSorted()).toEqual([...jobs, ...groupsIn(cgroup)]);
   });
 
-  test("starts more jobs at once than there are groups for", async () => {
+  test("starts more jobs at once than it has groups ahead", async () => {
     await using worker = await testWorker(options);
     const jobs = await Promise.all(Array.from({ length: 3 * AHEAD }, () => finished(worker, run("true"))));
     expect(jobs.map(({ ended }) => ended?.exitCode)).toEqual(jobs.map(() => 0));
     expect(new Set(jobs.map(({ id }) => id)).size).toBe(jobs.length);
   });
 
-  test("removes those groups when it closes, and no job's", async () => {
+  test("removes these groups when it closes, and no job's group", async () => {
     await using worker = await testWorker(options);
     const { id } = await startReady(worker, waits);
     await worker.close();
@@ -47,7 +47,7 @@ describe.each(modes.filter(([mode]) => mode === "with cgroup v2"))("a worker %s"
     expect(groupsIn(again.cgroup ?? "")).toHaveLength(1 + AHEAD);
   });
 
-  test("removes the groups that a killed daemon had made ahead, and keeps its jobs'", async () => {
+  test("removes the groups that a killed daemon had made ahead, and keeps those of its jobs", async () => {
     using directory = testDirectory();
     await using daemon = await testDaemon({ ...options, stateDir: directory.path });
     const { id } = await daemon.start(waits);
@@ -59,7 +59,7 @@ describe.each(modes.filter(([mode]) => mode === "with cgroup v2"))("a worker %s"
     await worker.stop(id, { by: "tester", graceMs: 0 });
   });
 
-  test("removes the group of a start that failed, and makes another for the next", async () => {
+  test("removes the group of a failed start, and makes another one ahead", async () => {
     await using worker = await testWorker(options);
     const [first = "", ...others] = groupsIn(worker.cgroup ?? "");
     await refused(() => worker.start(run("/no/such/program")));
@@ -68,7 +68,7 @@ describe.each(modes.filter(([mode]) => mode === "with cgroup v2"))("a worker %s"
     expect(worker.traces()).toEqual([]);
   });
 
-  test("fails those starts whose groups were removed under it, and no others", async () => {
+  test("fails only the starts whose groups somebody removed", async () => {
     await using worker = await testWorker(options);
     for (const id of groupsIn(worker.cgroup ?? "")) rmGroup(join(worker.cgroup ?? "", id));
     for (let i = 0; i < AHEAD; i++)
@@ -79,7 +79,7 @@ describe.each(modes.filter(([mode]) => mode === "with cgroup v2"))("a worker %s"
     expect((await finished(worker, run("true"))).ended?.exitCode).toBe(0);
   });
 
-  test("refuses a start for which no group can be made, says why, and leaves nothing of it", async () => {
+  test("refuses a start for which no group can be made, says why, and leaves nothing behind", async () => {
     await using worker = await testWorker(options);
     writeFileSync(join(worker.cgroup ?? "", "cgroup.max.descendants"), String(AHEAD));
     const ids = await Promise.all(Array.from({ length: AHEAD }, async () => (await worker.start(waits)).job.id));
@@ -92,7 +92,7 @@ describe.each(modes.filter(([mode]) => mode === "with cgroup v2"))("a worker %s"
   });
 });
 
-test("a worker without cgroups makes none ahead", async () => {
+test("a worker without cgroups makes no groups ahead", async () => {
   await using worker = await testWorker(modes[0]?.[1]);
   expect(worker.cgroup).toBeUndefined();
   expect(openHierarchy("any", modes[0]?.[1].cgroup).kind).toBe("none");

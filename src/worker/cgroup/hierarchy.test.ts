@@ -21,7 +21,7 @@ import { killGroup, limitGroup, removeGroup } from "./group.ts";
 import { type Hierarchy, openHierarchy } from "./hierarchy.ts";
 import { groupUsage } from "./usage.ts";
 
-/** A hierarchy of its own, gone in the end with all that runs in it. */
+/** A hierarchy of the test's own; disposing kills what runs in it and removes it. */
 function testHierarchy(): AsyncDisposable & { readonly path: string } {
   const host = openHierarchy(`jobs-test-${crypto.randomUUID().slice(0, 8)}`);
   if (host.kind === "none") throw new Error(host.reason);
@@ -34,7 +34,7 @@ function testHierarchy(): AsyncDisposable & { readonly path: string } {
   };
 }
 
-/** A group as a service manager makes one: no controller is turned on in it, so that processes may sit there. */
+/** A group as a service manager makes one: no controller is turned on below it, so that it may contain processes. */
 function testUnit(): AsyncDisposable & { readonly path: string } {
   const hierarchy = testHierarchy();
   const path = join(hierarchy.path, "unit");
@@ -54,7 +54,7 @@ function processes(group: string): string[] {
   return readFileSync(join(group, "cgroup.procs"), "utf8").split("\n").filter(Boolean);
 }
 
-test("a directory that is no cgroup is told, and nothing is made in it", () => {
+test("a directory that is not a cgroup is named as the reason, and nothing is made in it", () => {
   using directory = testDirectory();
   expect(openHierarchy("jobs-test", directory.path)).toEqual({
     kind: "none",
@@ -64,7 +64,7 @@ test("a directory that is no cgroup is told, and nothing is made in it", () => {
   expect(readdirSync(directory.path)).toEqual([]);
 });
 
-test("a directory that only looks like a cgroup is told as too old a kernel's", () => {
+test("a cgroup without cgroup.kill is named as that of too old a kernel", () => {
   using directory = testDirectory();
   for (const file of ["cgroup.procs", "cgroup.controllers", "cgroup.subtree_control"])
     writeFileSync(join(directory.path, file), "");
@@ -80,7 +80,7 @@ if (host.kind === "cgroup2") {
   rmGroup(host.path);
   withCgroups(host);
 } else {
-  test("this host is told as one without usable cgroup v2, with the reason", () => {
+  test("a host without usable cgroup v2 has a reason", () => {
     expect(host.reason).toMatch(/cgroup v2 (is not mounted|cannot be used)|cgroup\.kill/);
     expect(existsSync(join("/sys/fs/cgroup", name))).toBe(false);
   });
@@ -88,7 +88,7 @@ if (host.kind === "cgroup2") {
 
 function withCgroups({ path: own, controllers }: Hierarchy & { readonly kind: "cgroup2" }): void {
   describe("a hierarchy", () => {
-    test("is a group below this process's own, with the controllers that it can give to jobs", async () => {
+    test("is a group below this process's own, with the controllers that it can delegate to jobs", async () => {
       await using hierarchy = testHierarchy();
       expect(hierarchy.path.startsWith(join(own, ".."))).toBe(true);
       expect(processes(hierarchy.path)).toEqual([]);
@@ -96,20 +96,20 @@ function withCgroups({ path: own, controllers }: Hierarchy & { readonly kind: "c
       expect(new Set(told)).toEqual(controllers);
     });
 
-    test("turns on each controller of its parent's that limits jobs", async () => {
+    test("turns on each of its parent's controllers that limits jobs", async () => {
       await using hierarchy = testHierarchy();
       const available = readFileSync(join(hierarchy.path, "cgroup.controllers"), "utf8").split(/\s+/);
       const known: readonly string[] = CONTROLLERS;
       expect(controllers).toEqual(new Set(available.filter((name) => known.includes(name))));
     });
 
-    test("can be opened again, and in a parent that is named", async () => {
+    test("can be opened again, and below a parent that is named", async () => {
       await using parent = testHierarchy();
       const path = join(parent.path, "jobs");
       for (let i = 0; i < 2; i++) expect(openHierarchy("jobs", parent.path)).toMatchObject({ kind: "cgroup2", path });
     });
 
-    test("is no group's that holds other processes' controllers: a daemon alone in its group leaves it for a leaf", async () => {
+    test("makes a daemon that is alone in its group move to a leaf, because a group with processes delegates no controllers", async () => {
       await using unit = testUnit();
       const program = `
         import { openHierarchy } from ${JSON.stringify(join(import.meta.dirname, "hierarchy.ts"))};
@@ -126,7 +126,7 @@ function withCgroups({ path: own, controllers }: Hierarchy & { readonly kind: "c
       await once(daemon, "exit");
     });
 
-    test("moves no stranger: where others sit beside the daemon, all stay where they are", async () => {
+    test("moves no other process: beside others the daemon stays in its group, too", async () => {
       await using unit = testUnit();
       const stranger = await inGroup(unit.path, "echo there; exec sleep 1000");
       const program = `
@@ -142,7 +142,7 @@ function withCgroups({ path: own, controllers }: Hierarchy & { readonly kind: "c
     });
   });
 
-  test("a job whose daemon is started again in another group is measured, stopped and put away where it runs", async () => {
+  test("a job whose daemon restarts in another group is measured, stopped and removed in its old group", async () => {
     await using first = testHierarchy();
     await using second = testHierarchy();
     await using worker = await testWorker({ cgroup: first.path });
@@ -162,7 +162,7 @@ function withCgroups({ path: own, controllers }: Hierarchy & { readonly kind: "c
   });
 
   describe("a group", () => {
-    test("has its files written in order and read back", async () => {
+    test("gets its limits written in order and read back", async () => {
       await using hierarchy = testHierarchy();
       const path = join(hierarchy.path, "a");
       const files = [
@@ -182,7 +182,7 @@ function withCgroups({ path: own, controllers }: Hierarchy & { readonly kind: "c
     test.each([
       ["cgroup.max.depth", "many", "EINVAL"],
       ["no.such.file", "1", "ENOENT"],
-    ])("has no limits of which the kernel refuses one: %s = %s", async (file, value, errno) => {
+    ])("is not used when the kernel refuses one of its limits: %s = %s", async (file, value, errno) => {
       await using hierarchy = testHierarchy();
       const path = join(hierarchy.path, "a");
       mkdirSync(path);
@@ -199,7 +199,7 @@ function withCgroups({ path: own, controllers }: Hierarchy & { readonly kind: "c
       expect(error.message).toContain(`${value} for ${file}`);
     });
 
-    test("goes without a limit that a kernel without its file keeps anyway, and with no other error let pass", async () => {
+    test("does without an optional file that the kernel does not have, but passes over no other error", async () => {
       await using hierarchy = testHierarchy();
       const path = join(hierarchy.path, "a");
       mkdirSync(path);
@@ -214,7 +214,7 @@ function withCgroups({ path: own, controllers }: Hierarchy & { readonly kind: "c
       });
     });
 
-    test("is killed whole: what left its session, what forks on, what ignores signals, what moved to a group below", async () => {
+    test("is killed with everything in it: other sessions, forks in flight, ignored signals, groups below", async () => {
       await using hierarchy = testHierarchy();
       const path = join(hierarchy.path, "a");
       mkdirSync(path);
@@ -252,7 +252,7 @@ function withCgroups({ path: own, controllers }: Hierarchy & { readonly kind: "c
       expect(existsSync(path)).toBe(false);
     });
 
-    test("that is gone can be killed and removed: there is nothing to do", async () => {
+    test("that is gone can be killed and removed, which does nothing", async () => {
       await using hierarchy = testHierarchy();
       const path = join(hierarchy.path, "never");
       killGroup(path);
@@ -260,7 +260,7 @@ function withCgroups({ path: own, controllers }: Hierarchy & { readonly kind: "c
       expect(existsSync(path)).toBe(false);
     });
 
-    test("tells what it used, by the kernel's own figures; once it is gone, that it is gone", async () => {
+    test("has the kernel's figures of what it used, and none once it is gone", async () => {
       await using hierarchy = testHierarchy();
       const path = join(hierarchy.path, "a");
       mkdirSync(path);

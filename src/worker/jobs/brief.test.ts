@@ -8,7 +8,7 @@ function job(id: string, more: Partial<Job>): Job {
   return { ...JOB, id, ...more };
 }
 
-test("a job of which no field is long is as it was", () => {
+test("a job without long fields is unchanged", () => {
   const short = job("a", { args: ["x".repeat(4000)], envNames: ["A"] });
   expect(brief(short)).toBe(short);
 });
@@ -20,13 +20,13 @@ test.each([
   ["characters of three bytes", ["€".repeat(4096)], ["€".repeat(1365)]],
   ["characters of two units", ["😀".repeat(4096)], ["😀".repeat(1024)]],
   ["bytes that are no text", ["\udcff".repeat(5000)], ["\udcff".repeat(4096)]],
-])("of %s the first 4 KiB are there, and that they were cut", (_, args, first) => {
+])("of %s the first 4 KiB stay, and the field is named as cut", (_, args, first) => {
   const found = brief(job("a", { args }));
   expect(found.args).toEqual(first);
   expect(found.cut).toEqual(["args"]);
 });
 
-test("whatever is long in a job is cut alike", () => {
+test("every field that may be long is cut alike", () => {
   const texts = Array.from({ length: 1000 }, (_, i) => `${i}${"z".repeat(100)}`);
   const found = brief(
     job("a", {

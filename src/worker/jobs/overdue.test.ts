@@ -33,7 +33,7 @@ import {
 
 const by = "tester";
 const noRoot = root ? "" : " [skipped: holding a supervisor takes root]";
-/** What a stop may take beyond its grace period. The second one is for a machine that is busy with other tests. */
+/** What a stop may take beyond its grace period: two seconds, and what a machine that is busy with other tests needs. */
 const LATE_MS = 2000 + 1500;
 
 const kinds: readonly (readonly [string, Partial<WorkerOptions>])[] = modes.flatMap(([mode, options]) => [
@@ -45,14 +45,14 @@ function supervisorOf(worker: TestWorker, id: string): number {
   return startOf({ directory: worker.directory(id) })?.supervisor ?? 0;
 }
 
-/** Starts a job of two processes, and waits until both are there. */
+/** Starts a job of two processes, and waits until both run. */
 async function ready(worker: TestWorker, spec: JobSpec): Promise<{ readonly id: string; readonly pid: number }> {
   const job = await startReady(worker, spec);
   await until("its child is there", () => childrenOf(job.pid).length === 1);
   return job;
 }
 
-/** What may have become of the way to a supervisor, by the directory and the `control` in it. */
+/** Ways in which a supervisor can become unreachable. Each gets the job's directory and the `control` in it. */
 const breaks: Readonly<Record<string, (directory: string, control: string) => void>> = {
   "its FIFO is gone": (_directory, control) => rmSync(control),
   "a file is in its FIFO's place": (_directory, control) => {
@@ -77,7 +77,7 @@ const breaks: Readonly<Record<string, (directory: string, control: string) => vo
 
 describe.each(kinds)("%s", (_kind, options) => {
   test.each(Object.entries(breaks))(
-    "a stop ends a job whose supervisor does not hear it, since %s, and says so",
+    "a stop ends a job whose supervisor does not hear it because %s, and says so",
     async (_what, damage) => {
       await using worker = await testWorker(options);
       const { id, pid } = await ready(worker, ignoresTerm);
@@ -100,7 +100,7 @@ describe.each(kinds)("%s", (_kind, options) => {
   test.each([
     ["removed", (directory: string) => rmSync(directory, { recursive: true })],
     ["renamed", (directory: string) => renameSync(directory, join(directory, "../.renamed"))],
-  ])("a stop ends a job whose directory was %s, as lost", async (_what, damage) => {
+  ])("a job whose directory was %s is lost when a stop has ended it", async (_what, damage) => {
     await using worker = await testWorker({ ...options, maxJobs: 1 });
     const { id, pid } = await ready(worker, ignoresTerm);
     damage(worker.directory(id));
@@ -112,7 +112,7 @@ describe.each(kinds)("%s", (_kind, options) => {
     expect((await finished(worker, run("echo", "next"))).text).toBe("next\n");
   });
 
-  test("a job that obeys is asked although its supervisor cannot be", async () => {
+  test("a job gets the signal of a stop although its supervisor cannot be reached", async () => {
     await using worker = await testWorker(options);
     const { id } = await startReady(worker, waits);
     rmSync(join(worker.directory(id), "control"));
@@ -120,7 +120,7 @@ describe.each(kinds)("%s", (_kind, options) => {
     expect(job.ended).toMatchObject({ how: { kind: "stopped", by, escalated: false }, signal: 15, killed: 0 });
   });
 
-  test("a stop has a supervisor of an earlier worker that was stopped go on, and all is as ever", async () => {
+  test("a stop continues a stopped supervisor of an earlier worker, which then ends its job as usual", async () => {
     await using worker = await testWorker(options);
     const { id } = await ready(worker, ignoresTerm);
     await worker.close();
@@ -134,7 +134,7 @@ describe.each(kinds)("%s", (_kind, options) => {
     expect(job.warnings.join()).not.toContain("the daemon stops it");
   });
 
-  test("a stop is answered although the spawner, which tells of ends, is stopped", async () => {
+  test("a stop is answered although the spawner, which reports ends, is stopped", async () => {
     await using worker = await testWorker(options);
     const { id } = await ready(worker, ignoresTerm);
     const spawner = Number(statOf(supervisorOf(worker, id))?.[1]);
@@ -148,7 +148,7 @@ describe.each(kinds)("%s", (_kind, options) => {
     }
   });
 
-  // Nobody else can hold a supervisor like that: it is not to be traced by its own user.
+  // Only root can do that: a supervisor cannot be traced by its own user.
   test.runIf(root)(`a supervisor that does not go on is killed, its job lost and its place free${noRoot}`, async () => {
     await using worker = await testWorker({ ...options, maxJobs: 1 });
     using files = testDirectory();
@@ -158,7 +158,7 @@ describe.each(kinds)("%s", (_kind, options) => {
     execFileSync("cc", ["-o", program, join(import.meta.dirname, "../../supervisor/programs/holds.c")]);
     const holder = spawn(program, [String(supervisor)], { stdio: ["ignore", "pipe", "inherit"] });
     await once(holder.stdout, "data");
-    // Until its FIFO is full, and beyond.
+    // More orders than its FIFO holds.
     const control = openSync(join(worker.directory(id), "control"), flags.O_WRONLY | flags.O_NONBLOCK);
     expect(() => {
       for (;;) writeSync(control, Buffer.alloc(4096));
@@ -178,7 +178,7 @@ describe.each(kinds)("%s", (_kind, options) => {
     expect((await finished(worker, run("echo", "next"))).text).toBe("next\n");
   });
 
-  test("a supervisor that was stopped while no worker ran goes on with the next one, and keeps its time limit", async () => {
+  test("a supervisor that was stopped while no worker ran is continued by the next one, and keeps its time limit", async () => {
     await using worker = await testWorker(options);
     const { id } = await startReady(worker, { ...waits, timeLimitMs: 300 });
     await worker.close();
@@ -189,7 +189,7 @@ describe.each(kinds)("%s", (_kind, options) => {
     expect((await again.wait(id)).ended?.how).toEqual({ kind: "timed-out", limitMs: 300 });
   });
 
-  test("a job whose FIFO went while no worker ran is lost for that reason, and neither it nor its supervisor stays", async () => {
+  test("a job whose FIFO was removed while no worker ran is lost for that reason, and is removed with its supervisor", async () => {
     await using worker = await testWorker(options);
     const { id, pid } = await ready(worker, ignoresTerm);
     await worker.close();

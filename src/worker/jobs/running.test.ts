@@ -2,7 +2,7 @@ import { expect, test } from "vitest";
 import { finished, run, testWorker } from "../testing/worker.ts";
 import { endOf, runningOf } from "./running.ts";
 
-test("those who wait for an end leave nothing of themselves when they give up, and have it when they do not", async () => {
+test("whoever waits for an end gets it, and leaves nothing behind on giving up", async () => {
   await using worker = await testWorker();
   const job = await finished(worker, run("true"));
   const entry = runningOf(job, worker.stateDir, { kind: "none", reason: "of no matter" });

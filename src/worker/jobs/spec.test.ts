@@ -5,7 +5,7 @@ import type { JobSpec } from "../model/job.ts";
 import { modes, refused, root, run, testDirectory, testWorker, waits } from "../testing/worker.ts";
 import { checkSpec, environmentOf } from "./spec.ts";
 
-/** What is wrong, the field that the error names, the start that asks for it. */
+/** What is wrong, the field that the error names, and what makes a start wrong. */
 const BAD: readonly (readonly [string, string, Partial<JobSpec>])[] = [
   ["an empty command", "command", { command: "" }],
   ["a command that is not there", "command", { command: "no-such-program" }],
@@ -51,7 +51,7 @@ const BAD: readonly (readonly [string, string, Partial<JobSpec>])[] = [
 ];
 
 describe.each(modes)("a start %s is refused, names the field, and leaves nothing:", (_mode, options) => {
-  test("every one of them, after which the worker goes on", async () => {
+  test("each of these, and the worker goes on", async () => {
     await using worker = await testWorker(options);
     for (const [what, field, bad] of BAD) {
       const error = await refused(() => worker.start({ ...run("true"), ...bad }));
@@ -64,7 +64,7 @@ describe.each(modes)("a start %s is refused, names the field, and leaves nothing
     expect(worker.traces()).toContain(`row:${job.id}`);
   });
 
-  test("a script without a #! line, with what it lacks", async () => {
+  test("a script without a #! line or its interpreter, and the message says which", async () => {
     await using worker = await testWorker(options);
     using files = testDirectory();
     writeFileSync(join(files.path, "script"), "echo hello\n", { mode: 0o755 });
@@ -78,7 +78,7 @@ describe.each(modes)("a start %s is refused, names the field, and leaves nothing
     expect(worker.traces()).toEqual([]);
   });
 
-  test("a working directory that is closed to the job's user", async () => {
+  test("a working directory that the job's user may not enter", async () => {
     await using worker = await testWorker(options);
     const { job } = await worker.start({ ...waits, cwd: root ? "/tmp" : worker.stateDir });
     expect(job.cwd).toBe(root ? "/tmp" : worker.stateDir);
@@ -89,7 +89,7 @@ describe.each(modes)("a start %s is refused, names the field, and leaves nothing
   });
 });
 
-test("a job id that is a path, or anything but an id, is not found, and no file is touched", async () => {
+test("a job id that is a path or anything else but an id is not found", async () => {
   await using worker = await testWorker();
   for (const id of ["../../etc/passwd", "..", ".", "", "/etc/passwd", "a/b", "A", "x".repeat(1000), "01\0", "-"])
     for (const call of [
@@ -104,7 +104,7 @@ test("a job id that is a path, or anything but an id, is not found, and no file 
     }
 });
 
-test("what is at the edge of what is allowed is allowed", () => {
+test("a start at the edge of every limit is allowed", () => {
   const labels = new Map([
     ...Array.from({ length: 63 }, (_, i): [string, string] => [`l${i}`, "x".repeat(255)]),
     ["k".repeat(63), ""],
@@ -127,7 +127,7 @@ test("what is at the edge of what is allowed is allowed", () => {
   expect(() => checkSpec(spec)).not.toThrow();
 });
 
-test("an environment is the defaults, but for what the start names", () => {
+test("a job's environment is the defaults, overridden by the start's variables", () => {
   const env = new Map([
     ["PATH", "/opt"],
     ["X", ""],

@@ -4,7 +4,7 @@ import { finished, modes, refused, run, startReady, testWorker, until, waits } f
 const by = "tester";
 
 describe.each(modes)("what a job uses %s", (_mode, options) => {
-  test("is told at once, then at the interval, and last as it was when the job ended", async () => {
+  test("is sampled at once, then at the interval, and last with the figures of its end", async () => {
     await using worker = await testWorker(options);
     const { id } = await startReady(worker, waits);
     const samples = worker.stats(id, { intervalMs: 100 });
@@ -23,7 +23,7 @@ describe.each(modes)("what a job uses %s", (_mode, options) => {
     expect(last.value).toMatchObject({ state: "ended", ended: { how: { kind: "stopped", by } } });
   });
 
-  test("ends with its job, and not when the interval has passed", async () => {
+  test("is sampled until the job ends, and not until the interval has passed", async () => {
     await using worker = await testWorker(options);
     const { id } = await startReady(worker, waits);
     const samples = worker.stats(id, { intervalMs: 24 * 3600 * 1000 });
@@ -33,13 +33,13 @@ describe.each(modes)("what a job uses %s", (_mode, options) => {
     expect(await waiting).toMatchObject({ done: true, value: { state: "ended" } });
   });
 
-  test("of an ended job is its last figures", async () => {
+  test("is not sampled after the end, which has the last figures", async () => {
     await using worker = await testWorker(options);
     const { id } = await finished(worker, run("true"));
     expect(await worker.stats(id, {}).next()).toEqual({ done: true, value: worker.query(id) });
   });
 
-  test("is new when it is asked for: who is slow has missed the samples between", async () => {
+  test("is measured when it is asked for: a slow reader misses the samples in between", async () => {
     await using worker = await testWorker(options);
     const { id } = await startReady(worker, waits);
     const elapsedMs = (): number => worker.query(id).usage?.elapsedMs ?? 0;
@@ -55,7 +55,7 @@ describe.each(modes)("what a job uses %s", (_mode, options) => {
   });
 });
 
-test("an interval that is too short or too long is refused at once, and a job that is not there", async () => {
+test("an interval that is too short or too long is refused at once, and so is a job that does not exist", async () => {
   await using worker = await testWorker(modes[0]?.[1]);
   const { job } = await worker.start(waits);
   for (const intervalMs of [0, 99.9, -1, Number.NaN, 24 * 3600 * 1000 + 1])
@@ -66,7 +66,7 @@ test("an interval that is too short or too long is refused at once, and a job th
   expect(await refused(() => worker.stats("nobody", {}))).toMatchObject({ code: "not-found" });
 });
 
-test("samples can be given up while they are waited for, and end when the worker closes", async () => {
+test("samples end when their signal is aborted, and when the worker closes", async () => {
   await using worker = await testWorker(modes[0]?.[1]);
   const { id } = await startReady(worker, waits);
   const giveUp = new AbortController();

@@ -28,7 +28,7 @@ function inKernel(worker: TestWorker, id: string, file: string): string {
 }
 
 describe.each(modes)("an update %s", (_mode, options) => {
-  test("of a job that is not there, has ended, or of nothing at all is refused as such", async () => {
+  test("is refused for a job that does not exist or has ended, and when it names nothing", async () => {
     await using worker = await testWorker(options);
     expect(await refused(() => worker.update("nobody", pages(0n)))).toMatchObject({ code: "not-found" });
     const { id } = await finished(worker, run("true"));
@@ -43,7 +43,7 @@ describe.each(modes)("an update %s", (_mode, options) => {
     expect(worker.query(job.id).resources).toBeUndefined();
   });
 
-  test("is refused by its field's name where Start would be", async () => {
+  test("is refused, naming the field, as a start would be", async () => {
     await using worker = await testWorker(options);
     const { job } = await worker.start(waits);
     const cases: [LinuxResources, string, string][] = [
@@ -58,7 +58,7 @@ describe.each(modes)("an update %s", (_mode, options) => {
   });
 });
 
-test("an update of device rules takes the place of those that the job had, or is refused and changes nothing", async () => {
+test("an update of device rules replaces those that the job had, or is refused and changes nothing", async () => {
   const [, options] = modes.find(([mode]) => mode === "with cgroup v2") ?? [];
   await using worker = await testWorker(options);
   const script = "while :; do (: < /dev/zero) 2> /dev/null && echo open || echo denied; sleep 0.01; done";
@@ -79,21 +79,21 @@ test("an update of device rules takes the place of those that the job had, or is
   await says("open");
 });
 
-test("an update without cgroup is refused by its field's name", async () => {
+test("an update without cgroup is refused, naming the field", async () => {
   await using worker = await testWorker(modes[0]?.[1]);
   const { job } = await worker.start(waits);
   const error = await refused(() => worker.update(job.id, { pids: { limit: 5n } }));
   expect(error).toMatchObject({ code: "unsupported", field: "resources.pids.limit" });
 });
 
-// The one controller that hosts of cgroup v1 beside v2 leave to v2; e2e/update.test.ts has the others.
+// hugetlb is the one controller that hosts with cgroup v1 leave to v2; e2e/update.test.ts tries the others.
 const host = openHierarchy(`jobs-test-${crypto.randomUUID().slice(0, 8)}`);
 if (host.kind === "cgroup2") rmGroup(host.path);
 const hugetlb =
   host.kind === "cgroup2" && host.controllers.has("hugetlb") && existsSync("/sys/kernel/mm/hugepages/hugepages-2048kB");
 if (hugetlb) {
   describe("an update of a limit on huge pages", () => {
-    test("is the kernel's at once, is told, and is kept over a restart; what is not named stays", async () => {
+    test("reaches the kernel at once, is in the record, and survives a restart; limits that it does not name stay", async () => {
       await using worker = await testWorker();
       const resources = { ...pages(4n * MIB), unified: { "hugetlb.2MB.rsvd.max": String(6n * MIB) } };
       const { job } = await worker.start({ ...waits, resources });
@@ -113,7 +113,7 @@ if (hugetlb) {
       expect(ended.job).toMatchObject(told);
     });
 
-    test("of a job that had none is found again after a restart", async () => {
+    test("of a job that had no limits is found again after a restart", async () => {
       await using worker = await testWorker();
       const { job } = await worker.start(waits);
       const { limits } = await worker.update(job.id, pages(2n * MIB));
@@ -126,7 +126,7 @@ if (hugetlb) {
     test.each([
       ["hugetlb.2MB.rsvd.max", "lots", "EINVAL"],
       ["hugetlb.2MB.nonsense", "1", "ENOENT"],
-    ])("that the kernel refuses in %s takes back what was written before", async (file, value, errno) => {
+    ])("that the kernel refuses in %s undoes what was written before", async (file, value, errno) => {
       await using worker = await testWorker();
       const { job } = await worker.start({ ...waits, resources: pages(4n * MIB) });
       const error = await refused(() => worker.update(job.id, { ...pages(8n * MIB), unified: { [file]: value } }));
@@ -140,7 +140,7 @@ if (hugetlb) {
       expect(worker.query(job.id)).toMatchObject({ resources: pages(4n * MIB), limits: job.limits });
     });
 
-    test("comes after the one before it, and answers with its own limits, 50 at once", async () => {
+    test("waits for the update before it, and answers with its own limits, 50 at once", async () => {
       await using worker = await testWorker();
       const { id } = await startReady(worker, waits);
       const limits = Array.from({ length: 50 }, (_, i) => BigInt(i) * 2n * MIB);
@@ -153,7 +153,7 @@ if (hugetlb) {
       expect(inKernel(worker, id, "hugetlb.2MB.max")).toBe(String(limits.at(-1)));
     });
 
-    test("that meets the job's end is done, or refused because of it", async () => {
+    test("at the moment of the job's end is made, or refused because of the end", async () => {
       await using worker = await testWorker();
       for (let i = 0; i < 20; i++) {
         const { job } = await worker.start(run("true"));

@@ -6,12 +6,12 @@ import { CONTROLLERS, type Host } from "./setting.ts";
 import { settingsOf } from "./settings.ts";
 import { bfq, testHost } from "./testing.ts";
 
-/** What would be written, as `file value` lines. */
+/** What would be written, as lines of `file value`. */
 function written(resources: LinuxResources): string[] {
   return settingsOf(resources, testHost()).map(({ file, value }) => `${file} ${value}`);
 }
 
-test("pids.limit is pids.max, -1 is none, 0 a job that cannot fork, and absent nothing", () => {
+test("pids.limit becomes pids.max: -1 is no limit, 0 lets the job not fork, and absent writes nothing", () => {
   expect(written({ pids: { limit: 7n } })).toEqual(["pids.max 7"]);
   expect(written({ pids: { limit: -1n } })).toEqual(["pids.max max"]);
   expect(written({ pids: { limit: 0n } })).toEqual(["pids.max 1"]);
@@ -36,7 +36,7 @@ const EVERYTHING: LinuxResources = {
   pids: { limit: 1n },
 };
 
-test("all of it is written in the order of opencontainers/cgroups", () => {
+test("all fields are written in the order of opencontainers/cgroups", () => {
   expect(settingsOf(EVERYTHING, testHost(bfq)).map(({ file, value }) => `${file} ${value}`)).toEqual([
     "pids.max 1",
     "memory.swap.max 0",
@@ -63,7 +63,7 @@ test("all of it is written in the order of opencontainers/cgroups", () => {
   ]);
 });
 
-test("nothing asked for is nothing written", () => {
+test("when nothing is asked for, nothing is written", () => {
   expect(settingsOf({}, testHost())).toEqual([]);
   expect(
     settingsOf(
@@ -73,7 +73,7 @@ test("nothing asked for is nothing written", () => {
   ).toEqual([]);
 });
 
-describe("a value that is no limit is refused, naming its field", () => {
+describe("a value that is not a limit is refused, naming its field", () => {
   test.each<[string, LinuxResources]>([
     ...[0n, -2n, -(2n ** 63n), 2n ** 63n].flatMap((value): [string, LinuxResources][] => [
       ["memory.limit", { memory: { limit: value } }],
@@ -99,7 +99,7 @@ describe("a value that is no limit is refused, naming its field", () => {
   });
 });
 
-/** Every field of the OCI message that is not converted, each alone, and why. */
+/** Every field of OCI's LinuxResources that is not converted, and why. */
 const UNSUPPORTED: readonly (readonly [string, string, LinuxResources])[] = [
   ["memory.kernel", "cgroup v2 has no file", { memory: { kernel: 1n } }],
   ["memory.kernelTCP", "cgroup v2 has no file", { memory: { kernelTCP: 1n } }],
@@ -111,13 +111,13 @@ const UNSUPPORTED: readonly (readonly [string, string, LinuxResources])[] = [
   ["blockIO.leafWeight", "cgroup v2 has no file", { blockIO: { leafWeight: 10 } }],
   ["network.classID", "cgroup v2 has no file", { network: { classID: 0 } }],
   ["network.priorities", "cgroup v2 has no file", { network: { priorities: [{ name: "lo", priority: 1 }] } }],
-  // Of a caller without types.
+  // A caller without types can ask for anything.
   ["memory.size", "not supported", { memory: Object.fromEntries([["size", 1n]]) }],
   ["gpus", "not supported", Object.fromEntries([["gpus", 1]])],
 ];
 
 test.each(UNSUPPORTED)(
-  "%s is refused by name, alone and beside all that is supported",
+  "%s is refused, naming the field, alone and beside all fields that are supported",
   async (name, why, resources) => {
     for (const asked of [
       resources,
@@ -137,7 +137,7 @@ test.each(UNSUPPORTED)(
 );
 
 describe("whatever is asked for", () => {
-  // Around every edge, and anywhere.
+  // Values around every edge, and anywhere.
   const edges = [-1n, 0n, 1n, 2n, 1000n, 100_000n, 262_144n, 1_000_000n, 4_194_304n].concat(
     [44n, 53n, 63n, 64n].map((power) => 2n ** power),
   );
@@ -147,7 +147,7 @@ describe("whatever is asked for", () => {
     { arbitrary: fc.bigInt(1n, 300_000n), weight: 4 },
   );
   const some = <T>(shape: { [K in keyof T]: fc.Arbitrary<T[K]> }) => fc.record(shape, { requiredKeys: [] });
-  /** Most of it right: of some forty fields one that is wrong is enough. */
+  /** Mostly right values, because one wrong field of forty is enough. */
   const mostly = <T>(right: fc.Arbitrary<T>, ...rest: fc.Arbitrary<T>[]): fc.Arbitrary<T> =>
     fc.oneof({ arbitrary: right, weight: 60 }, ...rest);
   const amount = (least: bigint, most: bigint) => mostly(fc.bigInt(least, most), quantity);
@@ -234,7 +234,7 @@ describe("whatever is asked for", () => {
   const atMost = (least: bigint, most: bigint) => (value: string) => value === "max" || within(value, least, most);
   const bytes = atMost(1n, 2n ** 63n - 1n);
   const cpuMax = /^(max|\d+) (\d+)$/;
-  /** What the kernel's parsers take: cgroup-v2.rst, kernel/sched/core.c, kernel/cgroup/pids.c, mm/page_counter.c. */
+  /** What the kernel's parsers accept: cgroup-v2.rst, kernel/sched/core.c, kernel/cgroup/pids.c, mm/page_counter.c. */
   const SYNTAX: Readonly<Record<string, (value: string) => boolean>> = {
     "pids.max": atMost(1n, 4_194_304n),
     "memory.swap.max": atMost(0n, 2n ** 63n - 1n),
@@ -264,7 +264,7 @@ describe("whatever is asked for", () => {
   };
   const ORDER = ["pids", "memory", "io", "cpu", "cpuset", "hugetlb", "rdma"];
 
-  test("is written as the kernel reads it, in order and within its controllers, or refused by a field that was asked for", () => {
+  test("is written as the kernel reads it, in order and by known controllers, or refused, naming a field that was asked for", () => {
     let accepted = 0;
     fc.assert(
       fc.property(resources, host, (asked, host) => {
@@ -307,7 +307,7 @@ describe("whatever is asked for", () => {
     pids: () => "pids.max",
   };
 
-  test("ends in its file: nothing is dropped silently", () => {
+  test("is written to its file: nothing is dropped silently", () => {
     let accepted = 0;
     const asked = some<LinuxResources>({
       pids: some({ limit: quantity }),
@@ -351,7 +351,7 @@ describe.each(modes)("limits %s", (_mode, options) => {
     ["memory", 'unified["memory.high"]', { unified: { "memory.high": "8192" } }, "memory.high", "8192"],
     ["misc", 'unified["misc.max"]', { unified: { "misc.max": "nothing 1" } }, "misc.max", ""],
   ])(
-    "need the %s controller: %s is enforced, or refused with its name and nothing is left",
+    "need the %s controller: %s is enforced, or refused naming that controller, and nothing is left",
     async (controller, field, resources, file, value) => {
       await using worker = await testWorker(options);
       const start = () => worker.start({ ...run("true"), resources });
@@ -367,7 +367,7 @@ describe.each(modes)("limits %s", (_mode, options) => {
     },
   );
 
-  test("of devices are kept by a program, or refused by name and nothing is left", async () => {
+  test("of devices are enforced by a program, or refused naming the field, and nothing is left", async () => {
     await using worker = await testWorker(options);
     const resources = { devices: [{ allow: true }, { allow: false, path: "/dev/zero", access: "w" }] };
     const script = "(: < /dev/zero) && echo read; (: > /dev/zero) && echo written";
@@ -389,6 +389,6 @@ test.each<[string, LinuxResources]>([
   ["resources.unified", { unified: { [`memory.${"x".repeat(5000)}`]: "1" } }],
   ["resources.unified.memory.high", { unified: { "memory.high": "1".repeat(5000) } }],
   ["resources.cpu.cpus", { cpu: { cpus: "0,".repeat(5000) } }],
-])("%s beyond what any host has is refused, since it would be in every list of jobs", (field, resources) => {
+])("%s beyond what any host has is refused, because it would be in every list of jobs", (field, resources) => {
   expect(() => settingsOf(resources, testHost())).toThrow(expect.objectContaining({ code: "invalid", field }));
 });

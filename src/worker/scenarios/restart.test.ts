@@ -43,7 +43,7 @@ function children(pid: number): number[] {
   return readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").split(" ").filter(Boolean).map(Number);
 }
 
-/** The spawner that a daemon has: the child that holds its end of a socket, and no job. */
+/** The spawner of a daemon: its child that has a socket and no job. */
 async function spawnerOf(pid: number): Promise<number> {
   return until("the spawner runs", () =>
     children(pid).find((child) => readlinkSync(`/proc/${child}/exe`).includes("supervisor")),
@@ -51,7 +51,7 @@ async function spawnerOf(pid: number): Promise<number> {
 }
 
 describe.each(modes)("a worker %s that is closed and opened again", (_mode, options) => {
-  test("tells a running job's limits as the kernel has them, by whatever controller this host has", async () => {
+  test("reads a running job's limits from the kernel, with a controller that this host has", async () => {
     await using worker = await testWorker(options);
     const [resources] = [
       ["pids", { pids: { limit: 20n } }] as const,
@@ -66,7 +66,7 @@ describe.each(modes)("a worker %s that is closed and opened again", (_mode, opti
     expect(again.query(job.id).limits).toEqual(job.limits);
   });
 
-  test("has its running jobs as they were, can stop them, and their output goes on where it was", async () => {
+  test("finds its running jobs unchanged, can stop them, and their output goes on", async () => {
     await using worker = await testWorker(options);
     using files = testDirectory();
     const gate = join(files.path, "gate");
@@ -102,7 +102,7 @@ describe.each(modes)("a worker %s that is closed and opened again", (_mode, opti
     expect(runs(pid)).toBe(false);
   });
 
-  test("has the results of those that ended meanwhile, and their cgroups are gone", async () => {
+  test("has the results of jobs that ended meanwhile, and has removed their cgroups", async () => {
     await using worker = await testWorker(options);
     using files = testDirectory();
     const gate = join(files.path, "gate");
@@ -135,7 +135,7 @@ describe.each(modes)("a worker %s that is closed and opened again", (_mode, opti
     expect(again.traces().filter((trace) => trace.startsWith("cgroup:"))).toEqual([]);
   });
 
-  test("tells of one that ended meanwhile when that was, how long it had run, and the CPU that it had burnt", async () => {
+  test("knows of a job that ended meanwhile its end, how long it ran, and its CPU time", async () => {
     await using worker = await testWorker(options);
     using files = testDirectory();
     const gate = join(files.path, "gate");
@@ -154,7 +154,7 @@ describe.each(modes)("a worker %s that is closed and opened again", (_mode, opti
     expect(endedMs).toBeLessThanOrEqual(closed);
     expect(Math.abs((usage?.elapsedMs ?? NaN) - (endedMs - (startedAt?.getTime() ?? NaN)))).toBeLessThan(50);
     const said = (await readAll(again.stream(id, {}))).text;
-    // Of the shell, and of those that it waited for: times(1).
+    // times(1) tells the CPU time of the shell, and of the children that it waited for.
     const burntMs = [...said.matchAll(/(\d+)m([\d.]+)s/g)].reduce(
       (sum, [, minutes, seconds]) => sum + Number(minutes) * 60_000 + Number(seconds) * 1000,
       0,
@@ -164,7 +164,7 @@ describe.each(modes)("a worker %s that is closed and opened again", (_mode, opti
     expect(Math.abs(toldMs - burntMs)).toBeLessThan(100);
   });
 
-  test("in the middle of a stop knows that, and who asked for it", async () => {
+  test("in the middle of a stop knows of the stop, and who asked for it", async () => {
     await using worker = await testWorker(options);
     const { id } = await startReady(worker, sh('trap "" TERM; echo ready; while :; do sleep 0.05; done'));
     const stopping = worker.stop(id, { by: "ada", graceMs: 60_000 }).catch(() => "unavailable");
@@ -195,7 +195,7 @@ describe.each(modes)("a worker %s that is closed and opened again", (_mode, opti
 });
 
 describe.each(modes)("after a daemon %s is killed", (_mode, options) => {
-  test("its jobs go on without it; the next finds them, stops them, and has all of their output", async () => {
+  test("its jobs go on; the next daemon finds them, stops them, and has all of their output", async () => {
     using directory = testDirectory();
     using files = testDirectory();
     const gate = join(files.path, "gate");
@@ -224,16 +224,16 @@ describe.each(modes)("after a daemon %s is killed", (_mode, options) => {
     expect([tree.pid, grandchild].filter(runs)).toEqual([]);
   });
 
-  test("a start that it had not finished leaves nothing, or the job that it was to be", async () => {
+  test("a start under way leaves nothing, or the whole job", async () => {
     using directory = testDirectory();
     await using daemon = await testDaemon({ ...options, stateDir: directory.path });
     const spawner = await spawnerOf(daemon.pid);
     await until("spares are there", () => children(spawner).length > 0);
-    // The start is written to a spare's FIFO, and gets no further.
+    // The start reaches a spare's FIFO, and no further.
     const stopped = [spawner, ...children(spawner)];
     for (const pid of stopped) process.kill(pid, "SIGSTOP");
     const cut = daemon.start({ ...waits, requestId: "cut" }).catch(() => "cut");
-    // Requests are taken in turn: when this one has been refused, that one is under way.
+    // Requests are handled in turn: once this one is refused, the other is under way.
     await expect(daemon.start(run(""))).rejects.toThrow("command");
     await daemon.kill();
     const next = testWorker({ ...options, stateDir: directory.path });
@@ -255,7 +255,7 @@ describe.each(modes)("after a daemon %s is killed", (_mode, options) => {
 
 describe.each(modes)("a start %s that was cut", (_mode, options) => {
   test.each(["before its directory was made", "before its cgroup was made", "before exec"])(
-    "%s leaves nothing, and its request id is free",
+    "%s leaves nothing, and its request id can be used again",
     async (when) => {
       await using worker = await testWorker(options);
       const { job } = await worker.start({ ...waits, requestId: "other" });
@@ -278,7 +278,7 @@ describe.each(modes)("a start %s that was cut", (_mode, options) => {
 });
 
 describe.each(modes)("when processes die that must not %s:", (_mode, options) => {
-  test("a killed supervisor takes its job with it, which is then lost", async () => {
+  test("a killed supervisor ends its job, which is then lost", async () => {
     await using worker = await testWorker(options);
     const { id, pid, line } = await startReady(worker, detaches);
     const grandchild = outerPid(pid, Number(line));
@@ -315,7 +315,7 @@ describe.each(modes)("when processes die that must not %s:", (_mode, options) =>
     },
   );
 
-  test("a killed supervisor of a job of an earlier worker takes that with it, too", async () => {
+  test("a killed supervisor ends its job when that was started by an earlier worker, too", async () => {
     await using worker = await testWorker(options);
     const { id, pid, line } = await startReady(worker, detaches);
     const grandchild = outerPid(pid, Number(line));
@@ -325,7 +325,7 @@ describe.each(modes)("when processes die that must not %s:", (_mode, options) =>
     expect(await again.wait(id)).toMatchObject({
       state: "ended",
       pid,
-      // Nobody but its parent is told of the signal.
+      // Only its parent learns which signal it was.
       ended: { how: { kind: "lost", reason: "its supervisor ended without a record" }, exitCode: -1, signal: 0 },
       output: { size: line.length + 1 },
     });
@@ -333,7 +333,7 @@ describe.each(modes)("when processes die that must not %s:", (_mode, options) =>
     expect(again.traces().filter((trace) => trace.startsWith("cgroup:"))).toEqual([]);
   });
 
-  test("a supervisor that is killed while no worker runs", async () => {
+  test("a supervisor that is killed while no worker runs ends its job, which is then lost", async () => {
     await using worker = await testWorker(options);
     const { id, pid } = await startReady(worker, waits);
     await worker.close();
@@ -347,7 +347,7 @@ describe.each(modes)("when processes die that must not %s:", (_mode, options) =>
     expect(again.traces().filter((trace) => trace.startsWith("cgroup:"))).toEqual([]);
   });
 
-  test("a killed spawner is replaced: running jobs are still told of, stopped, and new ones started", async () => {
+  test("a killed spawner is replaced: ends of running jobs are noticed, stops work, and new jobs start", async () => {
     await using worker = await testWorker(options);
     const [first, second] = [await startReady(worker, waits), await startReady(worker, waits)];
     const spawners = children(process.pid).filter((pid) => readlinkSync(`/proc/${pid}/exe`).includes("supervisor"));
@@ -369,14 +369,14 @@ describe.each(modes)("when processes die that must not %s:", (_mode, options) =>
 });
 
 describe.each(modes)("after a reboot %s", (_mode, options) => {
-  test("what ran is lost, what had ended is as it was, and a record that was written in time counts", async () => {
+  test("jobs that ran are lost, ended ones are unchanged, and an exit record that was written in time counts", async () => {
     await using worker = await testWorker(options);
     const ended = await finished(worker, sh("echo x; exit 3"));
     const { id } = await startReady(worker, waits);
     const timed = await startReady(worker, { ...waits, timeLimitMs: 100 });
     await worker.close();
     await until("the second has its exit record", () => existsSync(join(worker.directory(timed.id), "exit")));
-    // As a reboot does it: nothing runs any more, no group is there, the boot id is another.
+    // After a reboot nothing runs any more, no group exists, and the boot id differs.
     const supervisor = supervisorOf(worker.directory(id));
     process.kill(supervisor, "SIGKILL");
     await until("nothing of it runs", () => !runs(supervisor));
@@ -399,7 +399,7 @@ describe.each(modes)("after a reboot %s", (_mode, options) => {
     expect(again.traces().filter((trace) => trace.startsWith("cgroup:"))).toEqual([]);
   });
 
-  test("a job whose group is gone has the usage that its supervisor recorded", async () => {
+  test("a job whose group is gone has the usage from its exit record", async () => {
     await using worker = await testWorker(options);
     const { id } = await startReady(worker, sh("echo ready; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done"));
     await worker.close();
@@ -413,7 +413,7 @@ describe.each(modes)("after a reboot %s", (_mode, options) => {
   });
 });
 
-test("who stopped a job is known of its supervisor, where no daemon could record it", async () => {
+test("the supervisor's record tells who stopped a job when no daemon could record it", async () => {
   await using worker = await testWorker();
   const [one, other] = [await startReady(worker, ignoresTerm), await startReady(worker, ignoresTerm)];
   await worker.close();
@@ -426,10 +426,10 @@ test("who stopped a job is known of its supervisor, where no daemon could record
   expect((await again.wait(other.id)).ended?.how).toMatchObject({ kind: "stopped", by: "" });
 });
 
-describe("of a job that has neither a cgroup nor a pid namespace", () => {
+describe("when a job has neither a cgroup nor a pid namespace", () => {
   const bare = { cgroup: tmpdir(), isolationOff: ["mount", "pid"] } as const;
 
-  test("nothing is left when its supervisor is killed, whatever session it is in", async () => {
+  test("all its processes end with a killed supervisor, whatever their session", async () => {
     await using worker = await testWorker(bare);
     const { id, pid, line } = await startReady(worker, sh("sleep 1000 & echo $!; exec sleep 1000"));
     process.kill(supervisorOf(worker.directory(id)), "SIGKILL");
@@ -437,7 +437,7 @@ describe("of a job that has neither a cgroup nor a pid namespace", () => {
     await until("nothing of it runs", () => !runs(pid) && !runs(Number(line)));
   });
 
-  test("nor of one of an earlier worker", async () => {
+  test("all its processes end with a killed supervisor of an earlier worker", async () => {
     await using worker = await testWorker(bare);
     const { id, pid, line } = await startReady(worker, sh("sleep 1000 & echo $!; exec sleep 1000"));
     await worker.close();
@@ -450,7 +450,7 @@ describe("of a job that has neither a cgroup nor a pid namespace", () => {
     await until("nothing of it runs", () => !runs(pid) && !runs(Number(line)));
   });
 
-  test("its main process is no stranger where it was there when its start was told", async () => {
+  test("its main process is recognised by having run when the start was reported", async () => {
     const main = spawn("sleep", ["1000"], { detached: true });
     await once(main, "spawn");
     const pid = main.pid ?? 0;
@@ -461,7 +461,7 @@ describe("of a job that has neither a cgroup nor a pid namespace", () => {
     await until("it is gone", () => !runs(pid));
   });
 
-  test("a stranger that has its number by now lives", async () => {
+  test("another process that has got its pid is left alone", async () => {
     await using worker = await testWorker(bare);
     const { id, pid } = await startReady(worker, waits);
     await worker.close();
@@ -470,7 +470,7 @@ describe("of a job that has neither a cgroup nor a pid namespace", () => {
     const stranger = spawn("sleep", ["1000"], { detached: true });
     const theirs = stranger.pid ?? 0;
     try {
-      // As if the kernel had given the number again.
+      // As if the kernel had reused the pid.
       {
         using database = new DatabaseSync(join(worker.stateDir, "journal.db"));
         database.prepare("UPDATE jobs SET job = json_set(job, '$.pid', ?)").run(theirs);
@@ -490,12 +490,12 @@ describe("of a job that has neither a cgroup nor a pid namespace", () => {
 });
 
 describe.each(modes)("a job %s whose directory was removed", (_mode, options) => {
-  test.each(["while a worker ran", "while none ran"])("%s is lost for that reason, and ended", async (when) => {
+  test.each(["while a worker ran", "while no worker ran"])("%s is lost for that reason, and ended", async (when) => {
     await using worker = await testWorker(options);
     const { id, pid } = await startReady(worker, waits);
     const supervisor = supervisorOf(worker.directory(id));
     await worker.close();
-    if (when === "while none ran") rmSync(worker.directory(id), { recursive: true });
+    if (when === "while no worker ran") rmSync(worker.directory(id), { recursive: true });
     await using again = await testWorker({ ...options, stateDir: worker.stateDir });
     if (when === "while a worker ran") {
       rmSync(worker.directory(id), { recursive: true });
