@@ -112,9 +112,6 @@ function toProgram({
 
 /** Signal and grace period of a stop; throws JobError `invalid`. */
 export function toStop({ signal, grace }: StopRequest): { signal?: number; graceMs?: number } {
-  if (signal !== undefined && (signal < 1 || signal > 64)) {
-    throw invalid("signal", `${signal} is no signal: use 1 to 64, such as 15 for SIGTERM`);
-  }
   return defined({ signal, graceMs: grace && toMs("grace", grace) });
 }
 

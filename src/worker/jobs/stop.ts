@@ -29,7 +29,7 @@ export async function stop(
   waiting: AbortSignal | undefined,
 ): Promise<Stopped> {
   if (!Number.isInteger(signal) || signal < 1 || signal > 64)
-    throw invalid("signal", `${signal} is no signal; 1 to 64 are`);
+    throw invalid("signal", `${signal} is not a signal; give 1 to 64, such as 15 for SIGTERM`);
   if (!(graceMs >= 0 && graceMs <= Number.MAX_SAFE_INTEGER))
     throw invalid("grace", `${graceMs} ms is not a grace period; give 0 or more`);
   const entry = find(context, id);
