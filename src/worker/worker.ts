@@ -2,20 +2,20 @@ import { rmdirSync } from "node:fs";
 import { resolve } from "node:path";
 import { type Moves, openArchive } from "./archive/archive.ts";
 import { moveLog } from "./archive/move.ts";
-import { openIds } from "./cgroup/groups-ahead.ts";
+import { openGroupsAhead } from "./cgroup/groups-ahead.ts";
 import { openHierarchy } from "./cgroup/hierarchy.ts";
 import { examine } from "./doctor/examine.ts";
 import type { Finding } from "./doctor/finding.ts";
-import { type Context, find, isRunning } from "./jobs/context.ts";
+import { type Context, find, isTracked } from "./jobs/context.ts";
 import { describeHost } from "./jobs/enforceable.ts";
 import { openJobFiles } from "./jobs/job-files.ts";
 import { list, type Listed, type ListFilter } from "./jobs/list.ts";
-import { current, endOf, unwatch } from "./jobs/running.ts";
+import { current, endOf, unwatch } from "./jobs/tracked-job.ts";
 import { start, type Started } from "./jobs/start.ts";
 import { stats, type Stats, type StatsOptions } from "./jobs/stats.ts";
 import { stop, type StopOptions, type Stopped } from "./jobs/stop.ts";
 import { stream, type Stream } from "./jobs/stream.ts";
-import { recover, removeSpares } from "./jobs/take-up.ts";
+import { removeSpares, takeUpAll } from "./jobs/take-up.ts";
 import { update } from "./jobs/update.ts";
 import { type Journal, openJournal } from "./journal/journal.ts";
 import { lockDirectory } from "./journal/lock.ts";
@@ -66,36 +66,67 @@ export interface Worker {
 export async function openWorker(given: WorkerOptions): Promise<Worker> {
   const options = checkOptions(given);
   checkRules(options);
-  const stateDir = resolve(options.stateDir);
-  const { jobsDir, sparesDir } = openDirectory(stateDir);
   checkSupervisor(options.supervisor);
+  await using opening = new AsyncDisposableStack();
+  const context = await openContext({ ...options, stateDir: resolve(options.stateDir) }, opening);
+  await takeUpAll(context);
+  context.groupsAhead.refill();
+  fillReserve();
+  await context.spawner.ready;
+  const opened = opening.move();
+  let examining: Promise<readonly Finding[]> | undefined;
+
+  return {
+    host: describeHost(context),
+    start: (spec) => start(context, spec),
+    stop: (id, how, signal) => stop(context, id, how, signal),
+    query(id) {
+      const entry = find(context, id);
+      return isTracked(entry) ? current(entry) : entry.job;
+    },
+    list: (filter) => list(context, filter),
+    async wait(id, signal) {
+      const entry = find(context, id);
+      return isTracked(entry) ? endOf(entry, signal) : entry.job;
+    },
+    stream: (id, how) => stream(context, id, how),
+    update: (id, resources) => update(context, id, resources),
+    stats: (id, how) => stats(context, id, how),
+    examine() {
+      const { options: asked, hierarchy } = context;
+      return (examining ??= examine({ ...asked, hierarchy }).finally(() => (examining = undefined)));
+    },
+    async close() {
+      await leaveJobs(context);
+      await opened.disposeAsync();
+    },
+  };
+}
+
+/** Opens everything that the parts of a worker share; `opened` disposes of it, the lock of the state directory last. */
+async function openContext(options: CheckedOptions, opened: AsyncDisposableStack): Promise<Context> {
+  const { archive: place, log, name, stateDir, supervisor } = options;
+  const { jobsDir, sparesDir } = openDirectory(stateDir);
   const uidRange = rangeOf(options);
-  await using opened = new AsyncDisposableStack();
-  const lock = opened.use(lockDirectory(stateDir));
-  const journal = opened.use(patient(openJournal(stateDir), options.log));
+  opened.use(lockDirectory(stateDir));
+  const journal = opened.use(patient(openJournal(stateDir), log));
   const newest = journal.newest();
   if (newest !== undefined) sortBehind(newest);
   const hierarchy = openHierarchy(`jobs-${journal.instance}`, options.cgroup);
   const groups = journal.groupsIn(hierarchy.kind === "none" ? undefined : hierarchy.path);
-  opened.defer(() => leave(groups));
-  const ids = opened.use(openIds(options.name, hierarchy));
+  opened.defer(() => removeEmpty(groups));
+  const groupsAhead = opened.use(openGroupsAhead(name, hierarchy));
   removeSpares(sparesDir);
-  const hidden = [stateDir, ...(options.archive?.kind === "directory" ? [resolve(options.archive.path)] : [])];
   const uids = uidRange && openUids(uidRange, journal.lastUid(uidRange));
-  const isolation = isolationOf(
-    { ...options, hidden: [...hidden, ...(options.hidden ?? [])], ownTmp: uids !== undefined },
-    hierarchy,
-  );
-  const spawner = opened.use(
-    openSpawner(options.supervisor, sparesDir, isolation, (message) => options.log("error", message)),
-  );
-  const files = opened.use(openJobFiles(journal, (message, facts) => options.log("error", message, facts)));
-  const archive = options.archive && opened.use(await openArchive(options.archive, movesOf(options, jobsDir, journal)));
+  const hidden = [stateDir, ...(place?.kind === "directory" ? [resolve(place.path)] : []), ...(options.hidden ?? [])];
+  const isolation = isolationOf({ ...options, hidden, ownTmp: uids !== undefined }, hierarchy);
+  const spawner = opened.use(openSpawner(supervisor, sparesDir, isolation, (message) => log("error", message)));
+  const files = opened.use(openJobFiles(journal, (message, facts) => log("error", message, facts)));
+  const archive = place && opened.use(await openArchive(place, movesOf(options, jobsDir, journal)));
   const readers: Context["readers"] = new Map();
-  const retirement = opened.use(
-    openRetirement({ options, jobsDir, journal, archive, leave: (id) => readers.get(id)?.forEach((leave) => leave()) }),
-  );
-  const context: Context = {
+  const leave = (id: string): void => readers.get(id)?.forEach((end) => end());
+  const retirement = opened.use(openRetirement({ options, jobsDir, journal, archive, leave }));
+  return {
     archive,
     retirement,
     readers,
@@ -105,57 +136,26 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
     files,
     hierarchy,
     groups,
-    ids,
+    groupsAhead,
     uids,
     spawner,
-    running: new Map(),
+    tracked: new Map(),
     requests: new Map(),
     closed: false,
   };
-  await recover(context);
-  ids.refill();
-  fillReserve();
-  await spawner.ready;
-  opened.move(); // close() disposes of them from here on
-  let examining: Promise<readonly Finding[]> | undefined;
-
-  return {
-    host: describeHost(context),
-    start: (spec) => start(context, spec),
-    stop: (id, how, signal) => stop(context, id, how, signal),
-    query(id) {
-      const entry = find(context, id);
-      return isRunning(entry) ? current(entry) : entry.job;
-    },
-    list: (filter) => list(context, filter),
-    async wait(id, signal) {
-      const entry = find(context, id);
-      return isRunning(entry) ? endOf(entry, signal) : entry.job;
-    },
-    stream: (id, how) => stream(context, id, how),
-    update: (id, resources) => update(context, id, resources),
-    stats: (id, how) => stats(context, id, how),
-    examine: () => (examining ??= examine({ ...options, stateDir, hierarchy }).finally(() => (examining = undefined))),
-    close: () => close(context).finally(() => lock[Symbol.dispose]()),
-  };
 }
 
-async function close(context: Context): Promise<void> {
-  const { archive, files, groups, ids, journal, running, spawner } = context;
+/** Lets starts and updates under way finish, and ends everybody's waiting. The jobs go on. */
+async function leaveJobs(context: Context): Promise<void> {
+  const { spawner, tracked } = context;
   context.closed = true;
-  await Promise.allSettled([...running.values()].flatMap(({ launched, updates }) => [launched.promise, updates]));
+  await Promise.allSettled([...tracked.values()].flatMap(({ launched, updates }) => [launched.promise, updates]));
   await spawner.close();
-  await context.retirement[Symbol.asyncDispose]();
-  await archive?.[Symbol.asyncDispose]();
-  for (const entry of running.values()) {
+  for (const entry of tracked.values()) {
     unwatch(entry);
     entry.ended.reject(new JobError("unavailable", "the worker is closing"));
     for (const wake of entry.followers) wake();
   }
-  files[Symbol.dispose]();
-  journal[Symbol.dispose]();
-  ids[Symbol.dispose]();
-  leave(groups);
 }
 
 /** How the archive moves logs, and how long it pauses between tries. */
@@ -167,7 +167,8 @@ function movesOf({ archivePauses, log }: CheckedOptions, jobsDir: string, journa
   };
 }
 
-function leave(groups: readonly string[]): void {
+/** Removes those of the groups in which no jobs run. */
+function removeEmpty(groups: readonly string[]): void {
   for (const path of groups)
     try {
       rmdirSync(path);

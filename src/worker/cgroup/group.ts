@@ -17,14 +17,14 @@ import { isLeaderless } from "../system/process.ts";
 import { withReserve } from "../system/reserve.ts";
 import { processesIn } from "./hierarchy.ts";
 
-/** A setting, of which only the supervisor's tests know no more than the file. */
+/** A setting to write; without controller and field in the supervisor's tests. */
 type Written = Pick<Setting, "file" | "value"> & Partial<Setting>;
 
-/** How often a group is looked at that cannot be watched, and one of which the kernel may have dropped the event. */
+/** How often to look at a group that cannot be watched, and at a watched one, whose event the kernel may have dropped. */
 const UNWATCHED_MS = 100;
 const WATCHED_MS = 1000;
 
-/** Without O_CREAT: a file that is not there is told as such, and not as one that may not be made. */
+/** Writes without O_CREAT, so that a missing file fails with ENOENT and not with EACCES. */
 function writeOnce(path: string, value: string): void {
   const fd = openSync(path, constants.O_WRONLY);
   try {
@@ -35,8 +35,8 @@ function writeOnce(path: string, value: string): void {
 }
 
 /**
- * Writes a group's limits, one write(2) a value; if one fails, JobError `unsupported` names its file, value and errno.
- * Returns each file's content read back.
+ * Writes a group's limits, one write(2) for each value. Returns each file's content read back. Throws JobError `unsupported`
+ * with file, value and errno for a value that the kernel refuses.
  */
 export function limitGroup(path: string, settings: readonly Written[]): Map<string, string> {
   for (const { file, value, field, optional } of settings) {
@@ -53,7 +53,7 @@ export function limitGroup(path: string, settings: readonly Written[]): Map<stri
   );
 }
 
-/** What the kernel has in `files`, as far as they are there. */
+/** The contents of those of `files` that exist. */
 export function readLimits(path: string, files: Iterable<string>): Map<string, string> {
   const limits = new Map<string, string>();
   for (const file of files) {
@@ -67,8 +67,8 @@ export function readLimits(path: string, files: Iterable<string>): Map<string, s
 }
 
 /**
- * Kills every process of the group, forks in flight too. The kernel's own way does not reach a process whose first thread
- * has ended; what such a one forks before it is killed is met the second time.
+ * Kills every process of the group, also forks in flight. cgroup.kill does not reach a process whose first thread has ended;
+ * the second pass reaches what such a process forks before it is killed.
  */
 export function killGroup(path: string): void {
   for (let pass = 0; pass < 2; pass++) {
@@ -99,7 +99,7 @@ function removeTree(path: string): void {
   }
 }
 
-/** Removes a group and what a job made below it, once nothing runs there; waits for that if need be. */
+/** Removes a group and the groups that a job made below it, once nothing runs there. Waits for that. */
 export async function removeGroup(path: string): Promise<void> {
   for (;;) {
     try {
@@ -114,7 +114,7 @@ export async function removeGroup(path: string): Promise<void> {
   }
 }
 
-/** Resolves when nothing runs in the group: the kernel tells by cgroup.events. */
+/** Resolves when nothing runs in the group, of which cgroup.events tells. */
 function emptied(path: string): Promise<void> {
   return new Promise((resolve) => {
     try {
@@ -124,12 +124,12 @@ function emptied(path: string): Promise<void> {
         if (populated(path)) return;
         watcher.close();
         clearInterval(timer);
-        // EBUSY may outlast "populated 0" by the moment in which the last task is put away.
+        // EBUSY may last a moment longer than "populated 0", until the last task is freed.
         setImmediate(resolve);
       }
       check();
     } catch {
-      // No watch is to be had (inotify(7): EMFILE, ENOSPC), and the kernel has no other event.
+      // No watch is left (inotify(7): EMFILE, ENOSPC), and the kernel has no other event.
       setTimeout(resolve, UNWATCHED_MS);
     }
   });

@@ -4,19 +4,19 @@ import { refusal } from "../model/failure.ts";
 import { newId } from "../model/id.ts";
 import type { Hierarchy } from "./hierarchy.ts";
 
-/** Groups that wait for a job. */
+/** How many groups wait for a job. */
 export const AHEAD = 4;
 
-/** Ids for jobs to come. The cgroups of some have been made ahead, because that takes 0.1 ms. */
-export interface Ids extends Disposable {
-  /** An id that sorts behind those before it, and whose group is made. Throws JobError when it cannot be made. */
+/** Cgroups for jobs to come, named by the jobs' ids. Some are made ahead, because making one takes 0.1 ms. Disposing removes these. */
+export interface GroupsAhead extends Disposable {
+  /** The id of a group that is made; it sorts behind those before it. Throws JobError when no group can be made. */
   take(): string;
-  /** Makes the groups that are missing: for when nobody waits. */
+  /** Makes the missing groups. To be called when nobody waits. */
   refill(): void;
 }
 
-/** Disposing removes the groups that wait. */
-export function openIds(name: string | undefined, hierarchy: Hierarchy): Ids {
+/** Without cgroup v2 there are only ids. */
+export function openGroupsAhead(name: string | undefined, hierarchy: Hierarchy): GroupsAhead {
   if (hierarchy.kind === "none") return { take: () => newId(name), refill() {}, [Symbol.dispose]() {} };
   const ready: string[] = [];
   const groupOf = (id: string): string => join(hierarchy.path, id);
@@ -39,7 +39,7 @@ export function openIds(name: string | undefined, hierarchy: Hierarchy): Ids {
       try {
         while (ready.length < AHEAD) ready.push(make());
       } catch {
-        // The start that needs one says why there is none.
+        // The start that needs a group reports why there is none.
       }
     },
     [Symbol.dispose]() {
@@ -47,7 +47,7 @@ export function openIds(name: string | undefined, hierarchy: Hierarchy): Ids {
         try {
           rmdirSync(groupOf(id));
         } catch {
-          // It was removed under us; if it is there still, the next daemon removes it.
+          // Somebody has removed the group; if not, the next daemon does.
         }
       }
     },

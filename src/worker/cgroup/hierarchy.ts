@@ -3,19 +3,19 @@ import { basename, dirname, join } from "node:path";
 import { reasonOf } from "../../os/errno.ts";
 import { CONTROLLERS } from "../limits/setting.ts";
 
-/** Where jobs' groups are made, or why there are none on this host. */
+/** The parent of jobs' groups, or the reason why this host has none. */
 export type Hierarchy =
   | { readonly kind: "cgroup2"; readonly path: string; readonly controllers: ReadonlySet<string> }
   | { readonly kind: "none"; readonly reason: string };
 
-/** The group that a daemon leaves its own for. */
+/** The group that a daemon moves to from its own. */
 export const LEAF = "daemon";
 
 function words(path: string): string[] {
   return readFileSync(path, "utf8").split(/\s+/).filter(Boolean);
 }
 
-/** Where cgroup v2 is mounted, and which group is at the root there; proc_pid_mountinfo(5). */
+/** The mounts of cgroup v2, and the group at the root of each: proc_pid_mountinfo(5). */
 export function cgroupMounts(): { readonly root: string; readonly mountPoint: string }[] {
   return readFileSync("/proc/self/mountinfo", "utf8")
     .split("\n")
@@ -24,7 +24,7 @@ export function cgroupMounts(): { readonly root: string; readonly mountPoint: st
     .map(([, , , root = "", mountPoint = ""]) => ({ root, mountPoint }));
 }
 
-/** The directory of this process's own cgroup v2 group; cgroups(7). */
+/** The directory of this process's own cgroup v2 group (cgroups(7)); undefined when no mount shows it. */
 export function ownGroup(): string | undefined {
   const own = /^0::(\/.*)$/m.exec(readFileSync("/proc/self/cgroup", "utf8"))?.[1];
   if (own === undefined) return undefined;
@@ -35,17 +35,17 @@ export function ownGroup(): string | undefined {
   return undefined;
 }
 
-/** Of all, not only of a namespace. */
+/** Whether a group is the root of the whole hierarchy, and not only of a namespace. */
 export function isRootGroup(path: string): boolean {
   return !existsSync(join(path, "cgroup.type"));
 }
 
-/** This process is in the group that its cgroup namespace begins at. */
+/** Whether this process is in the root group of its cgroup namespace. */
 export function isNamespaceRoot(): boolean {
   return /^0::\/$/m.test(readFileSync("/proc/self/cgroup", "utf8"));
 }
 
-/** The processes of `path` that are neither this one nor its children. */
+/** The processes in a group that are neither this process nor its children. */
 export function strangers(path: string): string[] {
   return words(join(path, "cgroup.procs")).filter((pid) => {
     if (Number(pid) === process.pid) return false;
@@ -58,35 +58,35 @@ export function strangers(path: string): string[] {
   });
 }
 
-/** Beside a daemon, as by `docker exec`, a process is put where the daemon went. */
+/** The group above the leaf, if a daemon has moved there: `docker exec` puts a process into the daemon's leaf. */
 export function withoutLeaf(own: string | undefined): string | undefined {
   return own !== undefined && basename(own) === LEAF && strangers(own).length > 0 ? dirname(own) : own;
 }
 
 /**
- * Controllers can be turned on for children only where no process sits (the no-internal-process rule,
- * cgroup-v2.rst): this process and its children move to a leaf. Strangers are moved only where the group is the
- * root of a namespace, that is, of a container that this process was given.
+ * Moves this process and its children to a leaf, because controllers can be turned on only below a group without processes
+ * (cgroup-v2.rst, the no-internal-process rule). Other processes are moved only from the root of a cgroup namespace: there
+ * they are in the daemon's own container.
  */
 function vacate(path: string): void {
   if (isRootGroup(path) || (!isNamespaceRoot() && strangers(path).length > 0)) return;
   const leaf = join(path, LEAF);
-  // Node's own `recursive` tells a read-only file system as ENOENT.
+  // With `recursive` Node reports a read-only file system as ENOENT.
   if (!existsSync(leaf)) mkdirSync(leaf);
   for (const pid of words(join(path, "cgroup.procs"))) {
     try {
       writeFileSync(join(leaf, "cgroup.procs"), pid);
     } catch {
-      // It has ended, or is the kernel's.
+      // The process has ended, or is a kernel thread.
     }
   }
 }
 
-/** All at once, which is one walk of the kernel over the tree, and one by one where one of them cannot be had. */
+/** Turns controllers on: all with one write, which is fastest, and one by one if that fails. Returns those that are on. */
 function enable(path: string): Set<string> {
   const file = join(path, "cgroup.subtree_control");
   const on = new Set(words(file));
-  // Threaded controllers could be had, and would make groups below take no process at all (cgroup-v2.rst, "Threads").
+  // Threaded controllers could be turned on here, but then groups below could contain no process (cgroup-v2.rst, "Threads").
   if (!isRootGroup(path) && words(join(path, "cgroup.procs")).length > 0) return on;
   const available = new Set(words(join(path, "cgroup.controllers")));
   const wanted = CONTROLLERS.filter((controller) => available.has(controller) && !on.has(controller));
@@ -103,7 +103,7 @@ function enable(path: string): Set<string> {
 
 /**
  * Finds cgroup v2 and makes the group `name` for jobs' groups, in `parent` or in this process's own group, with all
- * the controllers that can be had. Never throws: a host without is told as such.
+ * controllers that this host gives. Never throws: for a host without cgroup v2 the result has the reason.
  */
 export function openHierarchy(name: string, parent?: string): Hierarchy {
   try {
@@ -127,7 +127,7 @@ export function openHierarchy(name: string, parent?: string): Hierarchy {
   }
 }
 
-/** One that a daemon has made before. */
+/** The hierarchy at a group that an earlier daemon made. */
 export function hierarchyAt(path: string): Hierarchy {
   return { kind: "cgroup2", path, controllers: new Set(words(join(path, "cgroup.subtree_control"))) };
 }

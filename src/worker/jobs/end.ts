@@ -9,13 +9,13 @@ import { endedOf, type Exit, readExit } from "../supervisor/exit.ts";
 import { killTree, signalSupervisor } from "../system/process.ts";
 import { withReserve } from "../system/reserve.ts";
 import { type Context, untrack } from "./context.ts";
-import { extentOf, type Running, unwatch, usageOf } from "./running.ts";
+import { extentOf, type TrackedJob, unwatch, usageOf } from "./tracked-job.ts";
 
 /**
  * Ends a job whose supervisor is gone: removes what is left of the job, records its end and tells everybody who waits.
  * `lost` is the reason to give when there is no exit record; `fresh` says that the supervisor has only just gone.
  */
-export function gone(context: Context, entry: Running, lost: string | undefined, fresh: boolean): void {
+export function gone(context: Context, entry: TrackedJob, lost: string | undefined, fresh: boolean): void {
   if (entry.gone) return;
   entry.gone = true;
   clearTimeout(entry.overdue);
@@ -33,7 +33,7 @@ export function lostBy(signal: number, errno: string): string | undefined {
   return errno === "0" ? undefined : `its supervisor ended without an exit record (${errno})`;
 }
 
-async function finish(context: Context, entry: Running, lost: string | undefined, fresh: boolean): Promise<void> {
+async function finish(context: Context, entry: TrackedJob, lost: string | undefined, fresh: boolean): Promise<void> {
   const { files, journal, options, retirement, spawner } = context;
   if (context.closed) return;
   const found = await exitOf(context, entry);
@@ -65,7 +65,7 @@ async function finish(context: Context, entry: Running, lost: string | undefined
 }
 
 /** Why a job without an exit record is lost. At its directory's path there may be something else by now. */
-function whyLost({ directory, unanswered }: Running, lost: string | undefined): string | undefined {
+function whyLost({ directory, unanswered }: TrackedJob, lost: string | undefined): string | undefined {
   try {
     if (statSync(directory).isDirectory()) return unanswered?.lost ?? lost;
   } catch {
@@ -75,7 +75,7 @@ function whyLost({ directory, unanswered }: Running, lost: string | undefined): 
 }
 
 /** Ends what is left of a job without an exit record, and its supervisor, which may run although nothing reaches it. */
-function endRest({ journal }: Context, { group, job, supervisor, startedMs }: Running, fresh: boolean): void {
+function endRest({ journal }: Context, { group, job, supervisor, startedMs }: TrackedJob, fresh: boolean): void {
   if (group !== undefined) killGroup(group);
   else killTree({ pid: job.pid, born: job.birth, startedMs: fresh ? startedMs : undefined }, journal.boot);
   signalSupervisor(supervisor, startedMs, "SIGKILL");
@@ -85,7 +85,7 @@ function endRest({ journal }: Context, { group, job, supervisor, startedMs }: Ru
  * Removes the group of a job whose end is on the disk. Not before: the group has the job's last figures, which the next
  * daemon must find if this one cannot record them.
  */
-async function putAway(context: Context, { group, job }: Running): Promise<void> {
+async function putAway(context: Context, { group, job }: TrackedJob): Promise<void> {
   try {
     if (group !== undefined) await removeGroup(group);
     untrack(context, job);
@@ -95,7 +95,7 @@ async function putAway(context: Context, { group, job }: Running): Promise<void>
 }
 
 /** The exit record; undefined when there is none. A record that cannot be read is tried again. */
-async function exitOf(context: Context, { directory, job }: Running): Promise<ReturnType<typeof readExit>> {
+async function exitOf(context: Context, { directory, job }: TrackedJob): Promise<ReturnType<typeof readExit>> {
   for (let pauseMs = FIRST_PAUSE_MS; ; pauseMs = longer(pauseMs)) {
     try {
       return withReserve(() => readExit(directory));
@@ -107,7 +107,7 @@ async function exitOf(context: Context, { directory, job }: Running): Promise<Re
   }
 }
 
-export function endedJob(entry: Running, exit: Exit | undefined, lost: string | undefined): Job {
+export function endedJob(entry: TrackedJob, exit: Exit | undefined, lost: string | undefined): Job {
   const usage = usageOf(entry, exit);
   const number = (key: string): number => Number(exit?.get(key));
   return {

@@ -5,45 +5,43 @@ import { isNamespace, type Part } from "../model/isolation.ts";
 import type { JobSpec } from "../model/job.ts";
 import { OWN_USER, type WorkerOptions } from "../model/options.ts";
 import type { Credentials } from "../system/users.ts";
+import type { Spawner } from "../supervisor/spawner.ts";
 import type { Context } from "./context.ts";
 
-/* What this host can enforce, as people are told. */
+/* What this host can enforce, in words, and what is refused because it cannot. */
 
 function noCgroup(parts: readonly Part[]): string {
   const tree = parts.includes("pid") ? "" : "; a tree is ended by descent, as far as that can be followed";
   return `this host has no usable cgroup v2: no limits, and usage of the main process only${tree}`;
 }
 
-type Host = Pick<Context, "hierarchy" | "spawner">;
-
-/** In one line. */
-export function describeHost(host: Host): string {
-  const { hierarchy, spawner } = host;
+/** Describes in one line what this host can enforce. */
+export function describeHost({ hierarchy, spawner }: Context): string {
   const cgroups =
     hierarchy.kind === "none"
       ? `${noCgroup(spawner.parts)} (${hierarchy.reason})`
       : `cgroup v2 at ${hierarchy.path}, controllers: ${[...hierarchy.controllers].join(", ") || "none"}`;
   const parts = spawner.parts.join(", ") || "none";
-  return [cgroups, `isolation: ${parts}`, ...missing(host)].join("; ");
+  return [cgroups, `isolation: ${parts}`, ...missing(spawner)].join("; ");
 }
 
-function missing({ spawner }: Host): string[] {
+function missing(spawner: Spawner): string[] {
   const namespaces = [...spawner.lacking].filter(([part]) => isNamespace(part));
   const reasons = namespaces.map(([part, errno]) => `${part} (${errno})`).join(", ");
   const filter = spawner.lacking.get("seccomp");
   return [
     ...(reasons ? [`this host gives no namespaces of these kinds, so jobs share the host's: ${reasons}`] : []),
-    ...(filter ? [`this host takes no seccomp filter (${filter}), so jobs may make every system call`] : []),
+    ...(filter ? [`this host has no seccomp filters (${filter}), so jobs may make every system call`] : []),
   ];
 }
 
-/** What whoever starts a job here is to know. */
-export function warningsOf(host: Host): string[] {
-  return [...(host.hierarchy.kind === "none" ? [noCgroup(host.spawner.parts)] : []), ...missing(host)];
+/** The warnings that every job on this host has. */
+export function warningsOf({ hierarchy, spawner }: Context): string[] {
+  return [...(hierarchy.kind === "none" ? [noCgroup(spawner.parts)] : []), ...missing(spawner)];
 }
 
-/** Throws `unsupported` with the field's name for what this host, or its daemon's configuration, does not give. */
-export function checkIsolation({ network, privateTmp }: JobSpec, { spawner: { parts } }: Host): void {
+/** Throws `unsupported`, naming the field, for isolation that this host or the worker's options do not give. */
+export function checkIsolation({ network, privateTmp }: JobSpec, { spawner: { parts } }: Context): void {
   if (privateTmp && !parts.includes("mount"))
     throw new JobError("unsupported", "private_tmp: jobs have no mount namespace here", { field: "private_tmp" });
   if (network === "none" && process.getuid?.() !== 0 && !parts.includes("user"))
@@ -54,7 +52,7 @@ export function checkIsolation({ network, privateTmp }: JobSpec, { spawner: { pa
     );
 }
 
-/** Throws `forbidden` for user namespaces that this worker does not let that job make. */
+/** Throws `forbidden` when a job asks for user namespaces and may not make any. */
 export function checkUserNamespaces(
   { userNamespaces }: JobSpec,
   { uid }: Pick<Credentials, "uid">,
@@ -72,7 +70,7 @@ export function checkUserNamespaces(
     throw new JobError("forbidden", `${field}: ${OWN_USER}; name another user`, { field });
 }
 
-/** Throws `unsupported` where there is no group that device rules could be of. */
+/** Throws `unsupported` when a host without cgroup v2 is asked for device rules. */
 export function checkDevices(hierarchy: Hierarchy): void {
   const field = "resources.devices";
   if (hierarchy.kind === "none")
@@ -81,7 +79,7 @@ export function checkDevices(hierarchy: Hierarchy): void {
     });
 }
 
-/** Throws `unsupported` with the field's name for a limit that this host cannot enforce. */
+/** Throws `unsupported`, naming the field, for a limit that this host cannot enforce. */
 export function checkSettings(settings: readonly Setting[], hierarchy: Hierarchy): void {
   for (const { field, controller } of settings) {
     if (hierarchy.kind === "none")

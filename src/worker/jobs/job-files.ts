@@ -4,7 +4,7 @@ import { writeJobFile } from "../journal/job-file.ts";
 import type { Journal } from "../journal/journal.ts";
 import { startOf } from "../log/log.ts";
 import { birthOf } from "../system/process.ts";
-import type { Running } from "./running.ts";
+import type { TrackedJob } from "./tracked-job.ts";
 
 /** A job that has ended by then is written once. */
 const DELAY_MS = 100;
@@ -12,17 +12,17 @@ const DELAY_MS = 100;
 /** Writes the `job`s. */
 export interface JobFiles extends Disposable {
   /** Writes it, and has the journal know how the job runs, when nobody waits. */
-  later(entry: Running): void;
+  later(entry: TrackedJob): void;
   /** Writes it now. What cannot be written is logged; the journal has it. */
-  write(entry: Running): void;
+  write(entry: TrackedJob): void;
 }
 
 /** Disposing writes what is to be written. */
 export function openJobFiles(journal: Journal, log: (message: string, facts: object) => void): JobFiles {
-  const waiting = new Set<Running>();
+  const waiting = new Set<TrackedJob>();
   let timer: NodeJS.Timeout | undefined;
 
-  function write(entry: Running): void {
+  function write(entry: TrackedJob): void {
     waiting.delete(entry);
     try {
       writeJobFile(journal.instance, entry.directory, entry);
@@ -33,7 +33,7 @@ export function openJobFiles(journal: Journal, log: (message: string, facts: obj
     }
   }
 
-  function note(entry: Running): void {
+  function note(entry: TrackedJob): void {
     try {
       const supervisor = startOf(entry)?.supervisor ?? 0;
       const birth = entry.job.birth ?? birthOf(entry.job.pid, supervisor, journal.boot);

@@ -2,7 +2,7 @@ import { invalid } from "../model/errors.ts";
 import type { Job, State } from "../model/job.ts";
 import { brief, type Brief } from "./brief.ts";
 import type { Context } from "./context.ts";
-import { current } from "./running.ts";
+import { current } from "./tracked-job.ts";
 
 export interface ListFilter {
   readonly states?: readonly State[];
@@ -21,7 +21,7 @@ export interface Listed {
 }
 
 export function list(
-  { journal, running }: Context,
+  { journal, tracked }: Context,
   { states, labels = new Map(), limit, pageToken, stepMs = Infinity }: ListFilter,
 ): Listed {
   if (!Number.isInteger(limit) || limit < 1 || limit > 1000) throw invalid("limit", "must be 1 to 1000");
@@ -29,7 +29,7 @@ export function list(
   if (!Number.isSafeInteger(before)) throw invalid("page_token", "is not a token that List returned");
   const untilMs = performance.now() + stepMs;
   // The journal may be behind for a job that runs.
-  const now = (job: Job): Job => running.get(job.id)?.job ?? job;
+  const now = (job: Job): Job => tracked.get(job.id)?.job ?? job;
   const wanted = (job: Job): boolean =>
     (states === undefined || states.includes(now(job).state)) &&
     [...labels].every(([key, value]) => job.labels.get(key) === value);
@@ -40,7 +40,7 @@ export function list(
   const from = records.length > limit ? page.at(-1)?.seq : next;
   return {
     jobs: page.map(({ job }) => {
-      const entry = running.get(job.id);
+      const entry = tracked.get(job.id);
       return brief(entry ? current(entry) : job);
     }),
     ...(from !== undefined && { nextPageToken: String(from) }),

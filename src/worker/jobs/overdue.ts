@@ -3,7 +3,7 @@ import { processesIn } from "../cgroup/hierarchy.ts";
 import { killTree, nowMs, type Roots, signalSupervisor, supervisorState } from "../system/process.ts";
 import type { Context } from "./context.ts";
 import { gone } from "./end.ts";
-import type { Running } from "./running.ts";
+import type { TrackedJob } from "./tracked-job.ts";
 
 /* A stop that a job's supervisor does not carry out goes on without it. */
 
@@ -17,7 +17,7 @@ const LONGEST_MS = 2 ** 31 - 1;
  * Makes sure that a job which was told to end does so within the grace period and two seconds, whatever its supervisor
  * does. A supervisor that somebody stopped is continued.
  */
-export function seeToEnd(context: Context, entry: Running, graceMs: number): void {
+export function seeToEnd(context: Context, entry: TrackedJob, graceMs: number): void {
   signalSupervisor(entry.supervisor, entry.startedMs, "SIGCONT");
   const dueMs = nowMs() + graceMs + PATIENCE_MS;
   if (entry.gone || dueMs >= entry.dueMs) return;
@@ -26,24 +26,24 @@ export function seeToEnd(context: Context, entry: Running, graceMs: number): voi
   wait(context, entry);
 }
 
-function wait(context: Context, entry: Running): void {
+function wait(context: Context, entry: TrackedJob): void {
   const leftMs = Math.max(0, entry.dueMs - nowMs());
   const next = leftMs > LONGEST_MS ? wait : endProcesses;
   later(context, entry, next, Math.min(leftMs, LONGEST_MS));
 }
 
-function later(context: Context, entry: Running, next: typeof wait, ms: number): void {
+function later(context: Context, entry: TrackedJob, next: typeof wait, ms: number): void {
   entry.overdue = setTimeout(() => {
     if (!entry.gone && !context.closed) next(context, entry);
   }, ms).unref();
 }
 
-export function rootsOf({ job, startedMs, supervisor }: Running): Roots {
+export function rootsOf({ job, startedMs, supervisor }: TrackedJob): Roots {
   return { pid: job.pid, born: job.birth, startedMs, ...(supervisor !== undefined && { supervisor }) };
 }
 
 /** Kills what is left of the job. A supervisor that works notices that and records the end. */
-function endProcesses(context: Context, entry: Running): void {
+function endProcesses(context: Context, entry: TrackedJob): void {
   const { group, startedMs, supervisor } = entry;
   // The supervisor has ended; the spawner will tell of that, or cannot.
   if (supervisor !== undefined && startedMs !== undefined && supervisorState(supervisor, startedMs) === undefined)
@@ -55,7 +55,7 @@ function endProcesses(context: Context, entry: Running): void {
 }
 
 /** Notes once, in the log and in the job's warnings, that this process does the supervisor's work, and why. */
-export function doWithout({ files, options }: Context, entry: Running, why: string): void {
+export function doWithout({ files, options }: Context, entry: TrackedJob, why: string): void {
   if (entry.unanswered) return;
   const { job, stoppedBy = "" } = entry;
   const what = `its supervisor ${why}: the daemon stops it`;
@@ -80,7 +80,7 @@ function killAll(group: string): number {
  * Kills a supervisor that has nothing left to wait for. A supervisor that runs or waits for a disk is still working, and
  * the kernel is while processes are left: these are looked at again later.
  */
-function endSupervisor(context: Context, entry: Running): void {
+function endSupervisor(context: Context, entry: TrackedJob): void {
   const { group, job, startedMs, supervisor } = entry;
   const state = supervisorState(supervisor, startedMs);
   const left = group === undefined ? killTree(rootsOf(entry), context.journal.boot) > 0 : populated(group);

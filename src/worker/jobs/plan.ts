@@ -33,7 +33,7 @@ export interface Plan {
 
 /** Plans a start. Throws JobError when this worker, or its host, refuses it. */
 export function planOf(context: Context, spec: JobSpec): Plan {
-  const { hierarchy, options, running, spawner, uids } = context;
+  const { hierarchy, options, tracked, spawner, uids } = context;
   const logPolicy = policyOf(spec.log, options);
   const rlimits = rlimitsOf(spec.rlimits ?? []);
   const host = thisHost(hierarchy.kind === "none" ? undefined : hierarchy.path);
@@ -42,7 +42,7 @@ export function planOf(context: Context, spec: JobSpec): Plan {
   checkIsolation(spec, context);
   const asked = deviceProgram(spec.resources?.devices ?? [], host);
   if (asked) checkDevices(hierarchy);
-  if (running.size >= options.maxJobs)
+  if (tracked.size >= options.maxJobs)
     throw new JobError(
       "exhausted",
       `${options.maxJobs} jobs run already, which is this worker's most (jobsd --max-jobs)`,

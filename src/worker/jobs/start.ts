@@ -10,7 +10,7 @@ import { withReserve } from "../system/reserve.ts";
 import { type Context, track, untrack } from "./context.ts";
 import { gone, lostBy } from "./end.ts";
 import { type Plan, planOf } from "./plan.ts";
-import type { Running } from "./running.ts";
+import type { TrackedJob } from "./tracked-job.ts";
 import { checkSpec } from "./spec.ts";
 
 /** When so many uids in a row are taken, somebody else uses the range. */
@@ -23,7 +23,7 @@ export interface Started {
 
 /** Starts a job, once for each owner and request id. Resolves when the command has been exec'ed. Throws JobError. */
 export async function start(context: Context, spec: JobSpec): Promise<Started> {
-  const { journal, requests, running } = context;
+  const { journal, requests, tracked } = context;
   if (context.closed) throw new JobError("unavailable", "the worker is closing");
   checkSpec(spec);
   if (spec.requestId === undefined) return { job: await begin(context, spec), alreadyStarted: false };
@@ -31,7 +31,7 @@ export async function start(context: Context, spec: JobSpec): Promise<Started> {
   const inFlight = requests.get(key);
   if (inFlight) return { job: await inFlight, alreadyStarted: true };
   const earlier = journal.findRequest(spec.owner, spec.requestId);
-  if (earlier) return { job: running.get(earlier.job.id)?.job ?? earlier.job, alreadyStarted: true };
+  if (earlier) return { job: tracked.get(earlier.job.id)?.job ?? earlier.job, alreadyStarted: true };
   const starting = begin(context, spec);
   requests.set(key, starting);
   try {
@@ -58,8 +58,8 @@ function isTaken(error: unknown): boolean {
 
 /** Carries out a plan. Rejects when the kernel, the disk or the supervisor refuses it, and then leaves nothing of it. */
 async function launch(context: Context, { job: planned, launch: told, settings, requestId }: Plan): Promise<Job> {
-  const { files, hierarchy, ids, journal, options, spawner } = context;
-  const job = { ...planned, id: ids.take(), createdAt: new Date() };
+  const { files, groupsAhead, hierarchy, journal, options, spawner } = context;
+  const job = { ...planned, id: groupsAhead.take(), createdAt: new Date() };
   const entry = track(context, job, hierarchy);
   entry.requestId = requestId;
   const record = (supervisor: number): void => {
@@ -85,22 +85,22 @@ async function launch(context: Context, { job: planned, launch: told, settings, 
   files.later(entry);
   setImmediate(() => {
     // The start has been answered by now.
-    if (!context.closed) ids.refill();
+    if (!context.closed) groupsAhead.refill();
     options.log("info", "job started", { job: job.id, pid: entry.job.pid, owner: job.owner });
   });
   return entry.job;
 }
 
 /** Removes everything that a failed start has made. */
-async function undo(context: Context, { job, directory, group }: Running): Promise<void> {
-  const { ids, journal, options } = context;
+async function undo(context: Context, { job, directory, group }: TrackedJob): Promise<void> {
+  const { groupsAhead, journal, options } = context;
   try {
     // The job may run, if the spawner died before it could say so.
     withReserve(() => order(directory, constants.signals.SIGKILL, 0));
     if (group !== undefined) {
       killGroup(group);
       await removeGroup(group);
-      ids.refill();
+      groupsAhead.refill();
     }
     removeDirectory(directory);
   } catch (error) {

@@ -1,8 +1,8 @@
-import type { Record as Kept } from "../journal/journal.ts";
+import type { JobRecord } from "../journal/journal.ts";
 import { invalid } from "../model/errors.ts";
 import type { Job, Usage } from "../model/job.ts";
-import { type Context, find, isRunning } from "./context.ts";
-import { awaitEnd, current, type Running, usageOf } from "./running.ts";
+import { type Context, find, isTracked } from "./context.ts";
+import { awaitEnd, current, type TrackedJob, usageOf } from "./tracked-job.ts";
 
 export interface StatsOptions {
   /** Time from one sample to the next, from 100 ms to a day; 1 s when absent. */
@@ -28,11 +28,11 @@ export function stats(context: Context, id: string, { intervalMs = INTERVAL_MS, 
 /** Takes a sample only when the reader asks for one, so that a slow reader gets fewer of them. */
 async function* sample(
   context: Context,
-  entry: Running | Kept,
+  entry: TrackedJob | JobRecord,
   intervalMs: number,
   signal: AbortSignal | undefined,
 ): Stats {
-  if (!isRunning(entry)) return entry.job;
+  if (!isTracked(entry)) return entry.job;
   const over = (): boolean => context.closed || entry.job.state === "ended" || signal?.aborted === true;
   let release = (): void => {};
   const wake = (): void => {

@@ -4,9 +4,9 @@ import type { Job } from "../model/job.ts";
 import { GRACE_MS, order } from "../supervisor/control.ts";
 import { signalMain } from "../system/process.ts";
 import { withReserve } from "../system/reserve.ts";
-import { type Context, find, isRunning } from "./context.ts";
+import { type Context, find, isTracked } from "./context.ts";
 import { doWithout, rootsOf, seeToEnd } from "./overdue.ts";
-import { endOf } from "./running.ts";
+import { endOf } from "./tracked-job.ts";
 
 export interface StopOptions {
   /** 1 to 64; SIGTERM when absent. */
@@ -33,7 +33,7 @@ export async function stop(
   if (!(graceMs >= 0 && graceMs <= Number.MAX_SAFE_INTEGER))
     throw invalid("grace", `${graceMs} ms is not a grace period; give 0 or more`);
   const entry = find(context, id);
-  if (!isRunning(entry) || entry.job.state === "ended") return { job: entry.job, killed: 0 };
+  if (!isTracked(entry) || entry.job.state === "ended") return { job: entry.job, killed: 0 };
   await entry.launched.promise.catch(() => {
     throw notFound(id);
   });

@@ -2,15 +2,15 @@ import { join, resolve } from "node:path";
 import { codeOf } from "../../os/errno.ts";
 import { openArchivedLog } from "../archive/log.ts";
 import { isCompressedIn, keyOf } from "../archive/move.ts";
-import type { Record as Kept } from "../journal/journal.ts";
+import type { JobRecord } from "../journal/journal.ts";
 import { logFilesIn } from "../log/files.ts";
 import { type Log, openLog } from "../log/log.ts";
 import { type Chunk, type Gap, readOutput, type StreamOptions } from "../log/reader.ts";
 import { invalid, JobError } from "../model/errors.ts";
 import { unreadable } from "../model/failure.ts";
 import type { Job, JobLog, PruneReason } from "../model/job.ts";
-import { type Context, find, isRunning } from "./context.ts";
-import { current, type Running, subscribe } from "./running.ts";
+import { type Context, find, isTracked } from "./context.ts";
+import { current, type TrackedJob, subscribe } from "./tracked-job.ts";
 
 /** A job's output. Returns the offset to resume from, and the job at the end of the stream. */
 export type Stream = AsyncGenerator<Chunk | Gap, { readonly offset: number; readonly job: Job }>;
@@ -30,11 +30,11 @@ export function stream(context: Context, id: string, options: StreamOptions): St
 }
 
 /** A stream under way ends with `pruned` when its log is pruned, so that the disk gets the room back. */
-async function* read(context: Context, entry: Running | Kept, options: StreamOptions): Stream {
+async function* read(context: Context, entry: TrackedJob | JobRecord, options: StreamOptions): Stream {
   const { id } = entry.job;
   await using opened = new AsyncDisposableStack(); // here, because a generator that is never read disposes of nothing
   const reader = opened.use(enter(context, id, options.signal));
-  const live = isRunning(entry)
+  const live = isTracked(entry)
     ? {
         ended: () => context.closed || entry.job.state === "ended",
         subscribe: (wake: () => void) => subscribe(entry, wake),
@@ -50,7 +50,7 @@ async function* read(context: Context, entry: Running | Kept, options: StreamOpt
     if (reader.pruned) throw reader.pruned;
     if (!signal.aborted && offset < (sizeAtEnd(entry.job) ?? 0))
       throw new JobError("data-loss", `the output log is shorter than it was (at ${offset})`);
-    return { offset, job: isRunning(entry) ? current(entry) : entry.job };
+    return { offset, job: isTracked(entry) ? current(entry) : entry.job };
   } catch (error) {
     // The log may have been pruned while it was read.
     throw reader.pruned ?? unreadable(id, error);
@@ -95,7 +95,7 @@ function enter(
 /** Opens a log here, or in the archive. A log leaves this disk only once it is in the archive, so it is in one of the two. */
 async function open(
   context: Context,
-  entry: Running | Kept,
+  entry: TrackedJob | JobRecord,
   opened: AsyncDisposableStack,
   signal: AbortSignal,
 ): Promise<Log> {

@@ -5,7 +5,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { killGroup, populated, readLimits, removeGroup } from "../cgroup/group.ts";
 import { type Hierarchy, hierarchyAt } from "../cgroup/hierarchy.ts";
 import { readJob, type Told } from "../journal/job-file.ts";
-import type { Record as Kept } from "../journal/journal.ts";
+import type { JobRecord } from "../journal/journal.ts";
 import { removeDirectory } from "../journal/state-directory.ts";
 import { logIn } from "../log/files.ts";
 import { startOf } from "../log/log.ts";
@@ -14,7 +14,7 @@ import { readExit } from "../supervisor/exit.ts";
 import { bootOf, interruption, signalSupervisor, supervisorState } from "../system/process.ts";
 import { type Context, track, untrack } from "./context.ts";
 import { gone, lostBy } from "./end.ts";
-import type { Running } from "./running.ts";
+import type { TrackedJob } from "./tracked-job.ts";
 
 /** A supervisor that was told to start its job does so, or fails, in milliseconds. */
 const MOST_STARTING_MS = 5000;
@@ -25,8 +25,8 @@ export function removeSpares(sparesDir: string): void {
 }
 
 /** Takes up the jobs of the previous daemon. */
-export async function recover(context: Context): Promise<void> {
-  const { groups, jobsDir, journal, options, running } = context;
+export async function takeUpAll(context: Context): Promise<void> {
+  const { groups, jobsDir, journal, options, tracked } = context;
   for (const kept of journal.alive())
     if (kept.job.damaged === undefined) await takeUp(context, kept);
     else await takeUpDamaged(context, kept);
@@ -43,7 +43,7 @@ export async function recover(context: Context): Promise<void> {
   // Groups made ahead, and groups of starts that were cut before they were recorded.
   for (const path of groups)
     for (const each of readdirSync(path, { withFileTypes: true }))
-      if (each.isDirectory() && !running.has(each.name)) discardGroup(context, join(path, each.name));
+      if (each.isDirectory() && !tracked.has(each.name)) discardGroup(context, join(path, each.name));
 }
 
 /** The hierarchy in which the job's group was made. */
@@ -87,7 +87,7 @@ function readTold({ options }: Context, directory: string): Told | "unreadable" 
 }
 
 /** Takes up a job that may run and whose record is damaged, from the record in its directory if there is one. */
-async function takeUpDamaged(context: Context, kept: Kept): Promise<void> {
+async function takeUpDamaged(context: Context, kept: JobRecord): Promise<void> {
   const { jobsDir, journal, retirement } = context;
   const { id, owner, damaged: _damaged, ended: _ended, endedAt: _endedAt, ...rest } = kept.job;
   const directory = join(jobsDir, id);
@@ -103,7 +103,7 @@ async function takeUpDamaged(context: Context, kept: Kept): Promise<void> {
   return takeUp(context, { ...kept, job, ...(stoppedBy !== undefined && { stoppedBy }) });
 }
 
-async function takeUp(context: Context, { job, stoppedBy, requestId }: Kept): Promise<void> {
+async function takeUp(context: Context, { job, stoppedBy, requestId }: JobRecord): Promise<void> {
   const { files, journal, spawner } = context;
   const entry = track(context, job, hierarchyOf(context, job.id));
   entry.stoppedBy = stoppedBy;
@@ -139,19 +139,19 @@ async function takeUp(context: Context, { job, stoppedBy, requestId }: Kept): Pr
 }
 
 /** Why a job was lost while no daemon ran. */
-function lostBefore({ journal }: Context, { job: { birth }, startedMs, supervisor }: Running): string {
+function lostBefore({ journal }: Context, { job: { birth }, startedMs, supervisor }: TrackedJob): string {
   const interrupted = birth === undefined ? journal.interrupted : interruption(bootOf(birth), journal.boot);
   const unreachable = supervisorState(supervisor, startedMs) !== undefined;
   return interrupted ?? (unreachable ? "its control is gone" : "its supervisor died while no jobsd ran");
 }
 
 /** Whether the job ran, or still runs, although its directory has been removed. */
-function ranWithout({ directory, group }: Running): boolean {
+function ranWithout({ directory, group }: TrackedJob): boolean {
   return !existsSync(directory) && group !== undefined && populated(group);
 }
 
 /** Waits until the supervisor has started its job or is gone. Resolves to whether it lives. */
-async function decided(entry: Running): Promise<boolean> {
+async function decided(entry: TrackedJob): Promise<boolean> {
   // A job whose pid is recorded was started long ago; without its index it would be waited for in vain.
   if (entry.job.pid > 0) return isSupervised(entry.directory);
   for (const deadline = performance.now() + MOST_STARTING_MS; ; await delay(5)) {
@@ -182,7 +182,7 @@ interface Traces {
 }
 
 /** What a job's files tell of its start. When they cannot be read, the start is taken to have happened. */
-async function traces({ options }: Context, entry: Running): Promise<Traces> {
+async function traces({ options }: Context, entry: TrackedJob): Promise<Traces> {
   const { directory, job } = entry;
   try {
     const supervised = await decided(entry);

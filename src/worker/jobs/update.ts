@@ -14,9 +14,9 @@ import { invalid, JobError, notFound } from "../model/errors.ts";
 import { notWritten } from "../model/failure.ts";
 import type { Job } from "../model/job.ts";
 import type { LinuxMemory, LinuxResources } from "../model/resources.ts";
-import { type Context, find, isRunning } from "./context.ts";
+import { type Context, find, isTracked } from "./context.ts";
 import { checkDevices, checkSettings } from "./enforceable.ts";
-import { type Running, usageOf } from "./running.ts";
+import { type TrackedJob, usageOf } from "./tracked-job.ts";
 
 /**
  * Changes limits of a job that has not ended: all that `resources` names, or none. Updates of a job are made one at a time.
@@ -25,13 +25,13 @@ import { type Running, usageOf } from "./running.ts";
 export async function update(context: Context, id: string, resources: LinuxResources): Promise<Job> {
   if (context.closed) throw new JobError("unavailable", "the worker is closing");
   const entry = find(context, id);
-  if (!isRunning(entry)) throw ended(id);
+  if (!isTracked(entry)) throw ended(id);
   const turn = entry.updates.then(() => change(context, entry, resources));
   entry.updates = turn.catch(() => {});
   return turn;
 }
 
-async function change(context: Context, entry: Running, asked: LinuxResources): Promise<Job> {
+async function change(context: Context, entry: TrackedJob, asked: LinuxResources): Promise<Job> {
   const { hierarchy, journal, options, spawner } = context;
   const { id, resources: old = {} } = entry.job;
   await entry.launched.promise.catch(() => {
@@ -83,7 +83,7 @@ function settingsToWrite(old: LinuxResources, asked: LinuxResources, all: LinuxR
  * Refuses a limit below what the job uses, as memory.checkBeforeUpdate asks (opencontainers/cgroups, CheckMemoryUsage).
  * Throws JobError `precondition`.
  */
-function checkUse({ limit = -1n, swap = -1n }: LinuxMemory, entry: Running): void {
+function checkUse({ limit = -1n, swap = -1n }: LinuxMemory, entry: TrackedJob): void {
   const { memoryCurrentBytes = 0, memorySwapBytes = 0 } = usageOf(entry);
   for (const [name, most, used] of [
     ["limit", limit, memoryCurrentBytes],
@@ -95,7 +95,7 @@ function checkUse({ limit = -1n, swap = -1n }: LinuxMemory, entry: Running): voi
   }
 }
 
-function hasEnded({ job }: Running): boolean {
+function hasEnded({ job }: TrackedJob): boolean {
   return job.state === "ended";
 }
 

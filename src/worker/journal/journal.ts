@@ -41,7 +41,7 @@ export const MIGRATIONS: readonly string[] = [
 export const VERSION = MIGRATIONS.length;
 
 /** A job as it is kept: all of it but what only a running one has. One whose `job` is `damaged` is as its columns tell. */
-export interface Record {
+export interface JobRecord {
   readonly seq: number;
   readonly job: Job;
   readonly stoppedBy?: string;
@@ -74,8 +74,8 @@ export interface Journal extends Disposable {
   update(job: Job): void;
   stopping(id: string, by: string): void;
   remove(id: string): void;
-  find(id: string): Record | undefined;
-  findRequest(owner: string, requestId: string): Record | undefined;
+  find(id: string): JobRecord | undefined;
+  findRequest(owner: string, requestId: string): JobRecord | undefined;
   /** The id of the job that was started last; its record may be damaged. */
   newest(): string | undefined;
   /** The uid of the newest job, among the last thousand, that ran as a number of this range; a damaged record has none. */
@@ -83,14 +83,14 @@ export interface Journal extends Disposable {
   /** Of all jobs. */
   ids(): Set<string>;
   /** Those that have not ended, as far as is known. */
-  alive(): Record[];
+  alive(): JobRecord[];
   /** Those that `keep` wants, newest first, below `before`: `limit` at most, and what is found until `untilMs` of performance.now(). */
   list(keep: (job: Job) => boolean, before: number, limit: number, only?: Only, untilMs?: number): Found;
 }
 
 /** `next`: where to go on, `before` what was seen; absent when all was. */
 export interface Found {
-  readonly records: readonly Record[];
+  readonly records: readonly JobRecord[];
   readonly next?: number;
 }
 
@@ -183,7 +183,7 @@ function damagedJob(row: Row, why: string): Job {
   };
 }
 
-export function record(row: Row | undefined): Record | undefined {
+export function record(row: Row | undefined): JobRecord | undefined {
   if (row === undefined) return undefined;
   const { seq, stopped_by: stoppedBy, request_id: requestId } = row;
   return {
@@ -221,7 +221,7 @@ export function openJournal(stateDir: string): Journal {
 }
 
 /** A journal at `path` that holds `jobs` alone, in this order; on the disk when this returns. */
-export function makeJournal(path: string, instance: string, jobs: Iterable<Omit<Record, "seq">>): void {
+export function makeJournal(path: string, instance: string, jobs: Iterable<Omit<JobRecord, "seq">>): void {
   makePrivate(path);
   using database = new DatabaseSync(path);
   database.exec(`PRAGMA synchronous = FULL; BEGIN; ${MIGRATIONS.join("")} PRAGMA user_version = ${VERSION};`);
@@ -373,7 +373,7 @@ function journalIn(database: DatabaseSync, path: string): Journal {
     alive: () => reading(() => alive.all().flatMap((row) => record(row) ?? [])),
     list: (keep, before, limit, only = {}, untilMs = Infinity) =>
       reading(() => {
-        const records: Record[] = [];
+        const records: JobRecord[] = [];
         let next = before;
         for (const { seq, hit } of candidates(before, only)) {
           // One at the least, so that whoever goes on gets on.

@@ -1,7 +1,7 @@
 import { FIRST_PAUSE_MS, longer } from "../../os/pause.ts";
 import { refusal } from "../model/failure.ts";
 import type { Job } from "../model/job.ts";
-import type { Journal, Record } from "./journal.ts";
+import type { Journal, JobRecord } from "./journal.ts";
 
 /** A journal that loses nothing where its disk is full or fails. */
 export interface PatientJournal extends Journal {
@@ -32,7 +32,7 @@ export function patient(
   let timer: NodeJS.Timeout | undefined;
   let pauseMs = FIRST_PAUSE_MS;
 
-  function tell<R extends Record | undefined>(found: R): R {
+  function tell<R extends JobRecord | undefined>(found: R): R {
     const { id, damaged } = found?.job ?? { id: "" };
     if (damaged !== undefined && !told.has(id)) {
       told.add(id);

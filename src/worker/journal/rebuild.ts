@@ -23,7 +23,7 @@ import { readExit } from "../supervisor/exit.ts";
 import { databasePath, inaccessible, look, unusable } from "./database.ts";
 import { checkOwn } from "./state-directory.ts";
 import { readJob } from "./job-file.ts";
-import { makeJournal, type Record as Kept } from "./journal.ts";
+import { makeJournal, type JobRecord } from "./journal.ts";
 import { lockDirectory } from "./lock.ts";
 import { salvage } from "./salvage.ts";
 
@@ -51,7 +51,7 @@ export interface Recovered {
   readonly unread: number;
 }
 
-type Entry = Omit<Kept, "seq">;
+type Entry = Omit<JobRecord, "seq">;
 
 /** Holds what is made until it is whole. */
 const WORK = ".recover";
@@ -152,7 +152,7 @@ function putAside(path: string, aside: string): string | undefined {
 /** What the old journal and the directories tell together, in the order of the jobs' starts. */
 function merge(
   jobsDir: string,
-  kept: readonly Kept[],
+  kept: readonly JobRecord[],
 ): Omit<Recovered, "aside" | "instance" | "unread"> & {
   readonly entries: readonly Entry[];
   readonly instance: string | undefined;

@@ -1,12 +1,12 @@
 import { statSync } from "node:fs";
 import { DatabaseSync, type SQLOutputValue } from "node:sqlite";
 import { JobError } from "../model/errors.ts";
-import { record, type Record as Kept, VERSION } from "./journal.ts";
+import { record, type JobRecord, VERSION } from "./journal.ts";
 
 /** What can still be read of a journal that is damaged. */
 export interface Salvaged {
   readonly instance: string | undefined;
-  readonly kept: readonly Kept[];
+  readonly kept: readonly JobRecord[];
   /** Rows that could not be read. */
   readonly unread: number;
 }
@@ -43,7 +43,7 @@ function instanceIn(database: DatabaseSync): string | undefined {
 
 /** From both ends to the first page that is damaged, and what lies between row by row. */
 function rowsOf(database: DatabaseSync, bytes: number): Omit<Salvaged, "instance"> {
-  const kept = new Map<number, Kept>();
+  const kept = new Map<number, JobRecord>();
   let unread = 0;
   let low = 0;
   const take = (row: Row | undefined): number => {

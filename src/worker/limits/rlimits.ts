@@ -2,7 +2,7 @@ import { readFileSync } from "node:fs";
 import { invalid, quoted } from "../model/errors.ts";
 import type { NamedRlimit } from "../model/job.ts";
 
-/** By the names of setrlimit(2), in the numbers of Linux (asm-generic/resource.h). */
+/** The numbers of limits on Linux (asm-generic/resource.h), by their names in setrlimit(2). */
 const NUMBERS: ReadonlyMap<string, number> = new Map([
   ["cpu", 0],
   ["fsize", 1],
@@ -17,17 +17,20 @@ const NUMBERS: ReadonlyMap<string, number> = new Map([
   ["sigpending", 11],
   ["msgqueue", 12],
 ]);
-/** With them a job could have more of a CPU than its cgroup is given (sched(7)). */
+/** Limits with which a job could get more CPU time than its cgroup has (sched(7)). */
 const REFUSED = new Set(["nice", "rtprio", "rttime"]);
 
-/** Throws `invalid` for an unknown or refused name, a limit above the host's, and a soft limit above the hard one. */
+/**
+ * Converts limits to their numbers. Throws `invalid` for an unknown or refused name, a limit above the host's, and a soft
+ * limit above the hard one.
+ */
 export function rlimitsOf(asked: readonly NamedRlimit[]): Rlimit[] {
   const names = new Set<string>();
   return asked.map(({ name, soft = Infinity, hard = Infinity }) => {
     const resource = NUMBERS.get(name);
     if (REFUSED.has(name)) throw invalid("rlimits", `${name} is refused: it would let a job pass its CPU limits`);
     if (resource === undefined)
-      throw invalid("rlimits", `${quoted(name)} is no limit; ${[...NUMBERS.keys()].join(", ")} are`);
+      throw invalid("rlimits", `${quoted(name)} is not a limit; give one of ${[...NUMBERS.keys()].join(", ")}`);
     if (names.has(name)) throw invalid("rlimits", `${name} is given twice`);
     const [most, whose] = ceilingOf(name, resource);
     if (Math.max(hard, soft) > most)
@@ -38,7 +41,7 @@ export function rlimitsOf(asked: readonly NamedRlimit[]): Rlimit[] {
   });
 }
 
-/** What a limit cannot be raised above here, and whose rule that is (setrlimit(2)). */
+/** The most that a limit can be set to here, and whose rule that is (setrlimit(2)). */
 function ceilingOf(name: string, resource: number): readonly [most: number, whose: string] {
   if (!mayRaise()) {
     const [, hard = "unlimited"] =
@@ -49,7 +52,7 @@ function ceilingOf(name: string, resource: number): readonly [most: number, whos
   return [Infinity, ""];
 }
 
-/** Titles of /proc/PID/limits, by the numbers of the limits. */
+/** The titles of limits in /proc/PID/limits, by number. */
 const ROWS = [
   "Max cpu time",
   "Max file size",

@@ -7,7 +7,7 @@ import { rdmaSettings, unifiedSettings } from "./unified.ts";
 
 const PIDS_MAX = 4_194_304n; // PID_MAX_LIMIT, include/linux/threads.h
 
-/** Fields that are converted; the whole group where it has none of its own. */
+/** The fields of each group that are converted. */
 const CONVERTED: Readonly<Record<string, readonly string[]>> = {
   pids: ["limit"],
   memory: ["limit", "reservation", "swap", "checkBeforeUpdate"],
@@ -22,7 +22,7 @@ const CONVERTED: Readonly<Record<string, readonly string[]>> = {
   cpu: ["shares", "quota", "period", "burst", "idle", "cpus", "mems"],
 };
 const WHOLE: ReadonlySet<string> = new Set(["devices", "hugepageLimits", "rdma", "unified"]);
-/** Of cgroup v1. */
+/** The fields that only cgroup v1 has files for. */
 const NO_FILE: Readonly<Record<string, readonly string[]>> = {
   memory: ["kernel", "kernelTCP", "swappiness", "disableOOMKiller", "useHierarchy"],
   blockIO: ["leafWeight"],
@@ -48,15 +48,15 @@ function refuseTheRest(resources: LinuxResources): void {
 
 function pidsSettings(asked: bigint | undefined): Setting[] {
   if (asked === undefined) return [];
-  // A group of none could not hold the job itself: 0 is for one that may not fork, as opencontainers/cgroups has it.
+  // pids.max must be 1 for the job itself, so 0 means that the job may not fork, as in opencontainers/cgroups.
   const value = asked === 0n ? "1" : limit("resources.pids.limit", asked, PIDS_MAX);
   return [{ file: "pids.max", value, controller: "pids", field: "resources.pids.limit" }];
 }
 
 /**
- * The cgroup v2 files to write for `resources`, in order; rules and order are those of opencontainers/cgroups, fs2,
- * where docs/limits.md says no other. Of `devices` there is a program and no file: limits/devices.ts. Throws JobError:
- * `invalid` for a value out of range, `unsupported` for what cgroup v2 or this host does not have.
+ * The cgroup v2 files to write for `resources`, in order. Rules and order are those of opencontainers/cgroups, fs2, unless
+ * docs/limits.md says otherwise. `devices` become a program, not a file: devices.ts. Throws JobError: `invalid` for a value
+ * out of range, `unsupported` for what cgroup v2 or this host does not have.
  */
 export function settingsOf(resources: LinuxResources, host: Host): Setting[] {
   checkSizes("resources", resources);

@@ -3,13 +3,13 @@ import { JobError } from "./errors.ts";
 
 /* Why a start failed, for whoever asked for it. */
 
-/** A disk that takes no writing, for now. */
+/** Errnos of a disk that cannot be written at the moment. */
 export const FAILING = new Set(["EIO", "EROFS"]);
 /** The same of SQLite, sqlite.org/rescode.html: NOMEM, READONLY, IOERR, FULL, CANTOPEN. */
 const SQLITE_FAILING = new Set([7, 8, 10, 13, 14]);
 export const EXHAUSTED = new Set(["EAGAIN", "ENOMEM", "EMFILE", "ENFILE", "ENOSPC", "EDQUOT"]);
 
-/** Of a limit that the kernel did not take: names the field, and the file, value and errno. */
+/** The error for a limit that the kernel refused, with field, file, value and errno. */
 export function notWritten(
   { file, value, field }: { readonly file: string; readonly value: string; readonly field: string | undefined },
   cause: unknown,
@@ -32,7 +32,7 @@ export function isFailing(error: unknown): boolean {
   return error instanceof Error && "errcode" in error && SQLITE_FAILING.has(Number(error.errcode) & 0xff);
 }
 
-/** Of whatever a start was ended by. */
+/** The JobError for whatever made a start fail. */
 export function refusal(error: unknown): JobError {
   if (error instanceof JobError) return error;
   const code = codeOf(error);
@@ -50,7 +50,7 @@ export function refusal(error: unknown): JobError {
     : new JobError("internal", `the job could not be started: ${message}`, { facts: { errno: code }, cause: error });
 }
 
-/** Of output that could not be opened, watched or read; anything but a system call's failure stays what it is. */
+/** The error for output that could not be opened, watched or read. Anything but a failed system call is returned unchanged. */
 export function unreadable(id: string, error: unknown): unknown {
   const errno = codeOf(error);
   if (!(error instanceof Error) || !("syscall" in error)) return error;

@@ -20,18 +20,18 @@ export interface LinuxResources {
   readonly unified?: Readonly<Record<string, string>>;
 }
 
-/** An absent part is any. -1 is any number, too. */
+/** A rule for devices. An absent part matches any; so does a number of -1. */
 export interface LinuxDeviceCgroup {
   readonly allow: boolean;
   readonly type?: string;
   readonly major?: bigint;
   readonly minor?: bigint;
   readonly access?: string;
-  /** On the worker, instead of type and numbers. Not of OCI's. */
+  /** A path on the worker, instead of type and numbers. OCI does not have this field. */
   readonly path?: string;
 }
 
-/** Bytes, but for swappiness (0 to 100). */
+/** Limits in bytes; swappiness is 0 to 100. */
 export interface LinuxMemory {
   readonly limit?: bigint;
   readonly reservation?: bigint;
@@ -68,11 +68,11 @@ export interface LinuxBlockIO {
   readonly throttleWriteIOPSDevice?: readonly LinuxThrottleDevice[];
 }
 
-/** A device by its number, or by its path on the worker with both numbers 0. */
+/** A device by its number; or by its path on the worker, and then both numbers are 0. */
 interface LinuxBlockDevice {
   readonly major: bigint;
   readonly minor: bigint;
-  /** Not of OCI's. */
+  /** OCI does not have this field. */
   readonly path?: string;
 }
 

@@ -18,10 +18,10 @@ import { directoryStore } from "../archive/directory.ts";
 import { openArchivedLog } from "../archive/log.ts";
 import type { Store } from "../archive/store.ts";
 import { endedJob } from "../jobs/end.ts";
-import { runningOf } from "../jobs/running.ts";
+import { trackedJob } from "../jobs/tracked-job.ts";
 import { removeSpares } from "../jobs/take-up.ts";
 import { readJob } from "../journal/job-file.ts";
-import { openJournal, record, type Record } from "../journal/journal.ts";
+import { openJournal, record, type JobRecord } from "../journal/journal.ts";
 import { recoverJournal } from "../journal/rebuild.ts";
 import { compressLog } from "../log/compress.ts";
 import { type Log, openCompressedLog, openLog, openPlainLog } from "../log/log.ts";
@@ -250,7 +250,7 @@ const TOLD: Job = {
 function takeExit(directory: string): void {
   const exit = readExit(directory);
   if (exit && exit !== "damaged")
-    tell(endedJob(runningOf(TOLD, directory, { kind: "none", reason: "" }), exit, undefined));
+    tell(endedJob(trackedJob(TOLD, directory, { kind: "none", reason: "" }), exit, undefined));
 }
 
 function takeJob(directory: string): void {
@@ -307,7 +307,7 @@ function rowTarget(files: string): Opened {
 
 function useJournal(stateDir: string, ids: readonly string[], random: Random): void {
   using journal = openJournal(stateDir);
-  const told = (found: Record | undefined): void => {
+  const told = (found: JobRecord | undefined): void => {
     if (found) tell(found.job);
   };
   const calls: (() => unknown)[] = [

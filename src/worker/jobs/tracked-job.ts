@@ -8,8 +8,8 @@ import type { Job, Usage } from "../model/job.ts";
 import type { Exit } from "../supervisor/exit.ts";
 import { nowMs } from "../system/process.ts";
 
-/** A job that has not ended, as this process knows it. */
-export interface Running {
+/** A job from its start, or from being taken up, until its end is on the disk and its group is removed. */
+export interface TrackedJob {
   job: Job;
   readonly directory: string;
   /** The job's cgroup, undefined without cgroup v2; and the controllers that measure it. */
@@ -43,8 +43,8 @@ export interface Running {
 /** Each waiter writes an answer: thousands in one turn would hold the event loop. */
 const WAITERS_IN_A_TURN = 16;
 
-export function runningOf(job: Job, jobsDir: string, hierarchy: Hierarchy): Running {
-  const entry: Running = {
+export function trackedJob(job: Job, jobsDir: string, hierarchy: Hierarchy): TrackedJob {
+  const entry: TrackedJob = {
     job,
     directory: join(jobsDir, job.id),
     group: hierarchy.kind === "cgroup2" ? join(hierarchy.path, job.id) : undefined,
@@ -83,13 +83,13 @@ export function runningOf(job: Job, jobsDir: string, hierarchy: Hierarchy): Runn
 }
 
 /** The job with its present figures; or as it ended, which may be known only here until the disk has it. */
-export function current(entry: Running): Job {
+export function current(entry: TrackedJob): Job {
   if (entry.job.state === "ended") return entry.job;
   return { ...entry.job, usage: usageOf(entry), output: extentOf(entry) };
 }
 
 /** What the job has used: from its cgroup, or from the exit record when the cgroup is gone. */
-export function usageOf(entry: Running, exit?: Exit): Usage {
+export function usageOf(entry: TrackedJob, exit?: Exit): Usage {
   const elapsedMs = exit ? Number(exit.get("elapsed_ns")) / 1e6 : sinceStartMs(entry);
   if (entry.group !== undefined) {
     try {
@@ -108,12 +108,12 @@ export function usageOf(entry: Running, exit?: Exit): Usage {
 }
 
 /** Falls back to the wall clock when the monotonic start time is not known. */
-function sinceStartMs({ startedMs, job: { startedAt } }: Running): number {
+function sinceStartMs({ startedMs, job: { startedAt } }: TrackedJob): number {
   const elapsedMs = startedMs === undefined ? Date.now() - (startedAt?.getTime() ?? Date.now()) : nowMs() - startedMs;
   return Math.max(0, elapsedMs);
 }
 
-export function extentOf(entry: Running): Job["output"] {
+export function extentOf(entry: TrackedJob): Job["output"] {
   try {
     using output = openLog(entry.directory);
     return output.extent();
@@ -123,32 +123,32 @@ export function extentOf(entry: Running): Job["output"] {
 }
 
 /** The jobs whose logs are watched, and how many events have come for them in this turn of the event loop. */
-const watched = new Set<Running>();
+const watched = new Set<TrackedJob>();
 let told = 0;
 /** The kernel queues 16,384 events by default and drops the rest; Node does not tell of IN_Q_OVERFLOW (inotify(7)). */
 const MANY_EVENTS = 4096;
 
 /** Wakes a job's followers. When very many events come at once, some may have been dropped, so all followers are woken. */
-function hear(entry: Running): void {
+function hear(entry: TrackedJob): void {
   if (++told === 1) setImmediate(() => (told = 0));
   for (const each of told % MANY_EVENTS === 0 ? watched : [entry]) for (const wake of each.followers) wake();
 }
 
 /** Calls `wake` whenever there may be more output, and at the end, until disposed. A job's followers share one watch. */
-export function subscribe(entry: Running, wake: () => void): Disposable {
+export function subscribe(entry: TrackedJob, wake: () => void): Disposable {
   entry.watcher ??= watch(join(entry.directory, "output"), () => hear(entry)).on("error", () => hear(entry));
   watched.add(entry);
   return awaitEnd(entry, wake);
 }
 
-export function unwatch(entry: Running): void {
+export function unwatch(entry: TrackedJob): void {
   entry.watcher?.close();
   delete entry.watcher;
   watched.delete(entry);
 }
 
 /** Calls `wake` at the end, and perhaps earlier, until disposed. */
-export function awaitEnd(entry: Running, wake: () => void): Disposable {
+export function awaitEnd(entry: TrackedJob, wake: () => void): Disposable {
   entry.followers.add(wake);
   return {
     [Symbol.dispose]() {
@@ -160,7 +160,7 @@ export function awaitEnd(entry: Running, wake: () => void): Disposable {
 }
 
 /** Resolves to the job when it has ended. `signal` ends the waiting with `unavailable`, which leaves nothing behind. */
-export async function endOf(entry: Running, signal: AbortSignal | undefined): Promise<Job> {
+export async function endOf(entry: TrackedJob, signal: AbortSignal | undefined): Promise<Job> {
   const { waiting } = entry;
   if (!waiting) return entry.ended.promise;
   const waiter = Promise.withResolvers<Job>();

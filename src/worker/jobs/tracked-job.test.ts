@@ -1,11 +1,11 @@
 import { expect, test } from "vitest";
 import { finished, run, testWorker } from "../testing/worker.ts";
-import { endOf, runningOf } from "./running.ts";
+import { endOf, trackedJob } from "./tracked-job.ts";
 
 test("whoever waits for an end gets it, and leaves nothing behind on giving up", async () => {
   await using worker = await testWorker();
   const job = await finished(worker, run("true"));
-  const entry = runningOf(job, worker.stateDir, { kind: "none", reason: "of no matter" });
+  const entry = trackedJob(job, worker.stateDir, { kind: "none", reason: "of no matter" });
   const stays = endOf(entry, undefined);
   for (let i = 0; i < 100; i++) {
     const abort = new AbortController();
