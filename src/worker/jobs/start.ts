@@ -4,7 +4,7 @@ import { removeDirectory } from "../journal/state-directory.ts";
 import { JobError, notFound } from "../model/errors.ts";
 import { refusal } from "../model/failure.ts";
 import type { Job, JobSpec } from "../model/job.ts";
-import { GRACE_MS, order } from "../supervisor/control.ts";
+import { order } from "../supervisor/control.ts";
 import { nowMs } from "../system/process.ts";
 import { withReserve } from "../system/reserve.ts";
 import { type Context, track, untrack } from "./context.ts";
