@@ -22,7 +22,8 @@ export default defineConfig({
     reporters: [process.stdout.isTTY ? "default" : "dot", tally],
     // Tests wait for processes as much as they compute: one worker more than there are CPUs keeps those busy.
     maxWorkers: availableParallelism() + 1,
-    testTimeout: 60_000,
-    hookTimeout: 60_000,
+    // A test that hangs is told of late, and none that works is cut short on a machine that has much else to do.
+    testTimeout: 180_000,
+    hookTimeout: 180_000,
   },
 });

@@ -281,7 +281,7 @@ test("a client that does not read long answers gets no more of them, while other
   expect(process.memoryUsage().arrayBuffers).toBeLessThan(4 * MAX_UNREAD_BYTES);
   session[Symbol.dispose]();
   await expect.poll(() => query(server, reader).catch(() => undefined), PATIENCE).toMatchObject({ pid: JOB.pid });
-}, 30_000);
+});
 
 test("of what all share one has a half at most, and the last eighth is for those who have few", () => {
   const limit = shares(512);

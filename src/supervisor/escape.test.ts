@@ -108,7 +108,7 @@ describe.skipIf(!isRoot).each(WHO)(`a job of $name${isRoot ? "" : " [skipped: it
       [`interpreter ${path}`, { ...who.spec, argv: [scriptOf(`${path}/bin/true`, join(it.place, `script-${n}`))] }],
     ]);
     expect((await accepted(it, specs)).toSorted()).toEqual([`cwd ${own}`, `interpreter ${own}`, `program ${own}`]);
-  }, 120_000);
+  });
 
   test("reaches none of them while it runs", async () => {
     await using it = await open(who);

@@ -222,7 +222,7 @@ describe.skipIf(withoutOpenssl)(
       dir = made.path;
       await shell(MAKE, dir);
       return () => made.remove();
-    }, 120_000);
+    });
 
     it.each(ROWS)("a client is told %s, where it is a worker's", async (_, { cert, ca = "root.crt", server }) => {
       // As OpenSSL lets a worker do that asks for it: the fault is in what the client sees.

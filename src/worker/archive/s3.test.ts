@@ -15,9 +15,17 @@ const { signal } = new AbortController();
 /** A Go program has to be built once. */
 const BUILD_MS = 15 * 60_000;
 const BIG = 2 * PART_BYTES + 3;
+/** The silence that is too long: to a server that works no machine is ever so slow, and one that is held up is given up soon. */
+const [PATIENT_MS, IMPATIENT_MS] = [20_000, 1500];
+
+interface Setup {
+  readonly size?: number;
+  readonly secret?: string;
+  readonly silenceMs?: number;
+}
 
 /** A store on `server`, with a proxy before it, and a file to be put there. */
-async function setup(server: S3Server, { size = 1000, secret }: { readonly size?: number; readonly secret?: string }) {
+async function setup(server: S3Server, { size = 1000, secret, silenceMs = PATIENT_MS }: Setup) {
   credentials(secret);
   const stack = new AsyncDisposableStack();
   const files = stack.use(testDirectory());
@@ -28,7 +36,7 @@ async function setup(server: S3Server, { size = 1000, secret }: { readonly size?
     bucket: BUCKET,
     prefix,
     endpoint: `http://127.0.0.1:${proxy.port}`,
-    silenceMs: 500,
+    silenceMs,
   } as const;
   const store = stack.use(await openS3(place));
   const bytes = randomBytes(size);
@@ -164,7 +172,7 @@ describe.each(servers)("an archive on $name", ({ name, checksums, start }) => {
   });
 
   test.each(["refuse", "cut", "stall"] as const)("fails in time when connections are met with: %s", async (weather) => {
-    await using a = await setup(server, { size: BIG });
+    await using a = await setup(server, { size: BIG, silenceMs: IMPATIENT_MS });
     await a.proxy.set(weather, 100_000);
     await expect(a.put()).rejects.toThrow(/ECONNREFUSED|ECONNRESET|EPIPE|hang up|timed out|inactivity/);
     await a.proxy.set("fair");
@@ -180,7 +188,7 @@ describe.each(servers)("an archive on $name", ({ name, checksums, start }) => {
   });
 
   test("ends a read whose bytes stop coming", async () => {
-    await using a = await setup(server, { size: PART_BYTES });
+    await using a = await setup(server, { size: PART_BYTES, silenceMs: IMPATIENT_MS });
     await a.put();
     await using stored = await a.store.open(a.key, signal);
     a.proxy.onRequest = () => a.proxy.set("hole", 100_000);
