@@ -1,13 +1,10 @@
 import { execFile } from "node:child_process";
 import { join } from "node:path";
-import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type Host, startHost } from "./testing.ts";
+import { type Host, JOBS, JOBSD, startHost } from "./testing.ts";
 
 const run = promisify(execFile);
-const JOBS = fileURLToPath(new URL("jobs.ts", import.meta.url));
-const JOBSD = fileURLToPath(new URL("jobsd.ts", import.meta.url));
 /** A byte that is no UTF-8, which a shell alone can put into a word. */
 const BYTE = "$(printf '\\377')";
 

@@ -2,13 +2,11 @@ import { execFile, spawn } from "node:child_process";
 import { once } from "node:events";
 import { constants, existsSync, readFileSync } from "node:fs";
 import { writeFile } from "node:fs/promises";
-import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type Host, startHost } from "./testing.ts";
+import { type Host, JOBS, JOBSD, startHost } from "./testing.ts";
 
 const run = promisify(execFile);
-const [JOBS, JOBSD] = ["jobs.ts", "jobsd.ts"].map((file) => fileURLToPath(new URL(file, import.meta.url)));
 
 let host: Host;
 let id: string;
@@ -32,12 +30,8 @@ describe("a descriptor that the caller shares with other programs stays as it wa
   ] as const;
   const pipes = programs.map(([name, line]) => [name, "pipe", line, "2>&1 | cat"] as const);
   const sockets = programs.slice(0, 3).map(([name, line]) => [name, "socket", line, ""] as const);
-  const built = pipes.map(([name, kind, line, through]) => {
-    const file = fileURLToPath(new URL(`../dist/${name.split(" ")[0]}.js`, import.meta.url));
-    return [`${name} as it is built`, kind, line.replace(/"\$JOBSD?"/, file), through] as const;
-  });
 
-  it.each([...pipes, ...built, ...sockets])("by %s, where it is a %s", async (_, kind, line, through) => {
+  it.each([...pipes, ...sockets])("by %s, where it is a %s", async (_, kind, line, through) => {
     const flags = `${host.dir}/flags`;
     // The shell looks at what it shares with the program once that has written.
     const script = `{ exec 9>&1; ${line} & read go; cat /proc/self/fdinfo/9 >"${flags}"; kill $!; wait $!; } ${through}`;

@@ -13,7 +13,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { expect, test } from "vitest";
 import type { Recovered } from "../src/worker/journal/rebuild.ts";
-import { type Host, launch, type Ran, startHost } from "./testing.ts";
+import { type Host, JOBSD, launch, type Ran, startHost } from "./testing.ts";
 
 const DEATH = fileURLToPath(new URL("../src/worker/testing/death.ts", import.meta.url));
 
@@ -108,8 +108,7 @@ test.each([
   await host.crash(async () => {
     const journal = join(state, "journal.db");
     const before = readFileSync(journal);
-    const file = fileURLToPath(new URL("jobsd.ts", import.meta.url));
-    const cut = spawnSync(process.execPath, ["--import", DEATH, file, "--recover", "--state", state], {
+    const cut = spawnSync(process.execPath, ["--import", DEATH, JOBSD, "--recover", "--state", state], {
       env: { ...process.env, DEATH: death },
     });
     expect(cut.signal).toBe("SIGKILL");

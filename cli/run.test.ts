@@ -5,7 +5,7 @@ import { text } from "node:stream/consumers";
 import { readFile, symlink } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type Host, startHost } from "./testing.ts";
+import { type Host, JOBS, startHost } from "./testing.ts";
 
 let host: Host;
 beforeAll(async () => {
@@ -140,7 +140,6 @@ describe("jobs run", () => {
 
   it("stops the job when its output finds no room", async () => {
     const script = `exec "$NODE" -- "$JOBS" run --label full=yes -- sh -c 'echo up; exec sleep 600' >/dev/full`;
-    const JOBS = fileURLToPath(new URL("jobs.ts", import.meta.url));
     const env = { ...process.env, ...host.as("writer"), NODE: process.execPath, JOBS };
     const { status, stderr } = spawnSync("sh", ["-c", script], { env, encoding: "utf8" });
     expect({ status, stderr }).toEqual({ status: 125, stderr: expect.stringMatching(/^jobs: stdout: ENOSPC/) });

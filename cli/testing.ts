@@ -1,4 +1,4 @@
-import { type ChildProcess, spawn } from "node:child_process";
+import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
 import { closeSync, openSync } from "node:fs";
 import { chmod, mkdtemp, rm } from "node:fs/promises";
@@ -7,8 +7,18 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { issueAll } from "../certs/issue.ts";
 
-/** Half of a program's start from source is its compilation. */
-const CACHE = fileURLToPath(new URL("../node_modules/.cache/jobs-tests", import.meta.url));
+const ROOT = fileURLToPath(new URL("..", import.meta.url));
+/** Half of a program's start is its compilation. */
+const CACHE = join(ROOT, "node_modules/.cache/jobs-tests");
+
+/** The built programs. They are built anew where a source has changed since; test files run at once, and one of them builds. */
+export const [JOBS, JOBSD] = [join(ROOT, "dist/jobs.js"), join(ROOT, "dist/jobsd.js")];
+const BUNDLE = `[ -e "$0" ] && [ -z "$(find cli src certs proto/generated package.json rolldown.config.ts -newer "$0" -name '*.*s*' ! -name '*.test.ts' -print -quit)" ] ||
+  "$1" node_modules/rolldown/bin/cli.mjs --config rolldown.config.ts`;
+execFileSync("flock", [ROOT, "sh", "-c", BUNDLE, JOBS, process.execPath], {
+  cwd: ROOT,
+  stdio: ["ignore", "ignore", "inherit"],
+});
 
 /** How a program ended and what it wrote. */
 export interface Ran {
@@ -30,8 +40,6 @@ export interface Running {
 const launched = new Set<ChildProcess>();
 
 interface LaunchOptions {
-  /** What npm run build has made of it, and not its source. */
-  readonly built?: boolean | undefined;
   /** Files that it writes to, at their end. */
   readonly stdout?: string | undefined;
   readonly stderr?: string | undefined;
@@ -39,16 +47,15 @@ interface LaunchOptions {
   readonly cwd?: string | undefined;
 }
 
-/** Runs one of the programs of cli/, from its source unless otherwise said. */
+/** Runs one of the programs. */
 export function launch(
   program: "jobs" | "jobsd",
   args: readonly string[],
   env: NodeJS.ProcessEnv = {},
-  { built = false, stdout, stderr, cwd }: LaunchOptions = {},
+  { stdout, stderr, cwd }: LaunchOptions = {},
 ): Running {
-  const file = fileURLToPath(new URL(built ? `../dist/${program}.js` : `${program}.ts`, import.meta.url));
   const opened = [stdout, stderr].map((path) => (path === undefined ? "pipe" : openSync(path, "a")));
-  const child = spawn(process.execPath, ["--", file, ...args], {
+  const child = spawn(process.execPath, ["--", program === "jobs" ? JOBS : JOBSD, ...args], {
     env: { PATH: process.env["PATH"], HOME: "/nonexistent", NODE_COMPILE_CACHE: CACHE, ...env },
     stdio: ["pipe", ...opened],
     cwd,
