@@ -25,6 +25,7 @@ const ROOMS: Readonly<Record<string, { readonly rooms: readonly string[]; readon
   "src/worker/jobs": { rooms: ["src/os", ...worker(...WORKER)] },
   "src/worker/doctor": { rooms: ["src/os", ...worker("model", "system", "limits", "cgroup", "supervisor")] },
   "src/x509": { rooms: ["src/os"] },
+  "src/testing": { rooms: [] },
   "src/server": {
     rooms: ["src/os", "src/worker", "src/x509", "proto"],
     packages: ["@grpc/grpc-js", "pino", "@bufbuild/protobuf"],

@@ -1,6 +1,6 @@
 import { availableParallelism } from "node:os";
 import { defineConfig } from "vitest/config";
-import type { Reporter, TestCase } from "vitest/node";
+import type { Reporter, TestCase, TestSuite } from "vitest/node";
 
 /** Tells once what was skipped and why, and closes with one line that a program can read. */
 export const tally: Reporter = {
@@ -8,13 +8,20 @@ export const tally: Reporter = {
     const tests = modules.flatMap((module) => [...module.children.allTests()]);
     const of = (state: string): TestCase[] => tests.filter((test) => test.result().state === state);
     const skipped = of("skipped");
-    const reasons = Map.groupBy(skipped, ({ fullName }) => /\[skipped: (.+?)\]/.exec(fullName)?.[1] ?? "not asked for");
+    const reasons = Map.groupBy(skipped, lackingOf);
     for (const [why, { length }] of reasons) process.stdout.write(`${length} skipped: ${why}\n`);
     process.stdout.write(
       `${of("passed").length} passed, ${of("failed").length} failed${skipped.length ? `, ${skipped.length} skipped` : ""}\n`,
     );
   },
 };
+
+/** Why a test was left out: its own reason, or that of a suite around it (src/testing/root.ts). */
+function lackingOf(test: TestCase | TestSuite): string {
+  const own = test.meta().lacking;
+  if (own !== undefined) return own;
+  return test.parent.type === "suite" ? lackingOf(test.parent) : "not asked for";
+}
 
 export default defineConfig({
   test: {

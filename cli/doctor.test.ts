@@ -2,14 +2,13 @@ import { execFileSync } from "node:child_process";
 import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { isRoot, needsRoot } from "../src/testing/root.ts";
 import { type Host, launch, startHost } from "./testing.ts";
 
 interface Examined {
   readonly findings: readonly Record<"area" | "name" | "state" | "meaning", string>[];
   readonly time?: string;
 }
-
-const root = process.getuid?.() === 0;
 
 let host: Host;
 beforeAll(async () => {
@@ -81,7 +80,7 @@ describe("jobs doctor", () => {
 describe("jobsd --check", () => {
   it("finds beside a daemon what the daemon finds, without its lock", async () => {
     const told: Examined = JSON.parse((await host.jobs(["doctor", "-o", "json"])).stdout);
-    const flags = ["--state", join(host.dir, "state"), ...(root ? ["--user", "nobody"] : [])];
+    const flags = ["--state", join(host.dir, "state"), ...(isRoot ? ["--user", "nobody"] : [])];
     const { code, stdout, stderr } = await check("--json", ...flags);
     expect(ofWorker(JSON.parse(stdout))).toEqual(ofWorker(told));
     expect({ code, stderr }).toEqual({ code: stdout.includes("STATE_MISSING") ? 1 : 0, stderr: "" });
@@ -107,7 +106,7 @@ describe("jobsd --check", () => {
     });
   });
 
-  it.runIf(root)("says who jobs run as, and whom a start may name", async () => {
+  it("says who jobs run as, and whom a start may name", needsRoot, async () => {
     const told = async (...flags: readonly string[]) => {
       const { findings }: Examined = JSON.parse((await check("--json", ...flags)).stdout);
       return findings.filter(({ area }) => area === "user").map(({ meaning }) => meaning);

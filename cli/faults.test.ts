@@ -5,8 +5,9 @@ import { connect as connectTcp, type Socket } from "node:net";
 import { join } from "node:path";
 import { setTimeout } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
+import { unless } from "../src/testing/root.ts";
 import { type Client, ClientError, connect } from "../src/client/index.ts";
-import { failing, noInjection, noMounts, reason, smallDisk } from "../src/supervisor/testing/faults.ts";
+import { failing, noInjection, noMounts, smallDisk } from "../src/supervisor/testing/faults.ts";
 import { until } from "../src/supervisor/testing/processes.ts";
 import { modes, testDirectory } from "../src/worker/testing/worker.ts";
 import { type Host, launch, startHost } from "./testing.ts";
@@ -151,7 +152,7 @@ describe("a daemon that has few descriptors left", () => {
   });
 });
 
-describe.skipIf(noInjection ?? noMounts)(`a daemon whose disk fails${reason(noInjection ?? noMounts)}`, () => {
+describe("a daemon whose disk fails", unless(noInjection ?? noMounts), () => {
   const made = new AsyncDisposableStack();
   let host: Host;
   let jobs: Client;
@@ -226,8 +227,9 @@ describe.skipIf(noInjection ?? noMounts)(`a daemon whose disk fails${reason(noIn
     expect(await textOf(jobs.stream({ jobId, follow: true }))).toBe("ready\n");
   });
 
-  test.skipIf(noGroups).each(["ENOSPC", "EROFS"])(
-    `refuses a start whose cgroup meets %s, and goes on${reason(noGroups)}`,
+  test.each(["ENOSPC", "EROFS"])(
+    "refuses a start whose cgroup meets %s, and goes on",
+    unless(noGroups),
     async (errno) => {
       {
         await using _fault = await failing(host.pid, "mkdir,mkdirat", errno);
@@ -242,8 +244,9 @@ describe.skipIf(noInjection ?? noMounts)(`a daemon whose disk fails${reason(noIn
 });
 
 describe("a daemon that cannot write its log", () => {
-  test.skipIf(noMounts)(
-    `for want of room runs on, and once there is some tells how many lines are missing${reason(noMounts)}`,
+  test(
+    "for want of room runs on, and once there is some tells how many lines are missing",
+    unless(noMounts),
     async () => {
       using directory = testDirectory();
       using disk = smallDisk(join(directory.path, "disk"), 256 * 1024);

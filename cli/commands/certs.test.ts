@@ -3,6 +3,7 @@ import { mkdir, mkdtempDisposable, readdir, readFile, stat } from "node:fs/promi
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
+import { unless } from "../../src/testing/root.ts";
 import { shell, withoutOpenssl } from "../../src/x509/testing.ts";
 import { formatInspect, formatRequest, formatSign, init, inspect, request, sign } from "./certs.ts";
 
@@ -83,7 +84,7 @@ describe("jobs certs", () => {
   );
 });
 
-describe.skipIf(withoutOpenssl)(`with what openssl has made${withoutOpenssl ? ` (${withoutOpenssl})` : ""}`, () => {
+describe("with what openssl has made", unless(withoutOpenssl), () => {
   /** A root, an intermediate CA of it, and requests that ask for a role. */
   const MAKE = `
     rsa() { openssl genpkey -quiet -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out "$1.key"; chmod 600 "$1.key"; }

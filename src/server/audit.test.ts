@@ -16,8 +16,9 @@ import { join } from "node:path";
 import { Writable } from "node:stream";
 import { status } from "@grpc/grpc-js";
 import { beforeAll, describe, expect, onTestFinished, test } from "vitest";
+import { unless } from "../testing/root.ts";
 import { StartRequest } from "../../proto/generated/jobs/v1/worker.ts";
-import { noMounts, reason, smallDisk } from "../supervisor/testing/faults.ts";
+import { noMounts, smallDisk } from "../supervisor/testing/faults.ts";
 import { openAudit, type AuditRecord } from "./audit.ts";
 import { fewOf } from "./few.ts";
 import { FEW } from "./limits.ts";
@@ -87,7 +88,7 @@ test("while the audit log cannot be written nothing is started, and stopping and
   expect(server.logged.map(({ msg }) => msg)).toContain("audit record lost");
 });
 
-test.skipIf(noMounts)(`what a full disk did not take is written first when there is room${reason(noMounts)}`, () => {
+test("what a full disk did not take is written first when there is room", unless(noMounts), () => {
   using small = smallDisk(join(directory(), "disk"), 64 * 1024);
   const path = join(small.path, "audit.log");
   const audit = openAudit(path);
@@ -103,7 +104,7 @@ test.skipIf(noMounts)(`what a full disk did not take is written first when there
   expect(whole.map(({ id }) => id)).toEqual(["first", "second", "third", "fourth"]);
 });
 
-test.skipIf(noMounts)(`of what a full disk did not take, the last 1000 lines are kept${reason(noMounts)}`, () => {
+test("of what a full disk did not take, the last 1000 lines are kept", unless(noMounts), () => {
   using small = smallDisk(join(directory(), "disk"), 1024 * 1024);
   const path = join(small.path, "audit.log");
   const audit = openAudit(path);

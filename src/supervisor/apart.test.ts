@@ -4,16 +4,23 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import type { Part } from "../worker/model/isolation.ts";
-import { compile, CREDENTIALS, FULL, isRoot, rig, type Rig, type Spec, unprivilegedRig, variants } from "./testing.ts";
+import { isRoot, needsRoot, unless } from "../testing/root.ts";
+import {
+  CREDENTIALS,
+  OWN,
+  ROOTLESS,
+  UNPRIVILEGED,
+  compile,
+  rig,
+  unprivilegedRig,
+  variants,
+  without,
+  type Rig,
+  type Spec,
+} from "./testing.ts";
 
 const isolated = variants.filter(({ mode }) => mode === "isolated");
-const ROOT: Spec = { credentials: { ...CREDENTIALS, user: "root", uid: 0, gid: 0, groups: [0], change: true } };
-const SELF: Spec = { cgroup: "", credentials: { ...CREDENTIALS, change: false } };
 const BARE = new Set<Part>(["no-new-privileges", "no-capabilities"]);
-
-function without(...parts: readonly Part[]): Set<Part> {
-  return new Set([...FULL.wanted].filter((part) => !parts.includes(part)));
-}
 
 /** The version of Landlock that this kernel has; the sixth can keep signals in. */
 function landlock(): number {
@@ -27,7 +34,7 @@ function landlock(): number {
   }
 }
 
-const noScope = landlock() < 6 ? " [skipped: this kernel's Landlock keeps no signals in]" : "";
+const noScope = landlock() < 6 ? "this kernel's Landlock keeps no signals in" : undefined;
 
 /** A job that tries all it can on its supervisor meets refusals alone, and its end is recorded. */
 async function expectUnreached(it: Rig, spec: Spec, ...words: readonly string[]): Promise<void> {
@@ -37,29 +44,30 @@ async function expectUnreached(it: Rig, spec: Spec, ...words: readonly string[])
 }
 
 describe.each(isolated)("$build: what a job does not reach of a supervisor", (variant) => {
-  test.runIf(isRoot).each([
-    ["root", new Set<Part>()],
-    ["root, without the filter of all jobs", new Set<Part>(["seccomp"])],
-  ])("that has its user: %s", async (_who, off) => {
+  test.each([
+    ["with all that keeps it off", []],
+    ["without the filter of all jobs", ["seccomp"]],
+  ] as const)("that has its user, %s", async (_what, off) => {
     await using it = await rig(variant, { isolation: { wanted: without(...off) } });
-    await expectUnreached(it, { ...ROOT, oomScoreAdj: 300 });
+    await expectUnreached(it, { ...OWN, oomScoreAdj: 300 });
   });
 
-  test.runIf(isRoot)("that has its user, without root, in a user namespace", async () => {
-    await using it = await unprivilegedRig(variant, { wanted: new Set<Part>([...without("cgroup"), "user"]) });
+  test("that has its user, without root, in a user namespace", needsRoot, async () => {
+    await using it = await unprivilegedRig(variant, { wanted: ROOTLESS });
     expect(it.spawner.lacking).toEqual(new Map());
-    await expectUnreached(it, SELF);
+    await expectUnreached(it, UNPRIVILEGED);
   });
 
-  test.runIf(isRoot && noScope === "")(
-    `that has its user, without root and without namespaces, signals among it${noScope}`,
+  test(
+    "that has its user, without root and without namespaces, signals among it",
+    isRoot ? unless(noScope) : needsRoot,
     async () => {
       await using it = await unprivilegedRig(variant, { wanted: BARE });
-      await expectUnreached(it, SELF, "signals");
+      await expectUnreached(it, UNPRIVILEGED, "signals");
     },
   );
 
-  test.runIf(isRoot)("that has another user, without namespaces", async () => {
+  test("that has another user, without namespaces", needsRoot, async () => {
     await using it = await rig(variant, { isolation: { wanted: BARE } });
     const { exit, job } = await it.run({
       argv: [compile("reaches", it), "signals"],

@@ -7,13 +7,13 @@ import { deviceProgram } from "../worker/limits/devices.ts";
 import { thisHost } from "../worker/limits/host.ts";
 import type { LinuxDeviceCgroup } from "../worker/model/resources.ts";
 import { refused } from "../worker/testing/worker.ts";
-import { compile, CREDENTIALS, isRoot, rig, type Rig, variants } from "./testing.ts";
+import { needsRoot } from "../testing/root.ts";
+import { CREDENTIALS, OWN, compile, rig, variants, type Rig } from "./testing.ts";
 
 function program(...devices: readonly LinuxDeviceCgroup[]): Buffer {
   return deviceProgram(devices, thisHost(undefined)) ?? Buffer.alloc(0);
 }
 
-const ROOT = { ...CREDENTIALS, user: "root", group: "root", uid: 0, gid: 0, groups: [] };
 const READ_ONLY = program({ allow: true }, { allow: false, path: "/dev/zero", access: "w" });
 /** Tells what may be done with /dev/zero. */
 const TRY = `
@@ -28,10 +28,10 @@ function makes(it: Rig, cgroup: string, ...node: readonly string[]): boolean {
   return spawnSync("sh", ["-c", script], { stdio: "ignore" }).status === 0;
 }
 
-describe.runIf(isRoot).each(variants.filter(({ mode }) => mode === "cgroup"))("$build", (variant) => {
+describe.each(variants.filter(({ mode }) => mode === "cgroup"))("$build", needsRoot, (variant) => {
   test("a job without device rules opens what the file's mode allows", async () => {
     await using it = await rig(variant);
-    for (const credentials of [CREDENTIALS, ROOT]) {
+    for (const credentials of [CREDENTIALS, OWN.credentials]) {
       const { job } = await it.run({ script: TRY, credentials });
       expect(job.output()).toBe("read\nwritten\nboth\n");
     }
@@ -39,7 +39,7 @@ describe.runIf(isRoot).each(variants.filter(({ mode }) => mode === "cgroup"))("$
 
   test("a job with rules opens what they allow, from its first instruction, whoever it runs as", async () => {
     await using it = await rig(variant);
-    for (const credentials of [CREDENTIALS, ROOT]) {
+    for (const credentials of [CREDENTIALS, OWN.credentials]) {
       const { job } = await it.run({ script: TRY, credentials, devices: READ_ONLY });
       expect(job.output()).toBe("read\n");
       const { exit } = await it.run({ argv: ["dd", "of=/dev/zero", "count=0"], credentials, devices: READ_ONLY });
@@ -171,19 +171,16 @@ describe.runIf(isRoot).each(variants.filter(({ mode }) => mode === "cgroup"))("$
     await it.spawner.devices(launch.cgroup, READ_ONLY);
   });
 
-  test.runIf(spawnSync("setpriv", ["--version"]).status === 0)(
-    "without the capabilities it takes, no job is started without its rules",
-    async () => {
-      const dropped = "setpriv --bounding-set=-bpf,-sys_admin,-net_admin";
-      await using it = await rig(variant, { prelude: `[ "$DROPPED" ] || DROPPED=1 exec ${dropped} "$0" "$@"` });
-      expect(await refused(() => it.start({ script: TRY, devices: READ_ONLY }))).toMatchObject({
-        code: "unsupported",
-        field: "resources.devices",
-        facts: { stage: "devices", errno: "EPERM" },
-      });
-      expect((await it.run({ script: TRY })).job.output()).toBe("read\nwritten\nboth\n");
-    },
-  );
+  test("without the capabilities it takes, no job is started without its rules", async () => {
+    const dropped = "setpriv --bounding-set=-bpf,-sys_admin,-net_admin";
+    await using it = await rig(variant, { prelude: `[ "$DROPPED" ] || DROPPED=1 exec ${dropped} "$0" "$@"` });
+    expect(await refused(() => it.start({ script: TRY, devices: READ_ONLY }))).toMatchObject({
+      code: "unsupported",
+      field: "resources.devices",
+      facts: { stage: "devices", errno: "EPERM" },
+    });
+    expect((await it.run({ script: TRY })).job.output()).toBe("read\nwritten\nboth\n");
+  });
 });
 
 describe.each(variants.filter(({ mode }) => mode === "descent"))("without a cgroup, $build", (variant) => {

@@ -3,7 +3,8 @@ import { once } from "node:events";
 import { closeSync, openSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { BINARIES, CREDENTIALS, compile, hardened, isRoot, rig, type Rig, type Spec } from "./testing.ts";
+import { isRoot } from "../testing/root.ts";
+import { BINARIES, CREDENTIALS, compile, hardened, rig, type Rig, type Spec } from "./testing.ts";
 import { soon, statOf } from "./testing/processes.ts";
 
 /** What a daemon may be that its jobs are not. */

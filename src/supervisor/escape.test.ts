@@ -2,8 +2,9 @@ import { chmodSync, chownSync, mkdirSync, mkdtempSync, rmSync, symlinkSync, writ
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { isNamespace, type Part, PARTS } from "../worker/model/isolation.ts";
-import { CREDENTIALS, FULL, inFlight, isRoot, rig, type Rig, type Spec, type Variant } from "./testing.ts";
+import { PARTS, isNamespace, type Part } from "../worker/model/isolation.ts";
+import { needsRoot } from "../testing/root.ts";
+import { OWN, UNPRIVILEGED, inFlight, rig, without, type Rig, type Spec, type Variant } from "./testing.ts";
 
 /* A job stands in its own mounts: no path leads it to a descriptor, a root or a directory of those who started it. */
 
@@ -15,8 +16,6 @@ const WITHOUT_ROOT = `if [ $(id -u) = 0 ]; then
   chown 65534 "$(dirname "$0")"
   exec setpriv --reuid=65534 --regid=65534 --clear-groups sh "$0" "$@"
 fi`;
-const SAME: Spec = { cgroup: "", credentials: { ...CREDENTIALS, change: false } };
-const ROOT: Spec = { credentials: { ...CREDENTIALS, user: "root", uid: 0, gid: 0, groups: [0], change: true } };
 
 const NAMESPACES = PARTS.filter(isNamespace);
 
@@ -30,12 +29,12 @@ interface Who {
 /** Who a job runs as, and what its daemon is. */
 const WHO: readonly Who[] = [
   { name: "nobody", spec: {}, off: [], rootless: false },
-  { name: "root", spec: ROOT, off: [], rootless: false },
+  { name: "root", spec: OWN, off: [], rootless: false },
   { name: "nobody, no pid namespace", spec: {}, off: ["pid"], rootless: false },
-  { name: "root, no pid namespace", spec: ROOT, off: ["pid"], rootless: false },
-  { name: "a rootless daemon", spec: SAME, off: ["cgroup"], rootless: true },
-  { name: "a rootless daemon, no pid namespace", spec: SAME, off: ["cgroup", "pid"], rootless: true },
-  { name: "a rootless daemon, no namespaces", spec: SAME, off: NAMESPACES, rootless: true },
+  { name: "root, no pid namespace", spec: OWN, off: ["pid"], rootless: false },
+  { name: "a rootless daemon", spec: UNPRIVILEGED, off: ["cgroup"], rootless: true },
+  { name: "a rootless daemon, no pid namespace", spec: UNPRIVILEGED, off: ["cgroup", "pid"], rootless: true },
+  { name: "a rootless daemon, no namespaces", spec: UNPRIVILEGED, off: NAMESPACES, rootless: true },
 ];
 
 /** A rig whose jobs' directories are the spawner's to write. */
@@ -44,7 +43,7 @@ async function open({ off, rootless }: Who): Promise<Rig & { readonly place: str
   const jobs = join(place, "jobs");
   mkdirSync(jobs);
   chmodSync(place, 0o755);
-  const wanted = new Set<Part>([...FULL.wanted].filter((part) => !off.includes(part)));
+  const wanted = without(...off);
   if (rootless) {
     chownSync(jobs, 65534, 65534);
     if (!off.includes("user")) wanted.add("user");
@@ -95,7 +94,7 @@ function scriptOf(path: string, name: string): string {
   return name;
 }
 
-describe.skipIf(!isRoot).each(WHO)(`a job of $name${isRoot ? "" : " [skipped: it takes root]"}`, (who) => {
+describe.each(WHO)("a job of $name", needsRoot, (who) => {
   test("gets no descriptor of those above it as its directory, its program or its interpreter", async () => {
     await using it = await open(who);
     await it.run({ ...who.spec, script: "true" });

@@ -2,8 +2,9 @@ import { existsSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSyn
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { SPARE } from "../worker/supervisor/spare.ts";
-import { rig, type Variant, variants } from "./testing.ts";
-import { failing, noInjection, reason } from "./testing/faults.ts";
+import { rig, variants, type Variant } from "./testing.ts";
+import { unless } from "../testing/root.ts";
+import { failing, noInjection } from "./testing/faults.ts";
 import { childrenOf, marked, runs, soon, until } from "./testing/processes.ts";
 import { bytesOf, readLog } from "./testing/records.ts";
 
@@ -11,7 +12,7 @@ const CUE = 'read x < "$CUE"';
 const WRITES = "pwrite64,ftruncate";
 
 describe.each(variants)("$mode, $build", (variant) => {
-  describe.skipIf(noInjection)(`on a disk that fails${reason(noInjection)}`, () => {
+  describe("on a disk that fails", unless(noInjection), () => {
     test.each([
       ["EIO", WRITES],
       ["EDQUOT", WRITES],
@@ -114,8 +115,9 @@ test("jobs that a spawner has no descriptors to watch are not gone, and it hears
   await soon(Promise.all(ends), "all have been told gone");
 });
 
-test.skipIf(noInjection)(
-  `an exit record that cannot be written for 30 s is given up, and its supervisor ends with the errno${reason(noInjection)}`,
+test(
+  "an exit record that cannot be written for 30 s is given up, and its supervisor ends with the errno",
+  unless(noInjection),
   async () => {
     await using it = await rig(plain);
     const launch = it.launchOf({ script: `echo before; ${CUE}; exit 7` });
@@ -133,7 +135,7 @@ test.skipIf(noInjection)(
   },
 );
 
-describe.skipIf(noInjection)(`where a job's files cannot be had${reason(noInjection)}`, () => {
+describe("where a job's files cannot be had", unless(noInjection), () => {
   test.each(["ENOSPC", "EDQUOT", "EIO", "EROFS"])(
     "for %s, starts go on while there are spares, and are then refused as exhausted, with the stage",
     async (errno) => {
@@ -214,12 +216,13 @@ test("a spawner whose binary is away for a while is had once it is back", async 
   expect(it.logged).toEqual(["the spawner ended (SIGKILL)"]);
 });
 
-test.skipIf(noInjection).each([
+test.each([
   ["socketpair", "EMFILE"],
   ["clone", "EAGAIN"],
   ["clone", "ENOMEM"],
 ])(
-  `without a spawner, whose %s meets %s, starts are refused as exhausted for good, and jobs are told of once there is one${reason(noInjection)}`,
+  "without a spawner, whose %s meets %s, starts are refused as exhausted for good, and jobs are told of once there is one",
+  unless(noInjection),
   async (call, errno) => {
     await using it = await rig(plain);
     const job = await it.start({ script: `${CUE}; exit 3` });

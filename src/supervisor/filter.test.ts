@@ -4,10 +4,25 @@ import { constants } from "node:os";
 import { delimiter, join } from "node:path";
 import { describe, expect, test } from "vitest";
 import type { Part } from "../worker/model/isolation.ts";
-import { compile, CREDENTIALS, FULL, isRoot, rig, type Rig, type Spec, unprivilegedRig } from "./testing.ts";
+import { isRoot, needsRoot, unless } from "../testing/root.ts";
+import {
+  FULL,
+  OWN,
+  ROOTLESS,
+  UNPRIVILEGED,
+  compile,
+  rig,
+  unprivilegedRig,
+  without,
+  type Rig,
+  type Spec,
+} from "./testing.ts";
 
 const { EPERM, ENOSYS } = constants.errno;
 const VARIANT = { mode: "isolated", build: "hardened" } as const;
+/** Other processors have no calls of 32 bits here. */
+const onlyX64 = unless(process.arch === "x64" ? undefined : "only x86-64 has calls of 32 bits");
+const needsCgroups = unless(FULL.wanted.has("cgroup") ? undefined : "this host has no cgroup v2");
 const X32 = 0x4000_0000;
 const SANITIZED = { ...VARIANT, build: "sanitized" } as const;
 
@@ -115,13 +130,6 @@ function named(answers: readonly (readonly [string, Answer])[]): Record<string, 
   );
 }
 
-const OWN = { credentials: { ...CREDENTIALS, user: "root", uid: 0, gid: 0, groups: [0], change: true } };
-const SELF = { cgroup: "", credentials: { ...CREDENTIALS, change: false } };
-
-function without(...parts: readonly Part[]): Set<Part> {
-  return new Set([...FULL.wanted].filter((part) => !parts.includes(part)));
-}
-
 test("the table names every system call of this machine's headers", () => {
   const names = new Set(TABLE.map(({ name }) => name));
   expect(NUMBERS.size).toBeGreaterThan(250);
@@ -159,14 +167,14 @@ describe("each system call is answered as the table has it,", () => {
     await expectTable(it, 0);
   });
 
-  test.runIf(isRoot)("for a job of root", async () => {
+  test("for a job of root", needsRoot, async () => {
     await using it = await rig(VARIANT);
     await expectTable(it, 0, OWN);
   });
 
-  test.runIf(isRoot)("for a job of a daemon without root", async () => {
-    await using it = await unprivilegedRig(VARIANT, { wanted: new Set<Part>([...without("cgroup"), "user"]) });
-    await expectTable(it, 0, SELF);
+  test("for a job of a daemon without root", needsRoot, async () => {
+    await using it = await unprivilegedRig(VARIANT, { wanted: ROOTLESS });
+    await expectTable(it, 0, UNPRIVILEGED);
     expect(it.spawner.lacking).toEqual(new Map());
   });
 
@@ -175,7 +183,7 @@ describe("each system call is answered as the table has it,", () => {
     await expectTable(it, 1, { userNamespaces: true });
   });
 
-  test("whatever else is switched off", async () => {
+  test("whatever else is switched off", needsRoot, async () => {
     await using it = await rig(VARIANT, { isolation: { wanted: new Set<Part>(["seccomp"]) } });
     await expectTable(it, 0);
   });
@@ -188,29 +196,29 @@ test("no call of x32 is there", async () => {
     expect(await told(it, calls, who)).toEqual(calls.map((call) => [call, ENOSYS]));
 });
 
-test.runIf(process.arch === "x64")("who makes a call of 32 bits ends by SIGSYS", async () => {
+test("a job that makes a call of 32 bits ends by SIGSYS", onlyX64, async () => {
   await using it = await rig(VARIANT);
   const argv = [compile("calls", it), "i386"];
   for (const who of [{}, { userNamespaces: true }])
     expect((await it.run({ argv, ...who })).exit).toMatchObject({ signal: constants.signals.SIGSYS });
 });
 
-test("without the filter every call is the kernel's to answer", async () => {
+test("without the filter every call is the kernel's to answer", needsRoot, async () => {
   await using it = await rig(VARIANT, { isolation: { wanted: without("seccomp") } });
   expect((await told(it, AMONG.map(String))).filter(([, answer]) => answer !== "allowed")).toEqual([]);
 });
 
-test.runIf(isRoot)("without the filter a job of the supervisor's own user makes no user namespace either", async () => {
+test("without the filter a job of the supervisor's own user makes no user namespace either", needsRoot, async () => {
   await using it = await rig(VARIANT, { isolation: { wanted: without("seccomp") } });
   const script = "unshare --user true && echo made; unshare --user --mount true && echo made";
   expect((await it.run({ script, ...OWN })).job.output()).not.toContain("made");
   expect((await it.run({ script })).job.output()).toBe("made\nmade\n");
 });
 
-test.runIf(isRoot)("a filter that the kernel does not take is told, and jobs run without", async () => {
+test("a filter that the kernel does not take is told, and jobs run without", needsRoot, async () => {
   // Without no_new_privs it takes CAP_SYS_ADMIN.
   await using it = await unprivilegedRig(VARIANT, { wanted: new Set<Part>(["seccomp", "no-capabilities"]) });
-  expect(await told(it, ["321"], SELF)).toEqual([["321", "allowed"]]);
+  expect(await told(it, ["321"], UNPRIVILEGED)).toEqual([["321", "allowed"]]);
   expect(it.spawner.lacking).toEqual(new Map([["seccomp", "EACCES"]]));
   expect(it.spawner.parts).toEqual(["no-capabilities"]);
 });
@@ -230,7 +238,7 @@ describe("a job that may make user namespaces", () => {
     expect(exit).toMatchObject({ code: 0 });
   });
 
-  test.runIf(FULL.wanted.has("cgroup"))("can mount its cgroup anew, and not write to it", async () => {
+  test("can mount its cgroup anew, and not write to it", needsCgroups, async () => {
     await using it = await rig(VARIANT);
     const argv = [compile("remounts", it)];
     expect((await it.run({ argv, userNamespaces: true })).exit).toMatchObject({ code: 3 });
@@ -282,8 +290,9 @@ if __name__ == "__main__":
 
   describe.each(Object.entries(PROGRAMS))("%s", (name, script) => {
     const there = places.some((place) => existsSync(join(place, name)));
-    test.skipIf(!there)(
-      there ? "as nobody, root, and without root" : "is not on this machine",
+    test(
+      "as nobody, as root, and without root",
+      { timeout: 120_000, ...unless(there ? undefined : `${name} is not on this machine`) },
       async () => {
         const run = async (it: Rig, spec: Spec): Promise<void> => {
           const place = join(it.jobs, `work-${Math.random()}`);
@@ -304,10 +313,9 @@ if __name__ == "__main__":
         await run(it, { userNamespaces: true });
         if (!isRoot) return;
         await run(it, OWN);
-        await using bare = await unprivilegedRig(VARIANT, { wanted: new Set<Part>([...without("cgroup"), "user"]) });
-        await run(bare, SELF);
+        await using bare = await unprivilegedRig(VARIANT, { wanted: ROOTLESS });
+        await run(bare, UNPRIVILEGED);
       },
-      120_000,
     );
   });
 });

@@ -4,7 +4,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
 import type { Part } from "../worker/model/isolation.ts";
-import { compile, CREDENTIALS, FULL, hardened, isRoot, rig, type Spec, type Variant } from "./testing.ts";
+import { isRoot, needsRoot } from "../testing/root.ts";
+import { CREDENTIALS, compile, hardened, rig, without, type Spec, type Variant } from "./testing.ts";
 
 /* Nothing that fork(2) and execve(2) hand on reaches a job: it has what a job of a plain daemon has. */
 
@@ -35,7 +36,7 @@ function started(how: string): string {
 
 const SAME: Spec = { credentials: { ...CREDENTIALS, change: false } };
 /** The filter of system calls keeps a job from asking what it has. */
-const UNFILTERED = new Set<Part>([...FULL.wanted].filter((part) => part !== "seccomp"));
+const UNFILTERED = without("seccomp");
 const LOOSE = new Set<Part>([...UNFILTERED].filter((part) => !part.startsWith("no-")));
 
 function isolationOf(
@@ -79,7 +80,7 @@ describe.each(["realtime", "batch"])("a daemon that was started %s, with all att
     });
   });
 
-  test.runIf(isRoot)("gives a job no capability of its own where capabilities are not taken away", async () => {
+  test("gives a job no capability of its own where capabilities are not taken away", needsRoot, async () => {
     const [variant] = hardened;
     if (!variant) return;
     const [plain, job] = [await ofJob(variant, "env", {}, LOOSE), await ofJob(variant, how, {}, LOOSE)];
@@ -87,7 +88,7 @@ describe.each(["realtime", "batch"])("a daemon that was started %s, with all att
     expect(job).toMatchObject({ CapEff: "0".repeat(16), CapAmb: "0".repeat(16), CapInh: "0".repeat(16) });
   });
 
-  test.runIf(isRoot)("without root gives a job none but what takes root to put back", async () => {
+  test("without root gives a job none but what takes root to put back", needsRoot, async () => {
     const [variant] = hardened;
     if (!variant) return;
     const own = `${WITHOUT_ROOT} ${how}`;

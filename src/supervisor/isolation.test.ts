@@ -14,16 +14,28 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { type Part, PARTS } from "../worker/model/isolation.ts";
-import { compile, CREDENTIALS, FULL, isRoot, rig, type Rig, type Spec, unprivilegedRig, variants } from "./testing.ts";
+import { PARTS, type Part } from "../worker/model/isolation.ts";
+import { isRoot, needsRoot, unless } from "../testing/root.ts";
+import {
+  CREDENTIALS,
+  FULL,
+  OWN,
+  ROOTLESS,
+  UNPRIVILEGED,
+  compile,
+  rig,
+  unprivilegedRig,
+  variants,
+  without,
+  type Rig,
+  type Spec,
+} from "./testing.ts";
 import { marked } from "./testing/processes.ts";
 
 const NAMESPACES = ["pid", "mnt", "ipc", "uts", "cgroup", "net"] as const;
 const isolated = variants.filter(({ mode }) => mode === "isolated");
 /** Where the host has no cgroup v2, jobs have no group to see, nor one to mount anew. */
-const testWithCgroup = test.skipIf(!FULL.wanted.has("cgroup"));
-/** A job of the supervisor's own user. */
-const OWN = { credentials: { ...CREDENTIALS, user: "root", uid: 0, gid: 0, groups: [0], change: true } };
+const needsCgroups = unless(FULL.wanted.has("cgroup") ? undefined : "this host has no cgroup v2");
 
 const WAITS = 'read x < "$CUE"';
 
@@ -39,10 +51,6 @@ async function outputOf(it: Rig, spec: Spec): Promise<string> {
   const { job, exit } = await it.run(spec);
   expect(exit).toMatchObject({ code: 0 });
   return job.output();
-}
-
-function without(...parts: readonly Part[]): Set<Part> {
-  return new Set([...FULL.wanted].filter((part) => !parts.includes(part)));
 }
 
 async function namespaces(it: Rig, spec: Spec = {}): Promise<Map<string, string>> {
@@ -167,14 +175,14 @@ describe.each(isolated)("$build", (variant) => {
     }
   });
 
-  testWithCgroup("a job sees no group but its own, and cannot write to it", async () => {
+  test("a job sees no group but its own, and cannot write to it", needsCgroups, async () => {
     await using it = await rig(variant);
     const script = `cat /proc/self/cgroup | grep ^0; ls -d ${FULL.cgroups}/*/ 2>/dev/null | wc -l
       for file in cgroup.procs cgroup.freeze cgroup.kill; do echo 1 > ${FULL.cgroups}/$file; done 2>&1 | grep -c Read-only`;
     expect((await it.run({ script, ...OWN })).job.output()).toBe("0::/\n0\n3\n");
   });
 
-  test("the host's mounts come and go in a job, where the host shares them", async () => {
+  test("the host's mounts come and go in a job, where the host shares them", needsRoot, async () => {
     const shared = mkdtempSync("/var/tmp/jobs-mounts-");
     const place = join(shared, "place");
     execFileSync("mount", ["-t", "tmpfs", "-o", "mode=755", "tmpfs", shared]);
@@ -228,21 +236,18 @@ describe.each(isolated)("$build", (variant) => {
     );
   });
 
-  test.runIf(isRoot)(
-    "a job that is to be alone with its uid is not started while anything runs under that",
-    async () => {
-      await using it = await rig(variant);
-      const uid = 2_120_000_000 + Math.floor(Math.random() * 10_000_000);
-      const credentials = { ...CREDENTIALS, user: String(uid), uid, gid: uid, groups: [uid], alone: true };
-      const limits = "grep processes /proc/self/limits";
-      const spec = { script: `id -u; ${limits}`, credentials };
-      const stranger = spawn("sleep", ["1000"], { uid, gid: uid, stdio: "ignore" });
-      await expect(it.start(spec)).rejects.toMatchObject({ facts: { stage: "user", errno: "EBUSY" } });
-      stranger.kill("SIGKILL");
-      await once(stranger, "exit");
-      expect(await outputOf(it, spec)).toBe(`${uid}\n${await outputOf(it, { script: limits })}`);
-    },
-  );
+  test("a job that is to be alone with its uid is not started while anything runs under that", needsRoot, async () => {
+    await using it = await rig(variant);
+    const uid = 2_120_000_000 + Math.floor(Math.random() * 10_000_000);
+    const credentials = { ...CREDENTIALS, user: String(uid), uid, gid: uid, groups: [uid], alone: true };
+    const limits = "grep processes /proc/self/limits";
+    const spec = { script: `id -u; ${limits}`, credentials };
+    const stranger = spawn("sleep", ["1000"], { uid, gid: uid, stdio: "ignore" });
+    await expect(it.start(spec)).rejects.toMatchObject({ facts: { stage: "user", errno: "EBUSY" } });
+    stranger.kill("SIGKILL");
+    await once(stranger, "exit");
+    expect(await outputOf(it, spec)).toBe(`${uid}\n${await outputOf(it, { script: limits })}`);
+  });
 
   test("rlimits, umask and oom_score_adj are what was asked for", async () => {
     await using it = await rig(variant);
@@ -286,18 +291,17 @@ describe.each(isolated)("$build", (variant) => {
     }
   });
 
-  test.runIf(isRoot)("what is hidden or sealed may lie below what is hidden, without root, too", async () => {
+  test("what is hidden or sealed may lie below what is hidden, without root, too", needsRoot, async () => {
     const place = mkdtempSync("/var/tmp/jobs-kept-");
     mkdirSync(join(place, "state/tls"), { recursive: true });
     writeFileSync(join(place, "state/tls/key"), "secret\n");
     for (const name of ["", "state", "state/tls"]) chownSync(join(place, name), CREDENTIALS.uid, CREDENTIALS.gid);
     const below = [join(place, "state"), join(place, "state/tls/key")];
     try {
-      const wanted = new Set<Part>([...without("cgroup"), "user"]);
-      await using bare = await unprivilegedRig(variant, { wanted, hidden: below, sealed: below.slice(1) });
+      const kept = { hidden: below, sealed: below.slice(1) };
+      await using bare = await unprivilegedRig(variant, { wanted: ROOTLESS, ...kept });
       const script = `cat ${place}/state/tls/key 2> /dev/null; echo done`;
-      const spec = { script, cgroup: "", credentials: { ...CREDENTIALS, change: false } };
-      expect(await outputOf(bare, spec)).toBe("done\n");
+      expect(await outputOf(bare, { script, ...UNPRIVILEGED })).toBe("done\n");
     } finally {
       rmSync(place, { recursive: true });
     }
@@ -309,22 +313,24 @@ describe.each(isolated)("$build", (variant) => {
     await using it = await rig(variant);
     for (const who of [{}, OWN]) expect(await outputOf(it, { script, ...who })).toBe("");
     if (!isRoot) return;
-    await using bare = await unprivilegedRig(variant, { wanted: new Set<Part>([...without("cgroup"), "user"]) });
-    const spec = { cgroup: "", credentials: { ...CREDENTIALS, change: false } };
-    expect(await outputOf(bare, { script, ...spec })).toBe("");
+    await using bare = await unprivilegedRig(variant, { wanted: ROOTLESS });
+    expect(await outputOf(bare, { script, ...UNPRIVILEGED })).toBe("");
   });
 
-  test.skipIf(!existsSync("/dev/kmsg"))("no job reads the kernel's log", async () => {
-    const script = "stat -c '%t:%T' /dev/kmsg; head -c 1 /dev/kmsg; dmesg --syslog 2> /dev/null || echo refused";
-    await using it = await rig(variant);
-    for (const who of [{}, OWN]) expect(await outputOf(it, { script, ...who })).toBe("1:3\nrefused\n");
-    if (!isRoot) return;
-    await using bare = await unprivilegedRig(variant, { wanted: new Set<Part>([...without("cgroup"), "user"]) });
-    const spec = { cgroup: "", credentials: { ...CREDENTIALS, change: false } };
-    expect(await outputOf(bare, { script, ...spec })).toBe("1:3\nrefused\n");
-  });
+  test(
+    "no job reads the kernel's log",
+    unless(existsSync("/dev/kmsg") ? undefined : "there is no /dev/kmsg"),
+    async () => {
+      const script = "stat -c '%t:%T' /dev/kmsg; head -c 1 /dev/kmsg; dmesg --syslog 2> /dev/null || echo refused";
+      await using it = await rig(variant);
+      for (const who of [{}, OWN]) expect(await outputOf(it, { script, ...who })).toBe("1:3\nrefused\n");
+      if (!isRoot) return;
+      await using bare = await unprivilegedRig(variant, { wanted: ROOTLESS });
+      expect(await outputOf(bare, { script, ...UNPRIVILEGED })).toBe("1:3\nrefused\n");
+    },
+  );
 
-  describe("of what is mounted on the host", () => {
+  describe("of what is mounted on the host", needsRoot, () => {
     /** Where the kernel's own file systems are not used to be. */
     const KERNEL = ["proc", "sysfs", "cgroup2", "devpts", "debugfs"] as const;
     /** The files that root may write below a place, and how many processes it shows. */
@@ -426,7 +432,7 @@ describe.each(isolated)("$build", (variant) => {
     }
   });
 
-  test("a daemon's own root is its jobs' root, also when mounts are made anew", async () => {
+  test("a daemon's own root is its jobs' root, also when mounts are made anew", needsRoot, async () => {
     const prelude = `if [ -z "$INNER" ]; then INNER=1 exec unshare --mount --propagation private sh -c '
       mount --rbind / /mnt && mount -t tmpfs none /mnt/media && : > /mnt/media/inside && exec chroot /mnt sh "$0" "$@"' "$0" "$@"; fi`;
     await using it = await rig(variant, { prelude });
@@ -436,7 +442,7 @@ describe.each(isolated)("$build", (variant) => {
     expect((await it.run({ script })).job.output()).toBe("inside\n");
   });
 
-  testWithCgroup("no job can mount its cgroup anew and write to it", async () => {
+  test("no job can mount its cgroup anew and write to it", needsCgroups, async () => {
     await using it = await rig(variant);
     const argv = [compile("remounts", it)];
     expect((await it.run({ argv, ...OWN })).exit).toMatchObject({ code: 1 });
@@ -446,9 +452,9 @@ describe.each(isolated)("$build", (variant) => {
     expect((await unfiltered.run({ argv })).exit).toMatchObject({ code: 3 });
   });
 
-  test.runIf(isRoot)("without root a user namespace gives all of it", async () => {
-    await using it = await unprivilegedRig(variant, { wanted: new Set<Part>([...without("cgroup"), "user"]) });
-    const spec = { cgroup: "", credentials: { ...CREDENTIALS, change: false } };
+  test("without root a user namespace gives all of it", needsRoot, async () => {
+    await using it = await unprivilegedRig(variant, { wanted: ROOTLESS });
+    const spec = UNPRIVILEGED;
     expect(await own(it, spec)).toEqual(["pid", "mnt", "ipc", "uts"]);
     expect(it.spawner.lacking).toEqual(new Map());
     const status = await outputOf(it, { script: "id -u; grep CapEff /proc/self/status; echo $$", ...spec });
@@ -462,8 +468,7 @@ describe.each(isolated)("$build", (variant) => {
     const prelude =
       'if [ -z "$INNER" ]; then INNER=1 exec unshare --user --map-root-user sh -c \'echo 0 > /proc/sys/user/max_ipc_namespaces; exec sh "$0" "$@"\' "$0" "$@"; fi';
     await using it = await rig(variant, { prelude, isolation: { wanted: without("cgroup") } });
-    const spec = { cgroup: "", credentials: { ...CREDENTIALS, change: false } };
-    expect(await own(it, spec)).toEqual(["pid", "mnt", "uts"]);
+    expect(await own(it, UNPRIVILEGED)).toEqual(["pid", "mnt", "uts"]);
     expect(it.spawner.lacking).toEqual(new Map([["ipc", "ENOSPC"]]));
   });
 });

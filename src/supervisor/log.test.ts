@@ -3,7 +3,8 @@ import { createHash, randomBytes } from "node:crypto";
 import { mkdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { compile, isRoot, rig, variants, type Job, type Rig } from "./testing.ts";
+import { needsRoot } from "../testing/root.ts";
+import { compile, rig, variants, type Job, type Rig } from "./testing.ts";
 import { until } from "./testing/processes.ts";
 import { bytesOf, readLog, type Exit } from "./testing/records.ts";
 
@@ -161,8 +162,10 @@ describe.each(variants)("$mode, $build", (variant) => {
     );
   });
 
-  if (isRoot)
-    test("on a full disk output is dropped and counted, the job goes on, and so does its log when there is room", async () => {
+  test(
+    "on a full disk output is dropped and counted, the job goes on, and so does its log when there is room",
+    needsRoot,
+    async () => {
       await using it = await rig(variant);
       const jobs = join(it.directory, "small");
       mkdirSync(jobs);
@@ -174,29 +177,29 @@ describe.each(variants)("$mode, $build", (variant) => {
       } finally {
         execFileSync("umount", [jobs]);
       }
-    });
+    },
+  );
 
-  if (isRoot)
-    test("a job's end is recorded on a disk that stays full", async () => {
-      await using it = await rig(variant);
-      const jobs = join(it.directory, "small");
-      mkdirSync(jobs);
-      execFileSync("mount", ["-t", "tmpfs", "-o", "size=256k,mode=755", "tmpfs", jobs]);
-      try {
-        await using small = await rig(variant, { jobs });
-        const { exit, job } = await small.run({ script: `seq ${NUMBERS}; exit 6` });
-        expect(exit).toMatchObject({ code: 6, size: numbers.length });
-        expectAgreement(job.directory, exit);
-        // Spares have what they need from before.
-        const ends: unknown[] = [];
-        for (let i = 0; i < 5; i++) ends.push(await small.run({ script: "" }).catch((error: unknown) => error));
-        expect(ends.at(-1)).toMatchObject({ facts: { errno: "ENOSPC" } });
-        rmSync(job.directory, { recursive: true });
-        // Bytes that were a gap first and were let go as the oldest afterwards count once.
-        const rotated = await small.run({ script: `seq ${NUMBERS}`, logLimitBytes: 512 * KiB });
-        expect(expectAgreement(rotated.job.directory, rotated.exit).first).toBeGreaterThan(0);
-      } finally {
-        execFileSync("umount", [jobs]);
-      }
-    });
+  test("a job's end is recorded on a disk that stays full", needsRoot, async () => {
+    await using it = await rig(variant);
+    const jobs = join(it.directory, "small");
+    mkdirSync(jobs);
+    execFileSync("mount", ["-t", "tmpfs", "-o", "size=256k,mode=755", "tmpfs", jobs]);
+    try {
+      await using small = await rig(variant, { jobs });
+      const { exit, job } = await small.run({ script: `seq ${NUMBERS}; exit 6` });
+      expect(exit).toMatchObject({ code: 6, size: numbers.length });
+      expectAgreement(job.directory, exit);
+      // Spares have what they need from before.
+      const ends: unknown[] = [];
+      for (let i = 0; i < 5; i++) ends.push(await small.run({ script: "" }).catch((error: unknown) => error));
+      expect(ends.at(-1)).toMatchObject({ facts: { errno: "ENOSPC" } });
+      rmSync(job.directory, { recursive: true });
+      // Bytes that were a gap first and were let go as the oldest afterwards count once.
+      const rotated = await small.run({ script: `seq ${NUMBERS}`, logLimitBytes: 512 * KiB });
+      expect(expectAgreement(rotated.job.directory, rotated.exit).first).toBeGreaterThan(0);
+    } finally {
+      execFileSync("umount", [jobs]);
+    }
+  });
 });

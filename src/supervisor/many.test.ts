@@ -1,6 +1,7 @@
 import { existsSync, readFileSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
+import { needsRoot } from "../testing/root.ts";
 import { hardened, inFlight, rig, supervisorsOf, type Rig } from "./testing.ts";
 import { childrenOf, runs, statOf, until } from "./testing/processes.ts";
 
@@ -23,20 +24,24 @@ describe.each(hardened)("$mode", (variant) => {
   }
 
   const count = variant.mode === "descent" ? 10_000 : 1_000;
-  test(`neither zombies, descriptors nor memory add up over ${count} jobs`, { timeout: 300_000 }, async () => {
-    await using it = await rig(variant);
-    await runMany(it, 200);
-    const before = holdings(it.pid());
-    expect(before.zombies).toBe(0);
-    for (let done = 0; done < count; done += count / 10) {
-      await runMany(it, count / 10);
-      // The last job's is closed just after its end is told.
-      await until(() => holdings(it.pid()).descriptors === before.descriptors, "all descriptors are closed");
-      const now = holdings(it.pid());
-      expect(now.zombies).toBe(0);
-      expect(now.residentKb).toBeLessThan(before.residentKb + 128);
-    }
-  });
+  test(
+    `neither zombies, descriptors nor memory add up over ${count} jobs`,
+    { timeout: 300_000, ...needsRoot },
+    async () => {
+      await using it = await rig(variant);
+      await runMany(it, 200);
+      const before = holdings(it.pid());
+      expect(before.zombies).toBe(0);
+      for (let done = 0; done < count; done += count / 10) {
+        await runMany(it, count / 10);
+        // The last job's is closed just after its end is told.
+        await until(() => holdings(it.pid()).descriptors === before.descriptors, "all descriptors are closed");
+        const now = holdings(it.pid());
+        expect(now.zombies).toBe(0);
+        expect(now.residentKb).toBeLessThan(before.residentKb + 128);
+      }
+    },
+  );
 
   test("a waiting supervisor uses no processor time", async () => {
     await using it = await rig(variant);

@@ -17,7 +17,8 @@ import { join } from "node:path";
 import { Duplex } from "node:stream";
 import { describe, expect, test } from "vitest";
 import { BINARIES } from "./testing.ts";
-import { noInjection, reason } from "./testing/faults.ts";
+import { needsRoot, unless } from "../testing/root.ts";
+import { noStrace } from "./testing/faults.ts";
 import { until } from "./testing/processes.ts";
 
 /* Whoever can write where spares are made must not have a supervisor write elsewhere, or into what is there already. */
@@ -103,7 +104,7 @@ const planted: readonly (readonly [string, string, (path: string, victim: string
   ],
 );
 
-describe.skipIf(noInjection)(`where strace can hold a spare${reason(noInjection)},`, () => {
+describe("where strace can hold a spare,", unless(noStrace), () => {
   test.concurrent.each(planted)(
     `a supervisor is not made where %s, and nothing is written there`,
     async (_what, name, plant) => {
@@ -128,7 +129,7 @@ describe.skipIf(noInjection)(`where strace can hold a spare${reason(noInjection)
     expect(readdirSync(elsewhere)).toEqual([]);
   });
 
-  test.concurrent(`a supervisor's files are new, its alone, and no links`, async () => {
+  test.concurrent(`a supervisor's files are new, its alone, and no links`, needsRoot, async () => {
     await using spare = await heldSpare();
     expect(lstatSync(spare.directory).mode & 0o777).toBe(0o700);
     expect(await spare.told()).toMatchObject({ kind: READY });

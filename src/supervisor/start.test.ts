@@ -15,7 +15,8 @@ import { describe, expect, test } from "vitest";
 import { JobError } from "../worker/model/errors.ts";
 import type { Launch } from "../worker/supervisor/frame.ts";
 import { SPARE } from "../worker/supervisor/spare.ts";
-import { isRoot, rig, type Rig, type Spec, supervisorsOf, variants } from "./testing.ts";
+import { needsRoot } from "../testing/root.ts";
+import { rig, supervisorsOf, variants, type Rig, type Spec } from "./testing.ts";
 import { childrenOf, runs, statOf, until } from "./testing/processes.ts";
 
 interface Refusal {
@@ -262,18 +263,17 @@ describe.each(variants)("$mode, $build", (variant) => {
     expect(await job.ended()).toMatchObject({ code: 4 });
   });
 
-  if (isRoot)
-    test("a program on a file system without exec fails at stage exec with EACCES", async () => {
-      await using it = await rig(variant);
-      const mount = folder(it, "noexec");
-      execFileSync("mount", ["-t", "tmpfs", "-o", "noexec,size=64k,mode=755", "tmpfs", mount]);
-      try {
-        const program = file(it, "noexec/program", "#!/bin/sh\n", 0o755);
-        await expect(it.start({ argv: [program] })).rejects.toMatchObject({
-          facts: { stage: "exec", errno: "EACCES" },
-        });
-      } finally {
-        execFileSync("umount", [mount]);
-      }
-    });
+  test("a program on a file system without exec fails at stage exec with EACCES", needsRoot, async () => {
+    await using it = await rig(variant);
+    const mount = folder(it, "noexec");
+    execFileSync("mount", ["-t", "tmpfs", "-o", "noexec,size=64k,mode=755", "tmpfs", mount]);
+    try {
+      const program = file(it, "noexec/program", "#!/bin/sh\n", 0o755);
+      await expect(it.start({ argv: [program] })).rejects.toMatchObject({
+        facts: { stage: "exec", errno: "EACCES" },
+      });
+    } finally {
+      execFileSync("umount", [mount]);
+    }
+  });
 });

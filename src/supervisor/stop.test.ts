@@ -1,6 +1,7 @@
 import { describe, expect, test } from "vitest";
 import { compile, hardened, rig, variants } from "./testing.ts";
-import { delaying, noInjection, reason } from "./testing/faults.ts";
+import { unless } from "../testing/root.ts";
+import { delaying, noInjection } from "./testing/faults.ts";
 import { childrenOf, statOf, until } from "./testing/processes.ts";
 
 const STUBBORN = 'trap "" TERM; echo ready; while :; do sleep 1000; done';
@@ -152,20 +153,17 @@ describe.each(variants)("$mode, $build", (variant) => {
   });
 });
 
-test.skipIf(noInjection)(
-  `a job that leaves orphans faster than they are reaped meets its time limit${reason(noInjection)}`,
-  async () => {
-    const isolated = hardened.find(({ mode }) => mode === "isolated");
-    if (!isolated) throw new Error("this test needs a pid namespace, which this host does not give");
-    await using it = await rig(isolated);
-    const job = await it.start({
-      script: `read x < "$CUE"; exec ${compile("orphans", it)} 4`,
-      rlimits: [{ resource: 6, soft: 500, hard: 500 }], // RLIMIT_NPROC
-      timeLimitMs: 1000,
-      graceMs: 0,
-    });
-    await using _slow = await delaying(job.supervisor, "wait4", 2);
-    it.cue();
-    expect(await job.ended()).toMatchObject({ cause: "timeout", signal: 9 });
-  },
-);
+test("a job that leaves orphans faster than they are reaped meets its time limit", unless(noInjection), async () => {
+  const isolated = hardened.find(({ mode }) => mode === "isolated");
+  if (!isolated) throw new Error("this test needs a pid namespace, which this host does not give");
+  await using it = await rig(isolated);
+  const job = await it.start({
+    script: `read x < "$CUE"; exec ${compile("orphans", it)} 4`,
+    rlimits: [{ resource: 6, soft: 500, hard: 500 }], // RLIMIT_NPROC
+    timeLimitMs: 1000,
+    graceMs: 0,
+  });
+  await using _slow = await delaying(job.supervisor, "wait4", 2);
+  it.cue();
+  expect(await job.ended()).toMatchObject({ cause: "timeout", signal: 9 });
+});

@@ -18,10 +18,12 @@ import { basename, dirname, join } from "node:path";
 import { removeGroup } from "../worker/cgroup/group.ts";
 import { openHierarchy, ownGroup } from "../worker/cgroup/hierarchy.ts";
 import type { Launch } from "../worker/supervisor/frame.ts";
+import type { Part } from "../worker/model/isolation.ts";
 import { type Isolation, isolationOf } from "../worker/supervisor/isolation.ts";
 import { SPARE } from "../worker/supervisor/spare.ts";
 import { openSpawner, type Spawner } from "../worker/supervisor/spawner.ts";
 import { credentialsOf } from "../worker/system/users.ts";
+import { isRoot } from "../testing/root.ts";
 import { childrenOf, marked, runs, soon, until } from "./testing/processes.ts";
 import { type Exit, order, readExit, readLog } from "./testing/records.ts";
 
@@ -34,9 +36,14 @@ export const BINARIES = {
   sanitized: join(HERE, "../../build/supervisor-sanitized"),
 } as const;
 
-export const isRoot = process.getuid?.() === 0;
 /** Who the jobs run as: nobody, where that can be had. */
 export const CREDENTIALS = { ...credentialsOf(isRoot ? "nobody" : String(process.getuid?.())), change: isRoot };
+/** A job that has its supervisor's user. */
+export const OWN = {
+  credentials: isRoot ? { ...CREDENTIALS, user: "root", group: "root", uid: 0, gid: 0, groups: [0] } : CREDENTIALS,
+};
+/** A job of unprivilegedRig(): that has nobody's user, as its spawner. */
+export const UNPRIVILEGED = { cgroup: "", credentials: { ...CREDENTIALS, change: false } };
 
 // Named as parent it is left as it is: tests need no controllers.
 const probed = openHierarchy(`supervisor-test-${process.pid}`, ownGroup() ?? "/sys/fs/cgroup");
@@ -59,6 +66,12 @@ export const variants: readonly Variant[] = modes.flatMap((mode) => [
 ]);
 /** What a daemon asks for. */
 export const FULL = isolationOf({}, probed);
+/** All parts but these. */
+export function without(...parts: readonly Part[]): Set<Part> {
+  return new Set([...FULL.wanted].filter((part) => !parts.includes(part)));
+}
+/** What a daemon without root asks for, in a group that it may not write. */
+export const ROOTLESS: ReadonlySet<Part> = new Set<Part>([...without("cgroup"), "user"]);
 const LEAST: Isolation = { ...FULL, wanted: new Set(["no-new-privileges", "no-capabilities"]) };
 export const hardened = variants.filter(({ build }) => build === "hardened");
 

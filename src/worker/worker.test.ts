@@ -2,6 +2,7 @@ import { existsSync, readdirSync, readFileSync, readlinkSync, realpathSync, writ
 import { join } from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
+import { isRoot, needsRoot } from "../testing/root.ts";
 import type { Job, JobSpec } from "./model/job.ts";
 import { SPARE } from "./supervisor/spare.ts";
 import {
@@ -14,7 +15,6 @@ import {
   outerPid,
   readAll,
   refused,
-  root,
   run,
   runs,
   sh,
@@ -115,7 +115,7 @@ describe.each(modes)("a job %s", (_mode, options) => {
       message: expect.stringContaining("jobsd --allow-user-namespaces"),
     });
     expect(strict.traces()).toEqual([]);
-    if (!root) {
+    if (!isRoot) {
       const opened = testWorker({ ...options, allowUserNamespaces: true });
       await expect(opened).rejects.toMatchObject({ code: "invalid", field: "allow-user-namespaces" });
       return;
@@ -132,7 +132,7 @@ describe.each(modes)("a job %s", (_mode, options) => {
     });
   });
 
-  test.runIf(root)("of the worker's own user can neither read the worker's files nor change its programs", async () => {
+  test("of the worker's own user can neither read the worker's files nor change its programs", needsRoot, async () => {
     using files = testDirectory();
     const [key, program] = [join(files.path, "key"), join(files.path, "program")];
     writeFileSync(key, "secret", { mode: 0o600 });
@@ -668,13 +668,12 @@ function descendants(pid: number): number[] {
   return children(pid).flatMap((child) => [child].concat(descendants(child)));
 }
 
-if (root)
-  test("a job can neither write its own cgroup nor read its own log or record", async () => {
-    await using worker = await testWorker();
-    const group = worker.cgroup ?? worker.stateDir;
-    const { text } = await finished(
-      worker,
-      sh('exec 2>&1; echo 0 > "$0/cgroup.procs" || echo no; ls "$1" || echo no', group, worker.stateDir),
-    );
-    expect(text.match(/^no$/gm)).toHaveLength(2);
-  });
+test("a job can neither write its own cgroup nor read its own log or record", needsRoot, async () => {
+  await using worker = await testWorker();
+  const group = worker.cgroup ?? worker.stateDir;
+  const { text } = await finished(
+    worker,
+    sh('exec 2>&1; echo 0 > "$0/cgroup.procs" || echo no; ls "$1" || echo no', group, worker.stateDir),
+  );
+  expect(text.match(/^no$/gm)).toHaveLength(2);
+});

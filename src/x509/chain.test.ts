@@ -6,6 +6,7 @@ import type { AddressInfo } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
+import { unless } from "../testing/root.ts";
 import { diagnose } from "../client/diagnose.ts";
 import { problemsOf, readTls } from "../server/pem.ts";
 import { running, until } from "../server/testing.ts";
@@ -211,92 +212,87 @@ function both(cert: string, kind: string, says: string | RegExp, audit: RegExp):
   return { cert, server: [kind, says], own: [kind, says, audit] };
 }
 
-describe.skipIf(withoutOpenssl)(
-  `of a certificate that openssl has made${withoutOpenssl ? ` (${withoutOpenssl})` : ""}`,
-  () => {
-    let dir: string;
-    const text = (name: string): Promise<string> => readFile(join(dir, name), "utf8");
-    const pair = async (name: string) => ({ cert: await text(`${name}.pem`), key: await text(`${name}.key`) });
-    beforeAll(async () => {
-      const made = await mkdtempDisposable(join(tmpdir(), "jobs-chain-"));
-      dir = made.path;
-      await shell(MAKE, dir);
-      return () => made.remove();
-    });
+describe("of a certificate that openssl has made", unless(withoutOpenssl), () => {
+  let dir: string;
+  const text = (name: string): Promise<string> => readFile(join(dir, name), "utf8");
+  const pair = async (name: string) => ({ cert: await text(`${name}.pem`), key: await text(`${name}.key`) });
+  beforeAll(async () => {
+    const made = await mkdtempDisposable(join(tmpdir(), "jobs-chain-"));
+    dir = made.path;
+    await shell(MAKE, dir);
+    return () => made.remove();
+  });
 
-    it.each(ROWS)("a client is told %s, where it is a worker's", async (_, { cert, ca = "root.crt", server }) => {
-      // As OpenSSL lets a worker do that asks for it: the fault is in what the client sees.
-      const options = { ...(await pair(cert)), ciphers: "DEFAULT@SECLEVEL=0", minVersion: "TLSv1.3" as const };
-      const listener = createSecureServer(options).on("error", () => undefined);
-      listener.listen(0, "127.0.0.1");
-      await once(listener, "listening");
-      const address: AddressInfo | string | null = listener.address();
-      const port = typeof address === "object" && address ? address.port : 0;
-      const own = { ...(await pair("good")), ca: await text(ca) };
-      const diagnosis = await diagnose({ server: `127.0.0.1:${port}`, ...own }, 2_000);
-      listener.close();
-      if (!server) expect(["answers", "own-untrusted"]).toContain(diagnosis.reason);
-      else expect(diagnosis).toMatchObject({ reason: `server-${server[0]}`, message: matching(server[1]) });
-    });
+  it.each(ROWS)("a client is told %s, where it is a worker's", async (_, { cert, ca = "root.crt", server }) => {
+    // As OpenSSL lets a worker do that asks for it: the fault is in what the client sees.
+    const options = { ...(await pair(cert)), ciphers: "DEFAULT@SECLEVEL=0", minVersion: "TLSv1.3" as const };
+    const listener = createSecureServer(options).on("error", () => undefined);
+    listener.listen(0, "127.0.0.1");
+    await once(listener, "listening");
+    const address: AddressInfo | string | null = listener.address();
+    const port = typeof address === "object" && address ? address.port : 0;
+    const own = { ...(await pair("good")), ca: await text(ca) };
+    const diagnosis = await diagnose({ server: `127.0.0.1:${port}`, ...own }, 2_000);
+    listener.close();
+    if (!server) expect(["answers", "own-untrusted"]).toContain(diagnosis.reason);
+    else expect(diagnosis).toMatchObject({ reason: `server-${server[0]}`, message: matching(server[1]) });
+  });
 
-    it.each(ROWS.filter(usable))(
-      "a client is told %s, where it is its own",
-      async (_, { cert, ca = "root.crt", own }) => {
-        const authority = await text(ca);
-        await using worker = await running({
-          ca: { cert: `${authority}${await text("root.crt")}`, key: "" },
-          server: await pair("good"),
-        });
-        const given = { ...(await pair(cert)), ca: `${authority}${await text("root.crt")}` };
-        const diagnosis = await diagnose({ server: `127.0.0.1:${worker.port}`, ...given }, 2_000);
-        if (!own) {
-          expect(diagnosis).toMatchObject({ reason: "answers" });
-          return;
-        }
-        expect(diagnosis).toMatchObject({ reason: `own-${own[0]}`, message: matching(own[1]) });
-        await until(() => worker.audit.length > 0, "the refusal is recorded");
-        expect(worker.audit[0]).toMatchObject({ reason: expect.stringMatching(own[2]) });
-      },
-    );
-
-    it.each(ROWS.filter(usable).filter(([, { cert }]) => cert !== "elsewhere"))(
-      "a worker is warned %s, where it is its own",
-      async (_, { cert, ca = "root.crt", server }) => {
-        const problems = problemsOf(readTls({ ca: await text(ca), ...(await pair(cert)) })).map(
-          ({ message }) => message,
-        );
-        if (!server) expect(problems).toEqual([]);
-        else expect(problems).toContainEqual(matching(server[1]));
-      },
-    );
-
-    it("a worker is warned of what ends within 30 days anywhere in its chain, and of each of its CAs", async () => {
-      const cas = `${await text("root.crt")}${await text("old-root.crt")}`;
-      const problems = problemsOf(readTls({ ca: cas, ...(await pair("below-soon-mid")) }));
-      expect(problems.map(({ message }) => message.replace(/20\d\d-.*Z/, "DATE"))).toEqual([
-        "the CA's certificate (CN=soon-mid) expires at DATE",
-        "the CA's certificate (CN=old) expired at DATE: clients that it signed are refused",
-      ]);
-    });
-
-    it("a worker refuses one whose chain cannot be read, and goes on", async () => {
-      await using worker = await running({ ca: { cert: await text("root.crt"), key: "" }, server: await pair("good") });
-      const root = new X509Certificate(await text("root.crt")).raw;
-      // id-ecPublicKey, made to what nobody knows.
-      root[root.indexOf(Buffer.from("2a8648ce3d0201", "hex")) + 6] = 0x7f;
-      const damaged = `-----BEGIN CERTIFICATE-----\n${root.toString("base64")}\n-----END CERTIFICATE-----\n`;
-      await writeFile(join(dir, "damaged.crt"), damaged);
-      await shell(
-        `openssl s_client -connect 127.0.0.1:${worker.port} -cert sha1.crt -key sha1.key -cert_chain damaged.crt -alpn h2 -cipher DEFAULT@SECLEVEL=0 </dev/null >s_client.txt 2>&1 || :`,
-        dir,
-      );
+  it.each(ROWS.filter(usable))(
+    "a client is told %s, where it is its own",
+    async (_, { cert, ca = "root.crt", own }) => {
+      const authority = await text(ca);
+      await using worker = await running({
+        ca: { cert: `${authority}${await text("root.crt")}`, key: "" },
+        server: await pair("good"),
+      });
+      const given = { ...(await pair(cert)), ca: `${authority}${await text("root.crt")}` };
+      const diagnosis = await diagnose({ server: `127.0.0.1:${worker.port}`, ...given }, 2_000);
+      if (!own) {
+        expect(diagnosis).toMatchObject({ reason: "answers" });
+        return;
+      }
+      expect(diagnosis).toMatchObject({ reason: `own-${own[0]}`, message: matching(own[1]) });
       await until(() => worker.audit.length > 0, "the refusal is recorded");
-      expect(worker.audit).toMatchObject([{ reason: "CERTIFICATE_WEAK_SIGNATURE", presented: { name: "sha1" } }]);
-      const own = { ...(await pair("good")), ca: await text("root.crt") };
-      expect(await diagnose({ server: `127.0.0.1:${worker.port}`, ...own })).toMatchObject({ reason: "answers" });
-    });
-  },
-);
+      expect(worker.audit[0]).toMatchObject({ reason: expect.stringMatching(own[2]) });
+    },
+  );
+
+  it.each(ROWS.filter(usable).filter(([, { cert }]) => cert !== "elsewhere"))(
+    "a worker is warned %s, where it is its own",
+    async (_, { cert, ca = "root.crt", server }) => {
+      const problems = problemsOf(readTls({ ca: await text(ca), ...(await pair(cert)) })).map(({ message }) => message);
+      if (!server) expect(problems).toEqual([]);
+      else expect(problems).toContainEqual(matching(server[1]));
+    },
+  );
+
+  it("a worker is warned of what ends within 30 days anywhere in its chain, and of each of its CAs", async () => {
+    const cas = `${await text("root.crt")}${await text("old-root.crt")}`;
+    const problems = problemsOf(readTls({ ca: cas, ...(await pair("below-soon-mid")) }));
+    expect(problems.map(({ message }) => message.replace(/20\d\d-.*Z/, "DATE"))).toEqual([
+      "the CA's certificate (CN=soon-mid) expires at DATE",
+      "the CA's certificate (CN=old) expired at DATE: clients that it signed are refused",
+    ]);
+  });
+
+  it("a worker refuses one whose chain cannot be read, and goes on", async () => {
+    await using worker = await running({ ca: { cert: await text("root.crt"), key: "" }, server: await pair("good") });
+    const root = new X509Certificate(await text("root.crt")).raw;
+    // id-ecPublicKey, made to what nobody knows.
+    root[root.indexOf(Buffer.from("2a8648ce3d0201", "hex")) + 6] = 0x7f;
+    const damaged = `-----BEGIN CERTIFICATE-----\n${root.toString("base64")}\n-----END CERTIFICATE-----\n`;
+    await writeFile(join(dir, "damaged.crt"), damaged);
+    await shell(
+      `openssl s_client -connect 127.0.0.1:${worker.port} -cert sha1.crt -key sha1.key -cert_chain damaged.crt -alpn h2 -cipher DEFAULT@SECLEVEL=0 </dev/null >s_client.txt 2>&1 || :`,
+      dir,
+    );
+    await until(() => worker.audit.length > 0, "the refusal is recorded");
+    expect(worker.audit).toMatchObject([{ reason: "CERTIFICATE_WEAK_SIGNATURE", presented: { name: "sha1" } }]);
+    const own = { ...(await pair("good")), ca: await text("root.crt") };
+    expect(await diagnose({ server: `127.0.0.1:${worker.port}`, ...own })).toMatchObject({ reason: "answers" });
+  });
+});
 
 /** Weak keys are refused as the own ones before anything is sent: pem.test.ts. */
 function usable([, { cert }]: (typeof ROWS)[number]): boolean {

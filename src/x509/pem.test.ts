@@ -3,6 +3,7 @@ import { chmod, mkdir, mkdtempDisposable, readFile, writeFile } from "node:fs/pr
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
+import { unless } from "../testing/root.ts";
 import { readTlsFiles } from "../../cli/connection.ts";
 import { connect } from "../client/index.ts";
 import { running } from "../server/testing.ts";
@@ -67,7 +68,7 @@ type Files = { readonly ca?: string; readonly cert?: string; readonly key?: stri
 
 const GOOD = { ca: "root.crt", cert: "leaf.crt", key: "leaf.key" };
 
-describe.skipIf(withoutOpenssl)(`files that openssl has made${withoutOpenssl ? ` (${withoutOpenssl})` : ""}`, () => {
+describe("files that openssl has made", unless(withoutOpenssl), () => {
   let dir: string;
   beforeAll(async () => {
     const made = await mkdtempDisposable(join(tmpdir(), "jobs-pem-"));

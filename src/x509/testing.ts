@@ -6,8 +6,8 @@ export const withoutOpenssl: string | undefined = reason();
 
 function reason(): string | undefined {
   const { error, stdout } = spawnSync("openssl", ["version"], { encoding: "utf8" });
-  if (error) return "skipped: there is no openssl program here";
-  return /^OpenSSL [3-9]/.test(stdout) ? undefined : `skipped: openssl 3 is needed, this is ${stdout.trim()}`;
+  if (error) return "there is no openssl program here";
+  return /^OpenSSL [3-9]/.test(stdout) ? undefined : `openssl 3 is needed, this is ${stdout.trim()}`;
 }
 
 /** Runs a script of openssl commands in a directory. Throws what the first command that fails says. */

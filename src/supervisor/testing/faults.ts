@@ -3,14 +3,14 @@ import { once } from "node:events";
 import { accessSync, constants, existsSync, mkdirSync, mkdtempSync, rmSync, rmdirSync, writeFileSync } from "node:fs";
 import { basename } from "node:path";
 import { codeOf } from "../../os/errno.ts";
+import { isRoot } from "../../testing/root.ts";
 import { soon, until } from "./processes.ts";
 
-const root = process.getuid?.() === 0;
-
 /** Why a test of this kind cannot be done here; undefined where it can. */
-export const noMounts = root ? undefined : "mounting a small disk takes root";
-export const noInjection =
-  spawnSync("strace", ["-V"]).status === 0 ? undefined : "strace, which has system calls fail, is not installed";
+export const noMounts = isRoot ? undefined : "it takes root";
+export const noStrace = spawnSync("strace", ["-V"]).status === 0 ? undefined : "strace is not installed";
+/** Supervisors cannot be dumped, and so root alone can trace them. */
+export const noInjection = noStrace ?? noMounts;
 
 /** Why no disk can be had that turns read-only under its writers. */
 export const noReadOnly = noMounts ?? (isWritable("/sys/fs/ext4") ? undefined : "/sys/fs/ext4 is not to be written to");
@@ -22,11 +22,6 @@ function isWritable(path: string): boolean {
   } catch {
     return false;
   }
-}
-
-/** What to add to the name of a test that is skipped. */
-export function reason(missing: string | undefined): string {
-  return missing === undefined ? "" : ` [skipped: ${missing}]`;
 }
 
 export interface Fault extends AsyncDisposable {

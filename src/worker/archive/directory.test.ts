@@ -2,7 +2,8 @@ import { createHash, randomBytes, randomInt } from "node:crypto";
 import { mkdirSync, readdirSync, readFileSync, rmSync, truncateSync, watch, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, test } from "vitest";
-import { noMounts, reason, smallDisk } from "../../supervisor/testing/faults.ts";
+import { unless } from "../../testing/root.ts";
+import { noMounts, smallDisk } from "../../supervisor/testing/faults.ts";
 import { refused, testDirectory } from "../testing/worker.ts";
 import { directoryStore } from "./directory.ts";
 
@@ -83,7 +84,7 @@ test("what is there is told from what is not, but not where nothing of the worke
   await expect(a.store.has(KEY, signal)).rejects.toThrow(/ENOENT/);
 });
 
-test.skipIf(noMounts)(`what has no room leaves it to what is smaller${reason(noMounts)}`, async () => {
+test("what has no room leaves it to what is smaller", unless(noMounts), async () => {
   using a = setup(4 * MIB);
   using disk = smallDisk(join(a.root, "disk"), 2 * MIB);
   const store = directoryStore(disk.path);

@@ -16,7 +16,8 @@ import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { zstdDecompressSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { noMounts, reason, smallDisk } from "../../supervisor/testing/faults.ts";
+import { needsRoot, unless } from "../../testing/root.ts";
+import { noMounts, smallDisk } from "../../supervisor/testing/faults.ts";
 import { recoverJournal } from "../journal/rebuild.ts";
 import type { StreamOptions } from "../log/reader.ts";
 import type { Job } from "../model/job.ts";
@@ -25,7 +26,6 @@ import {
   finished,
   readAll,
   refused,
-  root,
   run,
   sh,
   testDaemon,
@@ -186,8 +186,9 @@ describe("an archive in a directory", () => {
     }
   });
 
-  test.skipIf(noMounts)(
-    `that is full keeps the logs here that it has no room for, and takes smaller ones${reason(noMounts)}`,
+  test(
+    "that is full keeps the logs here that it has no room for, and takes smaller ones",
+    unless(noMounts),
     async () => {
       using files = testDirectory();
       using disk = smallDisk(join(files.path, "disk"), 4 * MIB);
@@ -288,7 +289,7 @@ describe("an archive in a directory", () => {
     expect(next.logged.filter((line) => line.startsWith("error"))).toEqual([]);
   });
 
-  test.runIf(root)("is hidden from jobs of the worker's own user", async () => {
+  test("is hidden from jobs of the worker's own user", needsRoot, async () => {
     using files = testDirectory();
     await using worker = await testWorker({ allowRoot: true, archive: { kind: "directory", path: files.path } });
     const { id } = await finished(worker, run("echo", "secret"));

@@ -1,10 +1,11 @@
 import { execFileSync, spawnSync } from "node:child_process";
 import { chownSync, mkdirSync, readdirSync, writeFileSync } from "node:fs";
 import { dirname, join } from "node:path";
-import { expect, test } from "vitest";
+import { expect, test, type TestOptions } from "vitest";
+import { isRoot, needsRoot, unless } from "../../testing/root.ts";
 import { openHierarchy } from "../cgroup/hierarchy.ts";
 import { CONTROLLERS } from "../limits/setting.ts";
-import { rmGroup, root, testDirectory, testWorker } from "../testing/worker.ts";
+import { rmGroup, testDirectory, testWorker } from "../testing/worker.ts";
 import { examine } from "./examine.ts";
 import type { Finding } from "./finding.ts";
 
@@ -30,8 +31,9 @@ function examinedBy(...wrapper: readonly [string, ...string[]]): Finding[] {
 const NOBODY = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"] as const;
 const NAMESPACE = ["unshare", "--user", "--map-root-user"] as const;
 
-function works(command: string, ...args: readonly string[]): boolean {
-  return root && spawnSync(command, args).status === 0;
+/** Options of a test that takes root, and this command to work. */
+function needs(command: string, ...args: readonly string[]): TestOptions {
+  return isRoot && spawnSync(command, args).status !== 0 ? unless(`${command} does not work here`) : needsRoot;
 }
 
 test("each controller is found as a daemon would have it, and what is not enforced has a reason and a remedy", async () => {
@@ -96,14 +98,14 @@ test("a state directory that cannot be made, and a file system that cannot punch
   });
   expect(readdirSync(directory.path)).toEqual(["file"]);
   const sys = await examine({ supervisor: SUPERVISOR, stateDir: "/sys" });
-  if (root)
+  if (isRoot)
     expect(named(sys, "state", "log limit")).toMatchObject({
       state: "limited",
       meaning: "a log grows beyond --log-limit",
     });
 });
 
-test.runIf(root)("a state directory that another user could change is told, with its owner", async () => {
+test("a state directory that another user could change is told, with its owner", needsRoot, async () => {
   using directory = testDirectory();
   const stateDir = join(directory.path, "state");
   mkdirSync(stateDir);
@@ -128,7 +130,7 @@ test("a supervisor that does not run is a finding, and then nothing is said abou
   }
 });
 
-test.runIf(root)("missing privileges are named, with what would give them", () => {
+test("missing privileges are named, with what would give them", needsRoot, () => {
   const caps = examinedBy("setpriv", "--bounding-set=-sys_admin,-bpf,-setuid", "--inh-caps=-all");
   for (const name of ["pid", "mount", "ipc", "uts", "cgroup", "network", "proc"])
     expect(named(caps, "namespace", name)).toMatchObject({
@@ -141,8 +143,9 @@ test.runIf(root)("missing privileges are named, with what would give them", () =
   expect(named(caps, "namespace", "user")).toBeUndefined();
 });
 
-test.runIf(works(...NOBODY, "test", "-r", import.meta.filename, "-a", "-x", SUPERVISOR))(
+test(
   "a user runs jobs only as himself, and owns no cgroup",
+  needs(...NOBODY, "test", "-r", import.meta.filename, "-a", "-x", SUPERVISOR),
   () => {
     const nobody = examinedBy(...NOBODY);
     expect(named(nobody, "privilege", "user")).toMatchObject({
@@ -154,7 +157,7 @@ test.runIf(works(...NOBODY, "test", "-r", import.meta.filename, "-a", "-x", SUPE
   },
 );
 
-test.runIf(works(...NAMESPACE, "true"))("a sysctl that forbids namespaces is named, with its remedy", () => {
+test("a sysctl that forbids namespaces is named, with its remedy", needs(...NAMESPACE, "true"), () => {
   const none = examinedBy(...NAMESPACE, "sh", "-c", 'echo 0 > /proc/sys/user/max_net_namespaces; exec "$0" "$@"');
   expect(named(none, "namespace", "network")).toMatchObject({
     state: "missing",

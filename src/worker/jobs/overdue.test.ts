@@ -12,6 +12,7 @@ import {
 } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, onTestFinished, test } from "vitest";
+import { needsRoot } from "../../testing/root.ts";
 import { childrenOf, statOf } from "../../supervisor/testing/processes.ts";
 import { startOf } from "../log/log.ts";
 import type { JobSpec } from "../model/job.ts";
@@ -20,7 +21,6 @@ import {
   finished,
   ignoresTerm,
   modes,
-  root,
   run,
   runs,
   startReady,
@@ -32,7 +32,6 @@ import {
 } from "../testing/worker.ts";
 
 const by = "tester";
-const noRoot = root ? "" : " [skipped: holding a supervisor takes root]";
 /** What a stop may take beyond its grace period: two seconds, and what a machine that is busy with other tests needs. */
 const LATE_MS = 2000 + 1500;
 
@@ -149,7 +148,7 @@ describe.each(kinds)("%s", (_kind, options) => {
   });
 
   // Only root can do that: a supervisor cannot be traced by its own user.
-  test.runIf(root)(`a supervisor that does not go on is killed, its job lost and its place free${noRoot}`, async () => {
+  test("a supervisor that does not go on is killed, its job lost and its place free", needsRoot, async () => {
     await using worker = await testWorker({ ...options, maxJobs: 1 });
     using files = testDirectory();
     const { id, pid } = await ready(worker, ignoresTerm);

@@ -1,8 +1,9 @@
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
+import { isRoot } from "../../testing/root.ts";
 import type { JobSpec } from "../model/job.ts";
-import { modes, refused, root, run, testDirectory, testWorker, waits } from "../testing/worker.ts";
+import { modes, refused, run, testDirectory, testWorker, waits } from "../testing/worker.ts";
 import { checkSpec, environmentOf } from "./spec.ts";
 
 /** What is wrong, the field that the error names, and what makes a start wrong. */
@@ -80,9 +81,9 @@ describe.each(modes)("a start %s is refused, names the field, and leaves nothing
 
   test("a working directory that the job's user may not enter", async () => {
     await using worker = await testWorker(options);
-    const { job } = await worker.start({ ...waits, cwd: root ? "/tmp" : worker.stateDir });
-    expect(job.cwd).toBe(root ? "/tmp" : worker.stateDir);
-    if (!root) return;
+    const { job } = await worker.start({ ...waits, cwd: isRoot ? "/tmp" : worker.stateDir });
+    expect(job.cwd).toBe(isRoot ? "/tmp" : worker.stateDir);
+    if (!isRoot) return;
     const error = await refused(() => worker.start({ ...waits, cwd: worker.stateDir }));
     expect(error).toMatchObject({ code: "invalid", field: "cwd", facts: { stage: "cwd", errno: "EACCES" } });
     expect(error.message).toContain("nobody");

@@ -2,7 +2,8 @@ import { execFileSync } from "node:child_process";
 import { readdirSync, readFileSync, symlinkSync, writeFileSync } from "node:fs";
 import { basename, join, relative } from "node:path";
 import { describe, expect, test } from "vitest";
-import { root, testDirectory } from "../testing/worker.ts";
+import { isRoot, needsRoot, unless } from "../../testing/root.ts";
+import { testDirectory } from "../testing/worker.ts";
 import { thisHost } from "./host.ts";
 
 const host = thisHost(undefined);
@@ -14,7 +15,7 @@ function command(name: string, ...args: string[]): string {
 /** Containers have root without. */
 function hasLoop(): boolean {
   try {
-    return root && command("losetup", "--find") !== "";
+    return isRoot && command("losetup", "--find") !== "";
   } catch {
     return false;
   }
@@ -57,7 +58,7 @@ describe("a path", () => {
       expect(host.device(path)).toBeUndefined();
   });
 
-  test.runIf(root)("of a block device leads to its number, also through links", () => {
+  test("of a block device leads to its number, also through links", needsRoot, () => {
     using directory = testDirectory();
     // Nobody opens them: which numbers are in use here does not matter.
     for (const [major, minor] of [
@@ -74,21 +75,25 @@ describe("a path", () => {
     }
   });
 
-  test.runIf(hasLoop())("of a partition leads to its whole disk's number", () => {
-    using directory = testDirectory();
-    const [image, partition] = [join(directory.path, "image"), join(directory.path, "partition")];
-    writeFileSync(image, Buffer.alloc(4 << 20));
-    const disk = command("losetup", "--find", "--show", image);
-    try {
-      // Without a table, which this kernel may have no parser for.
-      command("addpart", disk, "1", "2048", "4096");
-      const number = readFileSync(`/sys/class/block/${basename(disk)}p1/dev`, "utf8").trim();
-      command("mknod", partition, "b", ...number.split(":"));
-      expect(host.disk(partition)).not.toBe(number);
-      expect(host.disk(partition)).toBe(readFileSync(`/sys/class/block/${basename(disk)}/dev`, "utf8").trim());
-    } finally {
-      command("delpart", disk, "1");
-      command("losetup", "--detach", disk);
-    }
-  });
+  test(
+    "of a partition leads to its whole disk's number",
+    unless(hasLoop() ? undefined : "no loop device can be had"),
+    () => {
+      using directory = testDirectory();
+      const [image, partition] = [join(directory.path, "image"), join(directory.path, "partition")];
+      writeFileSync(image, Buffer.alloc(4 << 20));
+      const disk = command("losetup", "--find", "--show", image);
+      try {
+        // Without a table, which this kernel may have no parser for.
+        command("addpart", disk, "1", "2048", "4096");
+        const number = readFileSync(`/sys/class/block/${basename(disk)}p1/dev`, "utf8").trim();
+        command("mknod", partition, "b", ...number.split(":"));
+        expect(host.disk(partition)).not.toBe(number);
+        expect(host.disk(partition)).toBe(readFileSync(`/sys/class/block/${basename(disk)}/dev`, "utf8").trim());
+      } finally {
+        command("delpart", disk, "1");
+        command("losetup", "--detach", disk);
+      }
+    },
+  );
 });

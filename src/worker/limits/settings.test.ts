@@ -1,7 +1,8 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
+import { isRoot } from "../../testing/root.ts";
 import type { LinuxResources } from "../model/resources.ts";
-import { finished, modes, refused, root, run, testWorker } from "../testing/worker.ts";
+import { finished, modes, refused, run, testWorker } from "../testing/worker.ts";
 import { CONTROLLERS, type Host } from "./setting.ts";
 import { settingsOf } from "./settings.ts";
 import { bfq, testHost } from "./testing.ts";
@@ -372,7 +373,7 @@ describe.each(modes)("limits %s", (_mode, options) => {
     const resources = { devices: [{ allow: true }, { allow: false, path: "/dev/zero", access: "w" }] };
     const script = "(: < /dev/zero) && echo read; (: > /dev/zero) && echo written";
     const start = () => finished(worker, { ...run("sh", "-c", script), resources });
-    if (worker.cgroup !== undefined && root) {
+    if (worker.cgroup !== undefined && isRoot) {
       expect((await start()).text).toMatch(/^read\n.*Operation not permitted\n$/);
       return;
     }

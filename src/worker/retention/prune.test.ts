@@ -14,7 +14,8 @@ import {
 import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { describe, expect, test } from "vitest";
-import { noMounts, reason, smallDisk } from "../../supervisor/testing/faults.ts";
+import { unless } from "../../testing/root.ts";
+import { noMounts, smallDisk } from "../../supervisor/testing/faults.ts";
 import { openJournal } from "../journal/journal.ts";
 import type { Job, JobSpec } from "../model/job.ts";
 import type { PruneLimits } from "../model/options.ts";
@@ -91,7 +92,7 @@ describe("logs are pruned, those that ended first first,", () => {
     expect(worker.query(stays).log?.kind).toBe("kept");
   });
 
-  test.skipIf(noMounts)(`by free space, which other files take, too${reason(noMounts)}`, async () => {
+  test("by free space, which other files take, too", unless(noMounts), async () => {
     using files = testDirectory();
     using disk = smallDisk(join(files.path, "disk"), 16 * MIB);
     const free = (): number => {
@@ -109,7 +110,7 @@ describe("logs are pruned, those that ended first first,", () => {
     expect(worker.query(ids[3] ?? "").log?.kind).toBe("kept");
   });
 
-  test.skipIf(noMounts)(`where the disk is full to the last byte${reason(noMounts)}`, async () => {
+  test("where the disk is full to the last byte", unless(noMounts), async () => {
     using files = testDirectory();
     using disk = smallDisk(join(files.path, "disk"), 16 * MIB);
     const options = {
@@ -126,25 +127,22 @@ describe("logs are pruned, those that ended first first,", () => {
     expect(worker.query(ids[5] ?? "").log?.kind).toBe("kept");
   });
 
-  test.skipIf(noMounts)(
-    `by free space no more than is wanted, after what other limits took${reason(noMounts)}`,
-    async () => {
-      using files = testDirectory();
-      using disk = smallDisk(join(files.path, "disk"), 16 * MIB);
-      const stateDir = join(disk.path, "state");
-      await using before = await testWorker({ stateDir });
-      const ids = await some(before, 10);
-      await before.close();
-      const { bavail, bsize } = statfsSync(disk.path);
-      const free = { kind: "bytes", amount: bavail * bsize + 3 * MIB } as const;
-      await using worker = await testWorker({ stateDir, logPrune: { free, count: 5 } });
-      for (const id of ids.slice(0, 5)) await pruned(worker, id);
-      const { id } = await ended(worker, run("true"));
-      await pruned(worker, ids[5] ?? "");
-      expect([...ids.slice(6), id].map((each) => worker.query(each).log?.kind)).toEqual(Array(5).fill("kept"));
-      expect(worker.query(ids[4] ?? "").log).toMatchObject({ why: "count" });
-    },
-  );
+  test("by free space no more than is wanted, after what other limits took", unless(noMounts), async () => {
+    using files = testDirectory();
+    using disk = smallDisk(join(files.path, "disk"), 16 * MIB);
+    const stateDir = join(disk.path, "state");
+    await using before = await testWorker({ stateDir });
+    const ids = await some(before, 10);
+    await before.close();
+    const { bavail, bsize } = statfsSync(disk.path);
+    const free = { kind: "bytes", amount: bavail * bsize + 3 * MIB } as const;
+    await using worker = await testWorker({ stateDir, logPrune: { free, count: 5 } });
+    for (const id of ids.slice(0, 5)) await pruned(worker, id);
+    const { id } = await ended(worker, run("true"));
+    await pruned(worker, ids[5] ?? "");
+    expect([...ids.slice(6), id].map((each) => worker.query(each).log?.kind)).toEqual(Array(5).fill("kept"));
+    expect(worker.query(ids[4] ?? "").log).toMatchObject({ why: "count" });
+  });
 
   test.each([{ log: { keepForMs: 300 } }, {}])(
     "by time, of one that is compressed before, as by %o",
@@ -274,8 +272,9 @@ test("with an archive, what is not archived yet is not pruned", async () => {
   expect((await readAll(worker.stream(id, {}))).text).toBe("kept\n");
 });
 
-test.skipIf(noMounts)(
-  `a daemon with its first archive starts on a full disk, and prunes nothing before it is archived${reason(noMounts)}`,
+test(
+  "a daemon with its first archive starts on a full disk, and prunes nothing before it is archived",
+  unless(noMounts),
   async () => {
     using files = testDirectory();
     using disk = smallDisk(join(files.path, "disk"), 16 * MIB);

@@ -18,7 +18,8 @@ import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { zstdDecompressSync } from "node:zlib";
 import { describe, expect, test } from "vitest";
-import { failing, noInjection, noMounts, reason, smallDisk } from "../../supervisor/testing/faults.ts";
+import { unless } from "../../testing/root.ts";
+import { failing, noInjection, noMounts, smallDisk } from "../../supervisor/testing/faults.ts";
 import { compressLog } from "../log/compress.ts";
 import { openLog } from "../log/log.ts";
 import { readOutput } from "../log/reader.ts";
@@ -287,7 +288,7 @@ test.each([
   },
 );
 
-test.skipIf(noInjection).each([
+test.each([
   ["compressed", "output.zst.new", "openat", "EMFILE"],
   ["compressed", "output.zst.new", "pwrite64", "EIO"],
   ["compressed", "index.zst.new", "fsync", "EIO"],
@@ -295,7 +296,8 @@ test.skipIf(noInjection).each([
   ["archived", ".partial-output", "write", "EDQUOT"],
   ["archived", ".partial-output", "fsync", "EIO"],
 ] as const)(
-  `a log is %s in the end when, of %s, %s fails for a time with %s${reason(noInjection)}`,
+  "a log is %s in the end when, of %s, %s fails for a time with %s",
+  unless(noInjection),
   async (how, file, call, errno) => {
     using files = testDirectory();
     const [stateDir, path, gate] = ["state", "archive", "gate"].map((name) => join(files.path, name)) as [
@@ -330,36 +332,33 @@ test.skipIf(noInjection).each([
   },
 );
 
-test.skipIf(noMounts)(
-  `a full disk leaves a log as it is, is told once, and is tried again${reason(noMounts)}`,
-  async () => {
-    using files = testDirectory();
-    using disk = smallDisk(join(files.path, "disk"), 8 * MIB);
-    const compressPauses = { firstMs: 5, lastMs: 20 };
-    await using worker = await testWorker({ stateDir: join(disk.path, "state"), compressPauses });
-    const [bytes, gate, filler] = ["bytes", "gate", "disk/filler"].map((name) => join(files.path, name)) as [
-      string,
-      string,
-      string,
-    ];
-    writeFileSync(bytes, randomBytes(3 * MIB));
-    const { id } = await startReady(worker, {
-      ...sh('echo ready; cat "$0"; until [ -e "$1" ]; do sleep 0.01; done', bytes, gate),
-      log: { compress: "zstd" },
-    });
-    await until("all is written", () => worker.query(id).output.size > 3 * MIB);
-    const { bavail, bsize } = statfsSync(disk.path);
-    writeFileSync(filler, Buffer.alloc(bavail * bsize - MIB));
-    open(gate);
-    await worker.wait(id);
-    const failures = (): number => worker.logged.filter((line) => line.includes("logs cannot be compressed")).length;
-    await until("it is told", () => failures() > 0);
-    expect((await readAll(worker.stream(id, {}))).bytes.length).toBe(3 * MIB + 6);
-    expect(logFiles(worker.directory(id)).filter((name) => !name.endsWith(".new"))).toEqual(["index", "output"]);
-    truncateSync(filler);
-    await compressed(worker, id);
-    expect(failures()).toBe(1);
-    expect(worker.logged).toContain("info: logs can be compressed again");
-    expect((await readAll(worker.stream(id, {}))).bytes.length).toBe(3 * MIB + 6);
-  },
-);
+test("a full disk leaves a log as it is, is told once, and is tried again", unless(noMounts), async () => {
+  using files = testDirectory();
+  using disk = smallDisk(join(files.path, "disk"), 8 * MIB);
+  const compressPauses = { firstMs: 5, lastMs: 20 };
+  await using worker = await testWorker({ stateDir: join(disk.path, "state"), compressPauses });
+  const [bytes, gate, filler] = ["bytes", "gate", "disk/filler"].map((name) => join(files.path, name)) as [
+    string,
+    string,
+    string,
+  ];
+  writeFileSync(bytes, randomBytes(3 * MIB));
+  const { id } = await startReady(worker, {
+    ...sh('echo ready; cat "$0"; until [ -e "$1" ]; do sleep 0.01; done', bytes, gate),
+    log: { compress: "zstd" },
+  });
+  await until("all is written", () => worker.query(id).output.size > 3 * MIB);
+  const { bavail, bsize } = statfsSync(disk.path);
+  writeFileSync(filler, Buffer.alloc(bavail * bsize - MIB));
+  open(gate);
+  await worker.wait(id);
+  const failures = (): number => worker.logged.filter((line) => line.includes("logs cannot be compressed")).length;
+  await until("it is told", () => failures() > 0);
+  expect((await readAll(worker.stream(id, {}))).bytes.length).toBe(3 * MIB + 6);
+  expect(logFiles(worker.directory(id)).filter((name) => !name.endsWith(".new"))).toEqual(["index", "output"]);
+  truncateSync(filler);
+  await compressed(worker, id);
+  expect(failures()).toBe(1);
+  expect(worker.logged).toContain("info: logs can be compressed again");
+  expect((await readAll(worker.stream(id, {}))).bytes.length).toBe(3 * MIB + 6);
+});

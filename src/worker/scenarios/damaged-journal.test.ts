@@ -22,7 +22,8 @@ import {
 import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
-import { noInjection, reason } from "../../supervisor/testing/faults.ts";
+import { needsRoot, unless } from "../../testing/root.ts";
+import { noInjection } from "../../supervisor/testing/faults.ts";
 import { openJournal, VERSION } from "../journal/journal.ts";
 import { recoverJournal } from "../journal/rebuild.ts";
 import type { Job } from "../model/job.ts";
@@ -31,7 +32,6 @@ import {
   JOB,
   readAll,
   refused,
-  root,
   run,
   startReady,
   testDaemon,
@@ -208,10 +208,10 @@ describe("a journal that cannot be used is told in one line, with what helps, an
     expect(listing(copy.path)).toEqual(before);
   });
 
-  test.runIf(root).each<[string, (state: string) => void, RegExp]>([
+  test.each<[string, (state: string) => void, RegExp]>([
     ["that nobody else may read", (state) => chownSync(join(state, "journal.db"), 0, 0), /uid 65534.*chown/],
     ["in a directory that it may not write", (state) => chownSync(state, 0, 0), /uid 65534|cannot be used/],
-  ])("as a user without rights: a journal %s", (_what, deny, told) => {
+  ])("as a user without rights: a journal %s", needsRoot, (_what, deny, told) => {
     using copy = copyOf(closed);
     chmodSync(join(copy.path, ".."), 0o755);
     spawnSync("chown", ["-R", "65534:65534", copy.path]);
@@ -225,7 +225,7 @@ describe("a journal that cannot be used is told in one line, with what helps, an
     expect(listing(copy.path)).toEqual(before);
   });
 
-  test.runIf(root)("on a file system that is read-only", () => {
+  test("on a file system that is read-only", needsRoot, () => {
     using copy = copyOf(closed);
     const script = 'mount --bind "$1" "$1" && mount -o remount,ro,bind "$1" && shift && exec "$@"';
     const { stderr, status } = spawnSync(
@@ -238,7 +238,7 @@ describe("a journal that cannot be used is told in one line, with what helps, an
   });
 });
 
-test.skipIf(noInjection)(`a journal that its disk does not give back is left as it is${reason(noInjection)}`, () => {
+test("a journal that its disk does not give back is left as it is", unless(noInjection), () => {
   using copy = copyOf(killed);
   const before = listing(copy.path);
   const inject = ["-e", "trace=pread64", "-e", "inject=pread64:error=EIO:when=2+", "-P", copy.journal];

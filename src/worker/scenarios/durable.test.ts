@@ -1,7 +1,8 @@
 import { cpSync, existsSync, lstatSync, mkdirSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
-import { noInjection, reason } from "../../supervisor/testing/faults.ts";
+import { unless } from "../../testing/root.ts";
+import { noStrace } from "../../supervisor/testing/faults.ts";
 import { recoverJournal } from "../journal/rebuild.ts";
 import { compressLog } from "../log/compress.ts";
 import { callsOf, missingIn } from "../testing/trace.ts";
@@ -106,7 +107,7 @@ const ORDERS: readonly Order[] = [
   },
 ];
 
-test.skipIf(noInjection).each(ORDERS)(`$what${reason(noInjection)}`, ({ step, orders }) => {
+test.each(ORDERS)("$what", unless(noStrace), ({ step, orders }) => {
   using own = testDirectory();
   const state = join(own.path, "state");
   cpSync(kept, state, { recursive: true, filter: (path) => !path.endsWith("control") });
@@ -114,29 +115,26 @@ test.skipIf(noInjection).each(ORDERS)(`$what${reason(noInjection)}`, ({ step, or
   for (const order of orders) expect(missingIn(calls, order), calls.join("\n")).toBeUndefined();
 });
 
-test.skipIf(noInjection)(
-  `what has been synced is not written to again before it has its name${reason(noInjection)}`,
-  () => {
-    using own = testDirectory();
-    const state = join(own.path, "state");
-    cpSync(kept, state, { recursive: true, filter: (path) => !path.endsWith("control") });
-    const program = join(import.meta.dirname, "../testing/steps.ts");
-    for (const step of ["compress", "archive"]) {
-      const calls = callsOf(own.path, program, [step, state, job]);
-      const made = calls.flatMap(
-        (call) => /^rename(?:at2?)?\(.*"([^"]+(?:\.new|\.partial-[^"/]+))"/.exec(call)?.[1] ?? [],
-      );
-      expect(made.length, step).toBeGreaterThan(0);
-      for (const path of made.filter((each) => !each.endsWith("job.new"))) {
-        const synced = calls.findLastIndex((call) => sync(path).test(call));
-        expect(
-          calls.findLastIndex((call) => write(path).test(call)),
-          path,
-        ).toBeLessThan(synced);
-      }
+test("what has been synced is not written to again before it has its name", unless(noStrace), () => {
+  using own = testDirectory();
+  const state = join(own.path, "state");
+  cpSync(kept, state, { recursive: true, filter: (path) => !path.endsWith("control") });
+  const program = join(import.meta.dirname, "../testing/steps.ts");
+  for (const step of ["compress", "archive"]) {
+    const calls = callsOf(own.path, program, [step, state, job]);
+    const made = calls.flatMap(
+      (call) => /^rename(?:at2?)?\(.*"([^"]+(?:\.new|\.partial-[^"/]+))"/.exec(call)?.[1] ?? [],
+    );
+    expect(made.length, step).toBeGreaterThan(0);
+    for (const path of made.filter((each) => !each.endsWith("job.new"))) {
+      const synced = calls.findLastIndex((call) => sync(path).test(call));
+      expect(
+        calls.findLastIndex((call) => write(path).test(call)),
+        path,
+      ).toBeLessThan(synced);
     }
-  },
-);
+  }
+});
 
 /** Every file below a directory that others may read, write or list. */
 function openToOthers(directory: string): string[] {

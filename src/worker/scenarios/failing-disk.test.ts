@@ -2,6 +2,7 @@ import { chmodSync, existsSync, mkdirSync, readdirSync, readFileSync, statSync }
 import { join } from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
+import { unless } from "../../testing/root.ts";
 import {
   erringDisk,
   ext4Disk,
@@ -9,7 +10,6 @@ import {
   noInjection,
   noMounts,
   noReadOnly,
-  reason,
   smallDisk,
 } from "../../supervisor/testing/faults.ts";
 import { openHierarchy } from "../cgroup/hierarchy.ts";
@@ -52,7 +52,7 @@ const limits: readonly [string, string, (amount: bigint) => LinuxResources][] = 
 /** Those that this host can keep. */
 const kept = limits.filter(([controller]) => host.kind === "cgroup2" && host.controllers.has(controller));
 
-describe.skipIf(noInjection)(`where system calls fail${reason(noInjection)}`, () => {
+describe("where system calls fail", unless(noInjection), () => {
   test.each([
     ["inotify_init1", "EMFILE"], // once a process: the first that follows anything asks for it
     ["inotify_add_watch", "ENOSPC"],
@@ -198,7 +198,7 @@ describe.skipIf(noInjection)(`where system calls fail${reason(noInjection)}`, ()
   });
 });
 
-describe.skipIf(noMounts)(`on a full disk${reason(noMounts)}`, () => {
+describe("on a full disk", unless(noMounts), () => {
   describe.each(disks)("of %s", (_name, disk, bytes) => {
     test.each(modes)(
       "%s: no start, but every stop, end, query and stream; and all is recorded when there is room",
@@ -278,8 +278,9 @@ describe.skipIf(noMounts)(`on a full disk${reason(noMounts)}`, () => {
     await until("it is recorded", () => !worker.traces().some((trace) => trace.startsWith("cgroup:")));
   });
 
-  test.skipIf(kept.length === 0).each(kept.length > 0 ? kept : limits)(
-    `an update of a limit (%s) is in force and told, also by the next daemon, and recorded when there is room${kept.length > 0 ? "" : " [skipped: this host has neither controller]"}`,
+  test.each(kept.length > 0 ? kept : limits)(
+    "an update of a limit (%s) is in force and told, also by the next daemon, and recorded when there is room",
+    unless(kept.length > 0 ? undefined : "this host has neither the memory nor the pids controller"),
     async (_controller, file, resourcesOf) => {
       using files = testDirectory();
       using small = smallDisk(join(files.path, "disk"), 4 * MiB);
@@ -349,7 +350,7 @@ describe.skipIf(noMounts)(`on a full disk${reason(noMounts)}`, () => {
   });
 });
 
-describe.skipIf(noReadOnly)(`on a disk that turns read-only under its writers${reason(noReadOnly)}`, () => {
+describe("on a disk that turns read-only under its writers", unless(noReadOnly), () => {
   test.each(modes)(
     "%s: no start; jobs go on, and are stopped; ends wait to be recorded, or are lost with their supervisors",
     async (_mode, options) => {

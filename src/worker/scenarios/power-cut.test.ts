@@ -13,7 +13,8 @@ import {
 import { basename, join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { describe, expect, test } from "vitest";
-import { noMounts, reason, smallDisk } from "../../supervisor/testing/faults.ts";
+import { unless } from "../../testing/root.ts";
+import { noMounts, smallDisk } from "../../supervisor/testing/faults.ts";
 import { writeJobFile } from "../journal/job-file.ts";
 import { recoverJournal } from "../journal/rebuild.ts";
 import { isSupervised } from "../supervisor/control.ts";
@@ -219,7 +220,7 @@ test("what a recovery calls not started, the next worker removes", async () => {
   expect(existsSync(directory)).toBe(false);
 });
 
-test.skipIf(noMounts)(`a record that the disk has no room for leaves the one before whole${reason(noMounts)}`, () => {
+test("a record that the disk has no room for leaves the one before whole", unless(noMounts), () => {
   using files = testDirectory();
   using small = smallDisk(join(files.path, "disk"), 64 * 1024);
   writeJobFile("abc", small.path, { job: JOB, requestId: undefined, stoppedBy: undefined });

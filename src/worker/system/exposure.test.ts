@@ -1,12 +1,13 @@
 import { chmodSync, chownSync, lchownSync, mkdirSync, readdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
+import { needsRoot } from "../../testing/root.ts";
 import { recoverJournal } from "../journal/rebuild.ts";
-import { root, testDirectory, testWorker } from "../testing/worker.ts";
+import { testDirectory, testWorker } from "../testing/worker.ts";
 
 const STRANGER = 65534;
 
-describe.runIf(root)("a worker is refused a state directory", () => {
+describe("a worker is refused a state directory", needsRoot, () => {
   const exposures: readonly (readonly [what: string, path: string, expose: (path: string, top: string) => void])[] = [
     ["that belongs to another user", "state", (path) => chownSync(path, STRANGER, 0)],
     ["that holds something, and may be written by all", "state", (path) => chmodSync(path, 0o777)],

@@ -3,13 +3,13 @@ import { once } from "node:events";
 import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
+import { needsRoot } from "../../testing/root.ts";
 import type { Job, JobSpec } from "../model/job.ts";
 import type { UidRange } from "../model/options.ts";
 import {
   finished,
   modes,
   refused,
-  root,
   run,
   sh,
   startReady,
@@ -46,7 +46,7 @@ test("uids are given in turn, from any on, or behind the last one; those that ar
   expect(begins).toEqual(new Set([10, 11, 12, 13]));
 });
 
-describe.runIf(root).each(modes)("a job %s", (_mode, options) => {
+describe.each(modes)("a job %s", needsRoot, (_mode, options) => {
   test("has a uid and a gid of its own, no other group, and a home that ends with it", async () => {
     const jobUids = someUids(3);
     await using worker = await testWorker({ ...options, jobUids });
@@ -163,7 +163,7 @@ describe.runIf(root).each(modes)("a job %s", (_mode, options) => {
   });
 });
 
-describe.runIf(root)("a daemon starts with uids that", () => {
+describe("a daemon starts with uids that", needsRoot, () => {
   /** What rangeOf() finds, in a user namespace with this map. */
   async function inNamespace(map: string, jobUids?: UidRange): Promise<unknown> {
     const script = `import { rangeOf } from ${JSON.stringify(join(import.meta.dirname, "uids.ts"))};

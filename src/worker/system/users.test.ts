@@ -2,7 +2,8 @@ import { execFileSync } from "node:child_process";
 import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { finished, jobUid, modes, refused, root, run, sh, testDirectory, testWorker } from "../testing/worker.ts";
+import { isRoot } from "../../testing/root.ts";
+import { finished, jobUid, modes, refused, run, sh, testDirectory, testWorker } from "../testing/worker.ts";
 import { checkRules, chooseCredentials, credentialsOf } from "./users.ts";
 
 function id(...args: string[]): string {
@@ -90,7 +91,7 @@ function allowing(worker: Rules, flag: string): Rules {
 describe("who a start runs as", () => {
   const self = String(process.getuid?.());
 
-  if (root) {
+  if (isRoot) {
     test("is a uid of its own when none is named, or the worker's user, who may be named", () => {
       const own = { uid: 54321, gid: 54321, groups: [54321] };
       expect(chooseCredentials({}, {}, () => 54321)).toMatchObject({ ...own, user: "54321", alone: true });
@@ -225,7 +226,7 @@ describe("who a start runs as", () => {
       const choose = (asked) => { try { const { uid, gid, change } = chooseCredentials(asked, {}); return { uid, gid, change }; } catch (e) { return e.code; } };
       console.log(JSON.stringify([{}, { user: String(process.getuid()) }, { user: "root" }, { user: "daemon" }, { group: "root" }].map(choose)));`;
     // As root: a user without an account, under a group that is not its own.
-    const ids = root ? { uid: 54321, gid: 12345 } : {};
+    const ids = isRoot ? { uid: 54321, gid: 12345 } : {};
     const uid = ids.uid ?? Number(self);
     const gid = ids.gid ?? process.getgid?.();
     const answer: unknown = JSON.parse(
@@ -244,7 +245,7 @@ describe.each(modes)("a job %s", (_mode, options) => {
     expect(job.user).toBe(credentialsOf(String(jobUid)).user);
   });
 
-  if (root) {
+  if (isRoot) {
     test("runs as the user and the groups that the start names, real, effective and saved", async () => {
       await using worker = await testWorker({ ...options, allowUsers: ["daemon"], allowGroups: ["bin"] });
       const spec = sh("id -u; id -g; id -G; grep -E '^[UG]id' /proc/self/status; echo $USER $LOGNAME $HOME");

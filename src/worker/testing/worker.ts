@@ -21,16 +21,16 @@ import { JobError } from "../model/errors.ts";
 import type { Job, JobSpec } from "../model/job.ts";
 import type { WorkerOptions } from "../model/options.ts";
 import { openWorker, type Worker } from "../worker.ts";
+import { isRoot } from "../../testing/root.ts";
 
 const DEADLINE_MS = 20_000;
 
-export const root = process.getuid?.() === 0;
 /** Jobs of tests run as nobody, unless a test says otherwise: they see the host's /tmp, where tests meet them. */
 function asNobody<T extends Partial<WorkerOptions>>(options: T): T {
-  return root && !options.jobUids ? { user: "nobody", ...options } : options;
+  return isRoot && !options.jobUids ? { user: "nobody", ...options } : options;
 }
 /** Who that is; where the tests do not run as root, whoever runs them. */
-export const jobUid = root ? 65534 : (process.getuid?.() ?? 0);
+export const jobUid = isRoot ? 65534 : (process.getuid?.() ?? 0);
 
 /** A directory that jobs, too, can look into. */
 export function testDirectory(): Disposable & { readonly path: string } {
