@@ -23,6 +23,7 @@ import {
   type Job,
   type JobSpec,
   type ListFilter,
+  MOST_LISTED,
   type Position,
   type Pressure,
   quoted,
@@ -38,7 +39,6 @@ import { fromLog, fromLogPolicy, toLogPolicy } from "./translate-log.ts";
 import { defined, fromCount, fromResources, toCount, toResources } from "./translate-resources.ts";
 
 const DEFAULT_PAGE = 100;
-const MAX_PAGE = 1000;
 
 const STATES: Readonly<Record<State, ProtoState>> = {
   starting: ProtoState.STATE_STARTING,
@@ -123,7 +123,7 @@ export function toListFilter(request: ListRequest): ListFilter {
     return name;
   });
   return {
-    limit: Math.min(request.limit || DEFAULT_PAGE, MAX_PAGE),
+    limit: Math.min(request.limit || DEFAULT_PAGE, MOST_LISTED),
     ...defined({
       states: states.length > 0 ? states : undefined,
       labels: request.labels.size > 0 ? request.labels : undefined,

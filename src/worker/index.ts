@@ -3,7 +3,7 @@ export { openWorker, type Worker } from "./worker.ts";
 export { examine, type ExamineOptions } from "./doctor/examine.ts";
 export type { Finding } from "./doctor/finding.ts";
 export { brief, type Brief } from "./jobs/brief.ts";
-export type { ListFilter } from "./jobs/list.ts";
+export { type ListFilter, MOST_LISTED } from "./jobs/list.ts";
 export type { Started } from "./jobs/start.ts";
 export type { Stats, StatsOptions } from "./jobs/stats.ts";
 export type { Stopped } from "./jobs/stop.ts";

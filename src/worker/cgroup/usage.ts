@@ -1,14 +1,11 @@
 import { readFileSync } from "node:fs";
 import { join } from "node:path";
+import { contentOf } from "../../os/proc.ts";
 import type { Pressure, Stall, Usage } from "../model/job.ts";
 
 /** The content of a file of the group, "" when this kernel does not have the file. */
 function text(path: string, file: string): string {
-  try {
-    return readFileSync(join(path, file), "utf8");
-  } catch {
-    return "";
-  }
+  return contentOf(join(path, file)) ?? "";
 }
 
 /** Parses lines of `key value`. */

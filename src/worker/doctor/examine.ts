@@ -1,6 +1,6 @@
 import { accessSync, constants, existsSync, statfsSync } from "node:fs";
 import { dirname, resolve } from "node:path";
-import { codeOf } from "../../os/errno.ts";
+import { codeOf, reasonOf } from "../../os/errno.ts";
 import type { Hierarchy } from "../cgroup/hierarchy.ts";
 import { LOG_LIMIT_BYTES, type WorkerOptions } from "../model/options.ts";
 import { checkSupervisor } from "../supervisor/spawner.ts";
@@ -65,7 +65,7 @@ async function supervisorFindings(path: string, state: string | undefined) {
     const probed = await probe(path, state);
     return { findings: [supervisorFinding(undefined), sliceFinding(probed)], probed };
   } catch (error) {
-    const reason = error instanceof Error ? (error.message.split("\n")[0] ?? "") : String(error);
+    const [reason = ""] = reasonOf(error).split("\n");
     return { findings: [supervisorFinding({ reason, remedy: "npm run build, on a machine like this one" })] };
   }
 }

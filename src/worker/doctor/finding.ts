@@ -1,4 +1,4 @@
-import { readFileSync } from "node:fs";
+import { contentOf } from "../../os/proc.ts";
 
 /** Whether this host keeps one of the promises to jobs. */
 export interface Finding {
@@ -38,9 +38,5 @@ export function found(
 
 /** The content of a file of /proc or /sys; empty when it does not exist or cannot be read. */
 export function textOf(path: string): string {
-  try {
-    return readFileSync(path, "utf8").trim();
-  } catch {
-    return "";
-  }
+  return contentOf(path) ?? "";
 }

@@ -1,6 +1,7 @@
 import { execFile } from "node:child_process";
 import { getSystemErrorName, promisify } from "node:util";
 import { type Part, PARTS, withDependants } from "../model/isolation.ts";
+import { can } from "../../os/proc.ts";
 import { groupNames } from "../system/users.ts";
 import { type Cause, CONTAINER, type Finding, found, SECCOMP, textOf } from "./finding.ts";
 
@@ -20,24 +21,14 @@ export async function probe(supervisor: string, directory: string | undefined): 
   return new Map([...lines].map(([, name, errno]) => [name ?? "", errno && getSystemErrorName(-Number(errno))]));
 }
 
-/** The privileges of this process, which its supervisors inherit (proc_pid_status(5), capabilities(7)). */
-interface Privileges {
-  readonly root: boolean;
-  /** A seccomp profile restricts the process. */
-  readonly filtered: boolean;
-  readonly can: (capability: keyof typeof CAPABILITIES) => boolean;
+/** Whether this process, and so its supervisors, is root. */
+function isRoot(): boolean {
+  return process.geteuid?.() === 0;
 }
 
-const CAPABILITIES = { CAP_SETGID: 6n, CAP_SETUID: 7n, CAP_NET_ADMIN: 12n, CAP_SYS_ADMIN: 21n, CAP_BPF: 39n };
-
-function privileges(): Privileges {
-  const status = textOf("/proc/self/status");
-  const effective = BigInt(`0x${/^CapEff:\s+(\w+)$/m.exec(status)?.[1] ?? "0"}`);
-  return {
-    root: process.geteuid?.() === 0,
-    filtered: /^Seccomp:\s+2$/m.test(status),
-    can: (capability) => ((effective >> CAPABILITIES[capability]) & 1n) === 1n,
-  };
+/** Whether a seccomp profile restricts this process, and so its supervisors (proc_pid_status(5)). */
+function isFiltered(): boolean {
+  return /^Seccomp:\s+2$/m.test(textOf("/proc/self/status"));
 }
 
 /** For each namespace: what it gives a job, its name in sysctls, and the kernel option that builds it. */
@@ -53,14 +44,13 @@ const NAMESPACES = {
 } as const;
 
 export function isolationFindings(probed: Probed, isolationOff: readonly Part[] = []): Finding[] {
-  const own = privileges();
   const off = withDependants(isolationOff);
   const findings: Finding[] = [];
   for (const [name, { gives, sysctl, config }] of Object.entries(NAMESPACES)) {
     // Root needs no user namespace.
-    if (name === "user" && own.root) continue;
+    if (name === "user" && isRoot()) continue;
     const errno = probed.get(name);
-    const cause = errno === undefined ? undefined : namespaceCause(name, errno, sysctl, config, own);
+    const cause = errno === undefined ? undefined : namespaceCause(name, errno, sysctl, config);
     const part = PARTS.find((each) => each === (name === "proc" ? "pid" : name));
     findings.push(
       part !== undefined && off.has(part)
@@ -100,13 +90,13 @@ export function filterFinding(probed: Probed, isolationOff: readonly Part[] = []
 }
 
 /** Explains the errno of a namespace that cannot be made: clone(2), ERRORS; namespaces(7); user_namespaces(7). */
-function namespaceCause(name: string, errno: string, sysctl: string, config: string, own: Privileges): Cause {
-  const { root, filtered } = own;
+function namespaceCause(name: string, errno: string, sysctl: string, config: string): Cause {
+  const root = isRoot();
   if (errno === "ENOSPC" || errno === "EUSERS")
     return exhausted(root || readSysctl("user.max_user_namespaces") !== "0" ? sysctl : "user");
   if (errno === "EINVAL")
     return { reason: "this kernel does not have them (EINVAL)", remedy: `a kernel with ${config}` };
-  if (root && !own.can("CAP_SYS_ADMIN"))
+  if (root && !can("CAP_SYS_ADMIN"))
     return { reason: `the daemon is root without CAP_SYS_ADMIN (${errno})`, remedy: CONTAINER };
   if (name === "proc" && errno === "EPERM")
     return {
@@ -128,7 +118,7 @@ function namespaceCause(name: string, errno: string, sysctl: string, config: str
       reason: `this kernel keeps them from users without root (${errno})`,
       remedy: "sysctl -w kernel.unprivileged_userns_clone=1, or run jobsd as root",
     };
-  return filtered
+  return isFiltered()
     ? { reason: `a seccomp profile denies them (${errno})`, remedy: SECCOMP }
     : { reason: `the kernel refuses them (${errno})`, remedy: root ? "see the kernel's log" : "run jobsd as root" };
 }
@@ -152,7 +142,7 @@ export function cloneFinding(probed: Probed): Finding {
   const errno = probed.get("clone3");
   const old = { reason: `this kernel cannot clone into a cgroup (${errno})`, remedy: "Linux 5.7" };
   const denied = { reason: `a seccomp profile denies clone3 (${errno})`, remedy: SECCOMP };
-  const cause = errno === undefined ? undefined : privileges().filtered ? denied : old;
+  const cause = errno === undefined ? undefined : isFiltered() ? denied : old;
   return found("cgroup", "clone3", cause, ["limits hold from the first instruction", "no job starts in a cgroup"]);
 }
 
@@ -166,10 +156,9 @@ export function deviceFinding(probed: Probed): Finding {
 }
 
 function deviceCause(errno: string): Cause {
-  const { root, filtered, can } = privileges();
-  if (errno === "EINVAL" || (errno === "ENOSYS" && !filtered))
+  if (errno === "EINVAL" || (errno === "ENOSYS" && !isFiltered()))
     return { reason: `this kernel has no such programs (${errno})`, remedy: "a kernel with CONFIG_CGROUP_BPF" };
-  if (!root) return { reason: `only root may load such programs (${errno})`, remedy: "run jobsd as root" };
+  if (!isRoot()) return { reason: `only root may load such programs (${errno})`, remedy: "run jobsd as root" };
   return can("CAP_SYS_ADMIN") || (can("CAP_BPF") && can("CAP_NET_ADMIN"))
     ? { reason: `the kernel or a seccomp profile refuses such programs (${errno})`, remedy: SECCOMP }
     : { reason: `the daemon is root without CAP_BPF and CAP_NET_ADMIN (${errno})`, remedy: CONTAINER };
@@ -177,9 +166,8 @@ function deviceCause(errno: string): Cause {
 
 /** Whether jobs can have another user than the daemon. */
 export function userFinding(): Finding {
-  const { root, can } = privileges();
   const area = { area: "privilege", name: "user" } as const;
-  if (!root)
+  if (!isRoot())
     return {
       ...area,
       state: "limited",

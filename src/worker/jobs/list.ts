@@ -4,10 +4,13 @@ import { brief, type Brief } from "./brief.ts";
 import type { Context } from "./context.ts";
 import { current } from "./tracked-job.ts";
 
+/** The most jobs on one page. */
+export const MOST_LISTED = 1000;
+
 export interface ListFilter {
   readonly states?: readonly State[];
   readonly labels?: ReadonlyMap<string, string>;
-  /** The most jobs on a page, 1 to 1000. */
+  /** The most jobs on a page, 1 to MOST_LISTED. */
   readonly limit: number;
   readonly pageToken?: string;
   /** How long a search may hold the event loop, in ms; without a limit when absent. */
@@ -24,7 +27,8 @@ export function list(
   { journal, tracked }: Context,
   { states, labels = new Map(), limit, pageToken, stepMs = Infinity }: ListFilter,
 ): Listed {
-  if (!Number.isInteger(limit) || limit < 1 || limit > 1000) throw invalid("limit", "must be 1 to 1000");
+  if (!Number.isInteger(limit) || limit < 1 || limit > MOST_LISTED)
+    throw invalid("limit", `${limit} is not between 1 and ${MOST_LISTED}`);
   const before = pageToken === undefined ? Number.MAX_SAFE_INTEGER : Number(pageToken);
   if (!Number.isSafeInteger(before)) throw invalid("page_token", "is not a token that List returned");
   const untilMs = performance.now() + stepMs;

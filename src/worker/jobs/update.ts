@@ -1,7 +1,8 @@
-import { constants, existsSync, readFileSync } from "node:fs";
+import { constants, existsSync } from "node:fs";
 import { open } from "node:fs/promises";
 import { join } from "node:path";
 import { codeOf } from "../../os/errno.ts";
+import { contentOf } from "../../os/proc.ts";
 import { readLimits } from "../cgroup/group.ts";
 import { type Change, changesOf } from "../limits/change.ts";
 import { deviceProgram } from "../limits/devices.ts";
@@ -101,14 +102,6 @@ function hasEnded({ job }: TrackedJob): boolean {
 
 function ended(id: string): JobError {
   return new JobError("precondition", `job ${id} has ended, and has no limits to change`, { field: "job_id" });
-}
-
-function contentOf(path: string): string | undefined {
-  try {
-    return readFileSync(path, "utf8");
-  } catch {
-    return undefined;
-  }
 }
 
 /**

@@ -1,5 +1,6 @@
-import { existsSync, readFileSync, readdirSync, realpathSync, statSync } from "node:fs";
+import { existsSync, readdirSync, realpathSync, statSync } from "node:fs";
 import { join } from "node:path";
+import { contentOf } from "../../os/proc.ts";
 import type { Device, Host } from "./setting.ts";
 
 /** This host, as its kernel describes it. `group` is the parent of jobs' groups; undefined without cgroup v2. */
@@ -8,18 +9,10 @@ export function thisHost(group: string | undefined): Host {
     // A job's group has the files of its parent, which is never the root group.
     has: (file) => group !== undefined && existsSync(join(group, file)),
     pageSizes,
-    allowed: (file) => (group === undefined ? undefined : read(join(group, `${file}.effective`))),
+    allowed: (file) => (group === undefined ? undefined : contentOf(join(group, `${file}.effective`))),
     device: deviceOf,
     disk: diskOf,
   };
-}
-
-function read(path: string): string | undefined {
-  try {
-    return readFileSync(path, "utf8").trim();
-  } catch {
-    return undefined;
-  }
 }
 
 /** Sizes as the hugetlb controller's files are named: "2MB" for "hugepages-2048kB" (mem_fmt(), mm/hugetlb_cgroup.c). */
@@ -56,7 +49,7 @@ function diskOf(path: string): string | undefined {
     const number = `${of.major}:${of.minor}`;
     const device = `/sys/dev/block/${number}`;
     if (!existsSync(join(device, "partition"))) return number;
-    return read(join(realpathSync(device), "..", "dev"));
+    return contentOf(join(realpathSync(device), "..", "dev"));
   } catch {
     return undefined;
   }

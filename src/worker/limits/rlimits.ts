@@ -1,21 +1,21 @@
-import { readFileSync } from "node:fs";
+import { can, contentOf } from "../../os/proc.ts";
 import { invalid, quoted } from "../model/errors.ts";
 import type { NamedRlimit } from "../model/job.ts";
 
-/** The numbers of limits on Linux (asm-generic/resource.h), by their names in setrlimit(2). */
-const NUMBERS: ReadonlyMap<string, number> = new Map([
-  ["cpu", 0],
-  ["fsize", 1],
-  ["data", 2],
-  ["stack", 3],
-  ["core", 4],
-  ["nproc", 6],
-  ["nofile", 7],
-  ["memlock", 8],
-  ["as", 9],
-  ["locks", 10],
-  ["sigpending", 11],
-  ["msgqueue", 12],
+/** The limits of setrlimit(2), by name: their numbers on Linux (asm-generic/resource.h), and their titles in /proc/PID/limits. */
+const LIMITS: ReadonlyMap<string, readonly [resource: number, title: string]> = new Map([
+  ["cpu", [0, "Max cpu time"]],
+  ["fsize", [1, "Max file size"]],
+  ["data", [2, "Max data size"]],
+  ["stack", [3, "Max stack size"]],
+  ["core", [4, "Max core file size"]],
+  ["nproc", [6, "Max processes"]],
+  ["nofile", [7, "Max open files"]],
+  ["memlock", [8, "Max locked memory"]],
+  ["as", [9, "Max address space"]],
+  ["locks", [10, "Max file locks"]],
+  ["sigpending", [11, "Max pending signals"]],
+  ["msgqueue", [12, "Max msgqueue size"]],
 ]);
 /** Limits with which a job could get more CPU time than its cgroup has (sched(7)). */
 const REFUSED = new Set(["nice", "rtprio", "rttime"]);
@@ -27,12 +27,13 @@ const REFUSED = new Set(["nice", "rtprio", "rttime"]);
 export function rlimitsOf(asked: readonly NamedRlimit[]): Rlimit[] {
   const names = new Set<string>();
   return asked.map(({ name, soft = Infinity, hard = Infinity }) => {
-    const resource = NUMBERS.get(name);
     if (REFUSED.has(name)) throw invalid("rlimits", `${name} is refused: it would let a job pass its CPU limits`);
-    if (resource === undefined)
-      throw invalid("rlimits", `${quoted(name)} is not a limit; give one of ${[...NUMBERS.keys()].join(", ")}`);
+    const limit = LIMITS.get(name);
+    if (!limit)
+      throw invalid("rlimits", `${quoted(name)} is not a limit; give one of ${[...LIMITS.keys()].join(", ")}`);
     if (names.has(name)) throw invalid("rlimits", `${name} is given twice`);
-    const [most, whose] = ceilingOf(name, resource);
+    const [resource, title] = limit;
+    const [most, whose] = ceilingOf(name, title);
     if (Math.max(hard, soft) > most)
       throw invalid("rlimits", `${name}: ${hard === Infinity ? "unlimited" : hard} is above ${most}, ${whose}`);
     if (soft > hard) throw invalid("rlimits", `${name}: the soft limit ${soft} is above the hard one, ${hard}`);
@@ -42,45 +43,13 @@ export function rlimitsOf(asked: readonly NamedRlimit[]): Rlimit[] {
 }
 
 /** The most that a limit can be set to here, and whose rule that is (setrlimit(2)). */
-function ceilingOf(name: string, resource: number): readonly [most: number, whose: string] {
-  if (!mayRaise()) {
-    const [, hard = "unlimited"] =
-      new RegExp(`^${ROWS[resource]}\\s+\\S+\\s+(\\d+)`, "m").exec(readFile("self/limits")) ?? [];
-    if (hard !== "unlimited") return [Number(hard), "the limit that this worker has, which it may not raise"];
+function ceilingOf(name: string, title: string): readonly [most: number, whose: string] {
+  if (!can("CAP_SYS_RESOURCE")) {
+    const [, hard] = new RegExp(`^${title}\\s+\\S+\\s+(\\d+)`, "m").exec(contentOf("/proc/self/limits") ?? "") ?? [];
+    if (hard !== undefined) return [Number(hard), "the limit that this worker has, which it may not raise"];
   }
-  if (name === "nofile") return [Number(readFile("sys/fs/nr_open")) || Infinity, "this host's fs.nr_open"];
+  if (name === "nofile") return [Number(contentOf("/proc/sys/fs/nr_open")) || Infinity, "this host's fs.nr_open"];
   return [Infinity, ""];
-}
-
-/** The titles of limits in /proc/PID/limits, by number. */
-const ROWS = [
-  "Max cpu time",
-  "Max file size",
-  "Max data size",
-  "Max stack size",
-  "Max core file size",
-  "Max resident set",
-  "Max processes",
-  "Max open files",
-  "Max locked memory",
-  "Max address space",
-  "Max file locks",
-  "Max pending signals",
-  "Max msgqueue size",
-];
-const CAP_SYS_RESOURCE = 24n;
-
-function mayRaise(): boolean {
-  const [, mask = "0"] = /^CapEff:\s+([0-9a-f]+)$/m.exec(readFile("self/status")) ?? [];
-  return ((BigInt(`0x${mask}`) >> CAP_SYS_RESOURCE) & 1n) === 1n;
-}
-
-function readFile(name: string): string {
-  try {
-    return readFileSync(`/proc/${name}`, "utf8");
-  } catch {
-    return "";
-  }
 }
 
 /** A limit of setrlimit(2): its number there, and two values; Infinity for none. */
