@@ -295,9 +295,9 @@ describe("whatever is asked for", () => {
           expect(groups).toContain(/^resources\.(\w+)/.exec(field)?.[1]);
         }
       }),
-      { numRuns: 5000 },
+      { numRuns: 1000 },
     );
-    expect(accepted).toBeGreaterThan(500);
+    expect(accepted).toBeGreaterThan(100);
   });
 
   const WRITTEN: Readonly<Record<string, (key: string) => string>> = {

@@ -28,7 +28,7 @@ test("a command line that is given as a program's name is told of a shell", () =
 test("a long name is cut, and not what is wrong with it", () => {
   const { message } = failureAt("exec", "ENOENT", launch("x".repeat(5000)));
   expect(message).toMatch(/^command: "x{100}…" was not found/);
-  expect(() => rlimitsOf([{ name: "n".repeat(5000) }])).toThrow(/^rlimits: "n{100}…" is no limit; cpu/);
+  expect(() => rlimitsOf([{ name: "n".repeat(5000) }])).toThrow(/^rlimits: "n{100}…" is not a limit; give one of cpu/);
 });
 
 test("a limit above the host's, or above that of a worker that may not raise it, is refused with what is most", () => {
