@@ -16,18 +16,21 @@ const MANY = 100_000;
 
 /**
  * Loaded into the daemon: on SIGUSR2 it writes how long its event loop was held at most since the last time, in ms. Like
- * perf_hooks' monitorEventLoopDelay() it looks by a timer, but takes off the time that the thread could have run and was
- * given no processor (the second figure of schedstat: Documentation/scheduler/sched-stats.rst).
+ * perf_hooks' monitorEventLoopDelay() it looks by a timer, but counts the time that the thread ran, and not how long it
+ * waited for a processor, a disk or the collector's other threads: the machine has much else to do.
  */
 const WATCH = `data:text/javascript,${encodeURIComponent(`
-  import { readFileSync, writeFileSync } from "node:fs";
-  const look = () => ({ ms: performance.now(), waitedMs: Number(readFileSync("/proc/self/schedstat", "utf8").split(" ")[1]) / 1e6 });
+  import { writeFileSync } from "node:fs";
+  const look = () => {
+    const { user, system } = process.threadCpuUsage();
+    return (user + system) / 1000;
+  };
   let last = look();
   let most = 0;
   let told = 0;
   const watch = () => {
     const now = look();
-    most = Math.max(most, now.ms - last.ms - (now.waitedMs - last.waitedMs));
+    most = Math.max(most, now - last);
     last = now;
   };
   setInterval(watch, 1).unref();
@@ -40,18 +43,17 @@ const WATCH = `data:text/javascript,${encodeURIComponent(`
 
 let host: Host;
 let client: Client;
+let reader: Client;
 let watched: string;
 beforeAll(async () => {
   watched = join(import.meta.dirname, `../node_modules/.cache/jobs-tests-loop-${process.pid}`);
-  host = await startHost([], {
+  host = await startHost(["--max-calls", "24000"], {
     env: { NODE_OPTIONS: `--import=${WATCH}`, WATCHED: watched },
   });
   const start = await host.end("SIGTERM");
   fill(join(host.dir, "state"));
   await start();
-  const [ca, cert, key] = ["ca.crt", "writer.crt", "writer.key"].map((name) => readFileSync(host.file(name)));
-  if (!ca || !cert || !key) throw new Error("no certificates");
-  client = connect({ server: host.server, ca, cert, key });
+  [client, reader] = [clientOf("writer"), clientOf("reader")];
   const scripts = ["yes | head -c 100000000", MIXED];
   const jobs = scripts.map(async (script) => {
     const { jobId } = await client.start({ command: "sh", args: ["-c", script] });
@@ -62,8 +64,15 @@ beforeAll(async () => {
 });
 afterAll(async () => {
   client.close();
+  reader.close();
   await host[Symbol.asyncDispose]();
 });
+
+function clientOf(role: "reader" | "writer"): Client {
+  const [ca, cert, key] = ["ca.crt", `${role}.crt`, `${role}.key`].map((name) => readFileSync(host.file(name)));
+  if (!ca || !cert || !key) throw new Error("no certificates");
+  return connect({ server: host.server, ca, cert, key });
+}
 
 const IDS = { megabytes: [] as string[], tiny: "", long: "", log: "", mixed: "" };
 const MIXED = "i=0; while [ $i -lt 50000 ]; do echo a; echo b >&2; i=$((i+1)); done";
@@ -98,7 +107,7 @@ function told(): { count: number; ms: number } {
 async function longestMs(): Promise<number> {
   const { count } = told();
   process.kill(host.pid, "SIGUSR2");
-  await expect.poll(() => told().count, { interval: 5, timeout: 5000 }).toBe(count + 1);
+  await expect.poll(() => told().count, { interval: 5, timeout: 30_000 }).toBe(count + 1);
   return told().ms;
 }
 
@@ -127,15 +136,16 @@ async function listed(filter: Parameters<Client["list"]>[0]): Promise<string[]> 
 
 const label = (...pairs: readonly [string, string][]) => ({ labels: new Map(pairs) });
 
-/** Resolves once as many calls wait as one client may have; what it resolves to ends them. */
+/** Resolves once 10,000 calls of two clients wait for a job; what it resolves to ends the job and has their answers. */
 async function waits(): Promise<() => Promise<unknown>> {
   const { jobId } = await client.start({ command: "sleep", args: ["600"] });
   const waiting: Promise<unknown>[] = [];
-  while (waiting.length < 2000) {
-    waiting.push(...Array.from({ length: 500 }, () => client.wait(jobId)));
-    // Each of them has been taken in once this is answered.
-    await client.query(jobId);
-  }
+  while (waiting.length < 10_000)
+    for (const each of [client, reader]) {
+      waiting.push(...Array.from({ length: 500 }, () => each.wait(jobId)));
+      // Each of them has been taken in once this is answered.
+      await each.query(jobId);
+    }
   return async () => {
     await client.stop({ jobId, grace: { seconds: 0n, nanos: 0 } });
     await Promise.all(waiting);
@@ -195,6 +205,6 @@ test("the CLI lists them all, page after page", async () => {
   expect(jobs.map(({ args, cut }) => [args.join("").length, cut])).toEqual([[4096, ["args"]]]);
 });
 
-test("the end of a job that 2,000 calls wait for holds the event loop for 20 ms at most", async () => {
+test("the end of a job that 10,000 calls of two clients wait for holds the event loop for 20 ms at most", async () => {
   expect(await held(waits)).toBeLessThanOrEqual(MOST_MS);
 });

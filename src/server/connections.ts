@@ -68,7 +68,7 @@ export function connectionTable(most: number): Connections {
 
   return {
     add(socket, certificate) {
-      const key = keyOf(socket);
+      const key = endsKey(socket);
       if (key === undefined) {
         socket.destroy();
         return "reset";
@@ -88,13 +88,13 @@ export function connectionTable(most: number): Connections {
       socket.once("close", () => clearTimeout(timer));
       return "over";
     },
-    ownerOf: (ends) => open.get(keyOf(ends) ?? "")?.owner ?? "",
-    overOf: (ends) => open.get(keyOf(ends) ?? "")?.over,
+    ownerOf: (ends) => open.get(endsKey(ends) ?? "")?.owner ?? "",
+    overOf: (ends) => open.get(endsKey(ends) ?? "")?.over,
     identify(ends) {
-      const connection = open.get(keyOf(ends) ?? "");
+      const connection = open.get(endsKey(ends) ?? "");
       return connection ? identify(connection.der) : NO_CERTIFICATE;
     },
-    has: (ends) => open.has(keyOf(ends) ?? ""),
+    has: (ends) => open.has(endsKey(ends) ?? ""),
     empty: () => (open.size === 0 ? Promise.resolve() : new Promise((resolve) => (emptied = resolve))),
     destroy() {
       for (const { socket } of open.values()) socket.destroy();
@@ -111,7 +111,7 @@ function shareOf(identity: Identity): string {
 }
 
 /** Undefined when the connection has been reset: without addresses it cannot be told from others. */
-export function keyOf({ localAddress, localPort, remoteAddress, remotePort }: Ends): string | undefined {
+export function endsKey({ localAddress, localPort, remoteAddress, remotePort }: Ends): string | undefined {
   if (localAddress === undefined || remoteAddress === undefined) return undefined;
   return `${remoteAddress} ${remotePort} ${localAddress} ${localPort}`;
 }

@@ -88,7 +88,7 @@ function guardedListener(
 }
 
 /** Who calls, and until when it is worth answering. */
-export interface Context {
+export interface CallContext {
   readonly principal: Principal;
   /** Aborted when the client has gone, its deadline has passed or, for handlers that `lasts`, the server shuts down. */
   readonly signal: AbortSignal;
@@ -106,12 +106,12 @@ export interface Caller {
 export interface Handlers {
   /** A unary method from a function; `lasts` when it may take longer than a shutdown should. */
   readonly unary: <Q, S>(
-    run: (request: Q, context: Context) => S | Promise<S>,
+    run: (request: Q, context: CallContext) => S | Promise<S>,
     lasts?: "lasts",
   ) => handleUnaryCall<Q, S>;
   /** A server stream from a function, which ends when the function has. */
   readonly streaming: <Q, S>(
-    run: (call: ServerWritableStream<Q, S>, context: Context) => Promise<void>,
+    run: (call: ServerWritableStream<Q, S>, context: CallContext) => Promise<void>,
   ) => handleServerStreamingCall<Q, S>;
   /** Ends every call that lasts with UNAVAILABLE. */
   readonly end: () => void;
@@ -143,7 +143,7 @@ export function handlers(callers: Pick<WeakMap<Metadata, Caller>, "get">, log: L
   async function run<T>(
     call: AnyCall,
     lasts: boolean,
-    body: (context: Context) => T | Promise<T>,
+    body: (context: CallContext) => T | Promise<T>,
     answer: { ok(value: T): void; failed(outbound: ReturnType<typeof statusOf>): void },
   ): Promise<void> {
     const cancel = new AbortController();
@@ -178,7 +178,7 @@ export function handlers(callers: Pick<WeakMap<Metadata, Caller>, "get">, log: L
       });
     },
     streaming: (body) => (call) => {
-      const bodyOf = (context: Context): Promise<void> => {
+      const bodyOf = (context: CallContext): Promise<void> => {
         readable(call.request);
         return body(call, context);
       };
@@ -194,7 +194,7 @@ export function handlers(callers: Pick<WeakMap<Metadata, Caller>, "get">, log: L
   };
 }
 
-function turnOf({ take }: Caller): Context["turn"] {
+function turnOf({ take }: Caller): CallContext["turn"] {
   return (work) =>
     new Promise((resolve, reject) => {
       take(() => {

@@ -1,5 +1,5 @@
 import { isIPv6, type Socket } from "node:net";
-import { keyOf, peerOf, type Ends } from "./connections.ts";
+import { endsKey, peerOf, type Ends } from "./connections.ts";
 import { HANDSHAKE_TIMEOUT_MS, MAX_HANDSHAKES, MAX_SILENT } from "./limits.ts";
 import { fairTurns } from "./turns.ts";
 
@@ -87,7 +87,7 @@ export function openHandshakes(
 
   return {
     arrive(socket) {
-      const [key, peer] = [keyOf(socket), peerOf(socket)];
+      const [key, peer] = [endsKey(socket), peerOf(socket)];
       if (key === undefined) {
         refuse(peer, "ECONNRESET");
         socket.destroy();
@@ -102,7 +102,7 @@ export function openHandshakes(
       socket.setTimeout(HANDSHAKE_TIMEOUT_MS, () => drop(arrival, "SILENT"));
       sweepSoon();
     },
-    done: (ends) => end(keyOf(ends) ?? ""),
+    done: (ends) => end(endsKey(ends) ?? ""),
     stop() {
       const all = [...open.values()];
       open.clear();

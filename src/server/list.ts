@@ -1,6 +1,6 @@
 import { ListResponse, type ListRequest } from "../../proto/generated/jobs/v1/worker.ts";
 import type { Worker } from "../worker/index.ts";
-import type { Context } from "./guard.ts";
+import type { CallContext } from "./guard.ts";
 import { LIST_BYTES, LIST_MS } from "./limits.ts";
 import { fromJob, toListFilter } from "./translate.ts";
 
@@ -13,7 +13,7 @@ const STEP_MS = 4;
  * A page of jobs as a ListResponse on the wire, made step by step, between which others have their turns. It ends with
  * the limit that was asked for, with LIST_BYTES, or with LIST_MS.
  */
-export async function listJobs(worker: Worker, request: ListRequest, { turn, signal }: Context): Promise<Buffer> {
+export async function listJobs(worker: Worker, request: ListRequest, { turn, signal }: CallContext): Promise<Buffer> {
   const filter = toListFilter(request);
   const beganMs = performance.now();
   const pieces: Uint8Array[] = [];

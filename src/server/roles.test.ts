@@ -1,3 +1,4 @@
+import { readFileSync } from "node:fs";
 import { expect, test } from "vitest";
 import { HealthService } from "../../proto/generated/grpc/health/v1/health.ts";
 import { WorkerServiceService } from "../../proto/generated/jobs/v1/worker.ts";
@@ -12,6 +13,17 @@ test("only Start, Stop and Update are for writers alone", () => {
   const writersOnly = [...METHODS].filter(mutates).map((path) => path.replace("/jobs.v1.WorkerService/", ""));
   expect(writersOnly.toSorted()).toEqual(["Start", "Stop", "Update"]);
   for (const path of METHODS) expect(rolesOf(path)).toContain("writer");
+});
+
+test("the API's description names the methods of each role", () => {
+  const proto = new URL("../../proto/jobs/v1/worker.proto", import.meta.url);
+  const text = readFileSync(proto, "utf8").replaceAll(/\n *\/\/ /g, " ");
+  const [, readers = "", writers = ""] = /a reader may call ([^;]+); a writer may also call ([^.]+)\./.exec(text) ?? [];
+  const listed = (names: string): string[] => names.split(/, | and /).toSorted();
+  const methods = Object.values(WorkerServiceService).map(({ path }) => path);
+  const named = (paths: string[]): string[] => paths.map((path) => path.slice(path.lastIndexOf("/") + 1)).toSorted();
+  expect(listed(readers)).toEqual(named(methods.filter((path) => !mutates(path))));
+  expect(listed(writers)).toEqual(named(methods.filter(mutates)));
 });
 
 test("nobody may call what is not in the map", () => {

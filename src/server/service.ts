@@ -10,7 +10,7 @@ import {
   type WorkerServiceServer,
 } from "../../proto/generated/jobs/v1/worker.ts";
 import { brief, type Job, type Worker } from "../worker/index.ts";
-import type { Context, Handlers } from "./guard.ts";
+import type { CallContext, Handlers } from "./guard.ts";
 import { listJobs } from "./list.ts";
 import { type StreamMessage, streamOutput, streamStats } from "./stream.ts";
 import { toResources } from "./translate-resources.ts";
@@ -72,7 +72,7 @@ function queryResponse({ pid, state, ended }: Job, job: ProtoJob): Buffer {
 }
 
 /** A QueryResponse, each step of its making in a turn of its own. */
-async function inTurns(job: Job, { turn }: Context): Promise<Buffer> {
+async function inTurns(job: Job, { turn }: CallContext): Promise<Buffer> {
   // The first step was to find it.
   await turn(() => {});
   const translated = await turn(() => fromJob(job));

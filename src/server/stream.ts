@@ -8,7 +8,7 @@ import {
   WorkerServiceService,
 } from "../../proto/generated/jobs/v1/worker.ts";
 import { brief, type Chunk, type Gap, type Job, type Worker } from "../worker/index.ts";
-import type { Context } from "./guard.ts";
+import type { CallContext } from "./guard.ts";
 import { fromJob, fromUsage, toStatsOptions, toStreamOptions } from "./translate.ts";
 
 /** The last message: the job as it is, and where to resume. */
@@ -24,7 +24,7 @@ export type StreamMessage = Chunk | Gap | End;
 export async function streamOutput(
   worker: Worker,
   call: ServerWritableStream<StreamRequest, StreamMessage>,
-  { signal }: Context,
+  { signal }: CallContext,
 ): Promise<void> {
   await using output = worker.stream(call.request.jobId, toStreamOptions(call.request, signal));
   const write = writer(call, signal);
@@ -45,7 +45,7 @@ export async function streamOutput(
 export async function streamStats(
   worker: Worker,
   call: ServerWritableStream<StatsRequest, StatsResponse>,
-  { signal }: Context,
+  { signal }: CallContext,
 ): Promise<void> {
   await using samples = worker.stats(call.request.jobId, toStatsOptions(call.request, signal));
   const write = writer(call, signal);

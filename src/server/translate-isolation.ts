@@ -1,26 +1,21 @@
 import { type Isolation, Network, type Rlimit, type StartRequest } from "../../proto/generated/jobs/v1/worker.ts";
-import { invalid, type Job, type JobSpec, type NamedRlimit } from "../worker/index.ts";
-import { defined, fromCount, toCount } from "./translate-resources.ts";
+import type { Job, JobSpec, NamedRlimit } from "../worker/index.ts";
+import { defined, fromCount, namesIn, toCount } from "./translate-values.ts";
+
+const NETWORKS = namesIn<"NETWORK", "host" | "none", Network>("NETWORK", Network);
 
 /** What a start asks of isolation; throws JobError `invalid`. */
 export function toIsolation(
   request: StartRequest,
 ): Pick<JobSpec, "network" | "privateTmp" | "userNamespaces" | "rlimits" | "umask" | "oomScoreAdj"> {
   return defined({
-    network: toNetwork(request.network),
+    network: request.network ? NETWORKS.nameOf("network", request.network) : undefined,
     privateTmp: request.privateTmp || undefined,
     userNamespaces: request.allowUserNamespaces || undefined,
     rlimits: request.rlimits.length > 0 ? request.rlimits.map(toRlimit) : undefined,
     umask: request.umask,
     oomScoreAdj: request.oomScoreAdj || undefined,
   });
-}
-
-function toNetwork(network: Network): "host" | "none" | undefined {
-  if (network === Network.NETWORK_UNSPECIFIED) return undefined;
-  if (network === Network.NETWORK_HOST) return "host";
-  if (network === Network.NETWORK_NONE) return "none";
-  throw invalid("network", `${network} is no network: use NETWORK_HOST or NETWORK_NONE`);
 }
 
 function toRlimit({ name, soft, hard }: Rlimit): NamedRlimit {
@@ -45,7 +40,7 @@ export function fromIsolation({
 }: Job): Isolation {
   return {
     parts: [...(isolation ?? [])],
-    network: network === "none" ? Network.NETWORK_NONE : Network.NETWORK_HOST,
+    network: NETWORKS.of(network ?? "host"),
     privateTmp: privateTmp ?? false,
     rlimits: (rlimits ?? []).map(({ name, soft, hard }) => ({
       name,

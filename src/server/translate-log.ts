@@ -5,36 +5,22 @@ import {
   LogPlace,
   type LogPolicy as ProtoLogPolicy,
 } from "../../proto/generated/jobs/v1/worker.ts";
-import { invalid, type JobLog, type LogPolicy } from "../worker/index.ts";
-import { fromMs, toMs } from "./translate-duration.ts";
-import { defined, fromCount, toCount } from "./translate-resources.ts";
+import type { JobLog, LogPolicy } from "../worker/index.ts";
+import { defined, fromCount, fromMs, namesIn, toCount, toMs } from "./translate-values.ts";
 
-const KEEPS: ReadonlyMap<LogKeep, LogPolicy["keep"]> = new Map([
-  [LogKeep.LOG_KEEP_UNSPECIFIED, undefined],
-  [LogKeep.LOG_KEEP_NEWEST, "newest"],
-  [LogKeep.LOG_KEEP_OLDEST, "oldest"],
-]);
-const COMPRESSIONS: ReadonlyMap<LogCompression, LogPolicy["compress"]> = new Map([
-  [LogCompression.LOG_COMPRESSION_UNSPECIFIED, undefined],
-  [LogCompression.LOG_COMPRESSION_OFF, "off"],
-  [LogCompression.LOG_COMPRESSION_ZSTD, "zstd"],
-]);
-const PLACES: Readonly<Record<JobLog["kind"], LogPlace>> = {
-  kept: LogPlace.LOG_PLACE_KEPT,
-  compressed: LogPlace.LOG_PLACE_COMPRESSED,
-  archived: LogPlace.LOG_PLACE_ARCHIVED,
-  pruned: LogPlace.LOG_PLACE_PRUNED,
-};
+const KEEPS = namesIn<"LOG_KEEP", NonNullable<LogPolicy["keep"]>, LogKeep>("LOG_KEEP", LogKeep);
+const COMPRESSIONS = namesIn<"LOG_COMPRESSION", NonNullable<LogPolicy["compress"]>, LogCompression>(
+  "LOG_COMPRESSION",
+  LogCompression,
+);
+const PLACES = namesIn<"LOG_PLACE", JobLog["kind"], LogPlace>("LOG_PLACE", LogPlace);
 
 /** Throws JobError `invalid`. */
 export function toLogPolicy({ limit, keep, compression, archive, keepFor }: ProtoLogPolicy): LogPolicy {
-  if (!KEEPS.has(keep)) throw invalid("log.keep", `${keep} is none: use LOG_KEEP_NEWEST or LOG_KEEP_OLDEST`);
-  if (!COMPRESSIONS.has(compression))
-    throw invalid("log.compression", `${compression} is none: use LOG_COMPRESSION_OFF or LOG_COMPRESSION_ZSTD`);
   return defined({
     limitBytes: limit === undefined ? undefined : toCount("log.limit", limit),
-    keep: KEEPS.get(keep),
-    compress: COMPRESSIONS.get(compression),
+    keep: keep ? KEEPS.nameOf("log.keep", keep) : undefined,
+    compress: compression ? COMPRESSIONS.nameOf("log.compression", compression) : undefined,
     archive,
     keepForMs: keepFor && toMs("log.keep_for", keepFor),
   });
@@ -43,20 +29,16 @@ export function toLogPolicy({ limit, keep, compression, archive, keepFor }: Prot
 export function fromLogPolicy({ limitBytes, keep, compress, archive, keepForMs }: LogPolicy): ProtoLogPolicy {
   return {
     limit: fromCount(limitBytes),
-    keep: keyOf(KEEPS, keep) ?? LogKeep.LOG_KEEP_UNSPECIFIED,
-    compression: keyOf(COMPRESSIONS, compress) ?? LogCompression.LOG_COMPRESSION_UNSPECIFIED,
+    keep: keep ? KEEPS.of(keep) : LogKeep.LOG_KEEP_UNSPECIFIED,
+    compression: compress ? COMPRESSIONS.of(compress) : LogCompression.LOG_COMPRESSION_UNSPECIFIED,
     archive,
     keepFor: fromMs(keepForMs),
   };
 }
 
-function keyOf<Key, Value>(map: ReadonlyMap<Key, Value>, value: Value): Key | undefined {
-  return [...map].find(([, known]) => known === value)?.[0];
-}
-
 export function fromLog(log: JobLog): ProtoLog {
   return {
-    place: PLACES[log.kind],
+    place: PLACES.of(log.kind),
     bytes: BigInt("bytes" in log ? log.bytes : 0),
     since: "at" in log ? log.at : undefined,
     why: log.kind === "pruned" ? log.why : "",

@@ -9,7 +9,6 @@ import {
   type LinuxWeightDevice as ProtoWeightDevice,
 } from "../../proto/generated/jobs/v1/resources.ts";
 import {
-  invalid,
   type LinuxBlockIO,
   type LinuxCpu,
   type LinuxDeviceCgroup,
@@ -18,14 +17,7 @@ import {
   type LinuxThrottleDevice,
   type LinuxWeightDevice,
 } from "../worker/index.ts";
-
-type Defined<T> = { [K in keyof T]?: Exclude<T[K], undefined> };
-
-/** The same object without what is undefined: absent and undefined differ for the worker. */
-export function defined<T extends object>(of: T): Defined<T>;
-export function defined(of: object): object {
-  return Object.fromEntries(Object.entries(of).filter(([, value]) => value !== undefined));
-}
+import { defined } from "./translate-values.ts";
 
 function filled<T>(list: readonly T[]): readonly T[] | undefined {
   return list.length > 0 ? list : undefined;
@@ -113,14 +105,4 @@ function fromBlockIO(from: LinuxBlockIO): ProtoBlockIo {
     throttleReadIopsDevice: [...(from.throttleReadIOPSDevice ?? [])],
     throttleWriteIopsDevice: [...(from.throttleWriteIOPSDevice ?? [])],
   };
-}
-
-/** Throws JobError `invalid` for what a number cannot hold exactly. */
-export function toCount(field: string, value: bigint): number {
-  if (value > BigInt(Number.MAX_SAFE_INTEGER)) throw invalid(field, `${value} is more than ${Number.MAX_SAFE_INTEGER}`);
-  return Number(value);
-}
-
-export function fromCount(count: number | undefined): bigint | undefined {
-  return count === undefined ? undefined : BigInt(Math.round(count));
 }

@@ -27,38 +27,23 @@ import {
   type Position,
   type Pressure,
   quoted,
+  type Source,
   type Stall,
   type State,
   type StatsOptions,
   type StreamOptions,
   type Usage,
 } from "../worker/index.ts";
-import { fromMs, fromUs, toMs } from "./translate-duration.ts";
 import { fromIsolation, toIsolation } from "./translate-isolation.ts";
 import { fromLog, fromLogPolicy, toLogPolicy } from "./translate-log.ts";
-import { defined, fromCount, fromResources, toCount, toResources } from "./translate-resources.ts";
+import { fromResources, toResources } from "./translate-resources.ts";
+import { defined, fromCount, fromMs, fromUs, namesIn, toCount, toMs } from "./translate-values.ts";
 
 const DEFAULT_PAGE = 100;
 
-const STATES: Readonly<Record<State, ProtoState>> = {
-  starting: ProtoState.STATE_STARTING,
-  running: ProtoState.STATE_RUNNING,
-  stopping: ProtoState.STATE_STOPPING,
-  ended: ProtoState.STATE_ENDED,
-};
-
-const STATE_NAMES: ReadonlyMap<number, State> = new Map([
-  [ProtoState.STATE_STARTING, "starting"],
-  [ProtoState.STATE_RUNNING, "running"],
-  [ProtoState.STATE_STOPPING, "stopping"],
-  [ProtoState.STATE_ENDED, "ended"],
-]);
-
-const FINDING_STATES: Readonly<Record<Finding["state"], FindingState>> = {
-  enforced: FindingState.FINDING_STATE_ENFORCED,
-  limited: FindingState.FINDING_STATE_LIMITED,
-  missing: FindingState.FINDING_STATE_MISSING,
-};
+const STATES = namesIn<"STATE", State, ProtoState>("STATE", ProtoState);
+const FINDING_STATES = namesIn<"FINDING_STATE", Finding["state"], FindingState>("FINDING_STATE", FindingState);
+const SOURCES = namesIn<"SOURCE", Source, ProtoSource>("SOURCE", ProtoSource);
 
 /** What the worker is asked to start; throws JobError `invalid` for what it has no words for. */
 export function toJobSpec(request: StartRequest, owner: string): JobSpec {
@@ -117,11 +102,7 @@ export function toStop({ signal, grace }: StopRequest): { signal?: number; grace
 
 /** Throws JobError `invalid`. */
 export function toListFilter(request: ListRequest): ListFilter {
-  const states = request.states.map((state, i) => {
-    const name = STATE_NAMES.get(state);
-    if (!name) throw invalid(`states[${i}]`, `${state} is no state: use STATE_STARTING to STATE_ENDED`);
-    return name;
-  });
+  const states = request.states.map((state, i) => STATES.nameOf(`states[${i}]`, state));
   return {
     limit: Math.min(request.limit || DEFAULT_PAGE, MOST_LISTED),
     ...defined({
@@ -137,13 +118,7 @@ export function toStreamOptions(
   { position, follow, sources, times }: StreamRequest,
   signal: AbortSignal,
 ): StreamOptions {
-  const names = new Set(
-    sources.map((source, i) => {
-      if (source === ProtoSource.SOURCE_STDOUT) return "stdout";
-      if (source === ProtoSource.SOURCE_STDERR) return "stderr";
-      throw invalid(`sources[${i}]`, `${source} is no source: use SOURCE_STDOUT or SOURCE_STDERR`);
-    }),
-  );
+  const names = new Set(sources.map((source, i) => SOURCES.nameOf(`sources[${i}]`, source)));
   const [source] = names;
   return {
     follow,
@@ -167,7 +142,7 @@ export function fromJob(job: Brief): ProtoJob {
   const { id, state, user, group, owner, pid, createdAt, startedAt, endedAt, output } = job;
   return {
     id,
-    state: STATES[state],
+    state: STATES.of(state),
     ...fromProgram(job),
     user,
     group,
@@ -220,7 +195,7 @@ export function fromFinding({
   remedy = "",
   ...what
 }: Omit<Finding, "area"> & { readonly area: string }): ProtoFinding {
-  return { ...what, state: FINDING_STATES[state], reason, remedy };
+  return { ...what, state: FINDING_STATES.of(state), reason, remedy };
 }
 
 function fromEnded({ how, exitCode, signal, killed }: Ended): ProtoEnded {
