@@ -25,7 +25,7 @@ export default defineConfig({
       groups: [
         {
           name: "program",
-          test: /\/cli\/(program|parse|bytes|caller|output|descriptors|text|exit)\.ts$|\/(src\/client\/errors|certs\/error|src\/os\/(bytes|errno))\.ts$|node_modules\/(sade|mri)\/|(?<!node_modules\/.*)\/package\.json$/,
+          test: /\/cli\/(line\/(program|parse|bytes|caller)|tell\/(output|descriptors|text|exit))\.ts$|\/(src\/client\/errors|certs\/error|src\/os\/(bytes|errno))\.ts$|node_modules\/(sade|mri)\/|(?<!node_modules\/.*)\/package\.json$/,
         },
       ],
     },

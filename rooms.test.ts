@@ -32,9 +32,13 @@ const ROOMS: Readonly<Record<string, { readonly rooms: readonly string[]; readon
   },
   "src/client": { rooms: ["src/os", "src/x509", "proto"], packages: ["@grpc/grpc-js", "@bufbuild/protobuf"] },
   certs: { rooms: ["src/os", "src/x509"], packages: ["@peculiar/x509", "reflect-metadata"] },
-  cli: {
-    rooms: ["src/os", "src/client", "src/server", "src/worker", "src/x509", "certs", "proto"],
-    packages: ["sade", "pino", "@bufbuild/protobuf"],
+  cli: { rooms: ["src/client", "cli/line", "cli/tell", "cli/commands", "cli/daemon"] },
+  "cli/line": { rooms: ["src/os", "src/client", "src/x509", "proto"], packages: ["sade"] },
+  "cli/tell": { rooms: ["src/os", "src/client", "certs", "proto", "cli/line"], packages: ["@bufbuild/protobuf"] },
+  "cli/commands": { rooms: ["src/os", "src/client", "src/x509", "certs", "proto", "cli/line", "cli/tell"] },
+  "cli/daemon": {
+    rooms: ["src/os", "src/client", "src/server", "src/worker", "cli/line", "cli/tell"],
+    packages: ["pino"],
   },
   docker: { rooms: [] },
   // The suites know the daemon and the CLI as users do: built, and by what they answer.

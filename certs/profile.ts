@@ -1,14 +1,13 @@
 import "reflect-metadata";
 import { ExtendedKeyUsage, Extension } from "@peculiar/x509";
+import { ROLE_OID, type Role, roleIn, UTF8_STRING } from "../src/x509/role.ts";
 import { CertError } from "./error.ts";
+
+export { ROLE_OID, type Role } from "../src/x509/role.ts";
 
 /** What a certificate is for: the daemon's own, or a client's with its role. */
 export const profiles = ["worker", "writer", "reader"] as const;
 export type Profile = (typeof profiles)[number];
-export type Role = Exclude<Profile, "worker">;
-
-/** The X.509 v3 extension that holds a client's role as a DER UTF8String. */
-export const ROLE_OID = "1.2.840.10070.8.1";
 
 /** The one purpose that a certificate of each profile may be used for. */
 export const purposes: Readonly<Record<Profile, ExtendedKeyUsage>> = {
@@ -25,17 +24,16 @@ export function parseProfile(text: string | undefined): Profile {
   throw new CertError("invalid", `--role: ${given}; reader, writer or worker (the signer decides it)`);
 }
 
-/** The role extension: UTF8String (tag 0x0c), length, text. Not critical, as no TLS library knows it. */
+/** The role extension: UTF8String, length, text. Not critical, as no TLS library knows it. */
 export function roleExtension(role: Role): Extension {
   const text = Buffer.from(role);
-  return new Extension(ROLE_OID, false, Buffer.from([0x0c, text.length, ...text]));
+  return new Extension(ROLE_OID, false, Buffer.from([UTF8_STRING, text.length, ...text]));
 }
 
 /** The role in the extensions of a certificate, read strictly; `malformed` for anything that is not just one role. */
 export function roleOf(extensions: readonly Extension[]): Role | "malformed" | undefined {
   const [first, ...others] = extensions.filter(({ type }) => type === ROLE_OID);
   if (!first) return undefined;
-  const value = Buffer.from(first.value);
-  const role = (["writer", "reader"] as const).find((name) => value.equals(Buffer.from(roleExtension(name).value)));
-  return role && others.length === 0 ? role : "malformed";
+  const verdict = roleIn(new Uint8Array(first.value));
+  return verdict.ok && others.length === 0 ? verdict.role : "malformed";
 }

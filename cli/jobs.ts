@@ -1,10 +1,10 @@
 import manifest from "../package.json" with { type: "json" };
-import { commandLine } from "./bytes.ts";
-import { keepIgnored } from "./caller.ts";
-import { EXIT } from "./exit.ts";
-import { finish, replaceNodes } from "./output.ts";
-import { parseWord } from "./parse.ts";
-import { type Command, type Flag, parse, type Program } from "./program.ts";
+import { commandLine } from "./line/bytes.ts";
+import { keepIgnored } from "./line/caller.ts";
+import { EXIT } from "./tell/exit.ts";
+import { finish, replaceNodes } from "./tell/output.ts";
+import { parseWord } from "./line/parse.ts";
+import { type Command, type Flag, parse, type Program } from "./line/program.ts";
 
 const output: Flag = { name: "output", short: "o", value: "text|json", about: "json: the API's own messages" };
 const force: Flag = { name: "force", about: "replace files that are there" };

@@ -1,7 +1,7 @@
-import { EXIT } from "../exit.ts";
-import { print, printJson } from "../output.ts";
-import { parseCount, UsageError } from "../parse.ts";
-import type { Given } from "../program.ts";
+import { EXIT } from "../tell/exit.ts";
+import { print, printJson } from "../tell/output.ts";
+import { parseCount, UsageError } from "../line/parse.ts";
+import type { Given } from "../line/program.ts";
 import * as certs from "./certs.ts";
 
 /** `jobs certs init|request|sign|inspect`. */

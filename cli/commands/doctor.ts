@@ -1,27 +1,30 @@
 import type { X509Certificate } from "node:crypto";
-import { type ExamineResponse, FindingState } from "../../proto/generated/jobs/v1/worker.ts";
+import type { ExamineResponse } from "../../proto/generated/jobs/v1/worker.ts";
 import { ownFault, unusableCredentials } from "../../src/client/diagnose.ts";
 import type { Credentials } from "../../src/client/target.ts";
-import { identify } from "../../src/server/identity.ts";
+import { identify } from "../../src/x509/identity.ts";
 import { endsSoon, pathOf } from "../../src/x509/chain.ts";
 import { nameOf, parseTls } from "../../src/x509/pem.ts";
-import { environment } from "../bytes.ts";
-import { findConnection, readCredentials, withClient } from "../connection.ts";
-import { exitCodeOfFindings, formatFindings, formatSummary, printFindings, type Told } from "../findings.ts";
-import { count } from "../format.ts";
-import { formatDuration } from "../units.ts";
-import { print } from "../output.ts";
-import { toDuration } from "../parse.ts";
-import type { Given } from "../program.ts";
+import { environment } from "../line/bytes.ts";
+import { findConnection, readCredentials } from "../line/connection.ts";
+import { withClient } from "./with-client.ts";
+import {
+  exitCodeOfFindings,
+  formatFindings,
+  formatSummary,
+  printFindings,
+  type Told,
+  toldOf,
+} from "../tell/findings.ts";
+import { count } from "../tell/format.ts";
+import { formatDuration } from "../tell/units.ts";
+import { print } from "../tell/output.ts";
+import { toDuration } from "../line/parse.ts";
+import type { Given } from "../line/program.ts";
 
 const TIMEOUT_MS = 30_000;
 const DAY_MS = 24 * 3600 * 1000;
 const SKEW_MS = 5_000;
-
-const STATES: ReadonlyMap<FindingState, Told["state"]> = new Map([
-  [FindingState.FINDING_STATE_ENFORCED, "enforced"],
-  [FindingState.FINDING_STATE_MISSING, "missing"],
-]);
 
 /** `jobs doctor`: what of the client's own matters, then what the worker's host can enforce. */
 export async function doctor(given: Given): Promise<number> {
@@ -38,14 +41,10 @@ export async function doctor(given: Given): Promise<number> {
   );
   const clock = clockFinding(answer, sentMs, Date.now());
   const worker: Told = { area: "client", name: "worker", state: "enforced", meaning: connection.server };
-  const findings = [worker, ...own, ...clock, ...answer.findings.map(told)];
+  const findings = [worker, ...own, ...clock, ...toldOf(answer)];
   if (json) await printFindings(findings, answer.time);
   else await print([...formatFindings(findings), formatSummary(findings)]);
   return exitCodeOfFindings(findings);
-}
-
-function told({ state, ...what }: ExamineResponse["findings"][number]): Told {
-  return { ...what, state: STATES.get(state) ?? "limited" };
 }
 
 function ownFindings(credentials: Credentials): Told[] {

@@ -1,10 +1,10 @@
 import { type Job, ListResponse, State } from "../../proto/generated/jobs/v1/worker.ts";
-import { withClient } from "../connection.ts";
-import { EXIT } from "../exit.ts";
-import { formatTable } from "../format.ts";
-import { print, printMessage } from "../output.ts";
-import { parseCount, parseLabels, parseWord } from "../parse.ts";
-import type { Given } from "../program.ts";
+import { withClient } from "./with-client.ts";
+import { EXIT } from "../tell/exit.ts";
+import { formatTable } from "../tell/format.ts";
+import { print, printMessage } from "../tell/output.ts";
+import { parseCount, parseLabels, parseWord } from "../line/parse.ts";
+import type { Given } from "../line/program.ts";
 
 const TIMEOUT_MS = 30_000;
 const DEFAULT_LIMIT = 100;

@@ -1,10 +1,10 @@
 import { QueryResponse } from "../../proto/generated/jobs/v1/worker.ts";
 import { ClientError } from "../../src/client/errors.ts";
-import { withClient } from "../connection.ts";
-import { EXIT } from "../exit.ts";
-import { formatJob } from "../format.ts";
-import { print, printAnswers, sayError } from "../output.ts";
-import type { Given } from "../program.ts";
+import { withClient } from "./with-client.ts";
+import { EXIT } from "../tell/exit.ts";
+import { formatJob } from "../tell/format.ts";
+import { print, printAnswers, sayError } from "../tell/output.ts";
+import type { Given } from "../line/program.ts";
 
 const TIMEOUT_MS = 30_000;
 

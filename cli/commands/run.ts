@@ -2,15 +2,15 @@ import type { Job, StartResponse } from "../../proto/generated/jobs/v1/worker.ts
 import { ClientError } from "../../src/client/errors.ts";
 import type { Client, StartInput } from "../../src/client/index.ts";
 import { retrying } from "../../src/client/resume.ts";
-import { environment } from "../bytes.ts";
-import { isIgnored } from "../caller.ts";
-import { withClient } from "../connection.ts";
-import { exitCodeOfJob } from "../exit.ts";
-import { describeEnd, killedForMemory } from "../format.ts";
-import { riding } from "../outage.ts";
-import { exitBy, say } from "../output.ts";
-import { toDuration } from "../parse.ts";
-import type { Given } from "../program.ts";
+import { environment } from "../line/bytes.ts";
+import { isIgnored } from "../line/caller.ts";
+import { withClient } from "./with-client.ts";
+import { exitCodeOfJob } from "../tell/exit.ts";
+import { describeEnd, killedForMemory } from "../tell/format.ts";
+import { riding } from "../tell/outage.ts";
+import { exitBy, say } from "../tell/output.ts";
+import { toDuration } from "../line/parse.ts";
+import type { Given } from "../line/program.ts";
 import { startJob, startRequest } from "./start.ts";
 import { copy } from "./stream.ts";
 

@@ -3,12 +3,12 @@ import { Network, StartResponse } from "../../proto/generated/jobs/v1/worker.ts"
 import type { Client, StartInput } from "../../src/client/index.ts";
 import { retrying } from "../../src/client/resume.ts";
 import { bytesOf } from "../../src/os/bytes.ts";
-import { environment } from "../bytes.ts";
-import { withClient } from "../connection.ts";
-import { EXIT } from "../exit.ts";
-import { logPolicy } from "../logs.ts";
-import { riding } from "../outage.ts";
-import { print, printMessage } from "../output.ts";
+import { environment } from "../line/bytes.ts";
+import { withClient } from "./with-client.ts";
+import { EXIT } from "../tell/exit.ts";
+import { logPolicy } from "../line/log-policy.ts";
+import { riding } from "../tell/outage.ts";
+import { print, printMessage } from "../tell/output.ts";
 import {
   parseCount,
   parseDurationMs,
@@ -19,9 +19,9 @@ import {
   parseWord,
   toDuration,
   UsageError,
-} from "../parse.ts";
-import { type Given, optional } from "../program.ts";
-import { resources } from "../resources.ts";
+} from "../line/parse.ts";
+import { type Given, optional } from "../line/program.ts";
+import { resources } from "../line/resources.ts";
 
 const NETWORKS = { host: Network.NETWORK_HOST, none: Network.NETWORK_NONE } as const;
 const TIMEOUT_MS = 60_000;

@@ -1,13 +1,13 @@
 import { StatsResponse, type Usage } from "../../proto/generated/jobs/v1/worker.ts";
 import { reopening } from "../../src/client/resume.ts";
-import { withClient } from "../connection.ts";
-import { EXIT } from "../exit.ts";
-import { describeEnd } from "../format.ts";
-import { checkJob, riding } from "../outage.ts";
-import { formatBytes, formatDuration, toMs } from "../units.ts";
-import { exitBy, print, printMessage, printOver, say, terminalWidth } from "../output.ts";
-import { parseDurationMs, toDuration, UsageError } from "../parse.ts";
-import { type Given, optional } from "../program.ts";
+import { withClient } from "./with-client.ts";
+import { EXIT } from "../tell/exit.ts";
+import { describeEnd } from "../tell/format.ts";
+import { checkJob, riding } from "../tell/outage.ts";
+import { formatBytes, formatDuration, toMs } from "../tell/units.ts";
+import { exitBy, print, printMessage, printOver, say, terminalWidth } from "../tell/output.ts";
+import { parseDurationMs, toDuration, UsageError } from "../line/parse.ts";
+import { type Given, optional } from "../line/program.ts";
 
 const LEAST_INTERVAL_MS = 100;
 

@@ -1,12 +1,12 @@
 import { StopResponse } from "../../proto/generated/jobs/v1/worker.ts";
 import { retrying } from "../../src/client/resume.ts";
-import { withClient } from "../connection.ts";
-import { EXIT } from "../exit.ts";
-import { count, describeEnd } from "../format.ts";
-import { riding } from "../outage.ts";
-import { print, printAnswers, say, sayError } from "../output.ts";
-import { parseDurationMs, parseSignal, toDuration } from "../parse.ts";
-import type { Given } from "../program.ts";
+import { withClient } from "./with-client.ts";
+import { EXIT } from "../tell/exit.ts";
+import { count, describeEnd } from "../tell/format.ts";
+import { riding } from "../tell/outage.ts";
+import { print, printAnswers, say, sayError } from "../tell/output.ts";
+import { parseDurationMs, parseSignal, toDuration } from "../line/parse.ts";
+import type { Given } from "../line/program.ts";
 
 const DEFAULT_GRACE_MS = 10_000;
 /** After the grace period: even SIGKILL takes a moment for a large tree. */

@@ -2,12 +2,12 @@ import { type Job, Source, StreamResponse } from "../../proto/generated/jobs/v1/
 import type { Client, StreamInput } from "../../src/client/index.ts";
 import { resuming } from "../../src/client/resume.ts";
 import { ClientError } from "../../src/client/errors.ts";
-import { withClient } from "../connection.ts";
-import { EXIT } from "../exit.ts";
-import { checkJob, riding } from "../outage.ts";
-import { exitBy, printBytes, printMessage, say, stdoutClosed } from "../output.ts";
-import { parseCount, parseWord, UsageError } from "../parse.ts";
-import type { Given } from "../program.ts";
+import { withClient } from "./with-client.ts";
+import { EXIT } from "../tell/exit.ts";
+import { checkJob, riding } from "../tell/outage.ts";
+import { exitBy, printBytes, printMessage, say, stdoutClosed } from "../tell/output.ts";
+import { parseCount, parseWord, UsageError } from "../line/parse.ts";
+import type { Given } from "../line/program.ts";
 
 /** `jobs stream [flags] ID`: the job's stdout to stdout, its stderr to stderr, byte for byte. */
 export async function stream(given: Given): Promise<number> {

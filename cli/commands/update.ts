@@ -1,11 +1,11 @@
 import { UpdateResponse } from "../../proto/generated/jobs/v1/worker.ts";
-import { withClient } from "../connection.ts";
-import { EXIT } from "../exit.ts";
-import { formatLimits } from "../format.ts";
-import { print, printMessage, say } from "../output.ts";
-import { UsageError } from "../parse.ts";
-import type { Given } from "../program.ts";
-import { resources } from "../resources.ts";
+import { withClient } from "./with-client.ts";
+import { EXIT } from "../tell/exit.ts";
+import { formatLimits } from "../tell/format.ts";
+import { print, printMessage, say } from "../tell/output.ts";
+import { UsageError } from "../line/parse.ts";
+import type { Given } from "../line/program.ts";
+import { resources } from "../line/resources.ts";
 
 /** To lower a limit of memory, the worker's kernel reclaims first what is above it. */
 const TIMEOUT_MS = 5 * 60_000;

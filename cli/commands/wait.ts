@@ -1,11 +1,11 @@
 import { WaitResponse } from "../../proto/generated/jobs/v1/worker.ts";
 import { retrying } from "../../src/client/resume.ts";
-import { withClient } from "../connection.ts";
-import { EXIT, exitCodeOfJob } from "../exit.ts";
-import { describeEnd } from "../format.ts";
-import { checkJob, riding } from "../outage.ts";
-import { print, printAnswers } from "../output.ts";
-import type { Given } from "../program.ts";
+import { withClient } from "./with-client.ts";
+import { EXIT, exitCodeOfJob } from "../tell/exit.ts";
+import { describeEnd } from "../tell/format.ts";
+import { checkJob, riding } from "../tell/outage.ts";
+import { print, printAnswers } from "../tell/output.ts";
+import type { Given } from "../line/program.ts";
 
 /** `jobs wait ID…`: until all have ended; exits with the code of the first of them that did not exit with 0. */
 export async function wait(given: Given): Promise<number> {

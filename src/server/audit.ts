@@ -1,7 +1,7 @@
 import type { Writable } from "node:stream";
 import type { Logger } from "pino";
 import { openAuditFile, type AuditLimits } from "./audit-file.ts";
-import type { Certificate, Principal } from "./identity.ts";
+import type { Certificate, Principal } from "../x509/identity.ts";
 import { AUDIT_LIMITS } from "./limits.ts";
 
 /** One line of the audit log. */

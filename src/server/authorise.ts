@@ -2,7 +2,7 @@ import { status, type Metadata, type ServerInterceptor } from "@grpc/grpc-js";
 import type { Logger } from "pino";
 import type { Connections, Ends } from "./connections.ts";
 import { explain, guardedInterceptor, type Call, type Caller } from "./guard.ts";
-import type { Identity } from "./identity.ts";
+import type { Identity } from "../x509/identity.ts";
 import { MAX_UNREAD_BYTES } from "./limits.ts";
 import { rolesOf } from "./roles.ts";
 import type { Shares, Sums } from "./shares.ts";

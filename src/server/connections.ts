@@ -2,7 +2,7 @@ import { X509Certificate } from "node:crypto";
 import { isIP } from "node:net";
 import type { TLSSocket } from "node:tls";
 import { unmapped } from "../x509/address.ts";
-import { identify, type Identity } from "./identity.ts";
+import { identify, type Identity } from "../x509/identity.ts";
 import { MAX_CONNECTIONS_TOLD, TOLD_MS } from "./limits.ts";
 import { shares, type Full, type Shares } from "./shares.ts";
 

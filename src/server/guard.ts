@@ -11,7 +11,7 @@ import {
 } from "@grpc/grpc-js";
 import type { Logger } from "pino";
 import { JobError } from "../worker/index.ts";
-import type { Principal } from "./identity.ts";
+import type { Principal } from "../x509/identity.ts";
 import { type Failure, failureOf, statusOf } from "./status.ts";
 
 // grpc-js lets an exception in an interceptor and a rejection in a handler end the process. Everything that it calls

@@ -11,7 +11,7 @@ import {
 import { codeOf, reasonOf } from "../os/errno.ts";
 import { JobError, quoted } from "../worker/index.ts";
 import { type Caller, handlers, type Handlers } from "./guard.ts";
-import type { Principal } from "./identity.ts";
+import type { Principal } from "../x509/identity.ts";
 import { grpcOptions } from "./limits.ts";
 import { ServeError } from "./pem.ts";
 

@@ -5,7 +5,7 @@ import type { Logger } from "pino";
 import { audited, writeRecord, type Audit } from "./audit.ts";
 import { peerOf, type Connections } from "./connections.ts";
 import { fewOf, type Few } from "./few.ts";
-import { inspect } from "./identity.ts";
+import { inspect } from "../x509/identity.ts";
 import { FEW } from "./limits.ts";
 import { METHODS } from "./roles.ts";
 import type { Refusal } from "./tls.ts";

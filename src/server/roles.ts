@@ -1,4 +1,4 @@
-export type Role = "reader" | "writer";
+import type { Role } from "../x509/role.ts";
 
 const ANYONE: readonly Role[] = ["reader", "writer"];
 const WRITERS: readonly Role[] = ["writer"];

@@ -1,6 +1,7 @@
 import { type KeyObject, X509Certificate } from "node:crypto";
 import type { TLSSocket } from "node:tls";
 import { elements, extensions } from "./der.ts";
+import { ROLE_OID_HEX } from "./role.ts";
 import { maySign, nameOf, weaknessOf } from "./pem.ts";
 import { allows, keyAllows, type Purpose } from "./usage.ts";
 
@@ -41,8 +42,6 @@ const MAX_DEPTH = 16;
 const MAX_SENT = 16;
 const SOON_MS = 30 * 24 * 3600 * 1000;
 const BASIC_CONSTRAINTS = "551d13";
-/** 1.2.840.10070.8.1. */
-const ROLE = "2a8648ce560801";
 const INTEGER = 0x02;
 
 /**
@@ -141,7 +140,7 @@ function* faultsAt(certificate: X509Certificate, place: Place): Generator<[Fault
   if (below !== undefined && depth - 1 > below) {
     yield ["path-length", `allows ${below} CAs below it (pathlen), and there are ${depth - 1}`];
   }
-  if (extensions(certificate.raw)?.some(({ oidHex, critical }) => oidHex === ROLE && critical)) {
+  if (extensions(certificate.raw)?.some(({ oidHex, critical }) => oidHex === ROLE_OID_HEX && critical)) {
     yield ["critical-extension", "has a role extension that is critical, which TLS refuses; leave critical out"];
   }
 }

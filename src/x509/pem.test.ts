@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
 import { unless } from "../testing/root.ts";
-import { readTlsFiles } from "../../cli/connection.ts";
+import { readTlsFiles } from "../../cli/line/connection.ts";
 import { connect } from "../client/index.ts";
 import { running } from "../server/testing.ts";
 import { shell, withoutOpenssl } from "./testing.ts";

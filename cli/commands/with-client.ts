@@ -1,0 +1,46 @@
+import type { Client } from "../../src/client/index.ts";
+import { ClientError } from "../../src/client/errors.ts";
+import { environment } from "../line/bytes.ts";
+import { findConnection, readCredentials } from "../line/connection.ts";
+import type { Given } from "../line/program.ts";
+
+/** Why there is no connection; `more` is what to do, and what was used, a line each. */
+class NoConnection extends ClientError {
+  readonly more: readonly string[];
+
+  constructor(
+    code: ClientError["code"],
+    message: string,
+    more: readonly string[],
+    options: ConstructorParameters<typeof ClientError>[2],
+  ) {
+    super(code, message, options);
+    this.more = more;
+  }
+}
+
+const DIAGNOSED_REASONS: ReadonlySet<string> = new Set(["", "BAD_CREDENTIALS"]);
+
+/** Runs `work` with a client. A connection that fails is looked into: the error then says why, and what to do. */
+export async function withClient<Result>(given: Given, work: (client: Client) => Promise<Result>): Promise<Result> {
+  const connection = await findConnection(given, environment());
+  const credentials = await readCredentials(connection);
+  // Loaded here and not above: it is nearly all of the program's start.
+  const { connect } = await import("../../src/client/index.ts");
+  try {
+    using client = connect(credentials);
+    return await work(client);
+  } catch (error) {
+    const connecting =
+      error instanceof ClientError && (error.code === "UNAVAILABLE" || error.code === "UNAUTHENTICATED");
+    // A reason is the worker's own word, so there was a connection.
+    if (!connecting || !DIAGNOSED_REASONS.has(error.reason)) throw error;
+    const { diagnose } = await import("../../src/client/diagnose.ts");
+    const { reason, message, remedy } = await diagnose(credentials);
+    const told = reason === "answers" ? `${error.message}; ${message}` : message;
+    throw new NoConnection(error.code, `no connection: ${told}`, [remedy, `with ${connection.sources}`], {
+      reason,
+      cause: error,
+    });
+  }
+}

@@ -1,0 +1,47 @@
+import type { WorkerOptions } from "../../src/worker/index.ts";
+import { parseCount, parseDurationMs, parseSizeBytes, parseWord, UsageError } from "../line/parse.ts";
+import { type Flag, type Given, optional } from "../line/program.ts";
+
+/** Of the daemon. */
+export const logFlags: readonly Flag[] = [
+  { name: "log-limit", value: "SIZE", about: "output kept of each job at most, 256M when not given, 0 for all" },
+  { name: "log-keep", value: "newest|oldest", about: "what to keep at that limit; newest when not given" },
+  { name: "log-compress", value: "off|zstd", about: "of the logs of jobs that have ended; off when not given" },
+  { name: "log-prune-age", value: "DURATION", about: "remove logs of jobs that ended so long ago, as in 30d" },
+  { name: "log-prune-count", value: "N", about: "remove the oldest logs beyond so many" },
+  { name: "log-prune-size", value: "SIZE", about: "remove the oldest logs while all take more, as in 10G" },
+  { name: "log-prune-free", value: "SIZE|N%", about: "remove the oldest logs while the disk has less free, as in 5%" },
+];
+
+/** What the daemon's flags say of all logs. Throws UsageError. */
+export function logOptions(given: Given): Pick<WorkerOptions, "logKeep" | "logCompress" | "logPrune"> {
+  const logKeep = optional(given, "log-keep", (flag, word): "newest" | "oldest" =>
+    parseWord(flag, word, ["newest", "oldest"]),
+  );
+  const logCompress = optional(given, "log-compress", (flag, word): "off" | "zstd" =>
+    parseWord(flag, word, ["off", "zstd"]),
+  );
+  const ageMs = optional(given, "log-prune-age", parseDurationMs);
+  if (ageMs === 0) throw new UsageError("--log-prune-age 0 would keep no log; leave it out to keep all");
+  const count = optional(given, "log-prune-count", (flag, text) => Number(parseCount(flag, text)));
+  const bytes = optional(given, "log-prune-size", (flag, text) => Number(parseSizeBytes(flag, text)));
+  const free = optional(given, "log-prune-free", parseFree);
+  return {
+    ...(logKeep && { logKeep }),
+    ...(logCompress && { logCompress }),
+    logPrune: {
+      ...(ageMs !== undefined && { ageMs }),
+      ...(count !== undefined && { count }),
+      ...(bytes !== undefined && { bytes }),
+      ...(free && { free }),
+    },
+  };
+}
+
+/** `5%`, or a size. */
+function parseFree(flag: string, text: string): { readonly kind: "bytes" | "percent"; readonly amount: number } {
+  const [, percent] = /^(\d+(?:\.\d+)?)%$/.exec(text) ?? [];
+  if (percent === undefined) return { kind: "bytes", amount: Number(parseSizeBytes(flag, text)) };
+  if (Number(percent) < 100) return { kind: "percent", amount: Number(percent) };
+  throw new UsageError(`${flag} ${text} would keep no log; 5% or 10G is right`);
+}

@@ -1,0 +1,78 @@
+import { type Logger, pino } from "pino";
+import { formatTarget, parseTarget } from "../../src/client/target.ts";
+import { serve } from "../../src/server/server.ts";
+import { openWorker } from "../../src/worker/index.ts";
+import { isIgnored } from "../line/caller.ts";
+import type { Given } from "../line/program.ts";
+import { unwaiting } from "../tell/descriptors.ts";
+import { EXIT } from "../tell/exit.ts";
+import { print } from "../tell/output.ts";
+import { sharedFindings } from "./kept.ts";
+import { linesTo } from "./lines.ts";
+import { settings } from "./settings.ts";
+
+/** `jobsd`: serves until a signal ends it. Resolves to the exit code; throws what keeps it from starting. */
+export async function serveUntilSignal(given: Given, root: string, version: string): Promise<number> {
+  const stopping = signalled("SIGTERM", "SIGINT");
+  /** What a SIGHUP does; one that comes before there is anything to do ends nothing. */
+  const onHangup = new Set<() => void>();
+  process.on("SIGHUP", () => onHangup.forEach((each) => each()));
+  const { listen, worker: workerOptions, level, secrets, ...served } = await settings(given, root);
+  const { host, port: wanted } = parseTarget(listen, "--listen");
+  const log = openLog(level);
+  const worker = await openWorker({ ...workerOptions, log: (at, message, facts) => log[at](facts ?? {}, message) });
+  try {
+    const server = await serve({ ...served, worker, host, port: wanted, log });
+    onHangup.add(() => {
+      log.info("SIGHUP: files are opened anew");
+      server.reopen();
+    });
+    logCrashes(log);
+    const address = formatTarget({ host, port: server.port });
+    log.info({ address, host: worker.host, version }, "listening");
+    for (const { meaning, reason, remedy } of sharedFindings(secrets, workerOptions))
+      log.warn({ reason, remedy }, meaning);
+    await print([`listening on ${address}`]).catch(() => {}); // jobs are more than a reader of this line
+    const signal = await stopping;
+    log.info({ signal }, "shutting down; jobs keep running");
+    await server.close();
+  } finally {
+    await worker.close();
+  }
+  log.info("closed");
+  return EXIT.ok;
+}
+
+/** Opens the log on stderr. It is written at once: the last words of a daemon that dies are those that matter. */
+function openLog(level: string): Logger {
+  const log: Logger = pino(
+    {
+      level,
+      base: null,
+      formatters: { level: (label) => ({ level: label }) },
+      timestamp: pino.stdTimeFunctions.isoTime,
+    },
+    linesTo(unwaiting(2), (lines, reason) =>
+      log.error({ lines, reason }, `${lines} lines of this log could not be written`),
+    ),
+  );
+  return log;
+}
+
+/** The first of these signals that the caller does not have ignored; a second one ends the process at once, as it would without this. */
+function signalled(...signals: readonly NodeJS.Signals[]): Promise<NodeJS.Signals> {
+  return new Promise((settle) => {
+    const listener = (signal: NodeJS.Signals): void => {
+      for (const each of signals) process.off(each, listener);
+      settle(signal);
+    };
+    for (const each of signals) if (!isIgnored(each)) process.on(each, listener);
+  });
+}
+
+function logCrashes(log: Logger): void {
+  process.on("uncaughtException", (error) => {
+    log.fatal({ err: error }, "crashed; jobs keep running");
+    process.exit(EXIT.failed);
+  });
+}

@@ -1,0 +1,204 @@
+import { join, resolve } from "node:path";
+import type { AuditLimits } from "../../src/server/audit-file.ts";
+import { type Part, type Place, SWITCHES, type WorkerOptions } from "../../src/worker/index.ts";
+import { readTlsFiles } from "../line/connection.ts";
+import { placeOf } from "./kept.ts";
+import { parseCount, parseDurationMs, parseSizeBytes, parseWord, UsageError } from "../line/parse.ts";
+import { type Flag, type Given, optional } from "../line/program.ts";
+import { logFlags, logOptions } from "./retention.ts";
+import { whoFlags, whoOptions } from "./who.ts";
+
+/** The daemon's flags. */
+export const flags: readonly Flag[] = [
+  { name: "listen", value: "HOST:PORT", about: "where to listen; port 0 takes a free one" },
+  { name: "state", value: "DIR", about: "holds jobs and their output; made when it is not there" },
+  { name: "ca", value: "FILE", about: "certificate of the CA that signs clients" },
+  { name: "cert", value: "FILE", about: "the worker's certificate" },
+  { name: "key", value: "FILE", about: "its private key; nobody else may be able to read it" },
+  { name: "name", value: "NAME", about: "in front of each job's id, to tell workers apart" },
+  ...whoFlags,
+  ...logFlags,
+  { name: "archive", value: "DIR|s3://BUCKET/PREFIX", about: "where output of ended jobs is moved to" },
+  { name: "archive-endpoint", value: "URL", about: "of an S3 server that is not AWS's" },
+  { name: "archive-region", value: "REGION", about: "of the bucket" },
+  {
+    name: "isolation-off",
+    value: "LIST",
+    about: `what jobs are not kept from the host by: ${SWITCHES.join(",")}`,
+  },
+  { name: "allow-user-namespaces", about: "a start may ask that its job can make user namespaces" },
+  { name: "max-jobs", value: "N", about: "at once" },
+  { name: "max-connections", value: "N", about: "at once of all clients, 1024 when not given; one has half at most" },
+  { name: "max-calls", value: "N", about: "at once of all clients, 4096 when not given; one has half at most" },
+  { name: "cgroup", value: "DIR", about: "the cgroup v2 directory to make jobs' groups in" },
+  { name: "audit", value: "FILE", about: "the audit log; STATE/audit.jsonl when not given" },
+  { name: "audit-limit", value: "SIZE", about: "of it and its older files together, 256M when not given; 0 for none" },
+  { name: "audit-keep", value: "DURATION", about: "its older files are removed after that, 365d when not given" },
+  {
+    name: "health-socket",
+    value: "FILE",
+    about: "a UNIX socket for gRPC health checks by this user, with no certificate",
+  },
+  { name: "log-level", value: "LEVEL", about: "debug, info, warn or error; info when not given" },
+  { name: "shutdown-timeout", value: "DURATION", about: "how long a shutdown waits for calls, 10s when not given" },
+  {
+    name: "check",
+    about: "tell what jobs can be limited and kept apart by here, and start nothing; no flag is needed",
+  },
+  {
+    name: "recover",
+    about: "make the journal of --state anew, of what its jobs' directories tell, keep the old one, and start nothing",
+  },
+  { name: "json", about: "with --check and --recover: what was found as JSON" },
+];
+
+const LEAST_AUDIT_BYTES = 1024 * 1024;
+
+/** What a daemon is started with. */
+export interface Settings {
+  readonly listen: string;
+  /** The addon that verifies chains in a thread of its own. */
+  readonly verifier: string;
+  readonly tls: { readonly ca: string; readonly cert: string; readonly key: string };
+  /** The files that no job may read. */
+  readonly secrets: readonly string[];
+  readonly worker: WorkerOptions;
+  readonly healthSocket: string | undefined;
+  readonly audit: string;
+  readonly auditLimits: Partial<AuditLimits>;
+  readonly level: "debug" | "info" | "warn" | "error";
+  readonly shutdownMs: number;
+  readonly maxConnections: number | undefined;
+  readonly maxCalls: number | undefined;
+}
+
+/** Returns what a check needs to know, too: what of the host is used, and how; `root` holds build/. Throws UsageError. */
+export function hostOptions(
+  given: Given,
+  root: string,
+): Pick<WorkerOptions, "cgroup" | "isolationOff" | "logLimitBytes"> &
+  ReturnType<typeof whoOptions> & { readonly supervisor: string } {
+  const cgroup = given.text("cgroup");
+  const logLimitBytes = optional(given, "log-limit", (flag, size) => Number(parseSizeBytes(flag, size)));
+  const isolationOff = optional(given, "isolation-off", parseIsolation);
+  return {
+    supervisor: join(root, "build/supervisor"),
+    ...whoOptions(given),
+    ...(cgroup && { cgroup }),
+    ...(isolationOff && { isolationOff }),
+    ...(logLimitBytes !== undefined && { logLimitBytes }),
+  };
+}
+
+/**
+ * Returns what the flags say; `root` is what jobs may not change: the checkout, or what is installed of it. Reads the files
+ * of TLS. Throws UsageError, and PemError led by a file's name.
+ */
+export async function settings(given: Given, root: string): Promise<Settings> {
+  const missing = ["listen", "state", "ca", "cert", "key"].filter((name) => !given.text(name));
+  if (missing.length > 0) {
+    const variables = missing.map((name) => `JOBSD_${name.toUpperCase()}`).join(" ");
+    throw new UsageError(`no ${missing.map((name) => `--${name}`).join(" ")}: give the flags, or set ${variables}`);
+  }
+  const text = (name: string): string => given.text(name) ?? "";
+  const stateDir = resolve(text("state"));
+  const name = given.text("name");
+  const maxJobs = optional(given, "max-jobs", (flag, count) => Number(parseCount(flag, count, 1)));
+  const archive = parseArchive(given.text("archive"), {
+    endpoint: given.text("archive-endpoint"),
+    region: given.text("archive-region"),
+  });
+  const audit = given.text("audit") ?? join(stateDir, "audit.jsonl");
+  const limitBytes = optional(given, "audit-limit", auditLimit);
+  const keepMs = optional(given, "audit-keep", parseDurationMs);
+  const secrets = [text("key"), audit];
+  const worker: WorkerOptions = {
+    stateDir,
+    ...hostOptions(given, root),
+    allowUserNamespaces: given.on("allow-user-namespaces"),
+    ...(name && { name }),
+    ...logOptions(given),
+    ...(maxJobs !== undefined && { maxJobs }),
+    ...(archive && { archive }),
+    // For jobs as root, who may do with files what the daemon may.
+    hidden: secrets.flatMap((file) => placeOf(file).paths),
+    sealed: [process.execPath, root, ...[text("ca"), text("cert")].flatMap((file) => placeOf(file).paths)],
+  };
+  const level = parseWord("--log-level", given.text("log-level") ?? "info", ["debug", "info", "warn", "error"]);
+  const shutdownMs = parseDurationMs("--shutdown-timeout", given.text("shutdown-timeout") ?? "10s");
+  const tls = await readTlsFiles({ ca: text("ca"), cert: text("cert"), key: text("key") });
+  return {
+    listen: text("listen"),
+    verifier: join(root, "build/verify.node"),
+    tls,
+    secrets,
+    worker,
+    healthSocket: given.text("health-socket"),
+    audit,
+    auditLimits: {
+      ...(limitBytes !== undefined && { limitBytes }),
+      ...(keepMs !== undefined && { keepMs }),
+    },
+    level,
+    shutdownMs,
+    maxConnections: optional(given, "max-connections", atLeastTwo),
+    maxCalls: optional(given, "max-calls", atLeastTwo),
+  };
+}
+
+/** Bytes of an audit log; throws UsageError for what a few lines would fill. */
+function auditLimit(flag: string, size: string): number {
+  const bytes = Number(parseSizeBytes(flag, size));
+  if (bytes !== 0 && bytes < LEAST_AUDIT_BYTES) throw new UsageError(`${flag} ${size}: 1M is the least, 0 is no limit`);
+  return bytes;
+}
+
+/** A limit of which one client has half. */
+function atLeastTwo(flag: string, count: string): number {
+  return Number(parseCount(flag, count, 2));
+}
+
+/** Flags over JOBSD_ variables. */
+export function withEnvironment(given: Given, env: NodeJS.ProcessEnv): Given {
+  const variable = (name: string): string | undefined =>
+    env[`JOBSD_${name.toUpperCase().replaceAll("-", "_")}`] || undefined;
+  return {
+    ...given,
+    text: (name) => given.text(name) ?? variable(name),
+    on: (name) =>
+      given.text(name) === "true" || (given.text(name) === undefined && /^(1|true|yes)$/.test(variable(name) ?? "")),
+  };
+}
+
+/** `pid,ipc`: parts of the isolation. Throws UsageError naming `flag`. */
+function parseIsolation(flag: string, text: string): Part[] {
+  return text.split(",").map((word) => parseWord(flag, word, SWITCHES));
+}
+
+/** `s3://BUCKET/PREFIX`, or a directory; the others are an S3 archive's. Throws UsageError naming the flag. */
+export function parseArchive(
+  text: string | undefined,
+  { endpoint, region }: { readonly endpoint?: string | undefined; readonly region?: string | undefined },
+): Place | undefined {
+  const [, bucket, prefix = ""] = /^s3:\/\/([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:\/(.*?))?\/*$/.exec(text ?? "") ?? [];
+  if (bucket === undefined && /^[a-z0-9]+:/i.test(text ?? ""))
+    throw new UsageError(
+      `--archive ${JSON.stringify(text ?? "")} is no archive: s3://BUCKET/PREFIX or a directory is right`,
+    );
+  if (bucket === undefined && (endpoint ?? region) !== undefined)
+    throw new UsageError(
+      `--archive-${endpoint === undefined ? "region" : "endpoint"} is of --archive s3://BUCKET/PREFIX only`,
+    );
+  if (endpoint !== undefined && !/^https?:\/\/[^/?#]+\/?$/.test(endpoint))
+    throw new UsageError(
+      `--archive-endpoint ${JSON.stringify(endpoint)} is no endpoint: http://HOST:PORT or https://HOST is right`,
+    );
+  if (bucket === undefined) return text === undefined ? undefined : { kind: "directory", path: resolve(text) };
+  return {
+    kind: "s3",
+    bucket,
+    prefix,
+    ...(endpoint !== undefined && { endpoint }),
+    ...(region !== undefined && { region }),
+  };
+}
