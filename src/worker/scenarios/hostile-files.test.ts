@@ -7,8 +7,9 @@ import { afterAll, beforeAll, expect, test } from "vitest";
 import { compressLog } from "../log/compress.ts";
 import { LOG_FILES } from "../log/files.ts";
 import { logOf } from "../log/log.ts";
-import type { Met } from "../testing/fuzz.ts";
-import { FILES, targets } from "../testing/targets.ts";
+import type { Met } from "../testing/fuzz/main.ts";
+import { FILES } from "../testing/fuzz/target.ts";
+import { targets } from "../testing/fuzz/targets.ts";
 import { finished, run, sh, testDirectory, testWorker } from "../testing/worker.ts";
 
 /*
@@ -66,7 +67,7 @@ beforeAll(async () => {
 });
 
 async function fuzz(target: string): Promise<Met> {
-  const program = join(import.meta.dirname, "../testing/fuzz.ts");
+  const program = join(import.meta.dirname, "../testing/fuzz/main.ts");
   const told = await promisify(execFile)(process.execPath, [
     program,
     target,

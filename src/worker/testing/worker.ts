@@ -148,25 +148,6 @@ export function sh(script: string, ...args: string[]): JobSpec {
   return run("sh", "-c", script, ...args);
 }
 
-/** The record of a job, for a journal; what is of no matter. */
-export const JOB: Job = {
-  id: "a",
-  state: "starting",
-  command: "true",
-  args: [],
-  envNames: [],
-  cwd: "/",
-  user: "nobody",
-  group: "nobody",
-  labels: new Map(),
-  limits: new Map(),
-  owner: "tester",
-  pid: 0,
-  createdAt: new Date(0),
-  output: { size: 0, first: 0, dropped: 0 },
-  warnings: [],
-};
-
 /** Says "ready", then runs until it is told to end. */
 export const waits = sh("echo ready; exec sleep 1000");
 /** Says "ready", then takes no SIGTERM for an answer. */
@@ -262,6 +243,7 @@ export function outerPid(pid: number, inner: number): number {
   return Number(found);
 }
 
+export { JOB } from "./job.ts";
 export { runs } from "../../supervisor/testing/processes.ts";
 
 /** Lets a script wait for the test: its words are `until [ -e "$1" ]; do sleep 0.01; done`. */

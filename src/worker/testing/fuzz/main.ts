@@ -1,13 +1,14 @@
 import { writeSync } from "node:fs";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import { Worker } from "node:worker_threads";
-import { codeOf } from "../../os/errno.ts";
-import { JobError } from "../model/errors.ts";
+import { codeOf } from "../../../os/errno.ts";
+import { JobError } from "../../model/errors.ts";
 import { randomOf } from "./mutate.ts";
-import { type Target, targets } from "./targets.ts";
+import type { Target } from "./target.ts";
+import { targets } from "./targets.ts";
 
 /*
- * node fuzz.ts TARGET FILES SECONDS [SEED [CASES]]
+ * node main.ts TARGET FILES SECONDS [SEED [CASES]]
  *
  * Gives a parser damaged files until the time is over, and prints what it met as a line of JSON. A case that does not
  * end in time ends this process, with the case's number on stderr: SEED is then that number, and CASES 1.
