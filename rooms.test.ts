@@ -58,7 +58,7 @@ const roomOf = (path: string): string =>
   Object.keys(ROOMS).findLast((room) => path.startsWith(`${room}/`)) ?? path.split("/")[0] ?? "";
 /** Of the rooms that may look at what is theirs to prove; e2e/ proves what is built. */
 const seesAll = (path: string): boolean => isTest(path) && roomOf(path) !== "e2e";
-const isTest = (path: string): boolean => /\.test\.ts$|\/testing\.ts$|\/(?:testing|programs)\//.test(path);
+const isTest = (path: string): boolean => /\.test\.ts$|\/(?:testing|programs)\//.test(path);
 
 function importsOf(path: string): string[] {
   const text = readFileSync(path, "utf8");

@@ -4,7 +4,7 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
 import { unless } from "../../src/testing/root.ts";
-import { shell, withoutOpenssl } from "../../src/x509/testing.ts";
+import { shell, withoutOpenssl } from "../../src/x509/testing/openssl.ts";
 import { formatInspect, formatRequest, formatSign, init, inspect, request, sign } from "./certs.ts";
 
 let dir: string;

@@ -3,7 +3,7 @@ import { rm } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { isRoot, needsRoot } from "../../src/testing/root.ts";
-import { type Host, launch, startHost } from "../testing.ts";
+import { type Host, launch, startHost } from "../testing/host.ts";
 
 interface Examined {
   readonly findings: readonly Record<"area" | "name" | "state" | "meaning", string>[];

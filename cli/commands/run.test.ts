@@ -5,7 +5,7 @@ import { text } from "node:stream/consumers";
 import { readFile, symlink } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type Host, JOBS, startHost } from "../testing.ts";
+import { type Host, JOBS, startHost } from "../testing/host.ts";
 
 let host: Host;
 beforeAll(async () => {

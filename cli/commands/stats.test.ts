@@ -1,5 +1,5 @@
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type Host, startHost } from "../testing.ts";
+import { type Host, startHost } from "../testing/host.ts";
 
 let host: Host;
 beforeAll(async () => {

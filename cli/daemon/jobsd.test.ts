@@ -2,7 +2,7 @@ import { existsSync } from "node:fs";
 import { chmod, copyFile, mkdir, readFile, rename, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type Host, launch, type Ran, startHost } from "../testing.ts";
+import { type Host, launch, type Ran, startHost } from "../testing/host.ts";
 
 let host: Host;
 beforeAll(async () => {

@@ -12,9 +12,9 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, test } from "vitest";
 import { isRoot, needsRoot } from "../../src/testing/root.ts";
-import { until } from "../../src/supervisor/testing/processes.ts";
+import { until } from "../../src/testing/processes.ts";
 import { placeOf } from "./kept.ts";
-import { launch, startHost } from "../testing.ts";
+import { launch, startHost } from "../testing/host.ts";
 
 function testDirectory(): Disposable & { readonly path: string } {
   const path = mkdtempSync(join(tmpdir(), "jobs-kept-"));

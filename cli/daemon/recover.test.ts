@@ -13,7 +13,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { expect, test } from "vitest";
 import type { Recovered } from "../../src/worker/journal/rebuild.ts";
-import { type Host, JOBSD, launch, type Ran, startHost } from "../testing.ts";
+import { type Host, JOBSD, launch, type Ran, startHost } from "../testing/host.ts";
 
 const DEATH = fileURLToPath(new URL("../../src/worker/testing/death.ts", import.meta.url));
 

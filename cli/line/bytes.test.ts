@@ -2,7 +2,7 @@ import { execFile } from "node:child_process";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type Host, JOBS, JOBSD, startHost } from "../testing.ts";
+import { type Host, JOBS, JOBSD, startHost } from "../testing/host.ts";
 
 const run = promisify(execFile);
 /** A byte that is no UTF-8, which a shell alone can put into a word. */

@@ -5,7 +5,7 @@ import { LinuxResources } from "../../proto/generated/jobs/v1/resources.ts";
 import { UsageError } from "./parse.ts";
 import { type Command, parse } from "./program.ts";
 import { resources } from "./resources.ts";
-import { type Host, startHost } from "../testing.ts";
+import { type Host, startHost } from "../testing/host.ts";
 
 const VALUED =
   "cpus cpu-shares cpuset-cpus cpuset-mems memory memory-reservation memory-swap pids io-weight io-max device resources";

@@ -4,8 +4,8 @@ import { mkdir, mkdtempDisposable, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { expect, it } from "vitest";
-import { BUCKET, credentials, servers } from "../../src/worker/archive/testing.ts";
-import { startHost } from "../testing.ts";
+import { BUCKET, credentials, servers } from "../../src/worker/archive/testing/s3.ts";
+import { startHost } from "../testing/host.ts";
 
 /** More than one part of an upload. */
 const LINES = 1_500_000;

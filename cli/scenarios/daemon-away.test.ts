@@ -6,7 +6,7 @@ import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { testDirectory } from "../../src/worker/testing/worker.ts";
-import { type Host, launch, startHost } from "../testing.ts";
+import { type Host, launch, startHost } from "../testing/host.ts";
 
 let host: Host;
 beforeAll(async () => {

@@ -6,7 +6,7 @@ import { openJournal } from "../../src/worker/journal/journal.ts";
 import { newId } from "../../src/worker/model/id.ts";
 import type { Job } from "../../src/worker/model/job.ts";
 import { JOB } from "../../src/worker/testing/worker.ts";
-import { type Host, startHost } from "../testing.ts";
+import { type Host, startHost } from "../testing/host.ts";
 
 /** What no call may hold the daemon's event loop for. */
 const MOST_MS = 20;

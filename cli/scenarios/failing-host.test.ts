@@ -7,10 +7,11 @@ import { setTimeout } from "node:timers/promises";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { unless } from "../../src/testing/root.ts";
 import { type Client, ClientError, connect } from "../../src/client/index.ts";
-import { failing, noInjection, noMounts, smallDisk } from "../../src/supervisor/testing/faults.ts";
-import { until } from "../../src/supervisor/testing/processes.ts";
+import { noMounts, smallDisk } from "../../src/testing/disks.ts";
+import { failing, noInjection } from "../../src/testing/strace.ts";
+import { until } from "../../src/testing/processes.ts";
 import { modes, testDirectory } from "../../src/worker/testing/worker.ts";
-import { type Host, launch, startHost } from "../testing.ts";
+import { type Host, launch, startHost } from "../testing/host.ts";
 
 const noGroups = modes.length > 1 ? undefined : "this host has no usable cgroup v2";
 const HOUR_MS = 3_600_000;

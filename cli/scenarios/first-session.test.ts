@@ -2,7 +2,7 @@ import { createHash, randomBytes } from "node:crypto";
 import { chmod, copyFile, mkdir, readFile, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type Host, type Ran, startHost } from "../testing.ts";
+import { type Host, type Ran, startHost } from "../testing/host.ts";
 
 let host: Host;
 beforeAll(async () => {

@@ -3,8 +3,8 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { beforeAll, describe, expect, it } from "vitest";
 import { unless } from "../../src/testing/root.ts";
-import { shell, withoutOpenssl } from "../../src/x509/testing.ts";
-import { launch, type Ran, type Running } from "../testing.ts";
+import { shell, withoutOpenssl } from "../../src/x509/testing/openssl.ts";
+import { launch, type Ran, type Running } from "../testing/host.ts";
 
 const DOCS = new URL("../../docs/certificates.md", import.meta.url);
 

@@ -5,7 +5,7 @@ import { openAuthority, sign } from "../../certs/authority.ts";
 import { readFrom } from "../../certs/files.ts";
 import { issueAll } from "../../certs/issue.ts";
 import { parseRequest } from "../../certs/request.ts";
-import { type Host, startHost } from "../testing.ts";
+import { type Host, startHost } from "../testing/host.ts";
 
 let host: Host;
 /** A file of another CA's certificates. */

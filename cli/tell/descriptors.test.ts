@@ -4,7 +4,7 @@ import { constants, existsSync, readFileSync } from "node:fs";
 import { writeFile } from "node:fs/promises";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type Host, JOBS, JOBSD, startHost } from "../testing.ts";
+import { type Host, JOBS, JOBSD, startHost } from "../testing/host.ts";
 
 const run = promisify(execFile);
 

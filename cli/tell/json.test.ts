@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { unless } from "../../src/testing/root.ts";
 import { DESCRIPTORS } from "../../proto/generated/descriptors.ts";
 import { messageSchema, type MessageName } from "./json.ts";
-import { type Host, startHost } from "../testing.ts";
+import { type Host, startHost } from "../testing/host.ts";
 
 /** Python's protobuf reads a message's JSON from stdin, strictly, and writes its bytes. */
 const PARSE = `

@@ -18,7 +18,7 @@ import { ClientError } from "./errors.ts";
 import { type Client, connect } from "./index.ts";
 import { resuming, retrying } from "./resume.ts";
 import { formatTarget, parseTarget } from "./target.ts";
-import { type TestAuthority, testAuthority } from "./testing.ts";
+import { type TestAuthority, testAuthority } from "./testing/authority.ts";
 
 type Streaming = ServerWritableStream<StreamRequest, StreamResponse>;
 

@@ -5,7 +5,7 @@ import { type AddressInfo, connect, createServer, type Server, type Socket } fro
 import { createServer as createTlsServer } from "node:tls";
 import { beforeAll, describe, expect, it } from "vitest";
 import { diagnose, unusableCredentials } from "./diagnose.ts";
-import { type TestAuthority, testAuthority } from "./testing.ts";
+import { type TestAuthority, testAuthority } from "./testing/authority.ts";
 
 const DAY_MS = 86_400_000;
 const LAST_YEAR = new Date(Date.now() - 365 * DAY_MS);

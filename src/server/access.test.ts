@@ -4,20 +4,8 @@ import { connect as connectTls, type ConnectionOptions } from "node:tls";
 import { status } from "@grpc/grpc-js";
 import { beforeAll, describe, expect, test } from "vitest";
 import { StartRequest, UpdateRequest, StreamRequest } from "../../proto/generated/jobs/v1/worker.ts";
-import {
-  answer,
-  authority,
-  clientOf,
-  derString,
-  errorOf,
-  JOB,
-  running,
-  silence,
-  until,
-  type Authority,
-  type IssueOptions,
-  type Pair,
-} from "./testing.ts";
+import { authority, derString, type Authority, type IssueOptions, type Pair } from "./testing/authority.ts";
+import { answer, clientOf, errorOf, JOB, running, silence, until } from "./testing/server.ts";
 
 let trusted: Authority;
 let stranger: Authority;

@@ -18,23 +18,13 @@ import { status } from "@grpc/grpc-js";
 import { beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import { unless } from "../testing/root.ts";
 import { StartRequest } from "../../proto/generated/jobs/v1/worker.ts";
-import { noMounts, smallDisk } from "../supervisor/testing/faults.ts";
+import { noMounts, smallDisk } from "../testing/disks.ts";
 import { openAudit, type AuditRecord } from "./audit.ts";
 import { fewOf } from "./few.ts";
 import { FEW } from "./limits.ts";
 import { recordRefusals } from "./refusals.ts";
-import {
-  answer,
-  authority,
-  clientOf,
-  errorOf,
-  JOB,
-  logTo,
-  running,
-  until,
-  type Authority,
-  type Pair,
-} from "./testing.ts";
+import { authority, type Authority, type Pair } from "./testing/authority.ts";
+import { answer, clientOf, errorOf, JOB, logTo, running, until } from "./testing/server.ts";
 
 let trusted: Authority;
 let writer: Pair;

@@ -9,18 +9,8 @@ import {
 } from "../../proto/generated/jobs/v1/worker.ts";
 import { JobError } from "../worker/model/errors.ts";
 import { guardedInterceptor, type Hooks } from "./guard.ts";
-import {
-  answer,
-  authority,
-  type Authority,
-  clientOf,
-  errorOf,
-  JOB,
-  logTo,
-  type Pair,
-  running,
-  until,
-} from "./testing.ts";
+import { authority, type Authority, type Pair } from "./testing/authority.ts";
+import { answer, clientOf, errorOf, JOB, logTo, running, until } from "./testing/server.ts";
 
 function bang(): never {
   throw new Error("secret");

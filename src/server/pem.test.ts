@@ -1,6 +1,7 @@
 import { beforeAll, describe, expect, test, vi } from "vitest";
 import { problemsOf, readTls } from "./pem.ts";
-import { authority, type Authority, running } from "./testing.ts";
+import { authority, type Authority } from "./testing/authority.ts";
+import { running } from "./testing/server.ts";
 
 let trusted: Authority;
 let other: Authority;

@@ -7,8 +7,10 @@ import { JobError } from "../worker/model/errors.ts";
 import { strictly } from "./requests.ts";
 import { MAX_REQUESTS_BYTES } from "./limits.ts";
 import { SERVICE } from "./stream.ts";
-import { answer, authority, clientOf, cpuMs, errorOf, factsOf, JOB, rawSession, running, until } from "./testing.ts";
-import type { Authority, Pair, Running } from "./testing.ts";
+import { authority } from "./testing/authority.ts";
+import { answer, clientOf, cpuMs, errorOf, factsOf, JOB, rawSession, running, until } from "./testing/server.ts";
+import type { Authority, Pair } from "./testing/authority.ts";
+import type { Running } from "./testing/server.ts";
 
 let trusted: Authority;
 let writer: Pair;

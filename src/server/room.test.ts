@@ -8,9 +8,9 @@ import { StreamRequest, type WaitResponse } from "../../proto/generated/jobs/v1/
 import { networkOf } from "./handshakes.ts";
 import { HANDSHAKE_TIMEOUT_MS, MAX_CONNECTIONS_TOLD, MAX_HANDSHAKES, MAX_SILENT, MAX_UNREAD_BYTES } from "./limits.ts";
 import { shares } from "./shares.ts";
+import { authority, type Authority, type Pair } from "./testing/authority.ts";
 import {
   answer,
-  authority,
   clientOf,
   errorOf,
   factsOf,
@@ -19,10 +19,8 @@ import {
   running,
   silence,
   until,
-  type Authority,
-  type Pair,
   type Running,
-} from "./testing.ts";
+} from "./testing/server.ts";
 import { fairTurns } from "./turns.ts";
 
 /** On a machine that has much else to do. */

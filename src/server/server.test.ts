@@ -12,19 +12,8 @@ import {
   HealthClient,
 } from "../../proto/generated/grpc/health/v1/health.ts";
 import { StreamRequest, WorkerServiceClient } from "../../proto/generated/jobs/v1/worker.ts";
-import {
-  answer,
-  authority,
-  clientOf,
-  errorOf,
-  healthClientOf,
-  JOB,
-  running,
-  silence,
-  until,
-  type Authority,
-  type Pair,
-} from "./testing.ts";
+import { authority, type Authority, type Pair } from "./testing/authority.ts";
+import { answer, clientOf, errorOf, healthClientOf, JOB, running, silence, until } from "./testing/server.ts";
 
 let trusted: Authority;
 let writer: Pair;

@@ -13,7 +13,8 @@ import {
 import type { Chunk } from "../worker/log/reader.ts";
 import type { Worker } from "../worker/worker.ts";
 import { encode } from "./stream.ts";
-import { authority, type Authority, clientOf, JOB, type Pair, running, silence, until } from "./testing.ts";
+import { authority, type Authority, type Pair } from "./testing/authority.ts";
+import { clientOf, JOB, running, silence, until } from "./testing/server.ts";
 
 let trusted: Authority;
 let reader: Pair;

@@ -15,7 +15,7 @@ import {
   StreamRequest,
 } from "../../proto/generated/jobs/v1/worker.ts";
 import type { How, JobLog } from "../worker/model/job.ts";
-import { JOB } from "./testing.ts";
+import { JOB } from "./testing/server.ts";
 import { toLogPolicy } from "./translate-log.ts";
 import { fromResources, toResources } from "./translate-resources.ts";
 import { fromJob, toJobSpec, toListFilter, toStatsOptions, toStop, toStreamOptions } from "./translate.ts";

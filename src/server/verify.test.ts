@@ -3,7 +3,8 @@ import { type webcrypto, X509Certificate } from "node:crypto";
 import { Worker } from "node:worker_threads";
 import { BasicConstraintsExtension, X509CertificateGenerator } from "@peculiar/x509";
 import { expect, test } from "vitest";
-import { authority, cpuMs, pemOf, running } from "./testing.ts";
+import { authority, pemOf } from "./testing/authority.ts";
+import { cpuMs, running } from "./testing/server.ts";
 
 const P521 = { name: "ECDSA", namedCurve: "P-521", hash: "SHA-512" };
 const RSA = {

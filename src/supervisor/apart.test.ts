@@ -17,7 +17,7 @@ import {
   without,
   type Rig,
   type Spec,
-} from "./testing.ts";
+} from "./testing/rig.ts";
 
 const isolated = variants.filter(({ mode }) => mode === "isolated");
 const BARE = new Set<Part>(["no-new-privileges", "no-capabilities"]);

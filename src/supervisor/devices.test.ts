@@ -8,7 +8,7 @@ import { thisHost } from "../worker/limits/host.ts";
 import type { LinuxDeviceCgroup } from "../worker/model/resources.ts";
 import { refused } from "../worker/testing/worker.ts";
 import { needsRoot } from "../testing/root.ts";
-import { CREDENTIALS, OWN, compile, rig, variants, type Rig } from "./testing.ts";
+import { CREDENTIALS, OWN, compile, rig, variants, type Rig } from "./testing/rig.ts";
 
 function program(...devices: readonly LinuxDeviceCgroup[]): Buffer {
   return deviceProgram(devices, thisHost(undefined)) ?? Buffer.alloc(0);

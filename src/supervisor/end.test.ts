@@ -3,8 +3,8 @@ import { once } from "node:events";
 import { mkdirSync, readdirSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { compile, inFlight, rig, variants, type Job } from "./testing.ts";
-import { marked, runs, soon, until } from "./testing/processes.ts";
+import { compile, inFlight, rig, variants, type Job } from "./testing/rig.ts";
+import { marked, runs, soon, until } from "../testing/processes.ts";
 import { readLog } from "./testing/records.ts";
 
 /** Those that end nothing by default, or nothing in an orphaned process group: signal(7), setpgid(2). SIGSTOP (19) stops. */

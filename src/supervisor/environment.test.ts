@@ -4,8 +4,8 @@ import { closeSync, openSync, readFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { isRoot } from "../testing/root.ts";
-import { BINARIES, CREDENTIALS, compile, hardened, rig, type Rig, type Spec } from "./testing.ts";
-import { soon, statOf } from "./testing/processes.ts";
+import { BINARIES, CREDENTIALS, compile, hardened, rig, type Rig, type Spec } from "./testing/rig.ts";
+import { soon, statOf } from "../testing/processes.ts";
 
 /** What a daemon may be that its jobs are not. */
 const ODD_DAEMON = "trap '' INT QUIT PIPE USR1 CHLD; umask 077; ulimit -S -n 4096; cd /tmp";

@@ -4,7 +4,7 @@ import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { PARTS, isNamespace, type Part } from "../worker/model/isolation.ts";
 import { needsRoot } from "../testing/root.ts";
-import { OWN, UNPRIVILEGED, inFlight, rig, without, type Rig, type Spec, type Variant } from "./testing.ts";
+import { OWN, UNPRIVILEGED, inFlight, rig, without, type Rig, type Spec, type Variant } from "./testing/rig.ts";
 
 /* A job stands in its own mounts: no path leads it to a descriptor, a root or a directory of those who started it. */
 

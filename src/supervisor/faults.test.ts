@@ -2,10 +2,10 @@ import { existsSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSyn
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { SPARE } from "../worker/supervisor/spare.ts";
-import { rig, variants, type Variant } from "./testing.ts";
+import { rig, variants, type Variant } from "./testing/rig.ts";
 import { unless } from "../testing/root.ts";
-import { failing, noInjection } from "./testing/faults.ts";
-import { childrenOf, marked, runs, soon, until } from "./testing/processes.ts";
+import { failing, noInjection } from "../testing/strace.ts";
+import { childrenOf, marked, runs, soon, until } from "../testing/processes.ts";
 import { bytesOf, readLog } from "./testing/records.ts";
 
 const CUE = 'read x < "$CUE"';

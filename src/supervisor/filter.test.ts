@@ -16,7 +16,7 @@ import {
   without,
   type Rig,
   type Spec,
-} from "./testing.ts";
+} from "./testing/rig.ts";
 
 const { EPERM, ENOSYS } = constants.errno;
 const VARIANT = { mode: "isolated", build: "hardened" } as const;

@@ -8,8 +8,8 @@ import { Duplex } from "node:stream";
 import * as fc from "fast-check";
 import { expect, test } from "vitest";
 import { SPARE } from "../worker/supervisor/spare.ts";
-import { BINARIES, sanitizerErrors } from "./testing.ts";
-import { soon, until } from "./testing/processes.ts";
+import { BINARIES, sanitizerErrors } from "./testing/rig.ts";
+import { soon, until } from "../testing/processes.ts";
 
 const FRAME_MAX = 8 << 20;
 /** On the socket. */

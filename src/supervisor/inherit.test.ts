@@ -5,7 +5,7 @@ import { join } from "node:path";
 import { afterAll, describe, expect, test } from "vitest";
 import type { Part } from "../worker/model/isolation.ts";
 import { isRoot, needsRoot } from "../testing/root.ts";
-import { CREDENTIALS, compile, hardened, rig, without, type Spec, type Variant } from "./testing.ts";
+import { CREDENTIALS, compile, hardened, rig, without, type Spec, type Variant } from "./testing/rig.ts";
 
 /* Nothing that fork(2) and execve(2) hand on reaches a job: it has what a job of a plain daemon has. */
 

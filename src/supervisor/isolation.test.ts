@@ -29,8 +29,8 @@ import {
   without,
   type Rig,
   type Spec,
-} from "./testing.ts";
-import { marked } from "./testing/processes.ts";
+} from "./testing/rig.ts";
+import { marked } from "../testing/processes.ts";
 
 const NAMESPACES = ["pid", "mnt", "ipc", "uts", "cgroup", "net"] as const;
 const isolated = variants.filter(({ mode }) => mode === "isolated");

@@ -4,8 +4,8 @@ import { mkdirSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { needsRoot } from "../testing/root.ts";
-import { compile, rig, variants, type Job, type Rig } from "./testing.ts";
-import { until } from "./testing/processes.ts";
+import { compile, rig, variants, type Job, type Rig } from "./testing/rig.ts";
+import { until } from "../testing/processes.ts";
 import { bytesOf, readLog, type Exit } from "./testing/records.ts";
 
 const KiB = 1024;

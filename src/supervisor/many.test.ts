@@ -2,8 +2,8 @@ import { existsSync, readFileSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { needsRoot } from "../testing/root.ts";
-import { hardened, inFlight, rig, supervisorsOf, type Rig } from "./testing.ts";
-import { childrenOf, runs, statOf, until } from "./testing/processes.ts";
+import { hardened, inFlight, rig, supervisorsOf, type Rig } from "./testing/rig.ts";
+import { childrenOf, runs, statOf, until } from "../testing/processes.ts";
 
 /** What the spawner holds: children that have ended but were not reaped, descriptors, resident kB. */
 function holdings(pid: number) {

@@ -16,10 +16,10 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { Duplex } from "node:stream";
 import { describe, expect, test } from "vitest";
-import { BINARIES } from "./testing.ts";
+import { BINARIES } from "./testing/rig.ts";
 import { needsRoot, unless } from "../testing/root.ts";
-import { noStrace } from "./testing/faults.ts";
-import { until } from "./testing/processes.ts";
+import { noStrace } from "../testing/strace.ts";
+import { until } from "../testing/processes.ts";
 
 /* Whoever can write where spares are made must not have a supervisor write elsewhere, or into what is there already. */
 

@@ -16,8 +16,8 @@ import { JobError } from "../worker/model/errors.ts";
 import type { Launch } from "../worker/supervisor/frame.ts";
 import { SPARE } from "../worker/supervisor/spare.ts";
 import { needsRoot } from "../testing/root.ts";
-import { rig, supervisorsOf, variants, type Rig, type Spec } from "./testing.ts";
-import { childrenOf, runs, statOf, until } from "./testing/processes.ts";
+import { rig, supervisorsOf, variants, type Rig, type Spec } from "./testing/rig.ts";
+import { childrenOf, runs, statOf, until } from "../testing/processes.ts";
 
 interface Refusal {
   readonly what: string;

@@ -1,8 +1,8 @@
 import { describe, expect, test } from "vitest";
-import { compile, hardened, rig, variants } from "./testing.ts";
+import { compile, hardened, rig, variants } from "./testing/rig.ts";
 import { unless } from "../testing/root.ts";
-import { delaying, noInjection } from "./testing/faults.ts";
-import { childrenOf, statOf, until } from "./testing/processes.ts";
+import { delaying, noInjection } from "../testing/strace.ts";
+import { childrenOf, statOf, until } from "../testing/processes.ts";
 
 const STUBBORN = 'trap "" TERM; echo ready; while :; do sleep 1000; done';
 const HOUR_MS = 3_600_000;

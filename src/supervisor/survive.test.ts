@@ -3,8 +3,8 @@ import { once } from "node:events";
 import { existsSync, mkdirSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { rig, variants, type Rig } from "./testing.ts";
-import { childrenOf, runs, soon, statOf, until } from "./testing/processes.ts";
+import { rig, variants, type Rig } from "./testing/rig.ts";
+import { childrenOf, runs, soon, statOf, until } from "../testing/processes.ts";
 import { readExit, readLog } from "./testing/records.ts";
 
 const WAITS = 'echo before; read x < "$CUE"; echo after; exit 7';

@@ -7,7 +7,7 @@ import { CertError } from "../../certs/error.ts";
 import { generateKey } from "../../certs/key.ts";
 import { createRequest, parseRequest } from "../../certs/request.ts";
 import { identify, inspect } from "./identity.ts";
-import { authority, type Authority, type Pair } from "../server/testing.ts";
+import { authority, type Authority, type Pair } from "../server/testing/authority.ts";
 import { faultsOf, pathOf, tell } from "./chain.ts";
 import { certificatesIn, PemError, pemBlocks, privateKeyIn, requestIn } from "./pem.ts";
 

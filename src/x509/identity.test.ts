@@ -3,7 +3,7 @@ import * as fc from "fast-check";
 import { beforeAll, describe, expect, test } from "vitest";
 import { identify, inspect } from "./identity.ts";
 import { roleIn, roleOf } from "./role.ts";
-import { authority, derString, type Authority, type IssueOptions } from "../server/testing.ts";
+import { authority, derString, type Authority, type IssueOptions } from "../server/testing/authority.ts";
 
 let trusted: Authority;
 let writer: Uint8Array;

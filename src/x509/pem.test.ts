@@ -6,8 +6,8 @@ import { beforeAll, describe, expect, it } from "vitest";
 import { unless } from "../testing/root.ts";
 import { readTlsFiles } from "../../cli/line/connection.ts";
 import { connect } from "../client/index.ts";
-import { running } from "../server/testing.ts";
-import { shell, withoutOpenssl } from "./testing.ts";
+import { running } from "../server/testing/server.ts";
+import { shell, withoutOpenssl } from "./testing/openssl.ts";
 
 /** A root, an intermediate CA below it, and a certificate of each that is for both sides of a connection. */
 const MAKE = `

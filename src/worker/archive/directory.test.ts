@@ -3,7 +3,7 @@ import { mkdirSync, readdirSync, readFileSync, rmSync, truncateSync, watch, writ
 import { join } from "node:path";
 import { expect, test } from "vitest";
 import { unless } from "../../testing/root.ts";
-import { noMounts, smallDisk } from "../../supervisor/testing/faults.ts";
+import { noMounts, smallDisk } from "../../testing/disks.ts";
 import { refused, testDirectory } from "../testing/worker.ts";
 import { directoryStore } from "./directory.ts";
 

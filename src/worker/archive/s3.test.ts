@@ -9,7 +9,8 @@ import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { refused, testDirectory } from "../testing/worker.ts";
 import { openS3, PART_BYTES } from "./s3.ts";
 import type { Store } from "./store.ts";
-import { BUCKET, credentials, type Proxy, type S3Server, servers, startProxy } from "./testing.ts";
+import { type Proxy, startProxy } from "./testing/proxy.ts";
+import { BUCKET, credentials, type S3Server, servers } from "./testing/s3.ts";
 
 const { signal } = new AbortController();
 /** A Go program has to be built once. */

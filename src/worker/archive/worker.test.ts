@@ -17,7 +17,7 @@ import { DatabaseSync } from "node:sqlite";
 import { zstdDecompressSync } from "node:zlib";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { needsRoot, unless } from "../../testing/root.ts";
-import { noMounts, smallDisk } from "../../supervisor/testing/faults.ts";
+import { noMounts, smallDisk } from "../../testing/disks.ts";
 import { recoverJournal } from "../journal/rebuild.ts";
 import type { StreamOptions } from "../log/reader.ts";
 import type { Job } from "../model/job.ts";
@@ -36,7 +36,8 @@ import {
 } from "../testing/worker.ts";
 import { BLOCK_BYTES } from "./blocks.ts";
 import { PART_BYTES } from "./s3.ts";
-import { BUCKET, credentials, type Proxy, type S3Server, servers, startProxy } from "./testing.ts";
+import { type Proxy, startProxy } from "./testing/proxy.ts";
+import { BUCKET, credentials, type S3Server, servers } from "./testing/s3.ts";
 
 const MIB = 2 ** 20;
 const BUILD_MS = 15 * 60_000;

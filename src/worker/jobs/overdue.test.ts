@@ -13,7 +13,7 @@ import {
 import { join } from "node:path";
 import { describe, expect, onTestFinished, test } from "vitest";
 import { needsRoot } from "../../testing/root.ts";
-import { childrenOf, statOf } from "../../supervisor/testing/processes.ts";
+import { childrenOf, statOf } from "../../testing/processes.ts";
 import { startOf } from "../log/log.ts";
 import type { JobSpec } from "../model/job.ts";
 import type { WorkerOptions } from "../model/options.ts";

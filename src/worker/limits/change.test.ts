@@ -5,7 +5,7 @@ import { type Change, changesOf, isKeyed, lineKey } from "./change.ts";
 import { affected, merged } from "./merge.ts";
 import type { Setting } from "./setting.ts";
 import { settingsOf } from "./settings.ts";
-import { testHost } from "./testing.ts";
+import { testHost } from "./testing/host.ts";
 
 /** What a group has in its files; of a isKeyed one, a line a key. */
 type State = Readonly<Record<string, string>>;

@@ -4,7 +4,7 @@ import type { LinuxCpu } from "../model/resources.ts";
 import { refused } from "../testing/worker.ts";
 import { cpuWeight } from "./cpu.ts";
 import { settingsOf } from "./settings.ts";
-import { testHost } from "./testing.ts";
+import { testHost } from "./testing/host.ts";
 
 function written(cpu: LinuxCpu, host = testHost()): string[] {
   return settingsOf({ cpu }, host).map(({ file, value }) => `${file} ${value}`);

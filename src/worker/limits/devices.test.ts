@@ -3,7 +3,7 @@ import { describe, expect, test } from "vitest";
 import type { LinuxDeviceCgroup } from "../model/resources.ts";
 import { refused } from "../testing/worker.ts";
 import { deviceProgram } from "./devices.ts";
-import { testHost } from "./testing.ts";
+import { testHost } from "./testing/host.ts";
 
 /** What a process asks for: open(2) for reading and writing is "rw". */
 interface Request {

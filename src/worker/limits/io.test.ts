@@ -2,7 +2,7 @@ import { describe, expect, test } from "vitest";
 import type { LinuxBlockIO } from "../model/resources.ts";
 import { refused } from "../testing/worker.ts";
 import { settingsOf } from "./settings.ts";
-import { bfq, testHost } from "./testing.ts";
+import { bfq, testHost } from "./testing/host.ts";
 
 function written(blockIO: LinuxBlockIO, is = {}): string[] {
   return settingsOf({ blockIO }, testHost(is)).map(({ file, value }) => `${file} ${value}`);

@@ -2,7 +2,7 @@ import { describe, expect, test } from "vitest";
 import type { LinuxMemory, LinuxResources } from "../model/resources.ts";
 import { refused } from "../testing/worker.ts";
 import { settingsOf } from "./settings.ts";
-import { testHost } from "./testing.ts";
+import { testHost } from "./testing/host.ts";
 
 const MIB = 1024n * 1024n;
 

@@ -3,7 +3,7 @@ import type { LinuxResources } from "../model/resources.ts";
 import { refused } from "../testing/worker.ts";
 import { affected, merged } from "./merge.ts";
 import { settingsOf } from "./settings.ts";
-import { testHost } from "./testing.ts";
+import { testHost } from "./testing/host.ts";
 
 function after(old: LinuxResources, update: LinuxResources): LinuxResources {
   return merged(old, update, testHost());

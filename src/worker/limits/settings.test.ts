@@ -5,7 +5,7 @@ import type { LinuxResources } from "../model/resources.ts";
 import { finished, modes, refused, run, testWorker } from "../testing/worker.ts";
 import { CONTROLLERS, type Host } from "./setting.ts";
 import { settingsOf } from "./settings.ts";
-import { bfq, testHost } from "./testing.ts";
+import { bfq, testHost } from "./testing/host.ts";
 
 /** What would be written, as lines of `file value`. */
 function written(resources: LinuxResources): string[] {

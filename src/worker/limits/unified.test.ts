@@ -2,7 +2,7 @@ import { describe, expect, test } from "vitest";
 import type { LinuxResources } from "../model/resources.ts";
 import { refused } from "../testing/worker.ts";
 import { settingsOf } from "./settings.ts";
-import { testHost } from "./testing.ts";
+import { testHost } from "./testing/host.ts";
 
 function written(resources: LinuxResources): string[] {
   return settingsOf(resources, testHost()).map(({ file, value }) => `${file} ${value}`);

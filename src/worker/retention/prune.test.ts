@@ -15,7 +15,7 @@ import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { describe, expect, test } from "vitest";
 import { unless } from "../../testing/root.ts";
-import { noMounts, smallDisk } from "../../supervisor/testing/faults.ts";
+import { noMounts, smallDisk } from "../../testing/disks.ts";
 import { openJournal } from "../journal/journal.ts";
 import type { Job, JobSpec } from "../model/job.ts";
 import type { PruneLimits } from "../model/options.ts";

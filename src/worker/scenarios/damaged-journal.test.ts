@@ -23,7 +23,7 @@ import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import { needsRoot, unless } from "../../testing/root.ts";
-import { noInjection } from "../../supervisor/testing/faults.ts";
+import { noInjection } from "../../testing/strace.ts";
 import { openJournal, VERSION } from "../journal/journal.ts";
 import { recoverJournal } from "../journal/rebuild.ts";
 import type { Job } from "../model/job.ts";

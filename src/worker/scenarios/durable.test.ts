@@ -2,7 +2,7 @@ import { cpSync, existsSync, lstatSync, mkdirSync, readdirSync } from "node:fs";
 import { join } from "node:path";
 import { afterAll, beforeAll, expect, test } from "vitest";
 import { unless } from "../../testing/root.ts";
-import { noStrace } from "../../supervisor/testing/faults.ts";
+import { noStrace } from "../../testing/strace.ts";
 import { recoverJournal } from "../journal/rebuild.ts";
 import { compressLog } from "../log/compress.ts";
 import { callsOf, missingIn } from "../testing/trace.ts";

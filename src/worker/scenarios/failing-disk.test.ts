@@ -3,15 +3,8 @@ import { join } from "node:path";
 import { setImmediate } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
 import { unless } from "../../testing/root.ts";
-import {
-  erringDisk,
-  ext4Disk,
-  failing,
-  noInjection,
-  noMounts,
-  noReadOnly,
-  smallDisk,
-} from "../../supervisor/testing/faults.ts";
+import { erringDisk, ext4Disk, noMounts, noReadOnly, smallDisk } from "../../testing/disks.ts";
+import { failing, noInjection } from "../../testing/strace.ts";
 import { openHierarchy } from "../cgroup/hierarchy.ts";
 import { openJournal } from "../journal/journal.ts";
 import { patient } from "../journal/patient.ts";

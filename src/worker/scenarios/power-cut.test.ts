@@ -14,7 +14,7 @@ import { basename, join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { describe, expect, test } from "vitest";
 import { unless } from "../../testing/root.ts";
-import { noMounts, smallDisk } from "../../supervisor/testing/faults.ts";
+import { noMounts, smallDisk } from "../../testing/disks.ts";
 import { writeJobFile } from "../journal/job-file.ts";
 import { recoverJournal } from "../journal/rebuild.ts";
 import { isSupervised } from "../supervisor/control.ts";

@@ -244,7 +244,7 @@ export function outerPid(pid: number, inner: number): number {
 }
 
 export { JOB } from "./job.ts";
-export { runs } from "../../supervisor/testing/processes.ts";
+export { runs } from "../../testing/processes.ts";
 
 /** Lets a script wait for the test: its words are `until [ -e "$1" ]; do sleep 0.01; done`. */
 export function open(gate: string): void {

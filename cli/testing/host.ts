@@ -5,9 +5,9 @@ import { chmod, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { issueAll } from "../certs/issue.ts";
+import { issueAll } from "../../certs/issue.ts";
 
-const ROOT = fileURLToPath(new URL("..", import.meta.url));
+const ROOT = fileURLToPath(new URL("../..", import.meta.url));
 /** Half of a program's start is its compilation. */
 const CACHE = join(ROOT, "node_modules/.cache/jobs-tests");
 

@@ -15,19 +15,19 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, dirname, join } from "node:path";
-import { removeGroup } from "../worker/cgroup/group.ts";
-import { openHierarchy, ownGroup } from "../worker/cgroup/hierarchy.ts";
-import type { Launch } from "../worker/supervisor/frame.ts";
-import type { Part } from "../worker/model/isolation.ts";
-import { type Isolation, isolationOf } from "../worker/supervisor/isolation.ts";
-import { SPARE } from "../worker/supervisor/spare.ts";
-import { openSpawner, type Spawner } from "../worker/supervisor/spawner.ts";
-import { credentialsOf } from "../worker/system/users.ts";
-import { isRoot } from "../testing/root.ts";
-import { childrenOf, marked, runs, soon, until } from "./testing/processes.ts";
-import { type Exit, order, readExit, readLog } from "./testing/records.ts";
+import { removeGroup } from "../../worker/cgroup/group.ts";
+import { openHierarchy, ownGroup } from "../../worker/cgroup/hierarchy.ts";
+import type { Launch } from "../../worker/supervisor/frame.ts";
+import type { Part } from "../../worker/model/isolation.ts";
+import { type Isolation, isolationOf } from "../../worker/supervisor/isolation.ts";
+import { SPARE } from "../../worker/supervisor/spare.ts";
+import { openSpawner, type Spawner } from "../../worker/supervisor/spawner.ts";
+import { credentialsOf } from "../../worker/system/users.ts";
+import { isRoot } from "../../testing/root.ts";
+import { childrenOf, marked, runs, soon, until } from "../../testing/processes.ts";
+import { type Exit, order, readExit, readLog } from "./records.ts";
 
-const HERE = import.meta.dirname;
+const HERE = join(import.meta.dirname, "..");
 
 // Test files run at the same time; one of them builds.
 execFileSync("flock", [HERE, "make", "--silent", "--directory", HERE, "all", "sanitized"]);

@@ -1,4 +1,4 @@
-import type { Device, Host } from "./setting.ts";
+import type { Device, Host } from "../setting.ts";
 
 /** A host for tests: eight CPUs, two memory nodes, a disk with a partition, io.weight and no BFQ. */
 export function testHost(is: Partial<Host> = {}): Host {

@@ -1,7 +1,7 @@
-import { createAuthority, sign, toPem } from "../../certs/authority.ts";
-import { generateKey, keyToPem } from "../../certs/key.ts";
-import type { Profile } from "../../certs/profile.ts";
-import { createRequest, parseRequest } from "../../certs/request.ts";
+import { createAuthority, sign, toPem } from "../../../certs/authority.ts";
+import { generateKey, keyToPem } from "../../../certs/key.ts";
+import type { Profile } from "../../../certs/profile.ts";
+import { createRequest, parseRequest } from "../../../certs/request.ts";
 
 const BITS = 2048;
 
