@@ -3,7 +3,7 @@ import { withClient } from "./with-client.ts";
 import { EXIT } from "../tell/exit.ts";
 import { formatTable } from "../tell/format.ts";
 import { print, printMessage } from "../tell/output.ts";
-import { parseCount, parseLabels, parseWord } from "../line/parse.ts";
+import { parseCount, parseEnum, parseLabels } from "../line/parse.ts";
 import type { Given } from "../line/program.ts";
 
 const TIMEOUT_MS = 30_000;
@@ -11,17 +11,10 @@ const DEFAULT_LIMIT = 100;
 /** What a worker gives at most at once. */
 const PAGE = 1000;
 
-const STATES = {
-  starting: State.STATE_STARTING,
-  running: State.STATE_RUNNING,
-  stopping: State.STATE_STOPPING,
-  ended: State.STATE_ENDED,
-} as const;
-
 /** `jobs list [flags]`: a job a line, newest first. */
 export async function list(given: Given): Promise<number> {
   const words = given.list("state").flatMap((text) => text.split(","));
-  const states = words.map((word) => STATES[parseWord("--state", word, ["starting", "running", "stopping", "ended"])]);
+  const states = words.map((word) => parseEnum("--state", word, "STATE", State));
   const labels = parseLabels("--label", given.list("label"));
   const limitText = given.text("limit");
   const limit = limitText === undefined ? DEFAULT_LIMIT : Number(parseCount("--limit", limitText)) || Infinity;

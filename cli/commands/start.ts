@@ -12,18 +12,17 @@ import { print, printMessage } from "../tell/output.ts";
 import {
   parseCount,
   parseDurationMs,
+  parseEnum,
   parseLabels,
   parsePairs,
   parseRlimit,
   parseUmask,
-  parseWord,
   toDuration,
   UsageError,
 } from "../line/parse.ts";
 import { type Given, optional } from "../line/program.ts";
 import { resources } from "../line/resources.ts";
 
-const NETWORKS = { host: Network.NETWORK_HOST, none: Network.NETWORK_NONE } as const;
 const TIMEOUT_MS = 60_000;
 /** A worker that restarts is away for a moment; one that is not there at all should be told of soon. */
 const FIRST_LIMIT_MS = 2_000;
@@ -69,7 +68,7 @@ export function startRequest(given: Given, env: NodeJS.ProcessEnv): StartInput {
     timeLimit: timeLimit === undefined ? undefined : toDuration(timeLimit),
     requestId: given.text("request-id") ?? randomUUID(),
     resources: resources(given),
-    network: NETWORKS[parseWord("--network", given.text("network") ?? "host", ["host", "none"])],
+    network: parseEnum("--network", given.text("network") ?? "host", "NETWORK", Network),
     privateTmp: given.on("private-tmp"),
     mergeOutput: given.on("merge"),
     allowUserNamespaces: given.on("allow-user-namespaces"),

@@ -6,14 +6,14 @@ import { withClient } from "./with-client.ts";
 import { EXIT } from "../tell/exit.ts";
 import { checkJob, riding } from "../tell/outage.ts";
 import { exitBy, printBytes, printMessage, say, stdoutClosed } from "../tell/output.ts";
-import { parseCount, parseWord, UsageError } from "../line/parse.ts";
+import { parseCount, parseEnum, UsageError } from "../line/parse.ts";
 import type { Given } from "../line/program.ts";
 
 /** `jobs stream [flags] ID`: the job's stdout to stdout, its stderr to stderr, byte for byte. */
 export async function stream(given: Given): Promise<number> {
   const [jobId = ""] = given.operands;
   const source = given.text("source");
-  const sources = source === undefined ? [] : [SOURCES[parseWord("--source", source, ["stdout", "stderr"])]];
+  const sources = source === undefined ? [] : [parseEnum("--source", source, "SOURCE", Source)];
   const times = given.on("timestamps");
   const request: StreamInput = { jobId, position: position(given), follow: given.on("follow"), sources, times };
   const write = given.text("output") === "json" ? writeJson : times ? timestamped() : writeBytes;
@@ -53,8 +53,6 @@ export async function copy(client: Client, request: StreamInput, write: Write = 
   }
   return end;
 }
-
-const SOURCES = { stdout: Source.SOURCE_STDOUT, stderr: Source.SOURCE_STDERR } as const;
 
 function position(given: Given): StreamInput["position"] {
   const kinds = { offset: "offset", tail: "tailLines", "tail-bytes": "tailBytes" } as const;

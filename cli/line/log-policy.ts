@@ -1,20 +1,15 @@
 import { LogCompression, LogKeep, type LogPolicy } from "../../proto/generated/jobs/v1/worker.ts";
-import { parseDurationMs, parseSizeBytes, parseWord, toDuration } from "./parse.ts";
+import { parseDurationMs, parseEnum, parseSizeBytes, parseWord, toDuration } from "./parse.ts";
 import { type Given, optional } from "./program.ts";
-
-const KEEPS = { newest: LogKeep.LOG_KEEP_NEWEST, oldest: LogKeep.LOG_KEEP_OLDEST } as const;
-const COMPRESSIONS = { off: LogCompression.LOG_COMPRESSION_OFF, zstd: LogCompression.LOG_COMPRESSION_ZSTD } as const;
 
 const FLAGS = ["log-limit", "log-keep", "log-compress", "log-archive", "log-keep-for"];
 
 /** What the flags ask for; undefined when it is nothing. Throws UsageError. */
 export function logPolicy(given: Given): LogPolicy | undefined {
   if (!FLAGS.some((name) => given.text(name) !== undefined)) return undefined;
-  const keep = optional(given, "log-keep", (flag, word) => KEEPS[parseWord(flag, word, ["newest", "oldest"])]);
-  const compression = optional(
-    given,
-    "log-compress",
-    (flag, word) => COMPRESSIONS[parseWord(flag, word, ["off", "zstd"])],
+  const keep = optional(given, "log-keep", (flag, word) => parseEnum(flag, word, "LOG_KEEP", LogKeep));
+  const compression = optional(given, "log-compress", (flag, word) =>
+    parseEnum(flag, word, "LOG_COMPRESSION", LogCompression),
   );
   const keepForMs = optional(given, "log-keep-for", parseDurationMs);
   return {

@@ -154,13 +154,13 @@ export function parseCpus(flag: string, text: string): { readonly quota: bigint;
   throw new UsageError(`${flag} ${quoted(text)} is no number of CPUs: 0.5 or 2 is right, 0.01 is the least`);
 }
 
-/** `TERM`, `SIGTERM`, `term` or `15`. Throws UsageError naming `flag`. */
+/** `TERM`, `SIGTERM`, `term`, or any number: which of them are signals is for the worker to say. Throws UsageError naming `flag`. */
 export function parseSignal(flag: string, text: string): number {
   const name = text.toUpperCase().replace(/^(SIG)?/, "SIG");
   const byName = Object.entries(constants.signals).find(([known]) => known === name)?.[1];
-  const number = /^\d{1,2}$/.test(text) ? Number(text) : (byName ?? 0);
-  if (number >= 1 && number <= 64) return number;
-  throw new UsageError(`${flag} ${quoted(text)} is no signal: TERM, SIGKILL or a number from 1 to 64 is right`);
+  const number = /^\d{1,4}$/.test(text) ? Number(text) : byName;
+  if (number !== undefined) return number;
+  throw new UsageError(`${flag} ${quoted(text)} is not a signal; give a name or a number, such as TERM, SIGKILL or 9`);
 }
 
 /** `KEY=VALUE`s, a later one overriding; `absent` gives the value of a bare `KEY`. Throws UsageError naming `flag`. */
@@ -198,6 +198,22 @@ export function parseWord<Word extends string>(flag: string, text: string, words
   const word = words.find((known) => known === text);
   if (word !== undefined) return word;
   throw new UsageError(`${flag} ${quoted(text)} is not one of ${words.join(", ")}`);
+}
+
+/** The value of an enumeration of the API by its name there: `newest` is LOG_KEEP_NEWEST. Throws UsageError naming `flag`. */
+export function parseEnum<Value extends number>(
+  flag: string,
+  text: string,
+  prefix: string,
+  values: Readonly<Record<string, Value>>,
+): Value {
+  const named = new Map<string, Value>();
+  for (const [key, value] of Object.entries(values))
+    if (key.startsWith(`${prefix}_`)) named.set(key.slice(prefix.length + 1).toLowerCase(), value);
+  named.delete("unspecified");
+  const value = named.get(text);
+  if (value !== undefined) return value;
+  throw new UsageError(`${flag} ${quoted(text)} is not one of ${[...named.keys()].join(", ")}`);
 }
 
 function quoted(text: string): string {

@@ -1,60 +1,27 @@
 import { connectivityState, Metadata } from "@grpc/grpc-js";
 import {
-  type ExamineResponse,
   ListRequest,
-  type ListResponse,
-  type QueryResponse,
   StartRequest,
-  type StartResponse,
   StatsRequest,
-  type StatsResponse,
   StopRequest,
-  type StopResponse,
   StreamRequest,
-  type StreamResponse,
   UpdateRequest,
-  type UpdateResponse,
-  type WaitResponse,
   WorkerServiceClient,
 } from "../../proto/generated/jobs/v1/worker.ts";
 import { type CallOptions, messages, newest, unary, type Watch } from "./calls.ts";
-import { type Connections, watchConnections } from "./connections.ts";
+import type { Client } from "./client.ts";
+import { watchConnections } from "./connections.ts";
 import { ClientError } from "./errors.ts";
 import { channelFor, type Credentials, formatTarget, parseTarget, secureContext } from "./target.ts";
 
-export { ClientError, type CallOptions, type Connections, type Credentials };
+export type * from "./client.ts";
+export type { Connections } from "./connections.ts";
+export { ClientError, type CallOptions, type Credentials };
 export { reopening, resuming, retrying, type RetryOptions } from "./resume.ts";
 
 export interface ConnectOptions extends Credentials {
   /** A call fails as UNAVAILABLE when there is no connection after so long; 10 s when absent. */
   readonly connectTimeoutMs?: number;
-}
-
-type Partially<Type extends { fromPartial: (part: never) => unknown }> = Parameters<Type["fromPartial"]>[0];
-
-/** A request may leave out what it does not set. */
-export type StartInput = Partially<typeof StartRequest>;
-export type StopInput = Partially<typeof StopRequest>;
-export type ListInput = Partially<typeof ListRequest>;
-export type StreamInput = Partially<typeof StreamRequest>;
-export type UpdateInput = Partially<typeof UpdateRequest>;
-export type StatsInput = Partially<typeof StatsRequest>;
-
-/** A worker, as worker.proto has it. Every method throws ClientError; `using` or close() lets go of the connection. */
-export interface Client extends Disposable {
-  readonly connections: Connections;
-  start(request: StartInput, options?: CallOptions): Promise<StartResponse>;
-  stop(request: StopInput, options?: CallOptions): Promise<StopResponse>;
-  query(jobId: string, options?: CallOptions): Promise<QueryResponse>;
-  list(request?: ListInput, options?: CallOptions): Promise<ListResponse>;
-  wait(jobId: string, options?: CallOptions): Promise<WaitResponse>;
-  examine(options?: CallOptions): Promise<ExamineResponse>;
-  /** Messages are read only as they are asked for, so a slow consumer holds back the worker; leaving the loop cancels. */
-  stream(request: StreamInput, options?: CallOptions): AsyncGenerator<StreamResponse, void, void>;
-  update(request: UpdateInput, options?: CallOptions): Promise<UpdateResponse>;
-  /** The newest message each time: a slow consumer skips those before it. Leaving the loop cancels. */
-  stats(request: StatsInput, options?: CallOptions): AsyncGenerator<StatsResponse, void, void>;
-  close(): void;
 }
 
 const CONNECT_TIMEOUT_MS = 10_000;

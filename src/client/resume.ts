@@ -1,7 +1,7 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { StreamResponse } from "../../proto/generated/jobs/v1/worker.ts";
 import { ClientError } from "./errors.ts";
-import type { Client, StreamInput } from "./index.ts";
+import type { Client, StreamInput } from "./client.ts";
 
 export interface RetryOptions {
   readonly signal?: AbortSignal | undefined;
@@ -89,33 +89,74 @@ export async function* reopening<Message>(
   }
 }
 
+/** What an attempt's outcome does to an outage. */
 interface Outages {
-  /** One begins. */
+  /** Begins an attempt. */
   attempt(): void;
-  /** There was an answer. */
+  /** Ends the outage: there was an answer. */
   over(): void;
-  /** Waits after a failure that may pass, rethrows one that will not, or that has lasted for too long. */
+  /** Waits after a failure that may pass. Rethrows one that will not, or that has lasted for too long. */
   failed(error: unknown): Promise<void>;
 }
 
+/** From the first failure until an answer. */
+interface Outage {
+  readonly endMs: number;
+  /** All of it: each makes the pause longer. */
+  failures: number;
+  /** Failures that onRetry was told of since the last connection; 0 in the state `back`. */
+  told: number;
+  /** How many connections there had been at the last failure. */
+  count: number;
+}
+
+/**
+ * Follows the outages of one call:
+ *
+ *             failure: onRetry            connection: onResume
+ *     here ────────────────────▶ away ─────────────────────────▶ back
+ *      ▲                         │  ▲                            │  │
+ *      ├──────── answer ─────────┘  └────── failure: onRetry ────┘  │
+ *      └──────── answer, or a failure after a connection that lasted
+ *
+ * In `here` there is no outage. In `back` there is a connection, and no answer yet: a worker that refuses the call at once
+ * is still in the same outage, whose time goes on.
+ */
 function outages(
   { connections }: Pick<Client, "connections">,
   { signal, limitMs, firstLimitMs = limitMs, onRetry, onResume }: RetryOptions,
 ): Outages {
-  /** `told`: failures since it was last told that there is a connection again; `count`: connections at the last one. */
-  let outage: { endMs: number; failures: number; told: number; count: number } | undefined;
+  let outage: Outage | undefined;
   let attempt = { beganMs: 0 };
 
-  function resumed(): void {
+  function back(): void {
     if (outage === undefined || outage.told === 0) return;
     outage.told = 0;
     onResume?.();
   }
 
-  /** An attempt that had a connection, and for so long that the worker did not just refuse it, ended the outage. */
+  /** Tells whether the last attempt ended the outage: it had a connection, for so long that the worker did not refuse it. */
   function lasted(count: number): boolean {
     if (count === 0) return connections.count > 0;
     return connections.count > count && performance.now() - attempt.beganMs > LONGEST_PAUSE_MS;
+  }
+
+  /** Counts a failure, and tells of it. Returns the pause after it; undefined when the outage has lasted too long. */
+  function away(failure: ClientError): number | undefined {
+    const now = performance.now();
+    if (outage && lasted(outage.count)) outage = undefined;
+    // This failure was for want of the connection that came before it was heard, and that onResume was told of.
+    const late = outage?.told === 0 && connections.up && connections.count > outage.count;
+    outage ??= { endMs: now + (connections.count === 0 ? firstLimitMs : limitMs), failures: 0, told: 0, count: 0 };
+    outage.count = connections.count;
+    const pauseMs = Math.min(FIRST_PAUSE_MS * 2 ** outage.failures++, LONGEST_PAUSE_MS);
+    attempt = { beganMs: now };
+    if (now + pauseMs > outage.endMs) return undefined;
+    if (!late) {
+      outage.told++;
+      onRetry?.(failure, outage.told);
+    }
+    return pauseMs;
   }
 
   return {
@@ -123,29 +164,17 @@ function outages(
       const begun = { beganMs: performance.now() };
       attempt = begun;
       if (outage === undefined) return;
-      if (connections.count > outage.count) resumed();
+      if (connections.count > outage.count) back();
       // A call may last for days and say nothing.
-      else void connections.next().then(() => attempt === begun && resumed());
+      else void connections.next().then(() => attempt === begun && back());
     },
     over() {
-      resumed();
+      back();
       outage = undefined;
     },
     async failed(failure) {
-      if (signal?.aborted || !isPassing(failure)) throw failure;
-      const now = performance.now();
-      if (outage && lasted(outage.count)) outage = undefined;
-      // Refused for want of the connection that came before this was heard, and was told of: it is no other outage.
-      const late = outage?.told === 0 && connections.up && connections.count > outage.count;
-      outage ??= { endMs: now + (connections.count === 0 ? firstLimitMs : limitMs), failures: 0, told: 0, count: 0 };
-      outage.count = connections.count;
-      const pauseMs = Math.min(FIRST_PAUSE_MS * 2 ** outage.failures++, LONGEST_PAUSE_MS);
-      attempt = { beganMs: now };
-      if (now + pauseMs > outage.endMs) throw failure;
-      if (!late) {
-        outage.told++;
-        onRetry?.(failure, outage.told);
-      }
+      const pauseMs = signal?.aborted || !isPassing(failure) ? undefined : away(failure);
+      if (pauseMs === undefined) throw failure;
       await delay(pauseMs, undefined, { signal }).catch(() => {
         throw failure;
       });
@@ -154,8 +183,8 @@ function outages(
 }
 
 /**
- * A call that nobody here gave up was cut off with its connection, as when that has reached its greatest age. What has a
- * reason of its own, as AUDIT_UNAVAILABLE, is no matter of the connection, and mostly a person's to mend.
+ * Tells whether a call may succeed when it is repeated. CANCELLED is the end of a connection that has reached its greatest
+ * age, where the caller did not give the call up. A reason of the worker's own, as AUDIT_UNAVAILABLE, is for a person to mend.
  */
 function isPassing(failure: unknown): failure is ClientError {
   if (!(failure instanceof ClientError) || (failure.code !== "UNAVAILABLE" && failure.code !== "CANCELLED"))
