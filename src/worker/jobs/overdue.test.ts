@@ -13,17 +13,18 @@ import {
 import { join } from "node:path";
 import { describe, expect, onTestFinished, test } from "vitest";
 import { needsRoot } from "../../testing/root.ts";
-import { childrenOf, statOf } from "../../testing/processes.ts";
-import { startOf } from "../log/log.ts";
+import { statOf } from "../../testing/processes.ts";
 import type { JobSpec } from "../model/job.ts";
 import type { WorkerOptions } from "../model/options.ts";
 import {
+  childrenOf,
   finished,
   ignoresTerm,
   modes,
   run,
   runs,
   startReady,
+  supervisorOf,
   testDirectory,
   testWorker,
   type TestWorker,
@@ -39,10 +40,6 @@ const kinds: readonly (readonly [string, Partial<WorkerOptions>])[] = modes.flat
   [mode, options] as const,
   [`${mode}, without a pid namespace`, { ...options, isolationOff: ["pid"] }] as const,
 ]);
-
-function supervisorOf(worker: TestWorker, id: string): number {
-  return startOf({ directory: worker.directory(id) })?.supervisor ?? 0;
-}
 
 /** Starts a job of two processes, and waits until both run. */
 async function ready(worker: TestWorker, spec: JobSpec): Promise<{ readonly id: string; readonly pid: number }> {
@@ -124,7 +121,7 @@ describe.each(kinds)("%s", (_kind, options) => {
     const { id } = await ready(worker, ignoresTerm);
     await worker.close();
     await using again = await testWorker({ ...options, stateDir: worker.stateDir });
-    const supervisor = supervisorOf(worker, id);
+    const supervisor = supervisorOf(worker.directory(id));
     process.kill(supervisor, "SIGSTOP");
     await until("it is stopped", () => statOf(supervisor)?.[0] === "T");
     const { job, killed } = await again.stop(id, { by, graceMs: 100 });
@@ -136,7 +133,7 @@ describe.each(kinds)("%s", (_kind, options) => {
   test("a stop is answered although the spawner, which reports ends, is stopped", async () => {
     await using worker = await testWorker(options);
     const { id } = await ready(worker, ignoresTerm);
-    const spawner = Number(statOf(supervisorOf(worker, id))?.[1]);
+    const spawner = Number(statOf(supervisorOf(worker.directory(id)))?.[1]);
     process.kill(spawner, "SIGSTOP");
     try {
       const { job, killed } = await worker.stop(id, { by, graceMs: 0 });
@@ -152,7 +149,7 @@ describe.each(kinds)("%s", (_kind, options) => {
     await using worker = await testWorker({ ...options, maxJobs: 1 });
     using files = testDirectory();
     const { id, pid } = await ready(worker, ignoresTerm);
-    const supervisor = supervisorOf(worker, id);
+    const supervisor = supervisorOf(worker.directory(id));
     const program = join(files.path, "holds");
     execFileSync("cc", ["-o", program, join(import.meta.dirname, "../../supervisor/programs/holds.c")]);
     const holder = spawn(program, [String(supervisor)], { stdio: ["ignore", "pipe", "inherit"] });
@@ -181,7 +178,7 @@ describe.each(kinds)("%s", (_kind, options) => {
     await using worker = await testWorker(options);
     const { id } = await startReady(worker, { ...waits, timeLimitMs: 300 });
     await worker.close();
-    const supervisor = supervisorOf(worker, id);
+    const supervisor = supervisorOf(worker.directory(id));
     process.kill(supervisor, "SIGSTOP");
     await until("it is stopped", () => statOf(supervisor)?.[0] === "T");
     await using again = await testWorker({ ...options, stateDir: worker.stateDir });
@@ -192,7 +189,7 @@ describe.each(kinds)("%s", (_kind, options) => {
     await using worker = await testWorker(options);
     const { id, pid } = await ready(worker, ignoresTerm);
     await worker.close();
-    const supervisor = supervisorOf(worker, id);
+    const supervisor = supervisorOf(worker.directory(id));
     rmSync(join(worker.directory(id), "control"));
     await using again = await testWorker({ ...options, stateDir: worker.stateDir });
     expect((await again.wait(id)).ended?.how).toEqual({ kind: "lost", reason: "its control is gone" });
@@ -210,7 +207,7 @@ describe.each(kinds)("%s", (_kind, options) => {
         worker,
         run("sh", "-c", "trap 'echo; exec sleep 1000' TERM; echo ready; sleep 1000 & wait"),
       );
-      execFileSync("prlimit", ["--pid", String(supervisorOf(worker, id)), `--${limit}=0`]);
+      execFileSync("prlimit", ["--pid", String(supervisorOf(worker.directory(id))), `--${limit}=0`]);
       process.kill(pid, signal);
       const reason = `its supervisor ended without an exit record (${errno})`;
       expect((await worker.wait(id)).ended?.how).toEqual({ kind: "lost", reason });

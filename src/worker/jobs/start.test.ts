@@ -1,10 +1,19 @@
-import { readdirSync, readlinkSync } from "node:fs";
-import { join } from "node:path";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
 import { AHEAD } from "../cgroup/groups-ahead.ts";
 import type { JobSpec } from "../model/job.ts";
-import { finished, groupsIn, modes, refused, run, testWorker, until, type TestWorker } from "../testing/worker.ts";
+import {
+  finished,
+  groupsIn,
+  modes,
+  openFiles,
+  refused,
+  run,
+  testWorker,
+  until,
+  type TestWorker,
+  sh,
+} from "../testing/worker.ts";
 
 const RUNS = 60;
 
@@ -53,18 +62,6 @@ const wrong: fc.Arbitrary<Partial<JobSpec>> = fc.oneof(
   fc.bigInt({ min: 2n ** 22n }).map((limit) => ({ resources: { pids: { limit } } })),
 );
 
-/** The files that this process has open, but for those of supervisors that wait for a job. */
-function descriptors(): string[] {
-  const names = readdirSync("/proc/self/fd").flatMap((fd) => {
-    try {
-      return [readlinkSync(join("/proc/self/fd", fd))];
-    } catch {
-      return []; // the descriptor of this very listing
-    }
-  });
-  return names.filter((name) => !name.includes("/.spares/")).toSorted();
-}
-
 function groups({ cgroup }: TestWorker): number {
   return cgroup === undefined ? 0 : groupsIn(cgroup).length;
 }
@@ -74,16 +71,55 @@ describe.each(modes)("a start %s", (_mode, options) => {
     await using worker = await testWorker({ ...options, maxJobs: 1 });
     await finished(worker, run("true"));
     const [ended = ""] = worker.list({ limit: 1 }).jobs.map(({ id }) => id);
-    const before = descriptors();
+    const before = openFiles();
     await fc.assert(
       fc.asyncProperty(fine, wrong, async (some, bad) => {
         await refused(() => worker.start({ ...run("true"), ...some, ...bad }));
         expect(worker.traces()).toEqual([`dir:${ended}`, `row:${ended}`]);
         expect(groups(worker)).toBeLessThanOrEqual(worker.cgroup === undefined ? 0 : AHEAD);
-        await until("no descriptor is left", () => descriptors().join() === before.join());
+        await until("no descriptor is left", () => openFiles().join() === before.join());
       }),
       { numRuns: RUNS },
     );
     expect((await worker.start({ ...run("true"), requestId: "r" })).alreadyStarted).toBe(false);
+  });
+});
+
+describe.each(modes)("a request id %s", (_mode, options) => {
+  const spec = { ...sh("echo ready; exec sleep 1000"), requestId: "r1" };
+
+  test("starts one job however often it is sent: in turn, at once, after the job's end, after a restart", async () => {
+    await using worker = await testWorker(options);
+    const { job, alreadyStarted } = await worker.start(spec);
+    expect(alreadyStarted).toBe(false);
+    expect(await worker.start({ ...spec, command: "another" })).toMatchObject({
+      job: { id: job.id, state: "running", pid: job.pid },
+      alreadyStarted: true,
+    });
+    const many = await Promise.all(Array.from({ length: 50 }, () => worker.start({ ...spec, requestId: "r2" })));
+    expect(new Set(many.map((answer) => answer.job.id)).size).toBe(1);
+    expect(many.filter((answer) => !answer.alreadyStarted)).toHaveLength(1);
+    const { job: ended } = await worker.stop(job.id, { by: "tester" });
+    expect(await worker.start(spec)).toEqual({ job: ended, alreadyStarted: true });
+    expect(worker.list({ limit: 100 }).jobs).toHaveLength(2);
+    await worker.close();
+    await using again = await testWorker({ ...options, stateDir: worker.stateDir });
+    expect(await again.start(spec)).toEqual({ job: ended, alreadyStarted: true });
+  });
+
+  test("belongs to its owner: another owner's start with the same id is another job", async () => {
+    await using worker = await testWorker(options);
+    const [mine, yours] = await Promise.all([worker.start(spec), worker.start({ ...spec, owner: "other" })]);
+    expect(mine.job.id).not.toBe(yours.job.id);
+    expect([mine, yours].map(({ alreadyStarted }) => alreadyStarted)).toEqual([false, false]);
+  });
+
+  test("of a failed start can be used again; everybody who sent it meanwhile gets the reason", async () => {
+    await using worker = await testWorker(options);
+    const bad = { ...spec, command: "/no/such/program" };
+    const errors = await Promise.all(Array.from({ length: 10 }, () => refused(() => worker.start(bad))));
+    expect(new Set(errors.map(({ message }) => message)).size).toBe(1);
+    expect(worker.traces()).toEqual([]);
+    expect((await worker.start(spec)).alreadyStarted).toBe(false);
   });
 });

@@ -1,29 +1,21 @@
-import { execFileSync, spawn } from "node:child_process";
-import { once } from "node:events";
-import { closeSync, existsSync, mkdirSync, openSync, readFileSync, readlinkSync, rmSync, writeSync } from "node:fs";
-import { constants, tmpdir } from "node:os";
+import { existsSync, mkdirSync, readlinkSync, rmSync } from "node:fs";
 import { join } from "node:path";
-import { DatabaseSync } from "node:sqlite";
 import { describe, expect, test } from "vitest";
 import { openHierarchy } from "../cgroup/hierarchy.ts";
 import { openJournal } from "../journal/journal.ts";
-import { openLog } from "../log/log.ts";
-import { order } from "../supervisor/control.ts";
-import { killTree, nowMs, thisBoot } from "../system/process.ts";
 import {
+  childrenOf,
   detaches,
-  finished,
   firstLine,
-  ignoresTerm,
   modes,
   open,
   outerPid,
   readAll,
-  rmGroup,
   run,
   runs,
   sh,
   startReady,
+  supervisorOf,
   testDaemon,
   testDirectory,
   testWorker,
@@ -33,20 +25,10 @@ import {
 
 const by = "tester";
 
-/** The supervisor of a job that runs. */
-function supervisorOf(directory: string): number {
-  using log = openLog(directory);
-  return log.header().started?.supervisor ?? 0;
-}
-
-function children(pid: number): number[] {
-  return readFileSync(`/proc/${pid}/task/${pid}/children`, "utf8").split(" ").filter(Boolean).map(Number);
-}
-
 /** The spawner of a daemon: its child that has a socket and no job. */
 async function spawnerOf(pid: number): Promise<number> {
   return until("the spawner runs", () =>
-    children(pid).find((child) => readlinkSync(`/proc/${child}/exe`).includes("supervisor")),
+    childrenOf(pid).find((child) => readlinkSync(`/proc/${child}/exe`).includes("supervisor")),
   );
 }
 
@@ -228,9 +210,9 @@ describe.each(modes)("after a daemon %s is killed", (_mode, options) => {
     using directory = testDirectory();
     await using daemon = await testDaemon({ ...options, stateDir: directory.path });
     const spawner = await spawnerOf(daemon.pid);
-    await until("spares are there", () => children(spawner).length > 0);
+    await until("spares are there", () => childrenOf(spawner).length > 0);
     // The start reaches a spare's FIFO, and no further.
-    const stopped = [spawner, ...children(spawner)];
+    const stopped = [spawner, ...childrenOf(spawner)];
     for (const pid of stopped) process.kill(pid, "SIGSTOP");
     const cut = daemon.start({ ...waits, requestId: "cut" }).catch(() => "cut");
     // Requests are handled in turn: once this one is refused, the other is under way.
@@ -275,218 +257,6 @@ describe.each(modes)("a start %s that was cut", (_mode, options) => {
       expect((await again.start({ ...waits, requestId: "cut" })).alreadyStarted).toBe(false);
     },
   );
-});
-
-describe.each(modes)("when processes die that must not %s:", (_mode, options) => {
-  test("a killed supervisor ends its job, which is then lost", async () => {
-    await using worker = await testWorker(options);
-    const { id, pid, line } = await startReady(worker, detaches);
-    const grandchild = outerPid(pid, Number(line));
-    process.kill(supervisorOf(worker.directory(id)), "SIGKILL");
-    const job = await worker.wait(id);
-    expect(job).toMatchObject({
-      state: "ended",
-      pid,
-      ended: { how: { kind: "lost", reason: "its supervisor was killed by SIGKILL" }, exitCode: -1, signal: 0 },
-      output: { size: line.length + 1 },
-    });
-    expect(worker.query(id)).toEqual(job);
-    await until("its main process is gone", () => !runs(pid));
-    if (worker.cgroup !== undefined) expect(worker.traces()).not.toContain(`cgroup:${id}`);
-    await until("its grandchild is gone", () => !runs(grandchild));
-    expect((await readAll(worker.stream(id, { follow: true }))).text).toBe(`${line}\n`);
-  });
-
-  test.each([{ off: [] }, { off: ["pid"] }, { off: ["mount", "pid"] }] as const)(
-    "no process whose first thread has ended outlives a killed supervisor, with $off switched off",
-    async ({ off: isolationOff }) => {
-      await using worker = await testWorker({ ...options, isolationOff });
-      using files = testDirectory();
-      const program = join(files.path, "hides");
-      const source = join(import.meta.dirname, "../../supervisor/programs/hides.c");
-      execFileSync("cc", ["-pthread", "-o", program, source]);
-      const { id, pid, line } = await startReady(worker, run(program, "thread", "waits"));
-      const inner = Number(line.split(" ")[1]);
-      const hidden = isolationOff.length === 0 ? outerPid(pid, inner) : inner;
-      expect(runs(hidden)).toBe(true);
-      process.kill(supervisorOf(worker.directory(id)), "SIGKILL");
-      expect((await worker.wait(id)).ended?.how.kind).toBe("lost");
-      await until("nothing of it runs", () => !runs(pid) && !runs(hidden));
-    },
-  );
-
-  test("a killed supervisor ends its job when that was started by an earlier worker, too", async () => {
-    await using worker = await testWorker(options);
-    const { id, pid, line } = await startReady(worker, detaches);
-    const grandchild = outerPid(pid, Number(line));
-    await worker.close();
-    await using again = await testWorker({ ...options, stateDir: worker.stateDir });
-    process.kill(supervisorOf(worker.directory(id)), "SIGKILL");
-    expect(await again.wait(id)).toMatchObject({
-      state: "ended",
-      pid,
-      // Only its parent learns which signal it was.
-      ended: { how: { kind: "lost", reason: "its supervisor ended without a record" }, exitCode: -1, signal: 0 },
-      output: { size: line.length + 1 },
-    });
-    await until("nothing of it runs", () => !runs(pid) && !runs(grandchild));
-    expect(again.traces().filter((trace) => trace.startsWith("cgroup:"))).toEqual([]);
-  });
-
-  test("a supervisor that is killed while no worker runs ends its job, which is then lost", async () => {
-    await using worker = await testWorker(options);
-    const { id, pid } = await startReady(worker, waits);
-    await worker.close();
-    process.kill(supervisorOf(worker.directory(id)), "SIGKILL");
-    await using again = await testWorker({ ...options, stateDir: worker.stateDir });
-    expect((await again.wait(id)).ended?.how).toEqual({
-      kind: "lost",
-      reason: "its supervisor died while no jobsd ran",
-    });
-    await until("its main process is gone", () => !runs(pid));
-    expect(again.traces().filter((trace) => trace.startsWith("cgroup:"))).toEqual([]);
-  });
-
-  test("a killed spawner is replaced: ends of running jobs are noticed, stops work, and new jobs start", async () => {
-    await using worker = await testWorker(options);
-    const [first, second] = [await startReady(worker, waits), await startReady(worker, waits)];
-    const spawners = children(process.pid).filter((pid) => readlinkSync(`/proc/${pid}/exe`).includes("supervisor"));
-    expect(spawners).toHaveLength(1);
-    const [spawner = 0] = spawners;
-    process.kill(spawner, "SIGKILL");
-    await until("a new one is there", () =>
-      children(process.pid).some(
-        (pid) => pid !== spawner && runs(pid) && readlinkSync(`/proc/${pid}/exe`).includes("supervisor"),
-      ),
-    );
-    expect(worker.logged.filter((line) => line.startsWith("error: "))).toEqual([expect.stringContaining("SIGKILL")]);
-    expect(worker.query(first.id).state).toBe("running");
-    expect((await worker.stop(first.id, { by })).job.ended?.how.kind).toBe("stopped");
-    process.kill(second.pid, "SIGKILL");
-    expect((await worker.wait(second.id)).ended?.how).toMatchObject({ kind: "signalled", signal: 9 });
-    expect((await finished(worker, run("echo", "new"))).text).toBe("new\n");
-  });
-});
-
-describe.each(modes)("after a reboot %s", (_mode, options) => {
-  test("jobs that ran are lost, ended ones are unchanged, and an exit record that was written in time counts", async () => {
-    await using worker = await testWorker(options);
-    const ended = await finished(worker, sh("echo x; exit 3"));
-    const { id } = await startReady(worker, waits);
-    const timed = await startReady(worker, { ...waits, timeLimitMs: 100 });
-    await worker.close();
-    await until("the second has its exit record", () => existsSync(join(worker.directory(timed.id), "exit")));
-    // After a reboot nothing runs any more, no group exists, and the boot id differs.
-    const supervisor = supervisorOf(worker.directory(id));
-    process.kill(supervisor, "SIGKILL");
-    await until("nothing of it runs", () => !runs(supervisor));
-    {
-      using database = new DatabaseSync(join(worker.stateDir, "journal.db"));
-      const boot = readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
-      database.exec("UPDATE meta SET value = 'the boot before' WHERE key = 'boot_id'");
-      database.prepare("UPDATE jobs SET job = replace(job, ?, 'the-boot-before')").run(boot);
-    }
-    await using again = await testWorker({ ...options, stateDir: worker.stateDir });
-    expect((await again.wait(id)).ended).toEqual({
-      how: { kind: "lost", reason: "the host was rebooted" },
-      exitCode: -1,
-      signal: 0,
-      killed: 0,
-    });
-    expect((await again.wait(timed.id)).ended?.how).toEqual({ kind: "timed-out", limitMs: 100 });
-    expect({ ...again.query(ended.id), text: ended.text }).toEqual(ended);
-    expect((await readAll(again.stream(id, {}))).text).toBe("ready\n");
-    expect(again.traces().filter((trace) => trace.startsWith("cgroup:"))).toEqual([]);
-  });
-
-  test("a job whose group is gone has the usage from its exit record", async () => {
-    await using worker = await testWorker(options);
-    const { id } = await startReady(worker, sh("echo ready; i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done"));
-    await worker.close();
-    await until("it has its exit record", () => existsSync(join(worker.directory(id), "exit")));
-    const group = worker.cgroup === undefined ? undefined : join(worker.cgroup, id);
-    if (group !== undefined) rmGroup(group);
-    await using again = await testWorker({ ...options, stateDir: worker.stateDir });
-    const { usage } = await again.wait(id);
-    expect(usage).toMatchObject({ fromCgroup: false, memoryPeakBytes: expect.any(Number) });
-    expect((usage?.cpuUserUs ?? 0) + (usage?.cpuSystemUs ?? 0)).toBeGreaterThan(5_000);
-  });
-});
-
-test("the supervisor's record tells who stopped a job when no daemon could record it", async () => {
-  await using worker = await testWorker();
-  const [one, other] = [await startReady(worker, ignoresTerm), await startReady(worker, ignoresTerm)];
-  await worker.close();
-  const name = "Zoë of CI, 100 % ".repeat(5);
-  order(worker.directory(one.id), constants.signals.SIGTERM, 60_000, name);
-  order(worker.directory(one.id), constants.signals.SIGKILL, 0, "another");
-  order(worker.directory(other.id), constants.signals.SIGKILL, 0, "n".repeat(5000));
-  await using again = await testWorker({ stateDir: worker.stateDir });
-  expect((await again.wait(one.id)).ended?.how).toEqual({ kind: "stopped", by: name, escalated: true });
-  expect((await again.wait(other.id)).ended?.how).toMatchObject({ kind: "stopped", by: "" });
-});
-
-describe("when a job has neither a cgroup nor a pid namespace", () => {
-  const bare = { cgroup: tmpdir(), isolationOff: ["mount", "pid"] } as const;
-
-  test("all its processes end with a killed supervisor, whatever their session", async () => {
-    await using worker = await testWorker(bare);
-    const { id, pid, line } = await startReady(worker, sh("sleep 1000 & echo $!; exec sleep 1000"));
-    process.kill(supervisorOf(worker.directory(id)), "SIGKILL");
-    expect((await worker.wait(id)).ended?.how.kind).toBe("lost");
-    await until("nothing of it runs", () => !runs(pid) && !runs(Number(line)));
-  });
-
-  test("all its processes end with a killed supervisor of an earlier worker", async () => {
-    await using worker = await testWorker(bare);
-    const { id, pid, line } = await startReady(worker, sh("sleep 1000 & echo $!; exec sleep 1000"));
-    await worker.close();
-    await using again = await testWorker({ ...bare, stateDir: worker.stateDir });
-    process.kill(supervisorOf(worker.directory(id)), "SIGKILL");
-    expect((await again.wait(id)).ended?.how).toEqual({
-      kind: "lost",
-      reason: "its supervisor ended without a record",
-    });
-    await until("nothing of it runs", () => !runs(pid) && !runs(Number(line)));
-  });
-
-  test("its main process is recognised by having run when the start was reported", async () => {
-    const main = spawn("sleep", ["1000"], { detached: true });
-    await once(main, "spawn");
-    const pid = main.pid ?? 0;
-    killTree({ pid, born: undefined, startedMs: undefined }, thisBoot());
-    killTree({ pid, born: undefined, startedMs: nowMs() - 1000 }, thisBoot());
-    expect(runs(pid)).toBe(true);
-    killTree({ pid, born: undefined, startedMs: nowMs() }, thisBoot());
-    await until("it is gone", () => !runs(pid));
-  });
-
-  test("another process that has got its pid is left alone", async () => {
-    await using worker = await testWorker(bare);
-    const { id, pid } = await startReady(worker, waits);
-    await worker.close();
-    process.kill(supervisorOf(worker.directory(id)), "SIGKILL");
-    await until("its main process is gone", () => !runs(pid));
-    const stranger = spawn("sleep", ["1000"], { detached: true });
-    const theirs = stranger.pid ?? 0;
-    try {
-      // As if the kernel had reused the pid.
-      {
-        using database = new DatabaseSync(join(worker.stateDir, "journal.db"));
-        database.prepare("UPDATE jobs SET job = json_set(job, '$.pid', ?)").run(theirs);
-      }
-      const index = openSync(join(worker.directory(id), "index"), "r+");
-      const number = Buffer.alloc(4);
-      number.writeInt32LE(theirs);
-      writeSync(index, number, 0, 4, 48);
-      closeSync(index);
-      await using again = await testWorker({ ...bare, stateDir: worker.stateDir });
-      expect((await again.wait(id)).pid).toBe(theirs);
-      expect(runs(theirs)).toBe(true);
-    } finally {
-      stranger.kill("SIGKILL");
-    }
-  });
 });
 
 describe.each(modes)("a job %s whose directory was removed", (_mode, options) => {

@@ -15,11 +15,12 @@ import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { AHEAD } from "../cgroup/groups-ahead.ts";
 import { openHierarchy } from "../cgroup/hierarchy.ts";
-import type { Source } from "../log/log.ts";
+import { type Source, startOf } from "../log/log.ts";
 import type { Gap } from "../log/reader.ts";
 import { JobError } from "../model/errors.ts";
 import type { Job, JobSpec } from "../model/job.ts";
 import type { WorkerOptions } from "../model/options.ts";
+import { SPARE } from "../supervisor/spare.ts";
 import { openWorker, type Worker } from "../worker.ts";
 import { isRoot } from "../../testing/root.ts";
 
@@ -244,7 +245,24 @@ export function outerPid(pid: number, inner: number): number {
 }
 
 export { JOB } from "./job.ts";
-export { runs } from "../../testing/processes.ts";
+export { childrenOf, runs } from "../../testing/processes.ts";
+
+/** The supervisor of the job in `directory`; 0 before the job has been exec'ed. */
+export function supervisorOf(directory: string): number {
+  return startOf({ directory })?.supervisor ?? 0;
+}
+
+/** The paths of the files that this process has open, but for the FIFOs of supervisors that wait for a job. */
+export function openFiles(): string[] {
+  const paths = readdirSync("/proc/self/fd").flatMap((fd) => {
+    try {
+      return [readlinkSync(`/proc/self/fd/${fd}`)];
+    } catch {
+      return []; // the descriptor that lists them
+    }
+  });
+  return paths.filter((path) => !path.includes(SPARE)).toSorted();
+}
 
 /** Lets a script wait for the test: its words are `until [ -e "$1" ]; do sleep 0.01; done`. */
 export function open(gate: string): void {
