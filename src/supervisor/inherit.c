@@ -13,6 +13,7 @@
 #include <linux/sched.h>
 #include <linux/sched/types.h>
 #include <signal.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/personality.h>
 #include <sys/prctl.h>
@@ -140,17 +141,6 @@ static bool put_back_signals(void)
 	return true;
 }
 
-/* Neither a set-user-id program nor uid 0 gives a job any capability (capabilities(7)). */
-bool drop_bounding_set(void)
-{
-	if (!(isolation.parts & PART_NO_CAPABILITIES))
-		return true;
-	for (int number = 0; prctl(PR_CAPBSET_READ, number, 0, 0, 0) >= 0; number++)
-		if (prctl(PR_CAPBSET_DROP, number, 0, 0, 0) < 0 && errno != EPERM)
-			return false;
-	return true;
-}
-
 /* The spawner keeps its own capabilities; none of them is handed on through an execve. */
 static bool put_back_privileges(void)
 {
@@ -178,6 +168,19 @@ static bool put_back_input(void)
 {
 	int null = open("/dev/null", O_RDONLY);
 	return null >= 0 && dup2(null, STDIN_FILENO) >= 0 && (null == STDIN_FILENO || close(null) == 0);
+}
+
+int oom_score;
+
+/* Learns the oom_score_adj that this process has from the daemon, which the kernel may let no job go below. */
+bool read_oom_score(void)
+{
+	char value[16] = "";
+	int fd = open("/proc/self/oom_score_adj", O_RDONLY | O_CLOEXEC);
+	bool done = fd >= 0 && read(fd, value, sizeof value - 1) > 0;
+	close_if_open(fd);
+	oom_score = atoi(value);
+	return done;
 }
 
 /* Puts back all of it. Returns false with errno when something is refused that needs no privilege. */

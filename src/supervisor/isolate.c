@@ -32,6 +32,13 @@ static struct {
 	int changes, mounts;
 } host = { -1, -1 };
 
+/* Returns the calling process's pid as the host numbers it: the pid in a namespace of its own is another. */
+pid_t outer_self(void)
+{
+	char pid[16] = "";
+	return readlinkat(ROOT_FD, "proc/self", pid, sizeof pid - 1) > 0 ? atoi(pid) : getpid();
+}
+
 /* As fork(2), in a pid namespace, and without root in a user namespace. */
 pid_t fork_isolated(void)
 {
@@ -53,6 +60,17 @@ static bool write_text(const char *path, const char *text)
 	bool done = fd >= 0 && write(fd, text, strlen(text)) == (ssize_t)strlen(text);
 	close_if_open(fd);
 	return done;
+}
+
+/* Neither a set-user-id program nor uid 0 gives a job any capability (capabilities(7)). */
+bool drop_bounding_set(void)
+{
+	if (!(isolation.parts & PART_NO_CAPABILITIES))
+		return true;
+	for (int number = 0; prctl(PR_CAPBSET_READ, number, 0, 0, 0) >= 0; number++)
+		if (prctl(PR_CAPBSET_DROP, number, 0, 0, 0) < 0 && errno != EPERM)
+			return false;
+	return true;
 }
 
 /* Everybody keeps the one uid and gid there are (user_namespaces(7)). */

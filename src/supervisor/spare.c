@@ -63,13 +63,6 @@ static enum stage prepare(struct spare *spare)
 	return open_pipe(spare->out) < 0 || open_pipe(spare->err) < 0 ? STAGE_PIPE : 0;
 }
 
-/* Returns the calling process's pid as the host numbers it: the pid in a namespace of its own is another. */
-pid_t outer_self(void)
-{
-	char pid[16] = "";
-	return readlinkat(ROOT_FD, "proc/self", pid, sizeof pid - 1) > 0 ? atoi(pid) : getpid();
-}
-
 /* Of a job that was not to be. By the directory itself, which may have the job's name by now; its own name is looked up
  * in the host's mounts, since this process may have a /tmp of its own. */
 static void discard(const struct spare *spare, const char *path)
@@ -78,27 +71,6 @@ static void discard(const struct spare *spare, const char *path)
 	for (size_t i = 0; spare->directory >= 0 && i < sizeof files / sizeof *files; i++)
 		unlinkat(spare->directory, files[i], 0);
 	unlinkat(ROOT_FD, path + strspn(path, "/"), AT_REMOVEDIR);
-}
-
-/* Reads `count` bytes that the daemon wrote to `control`; false when it is gone instead. */
-bool take_bytes(int control, void *into, size_t count)
-{
-	char *bytes = into;
-	struct pollfd ready[] = { { .fd = control, .events = POLLIN }, { .fd = DAEMON_FD } };
-	while (count > 0) {
-		ssize_t n = read(control, bytes, count);
-		if (n > 0) {
-			bytes += n;
-			count -= (size_t)n;
-			continue;
-		}
-		if (n == 0 || (errno != EAGAIN && errno != EINTR))
-			return false;
-		poll(ready, 2, -1);
-		if (ready[1].revents)
-			return false;
-	}
-	return true;
 }
 
 /* Returns the frame that the daemon wrote, or NULL: it is gone, or not to be understood. */

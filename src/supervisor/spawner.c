@@ -29,16 +29,9 @@ struct watched {
 
 static struct watched *watched; /* by descriptor */
 static size_t watched_room;
-int oom_score;
 static int epoll;
 static int idle; /* the reading end of the pipe that spares hold */
 static int stops; /* told of supervisors that are stopped */
-
-bool tell(uint64_t job, enum reply_kind kind, pid_t pid, enum stage stage, int error)
-{
-	struct reply reply = { job, kind, pid, (int32_t)stage, error };
-	return send(DAEMON_FD, &reply, sizeof reply, MSG_NOSIGNAL) >= 0;
-}
 
 /* No daemon, no spawner; but it stays until its spares have put their files away. */
 static _Noreturn void leave(int status)
@@ -105,21 +98,6 @@ static void continue_stopped(void)
 	}
 }
 
-int64_t now_ns(clockid_t clock)
-{
-	struct timespec now;
-	clock_gettime(clock, &now); /* fails for an unknown clock alone */
-	return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
-}
-
-void close_if_open(int fd)
-{
-	int error = errno;
-	if (fd >= 0)
-		close(fd);
-	errno = error;
-}
-
 /* The child waits to be reaped until it has been watched, so its pid is its own. */
 static void take_spare(uint64_t job, const char *jobs)
 {
@@ -143,13 +121,15 @@ static void take_spare(uint64_t job, const char *jobs)
 /* A job of an earlier daemon: tells when its supervisor is gone, which may be now. */
 static void take_adopt(uint64_t job, const char *directory, size_t size)
 {
-	char path[4096];
-	int length = size && memchr(directory, '\0', size) ? snprintf(path, sizeof path, "%s/control", directory) : -1;
+	bool whole = size > 0 && memchr(directory, '\0', size);
+	errno = ENOENT;
+	/* A link is no job's directory: somebody else has put it there. */
+	int place = whole ? open(directory, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC) : -1;
 	/* Opening for writing alone fails unless somebody reads. While this one is held,
 	 * the reading end is opened with a writer there, and so hears of the hang-up. */
-	errno = ENOENT;
-	int writing = length > 0 && (size_t)length < sizeof path ? open(path, O_WRONLY | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC) : -1;
-	int watching = writing < 0 ? -1 : open(path, O_RDONLY | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC);
+	int writing = place < 0 ? -1 : openat(place, "control", O_WRONLY | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC);
+	int watching = writing < 0 ? -1 : openat(place, "control", O_RDONLY | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC);
+	close_if_open(place);
 	close_if_open(writing);
 	if (watching >= 0 && watch_supervisor(job, watching, false))
 		return;
@@ -218,16 +198,6 @@ static void take_frames(const char *jobs)
 	memmove(buffer, buffer + taken, held);
 }
 
-static bool read_oom_score(void)
-{
-	char value[16] = "";
-	int fd = open("/proc/self/oom_score_adj", O_RDONLY | O_CLOEXEC);
-	bool done = fd >= 0 && read(fd, value, sizeof value - 1) > 0;
-	close_if_open(fd);
-	oom_score = atoi(value);
-	return done;
-}
-
 /* Whatever else the daemon had open goes. */
 static bool prepare_descriptors(void)
 {
@@ -274,7 +244,7 @@ static bool prepare(void)
 	/* A job could go to where the daemon stands, by /proc/self/cwd: below what its mounts hide, and busy. */
 	if (chdir("/") < 0)
 		return false;
-	if (sigprocmask(SIG_SETMASK, &all, NULL) < 0 || !put_back_inherited() || !read_oom_score() ||
+	if (sigprocmask(SIG_SETMASK, &all, NULL) < 0 || !read_oom_score() || !put_back_inherited() ||
 	    getrlimit(RLIMIT_NOFILE, &files) < 0)
 		return false;
 	hasten(getppid());

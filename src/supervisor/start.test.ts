@@ -217,7 +217,7 @@ describe.each(variants)("$mode, $build", (variant) => {
     const started = attempt(it, launch);
     await until(() => existsSync(launch.directory), "the start is on its way");
     rmSync(launch.directory, { recursive: true });
-    for (const pid of [it.pid(), ...spares]) process.kill(pid, "SIGCONT");
+    for (const pid of [...spares, it.pid()]) process.kill(pid, "SIGCONT");
     expect(await started).toMatchObject({ facts: { stage: "output", errno: "ENOENT" } });
   });
 

@@ -148,11 +148,11 @@ struct order {
 };
 enum { ORDER_BY = -1 };
 
-/* spawner.c: false when there is no daemon any more. */
+/* daemon.c: what is told to the daemon and heard from it; and two calls that most files make. */
 bool tell(uint64_t job, enum reply_kind kind, pid_t pid, enum stage stage, int error);
+bool take_bytes(int control, void *into, size_t count);
 void close_if_open(int fd); /* leaves errno as it is */
 int64_t now_ns(clockid_t clock);
-extern int oom_score; /* the spawner's oom_score_adj */
 
 /* isolate.c: what keeps jobs from the host and from each other; the daemon has the same list. */
 enum part {
@@ -183,6 +183,8 @@ bool find_parts(void);
 int try_filter(void);
 bool map_user(uid_t uid, gid_t gid);
 pid_t fork_isolated(void);
+pid_t outer_self(void); /* needs ROOT_FD */
+bool drop_bounding_set(void);
 unsigned isolate(uid_t uid, gid_t gid);
 bool renew_mounts(void);
 int open_own(const char *path);
@@ -199,7 +201,8 @@ bool keep_off(pid_t supervisor);
 
 /* inherit.c: what is put back once for all jobs. */
 bool put_back_inherited(void);
-bool drop_bounding_set(void);
+bool read_oom_score(void);
+extern int oom_score; /* the spawner's oom_score_adj, which it has from the daemon */
 bool join_own_keyring(void);
 
 /* child.c: from clone3 to exec. */
@@ -250,8 +253,6 @@ struct spare {
 };
 
 int stand_by(uint64_t job, const char *jobs, uid_t uid, gid_t gid); /* uid and gid: those of the spawner */
-bool take_bytes(int control, void *into, size_t count);
-pid_t outer_self(void); /* needs ROOT_FD */
 
 /* supervise.c: has the job run, and stays until it has ended. Returns 0, or -1 when it did not run, or the errno that its
  * exit record could not be written for: the supervisor's exit status, which the spawner tells.

@@ -1,6 +1,6 @@
 import { spawn } from "node:child_process";
 import { once } from "node:events";
-import { existsSync, mkdirSync, writeFileSync } from "node:fs";
+import { existsSync, mkdirSync, symlinkSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { rig, variants, type Rig } from "./testing/rig.ts";
@@ -93,7 +93,7 @@ describe.each(variants)("$mode, $build", (variant) => {
     await until(() => childrenOf(it.pid()).every((pid) => statOf(pid)?.[0] === "S"), "its supervisor is gone");
     expect(childrenOf(it.pid())).not.toEqual([]);
     for (const spare of childrenOf(it.pid())) process.kill(spare, "SIGSTOP");
-    const job = await it.start({ argv: ["sleep", "1000"], timeLimitMs: 300 });
+    const job = await it.start({ argv: ["sleep", "1000"], timeLimitMs: 1000 });
     process.kill(job.supervisor, "SIGSTOP");
     expect(await job.ended()).toMatchObject({ cause: "timeout" });
   });
@@ -107,5 +107,10 @@ describe.each(variants)("$mode, $build", (variant) => {
     await soon(adopted(it, directory), "a directory with a file for a FIFO is gone");
     await soon(adopted(it, join(it.directory, "nowhere")), "a missing directory is gone");
     await soon(adopted(it, "x".repeat(5000)), "a path that is too long is gone");
+    const job = await it.start({ script: WAITS });
+    symlinkSync(job.directory, join(it.directory, "link"));
+    await soon(adopted(it, join(it.directory, "link")), "a link to a job's directory is gone");
+    it.cue();
+    await job.ended();
   });
 });

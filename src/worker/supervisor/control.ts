@@ -1,4 +1,4 @@
-import { closeSync, constants, fstatSync, openSync, writeSync } from "node:fs";
+import { closeSync, constants, fstatSync, lstatSync, openSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { codeOf } from "../../os/errno.ts";
 
@@ -30,6 +30,8 @@ export function order(directory: string, signal: number, graceMs: number, by = "
 
 /** Calls `use` with a descriptor of the FIFO, as long as somebody reads that. Throws where none does, or it is none. */
 function withControl<T>(directory: string, use: (fd: number) => T): T {
+  // A link in a job's place leads to files that the job's supervisor has not made.
+  if (!lstatSync(directory).isDirectory()) throw Object.assign(new Error("no directory"), { code: "ENOTDIR" });
   const fd = openSync(join(directory, "control"), constants.O_WRONLY | constants.O_NONBLOCK | constants.O_NOFOLLOW);
   try {
     if (!fstatSync(fd).isFIFO()) throw Object.assign(new Error("control is no FIFO"), { code: "ENXIO" });

@@ -1,16 +1,26 @@
-import { spawn } from "node:child_process";
-import { accessSync, closeSync, constants, openSync } from "node:fs";
-import { join } from "node:path";
-import { Duplex } from "node:stream";
-import { codeOf, reasonOf } from "../../os/errno.ts";
-import { FIRST_PAUSE_MS, longer } from "../../os/pause.ts";
+import { accessSync, constants } from "node:fs";
 import { JobError } from "../model/errors.ts";
-import { refusal } from "../model/failure.ts";
 import type { Part } from "../model/isolation.ts";
-import { devicesFailure, died, failureAt } from "./failure.ts";
-import { adoptFrame, devicesFrame, eachReply, type Launch, type Reply, spareFrame } from "./frame.ts";
+import { awaitChange, type DeviceChanges, failChanges, settleChange } from "./device-changes.ts";
+import { devicesFrame, type Launch, type Reply } from "./frame.ts";
 import { holding, type Isolation, isolationArguments, partsOf } from "./isolation.ts";
-import { dismiss, give, SPARE, type Spare } from "./spare.ts";
+import {
+  adopt,
+  ask,
+  becomeRunning,
+  becomeSpare,
+  begin,
+  beGone,
+  dropSpares,
+  fail,
+  failStarts,
+  type Gone,
+  type Pool,
+  poolOf,
+  SPARES,
+  watchAll,
+} from "./pool.ts";
+import { closeProcess, ensureStarted, spawnerProcess } from "./spawner-process.ts";
 
 /** The spawner process, which makes one supervisor for each job, ahead of it. */
 export interface Spawner extends Disposable {
@@ -40,34 +50,10 @@ export interface Spawner extends Disposable {
   close(): Promise<void>;
 }
 
-/** Hears the signal that killed a supervisor, or 0, and why it wrote no exit record, or "0": as far as anybody knows. */
-type Gone = (signal: number, errno: string) => void;
-
-/** Supervisors that wait for a job. Each takes 0.1 MB. */
-const SPARES = 4;
-const ADOPT_AGAIN_MS = 1000;
-/** One that has run for so long has stayed. */
-const STAYED_MS = 1000;
-
-interface Launching {
-  readonly launch: Launch;
-  readonly record: (supervisor: number) => void;
-  readonly gone: Gone;
-  readonly resolve: (pid: number) => void;
-  readonly reject: (error: unknown) => void;
-}
-
-/** A supervisor, by the number that it was asked for with. */
-type Supervisor =
-  | { readonly state: "asked" }
-  | ({ readonly state: "spare" } & Spare)
-  | ({ readonly state: "launching" } & Launching)
-  | { readonly state: "running"; readonly directory: string; readonly gone: Gone };
-
 /**
  * Starts the spawner from the binary at `path`; it makes its spares in `parent`, on the file system of jobs' directories.
- * Should it die, or not be to be had, it is started again, and told of all jobs: with the next start, and while jobs run by
- * itself, after a pause that grows to 10 s. `log` is told so once.
+ * A spawner that has died, or could not be had, is started again, and told of all jobs: with the next start, and while jobs
+ * run also by itself, after a pause that grows to 10 s. `log` is told so once.
  */
 export function openSpawner(
   path: string,
@@ -77,235 +63,64 @@ export function openSpawner(
 ): Spawner {
   const lacking = new Map<Part, string>();
   let parts: readonly Part[] | undefined;
-  const supervisors = new Map<number, Supervisor>();
-  /** Numbers of those in this state, the oldest first. */
-  const spares = new Set<number>();
-  const asked = new Set<number>();
-  /** For a supervisor; one that was asked for with a number above `since` was asked for by it, or one behind it. */
-  const waiting: (Launching & { readonly since: number })[] = [];
-  /** Device rules that the spawner has not answered yet, by their number. */
-  const changes = new Map<number, PromiseWithResolvers<void>>();
   const first = Promise.withResolvers<void>();
-  let last = 0;
-  let closed = false;
-  let socket: Duplex | undefined;
-  let ended: Promise<void> | undefined;
-  let openedMs = 0;
-  let told = false;
-  let again: NodeJS.Timeout | undefined;
-  let pauseMs = FIRST_PAUSE_MS;
-
-  function ask(least: number): void {
-    let missing = least + waiting.length - spares.size - asked.size;
-    if (missing > 0 && !socket) open();
-    for (; missing > 0; missing--) {
-      asked.add(++last);
-      supervisors.set(last, { state: "asked" });
-      socket?.write(spareFrame(last));
-    }
-  }
-
-  function begin(launching: Launching): void {
-    const [number] = spares;
-    const spare = number === undefined ? undefined : supervisors.get(number);
-    if (number === undefined || spare?.state !== "spare") {
-      waiting.push({ ...launching, since: last });
-      ask(0);
-      return;
-    }
-    spares.delete(number);
-    supervisors.set(number, { state: "launching", ...launching });
-    void hand(spare, number, launching);
-    ask(SPARES / 2);
-  }
-
-  async function hand(spare: Spare, number: number, launching: Launching): Promise<void> {
-    // A long start takes a while, and may be given up meanwhile.
-    const given = (): boolean => supervisors.get(number)?.state === "launching";
-    const record = (supervisor: number): void => {
-      if (!given()) throw died("the start was given up");
-      launching.record(supervisor);
-    };
-    try {
-      if ((await give(spare, number, { launch: launching.launch, record })) || !given()) return;
-      supervisors.delete(number);
-      begin(launching);
-    } catch (error) {
-      supervisors.delete(number);
-      launching.reject(error);
-    }
-  }
-
-  function ready(number: number, pid: number): void {
-    asked.delete(number);
-    const directory = join(parent, `${SPARE}${pid}`);
-    try {
-      const flags = constants.O_WRONLY | constants.O_NONBLOCK | constants.O_NOFOLLOW;
-      const control = openSync(join(directory, "control"), flags);
-      supervisors.set(number, { state: "spare", pid, directory, control });
-      spares.add(number);
-    } catch (error) {
-      supervisors.delete(number);
-      const dead = codeOf(error) === "ENXIO"; // and there are others
-      if (dead) ask(0);
-      else dismiss(directory);
-      const failed = dead ? undefined : waiting.shift();
-      failed?.reject(failureAt("directory", codeOf(error), failed.launch));
-    }
-    const next = spares.has(number) ? waiting.shift() : undefined;
-    if (next) begin(next);
-  }
-
-  /** Takes a supervisor that runs no job from the books. Returns the start that it was for. */
-  function drop(number: number): Launching | undefined {
-    const known = supervisors.get(number);
-    supervisors.delete(number);
-    spares.delete(number);
-    if (known?.state === "spare") closeSync(known.control);
-    if (known?.state === "launching") return known;
-    if (!asked.delete(number)) return undefined;
-    // Who came after it was asked for may find room where it found none.
-    if (number > (waiting[0]?.since ?? 0)) return waiting.shift();
-    ask(0);
-    return undefined;
-  }
-
-  function hear({ supervisor: number, kind, pid, stage, errno }: Reply): void {
-    if (kind === "lacks") {
-      for (const part of partsOf(pid)) lacking.set(part, errno);
+  const changes: DeviceChanges = new Map();
+  const spawner = spawnerProcess(path, [parent, ...isolationArguments(isolation)], {
+    started() {
+      lacking.clear();
       parts = undefined;
-    } else first.resolve();
-    const known = supervisors.get(number);
-    if (kind === "ready" && known?.state === "asked") {
-      ready(number, pid);
-    } else if (kind === "started" && known?.state === "launching") {
-      supervisors.set(number, { state: "running", directory: known.launch.directory, gone: known.gone });
-      known.resolve(pid);
-    } else if (kind === "failed" && known?.state === "running") {
-      // The spawner has no descriptor to watch it with: nothing says that it is gone.
-      setTimeout(() => supervisors.get(number) === known && adopt(number, known.directory), ADOPT_AGAIN_MS).unref();
-    } else if (kind === "failed") {
-      const failed = drop(number);
-      failed?.reject(failureAt(stage, errno, failed.launch));
-      changes.get(number)?.reject(devicesFailure(stage, errno));
-      changes.delete(number);
-    } else if (kind === "gone" && known?.state === "running") {
-      supervisors.delete(number);
-      known.gone(pid, errno);
-    } else if (kind === "gone") {
-      drop(number)?.reject(died("the job's supervisor died before the job ran"));
-    } else if (kind === "done") {
-      changes.get(number)?.resolve();
-      changes.delete(number);
-    }
-  }
-
-  function adopt(number: number, directory: string): void {
-    if (closed) return;
-    if (socket) socket.write(adoptFrame(number, directory));
-    else openAgain();
-  }
-
-  /** What was being launched is not to be known any more; jobs that run have their supervisors still. */
-  function lose(lost: Duplex | undefined, why: JobError): void {
-    if (socket !== lost) return; // another has been started since
-    socket?.destroy(); // or spares would not hear of it
-    socket = undefined;
-    first.resolve();
-    for (const change of changes.values()) change.reject(why);
-    changes.clear();
-    if (closed) return;
-    if (performance.now() - openedMs > STAYED_MS) {
-      told = false;
-      pauseMs = FIRST_PAUSE_MS;
-    }
-    if (!told) log(why.message);
-    told = true;
-    for (const each of waiting.splice(0)) each.reject(why);
-    for (const number of supervisors.keys())
-      if (supervisors.get(number)?.state !== "running") drop(number)?.reject(why);
-    openAgain();
-  }
-
-  /** For the jobs that run; a start does not wait for that. */
-  function openAgain(): void {
-    if (again || !supervisors.values().some(({ state }) => state === "running")) return;
-    again = setTimeout(() => {
-      again = undefined;
-      ask(SPARES);
-    }, pauseMs).unref();
-    pauseMs = longer(pauseMs);
-  }
-
-  /** Has a spawner run, and hear of all jobs; or `lose` called when this has returned. */
-  function open(): void {
-    lacking.clear();
-    parts = undefined;
-    openedMs = performance.now();
-    try {
-      const child = spawn(path, [parent, ...isolationArguments(isolation)], {
-        stdio: ["ignore", "ignore", "ignore", "pipe"],
-        detached: true,
-        env: {},
-      });
-      child.on("error", (error) => lose(undefined, cannotRun(error)));
-      if (child.pid === undefined) return;
-      const pipe = child.stdio[3];
-      if (!(pipe instanceof Duplex)) throw died("the spawner has no socket");
-      pipe.on("data", eachReply(hear));
-      pipe.on("error", () => {}); // 'exit' follows
-      ended = new Promise((resolve) => child.once("close", () => resolve()));
-      child.on("exit", (code, signal) => lose(pipe, died(`the spawner ended (${signal ?? code})`)));
-      socket = pipe;
-    } catch (error) {
-      process.nextTick(lose, undefined, cannotRun(error));
-      return;
-    }
-    clearTimeout(again);
-    again = undefined;
-    for (const [number, known] of supervisors) if (known.state === "running") adopt(number, known.directory);
-  }
-
-  function close(): void {
-    closed = true;
-    clearTimeout(again);
-    for (const number of spares) drop(number);
-    socket?.destroy();
-  }
-
-  ask(SPARES);
+      watchAll(pool);
+    },
+    replied(reply) {
+      if (reply.kind === "lacks") {
+        for (const part of partsOf(reply.pid)) lacking.set(part, reply.errno);
+        parts = undefined;
+      } else first.resolve();
+      hear(pool, changes, reply);
+    },
+    lost(why) {
+      first.resolve();
+      failChanges(changes, why);
+      return !spawner.isClosed && failStarts(pool, why);
+    },
+    due: () => ask(pool, SPARES),
+    log,
+  });
+  const pool = poolOf(parent, spawner);
+  const close = (): Promise<void> => {
+    const closed = closeProcess(spawner);
+    dropSpares(pool);
+    return closed;
+  };
+  ask(pool, SPARES);
   return {
     launch: (launch, record, gone) =>
-      new Promise((resolve, reject) => begin({ launch, record, gone, resolve, reject })),
-    adopt(directory, gone) {
-      supervisors.set(++last, { state: "running", directory, gone });
-      adopt(last, directory);
-    },
+      new Promise((resolve, reject) => begin(pool, { launch, record, gone, resolve, reject })),
+    adopt: (directory, gone) => adopt(pool, directory, gone),
     devices(cgroup, program) {
-      const change = Promise.withResolvers<void>();
-      changes.set(++last, change);
-      if (!socket) open();
-      socket?.write(devicesFrame(last, cgroup, program));
-      return change.promise;
+      const number = ++pool.last;
+      const changed = awaitChange(changes, number);
+      ensureStarted(spawner);
+      spawner.socket?.write(devicesFrame(number, cgroup, program));
+      return changed;
     },
-    refill: () => ask(SPARES),
+    refill: () => ask(pool, SPARES),
     get parts() {
       return (parts ??= holding(isolation, lacking));
     },
     lacking,
     ready: first.promise,
-    async close() {
-      close();
-      await ended;
-    },
-    [Symbol.dispose]: close,
+    close,
+    [Symbol.dispose]: () => void close(),
   };
 }
 
-/** Of a spawner that could not be started. */
-function cannotRun(error: unknown): JobError {
-  const { code, facts } = refusal(error);
-  return new JobError(code, `the spawner cannot be run: ${reasonOf(error)}`, { facts, cause: error });
+function hear(pool: Pool, changes: DeviceChanges, { supervisor: number, kind, pid, stage, errno }: Reply): void {
+  if (kind === "ready") becomeSpare(pool, number, pid);
+  else if (kind === "started") becomeRunning(pool, number, pid);
+  else if (kind === "gone") beGone(pool, number, pid, errno);
+  else if (kind === "done") settleChange(changes, number);
+  else if (kind === "failed" && !settleChange(changes, number, { stage, errno })) fail(pool, number, stage, errno);
 }
 
 /** Throws JobError `unavailable` when `path` is not a program. */
