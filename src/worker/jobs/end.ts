@@ -69,7 +69,7 @@ function whyLost({ directory, unanswered }: TrackedJob, lost: string | undefined
   try {
     if (statSync(directory).isDirectory()) return unanswered?.lost ?? lost;
   } catch {
-    // It is not there.
+    // Nothing is at its path.
   }
   return "its directory is gone";
 }

@@ -6,18 +6,17 @@ import { startOf } from "../log/log.ts";
 import { birthOf } from "../system/process.ts";
 import type { TrackedJob } from "./tracked-job.ts";
 
-/** A job that has ended by then is written once. */
+/** How long a record waits to be written. A job that ends meanwhile is written once. */
 const DELAY_MS = 100;
 
-/** Writes the `job`s. */
+/** Writes the records beside jobs' outputs, each a file `job`. Disposing writes those that still wait. */
 export interface JobFiles extends Disposable {
-  /** Writes it, and has the journal know how the job runs, when nobody waits. */
+  /** Writes a job's record soon, here and in the journal, with the birth of its main process. */
   later(entry: TrackedJob): void;
-  /** Writes it now. What cannot be written is logged; the journal has it. */
+  /** Writes a job's record now. A failure is only logged, because the journal has the record. */
   write(entry: TrackedJob): void;
 }
 
-/** Disposing writes what is to be written. */
 export function openJobFiles(journal: Journal, log: (message: string, facts: object) => void): JobFiles {
   const waiting = new Set<TrackedJob>();
   let timer: NodeJS.Timeout | undefined;
@@ -27,7 +26,7 @@ export function openJobFiles(journal: Journal, log: (message: string, facts: obj
     try {
       writeJobFile(journal.instance, entry.directory, entry);
     } catch (error) {
-      // Without its directory a job is lost, which is told elsewhere.
+      // A job without its directory is lost, which end.ts reports.
       if (codeOf(error) !== "ENOENT")
         log("a job's record could not be written beside its output", { job: entry.job.id, error });
     }
@@ -38,7 +37,7 @@ export function openJobFiles(journal: Journal, log: (message: string, facts: obj
       const supervisor = startOf(entry)?.supervisor ?? 0;
       const birth = entry.job.birth ?? birthOf(entry.job.pid, supervisor, journal.boot);
       if (birth !== undefined) entry.job = { ...entry.job, birth };
-      // What becomes of an ended job's log is recorded by others.
+      // Of an ended job only its log's place still changes, which is recorded elsewhere.
       if (entry.job.state !== "ended") journal.update(entry.job);
     } catch (error) {
       log("a job's record could not be written", { job: entry.job.id, error });

@@ -24,7 +24,7 @@ const SHARED_TMP =
 export interface Plan {
   /** The job's record, but for what making the job adds. */
   readonly job: Omit<Job, "id" | "createdAt">;
-  /** What the supervisor is told, but for the places that are made. */
+  /** The supervisor's instructions, but for the paths that making the job adds. */
   readonly launch: Omit<Launch, "directory" | "cgroup">;
   /** The limits to write into the job's group. */
   readonly settings: readonly Setting[];
@@ -101,7 +101,7 @@ function recordOf(spec: JobSpec) {
   } as const;
 }
 
-/** What record and supervisor are told alike of a job's surroundings, with the defaults. */
+/** The surroundings that record and supervisor have alike, with the defaults filled in. */
 function surroundingsOf(spec: JobSpec, ownTmp: boolean) {
   const { network = "host", privateTmp = false, mergeOutput = false, userNamespaces = false } = spec;
   const { umask = UMASK, oomScoreAdj = 0 } = spec;

@@ -152,7 +152,7 @@ function ranWithout({ directory, group }: TrackedJob): boolean {
 
 /** Waits until the supervisor has started its job or is gone. Resolves to whether it lives. */
 async function decided(entry: TrackedJob): Promise<boolean> {
-  // A job whose pid is recorded was started long ago; without its index it would be waited for in vain.
+  // A job whose pid is recorded was started long ago: its index may be gone, and must not be waited for.
   if (entry.job.pid > 0) return isSupervised(entry.directory);
   for (const deadline = performance.now() + MOST_STARTING_MS; ; await delay(5)) {
     if (!isSupervised(entry.directory)) return false;

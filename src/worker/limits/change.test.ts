@@ -7,7 +7,7 @@ import type { Setting } from "./setting.ts";
 import { settingsOf } from "./settings.ts";
 import { testHost } from "./testing/host.ts";
 
-/** What a group has in its files; of a isKeyed one, a line a key. */
+/** The files of a group. A keyed file has a line for each key. */
 type State = Readonly<Record<string, string>>;
 type Write = Pick<Setting, "file" | "value">;
 
@@ -29,7 +29,7 @@ const NONE: State = {
 };
 const IO_NONE = "rbps=max wbps=max riops=max wiops=max";
 
-/** As cgroup-v2.rst has it: what is written replaces the value, or the pairs that it names of its key's line. */
+/** Writes as the kernel does (cgroup-v2.rst): replaces the value, or the pairs that are named in the line of the key. */
 function written(state: State, { file, value }: Write): State {
   if (file === "cpu.idle" && value !== state["cpu.idle"])
     return { ...state, "cpu.idle": value, "cpu.weight": value === "1" ? "0" : "100" };

@@ -5,7 +5,7 @@ import { refused } from "../testing/worker.ts";
 import { deviceProgram } from "./devices.ts";
 import { testHost } from "./testing/host.ts";
 
-/** What a process asks for: open(2) for reading and writing is "rw". */
+/** An access that a process asks for. An open(2) for reading and writing is "rw". */
 interface Request {
   readonly type: "b" | "c";
   readonly major: number;
@@ -33,7 +33,7 @@ function unreachable(program: Buffer): number[] {
   return Array.from({ length: program.length / 8 }, (_, at) => at).filter((at) => !reached.has(at));
 }
 
-/** What the kernel makes of a program: Documentation/bpf/standardization/instruction-set.rst, as far as it is used. */
+/** Runs a program as the kernel does: the part of Documentation/bpf/standardization/instruction-set.rst that is used. */
 function run(program: Buffer, { type, major, minor, access }: Request): bigint {
   const bits = (access.includes("m") ? 1 : 0) | (access.includes("r") ? 2 : 0) | (access.includes("w") ? 4 : 0);
   const kind = type === "b" ? 1 : 2;
@@ -195,7 +195,7 @@ describe("a rule is refused", () => {
   });
 });
 
-/** By the letter of the rules: forwards, an access at a time. */
+/** Decides by the letter of the rules: forwards, one access at a time. */
 function reference(rules: readonly LinuxDeviceCgroup[], { type, major, minor, access }: Request): boolean {
   const expected =
     type === "c" &&

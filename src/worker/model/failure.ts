@@ -1,11 +1,11 @@
 import { codeOf, reasonOf } from "../../os/errno.ts";
 import { JobError } from "./errors.ts";
 
-/* Why a start failed, for whoever asked for it. */
+/* Errors for what the disk, the kernel or the journal refuses. */
 
 /** Errnos of a disk that cannot be written at the moment. */
 export const FAILING = new Set(["EIO", "EROFS"]);
-/** The same of SQLite, sqlite.org/rescode.html: NOMEM, READONLY, IOERR, FULL, CANTOPEN. */
+/** Result codes of SQLite for such a disk (sqlite.org/rescode.html): NOMEM, READONLY, IOERR, FULL, CANTOPEN. */
 const SQLITE_FAILING = new Set([7, 8, 10, 13, 14]);
 export const EXHAUSTED = new Set(["EAGAIN", "ENOMEM", "EMFILE", "ENFILE", "ENOSPC", "EDQUOT"]);
 
@@ -27,7 +27,7 @@ export function notWritten(
   });
 }
 
-/** Whether SQLite met a disk that is full, fails, or is read-only; sqlite.org/rescode.html. */
+/** Whether an error of SQLite comes from a disk that is full, fails, or is read-only. */
 export function isFailing(error: unknown): boolean {
   return error instanceof Error && "errcode" in error && SQLITE_FAILING.has(Number(error.errcode) & 0xff);
 }

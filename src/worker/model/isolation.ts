@@ -1,6 +1,6 @@
 /**
- * What keeps a job from its host and from other jobs, in the order of the supervisor's bits (supervisor.h): namespaces,
- * of which `user` is the way to the others without root, what the job's process gives up, and its filter of system calls.
+ * The parts of a job's isolation from its host and from other jobs, in the order of the supervisor's bits (supervisor.h):
+ * namespaces, of which `user` gives the others without root; privileges that the process gives up; a filter of system calls.
  */
 export const PARTS = [
   "user",
@@ -15,13 +15,13 @@ export const PARTS = [
 ] as const;
 export type Part = (typeof PARTS)[number];
 
-/** Those that a daemon's configuration can switch off. */
+/** The parts that the daemon's configuration can switch off. */
 export const SWITCHES: readonly Part[] = PARTS.filter((part) => part !== "user");
 
 /** A pid namespace is of no use without its /proc, nor a cgroup namespace without its /sys/fs/cgroup. */
 const NEED_MOUNT: readonly Part[] = ["pid", "cgroup"];
 
-/** What goes when these go. */
+/** The parts that a job goes without when it goes without `parts`. */
 export function withDependants(parts: Iterable<Part>): Set<Part> {
   const all = new Set(parts);
   if (all.has("mount")) for (const part of NEED_MOUNT) all.add(part);

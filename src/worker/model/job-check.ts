@@ -1,12 +1,12 @@
 import type { Ended, How, Job, LogPolicy, NamedRlimit, OutputExtent, Pressure, Stall, Usage } from "./job.ts";
 
-/* Whether what was read, from a disk that may be damaged, is a job that can be told. */
+/* Checks that what was read from a disk, which may be damaged, is the record of a job. */
 
 type Check = (value: unknown) => boolean;
-/** What each field has to be; one that may be absent is in `optional`. */
+/** A check for each field. */
 type Checks<T> = { readonly [K in keyof Required<T>]: Check };
 
-/** google.protobuf.Duration goes no further. */
+/** The longest google.protobuf.Duration. */
 const MOST_MS = 315_576_000_000_000;
 /** The years of google.protobuf.Timestamp, 1 to 9999. */
 const [FIRST_MS, LAST_MS] = [-62_135_596_800_000, 253_402_300_799_999];
@@ -15,14 +15,14 @@ const text: Check = (value) => typeof value === "string";
 const flag: Check = (value) => typeof value === "boolean";
 const whole: Check = Number.isSafeInteger;
 const count: Check = (value) => whole(value) && Number(value) >= 0;
-/** Bytes are counted in 64 bits by the kernel: what is above the safe integers is told as near as can be. */
+/** The kernel counts bytes in 64 bits. Numbers above the safe integers are approximate. */
 const amount: Check = (value) => typeof value === "number" && value >= 0 && value < 2 ** 63;
 const uint32: Check = (value) => count(value) && Number(value) < 2 ** 32;
 const int32: Check = (value) => whole(value) && Math.abs(Number(value)) < 2 ** 31;
 export const bytes: Check = (value) => Number.isInteger(value) && amount(value);
 const duration: Check = (value) => typeof value === "number" && value >= 0 && value <= MOST_MS;
 const average: Check = (value) => typeof value === "number";
-/** A time that can be told. */
+/** A time that google.protobuf.Timestamp can express. */
 export const date: Check = (value) =>
   value instanceof Date && value.getTime() >= FIRST_MS && value.getTime() <= LAST_MS;
 const oneOf =
@@ -39,7 +39,7 @@ const listOf =
     Array.isArray(value) && value.every(check);
 const texts: Check = (value) => value instanceof Map && value.entries().every(([key, each]) => text(key) && text(each));
 
-/** Finds the name of the first field that is not what it has to be. */
+/** Returns a function that finds the name of the first wrong field. */
 function wrongIn<T>(checks: Checks<T>): (value: unknown) => string | undefined {
   const entries = Object.entries<Check>(checks);
   return (value) => {

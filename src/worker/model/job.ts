@@ -98,7 +98,7 @@ export interface JobSpec {
   readonly privateTmp?: boolean;
   /** stderr goes into the same pipe as stdout, so that their order is exact, and all output counts as stdout. */
   readonly mergeOutput?: boolean;
-  /** It may make user namespaces, and use what they give. */
+  /** The job may make user namespaces, and use the capabilities that they give. */
   readonly userNamespaces?: boolean;
   readonly rlimits?: readonly NamedRlimit[];
   /** 0o022 when absent. */
@@ -108,7 +108,7 @@ export interface JobSpec {
   readonly log?: LogPolicy;
   /** A second start by the same owner with the same request id resolves to the first one's job. */
   readonly requestId?: string;
-  /** Who starts it. */
+  /** The client that starts the job. */
   readonly owner: string;
 }
 
@@ -124,12 +124,11 @@ export interface Job {
   readonly labels: ReadonlyMap<string, string>;
   readonly timeLimitMs?: number;
   readonly resources?: LinuxResources;
-  /** What keeps it from the host and from other jobs. Absent in records of before there was any. */
+  /** The parts of its isolation. This and what follows is absent when the job's record was lost. */
   readonly isolation?: readonly Part[];
   readonly network?: "host" | "none";
   readonly privateTmp?: boolean;
   readonly mergeOutput?: boolean;
-  /** It may make user namespaces, and use what they give. */
   readonly userNamespaces?: boolean;
   readonly rlimits?: readonly NamedRlimit[];
   readonly umask?: number;
@@ -147,7 +146,7 @@ export interface Job {
   readonly ended?: Ended;
   readonly usage?: Usage;
   readonly output: OutputExtent;
-  /** As asked for, with the limit and what is kept at it. Absent in records of before there was any. */
+  /** What the start asked for, with the worker's choice filled in. Absent when the job's record was lost. */
   readonly logPolicy?: LogPolicy;
   /** Where the output log is; absent until the job has ended. */
   readonly log?: JobLog;
@@ -191,7 +190,7 @@ export interface LogPolicy {
   readonly keepForMs?: number;
 }
 
-/** As it is asked for; an absent value is no limit. */
+/** A limit of setrlimit(2), by name. An absent value means no limit. */
 export interface NamedRlimit {
   readonly name: string;
   readonly soft?: number;

@@ -84,42 +84,42 @@ export function checkOptions(options: WorkerOptions): CheckedOptions {
   return { ...options, log, logCompress, logKeep, logLimitBytes, maxJobs, supervisor };
 }
 
-/** Where archived files are. */
+/** The place of an archive. */
 export type Place =
-  /** A directory that is there: it is not made, since what it is on may not be mounted. */
+  /** A directory that exists. It is not made, because its file system may not be mounted. */
   | { readonly kind: "directory"; readonly path: string }
   | {
       readonly kind: "s3";
       readonly bucket: string;
-      /** In front of each key, without a slash at its end; may be empty. */
+      /** The beginning of each key, without a slash at its end; may be empty. */
       readonly prefix: string;
-      /** Of a server that is not AWS's, as in `http://127.0.0.1:9000`; the bucket is then the first part of the path. */
+      /** A server other than AWS, such as `http://127.0.0.1:9000`. The bucket is then the first part of the path. */
       readonly endpoint?: string;
-      /** By the SDK's own rules when absent; us-east-1 with an endpoint. */
+      /** Found by the SDK when absent; us-east-1 with an endpoint. */
       readonly region?: string;
-      /** A connection on which nothing moves is given up after it; 30 s when absent. */
+      /** How long a connection may be silent before it is given up; 30 s when absent. */
       readonly silenceMs?: number;
     };
 
-/** Between two tries while they fail: the first pause, and the longest. */
+/** Pauses between tries that fail: the first one, and the longest. */
 export interface Pauses {
   readonly firstMs: number;
   readonly lastMs: number;
 }
 
-/** What ended jobs' logs may be and take together on the disk; those that ended first go first. */
+/** Limits at which logs of ended jobs are removed, those of the jobs that ended first before the others. */
 export interface PruneLimits {
-  /** Since their jobs' ends. */
+  /** Time since the job's end. */
   readonly ageMs?: number;
   readonly count?: number;
   readonly bytes?: number;
-  /** Of the disk, that is to be free. */
+  /** The part of the disk that must stay free. */
   readonly free?: { readonly kind: "bytes" | "percent"; readonly amount: number };
-  /** How often the disk is looked at; 30 s when absent. */
+  /** How often the free space is checked; 30 s when absent. */
   readonly freeEveryMs?: number;
 }
 
-/** Both ends belong to it. */
+/** A range of uids, with both ends. */
 export interface UidRange {
   readonly first: number;
   readonly last: number;

@@ -85,11 +85,11 @@ export interface LinuxThrottleDevice extends LinuxBlockDevice {
   readonly rate: bigint;
 }
 
-/** Of each list and map of a request, and of what is told of limits; and the length of each text in them. */
+/** The most entries of a list or map in a request, and of the limits in a record; and the longest text in them. */
 export const MAX_ENTRIES = 256;
 const MAX_TEXT_LENGTH = 4096;
 
-/** What no host has so many of would be in every list of jobs. Throws JobError `invalid`. */
+/** Refuses more than any host needs, because it would be in every list of jobs. Throws JobError `invalid`. */
 export function checkSizes(field: string, value: unknown): void {
   if (typeof value === "string" && value.length > MAX_TEXT_LENGTH)
     throw invalid(field, `is longer than ${MAX_TEXT_LENGTH} characters`);

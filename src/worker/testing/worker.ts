@@ -26,21 +26,21 @@ import { isRoot } from "../../testing/root.ts";
 
 const DEADLINE_MS = 20_000;
 
-/** Jobs of tests run as nobody, unless a test says otherwise: they see the host's /tmp, where tests meet them. */
+/** Runs jobs as nobody unless a test says otherwise, so that they share the host's /tmp with their test. */
 function asNobody<T extends Partial<WorkerOptions>>(options: T): T {
   return isRoot && !options.jobUids ? { user: "nobody", ...options } : options;
 }
-/** Who that is; where the tests do not run as root, whoever runs them. */
+/** The uid of such jobs: nobody's, or that of whoever runs the tests without root. */
 export const jobUid = isRoot ? 65534 : (process.getuid?.() ?? 0);
 
-/** A directory that jobs, too, can look into. */
+/** A directory that jobs can read, too. */
 export function testDirectory(): Disposable & { readonly path: string } {
   const path = mkdtempSync(join(tmpdir(), "jobs-test-"));
   chmodSync(path, 0o755);
   return { path, [Symbol.dispose]: () => rmSync(path, { recursive: true, force: true }) };
 }
 
-/** A directory that is no cgroup, for a worker that shall have none. */
+/** A directory that is not a cgroup, for workers without cgroup. */
 const NO_CGROUP = tmpdir();
 
 function hostHasCgroups(): boolean {
@@ -50,12 +50,12 @@ function hostHasCgroups(): boolean {
   return true;
 }
 
-/** Removes an empty group; `rm` cannot, because of the files in it. */
+/** Removes an empty group. `rm` cannot, because of the files in it. */
 export function rmGroup(path: string): void {
   execFileSync("rmdir", [path]);
 }
 
-/** What every host can do, and what this one can do besides: [what it is called, the worker's options for it]. */
+/** The kinds of worker that this host can run: [name, options]. */
 export const modes: readonly (readonly [string, Pick<WorkerOptions, "cgroup">])[] = [
   ["without cgroup", { cgroup: NO_CGROUP }],
   ...(hostHasCgroups() ? ([["with cgroup v2", {}]] as const) : []),
@@ -63,7 +63,7 @@ export const modes: readonly (readonly [string, Pick<WorkerOptions, "cgroup">])[
 
 export interface TestWorker extends Worker, AsyncDisposable {
   readonly stateDir: string;
-  /** Where its jobs' groups are, if it has any. */
+  /** The group above its jobs' groups, if it has one. */
   readonly cgroup: string | undefined;
   readonly logged: readonly string[];
   directory(id: string): string;
@@ -71,7 +71,7 @@ export interface TestWorker extends Worker, AsyncDisposable {
   traces(): string[];
 }
 
-/** A worker on a state directory of its own; in the end its jobs are killed and nothing of it is left. */
+/** A worker on a state directory of its own. Disposing kills its jobs and removes everything. */
 export async function testWorker(options: Partial<WorkerOptions> = {}): Promise<TestWorker> {
   const stateDir = options.stateDir ?? mkdtempSync(join(tmpdir(), "jobs-state-"));
   const logged: string[] = [];
@@ -96,7 +96,7 @@ export async function testWorker(options: Partial<WorkerOptions> = {}): Promise<
     traces() {
       const directories = jobDirectories(stateDir);
       const rows = worker.list({ limit: 1000 }).jobs.map(({ id }) => id);
-      // The newest of those that are no job's are for jobs to come.
+      // Of the groups without a job, the newest ones are made ahead.
       const known = new Set([...directories, ...rows]);
       const ahead = new Set(
         groups()
@@ -112,14 +112,14 @@ export async function testWorker(options: Partial<WorkerOptions> = {}): Promise<
     close,
     async [Symbol.asyncDispose]() {
       if (!open) {
-        // A test that closed it and then failed may have left jobs that run.
+        // A test that closed the worker and then failed may have left jobs that run.
         if (existsSync(stateDir)) await (await testWorker({ ...options, stateDir }))[Symbol.asyncDispose]();
         return;
       }
       const { jobs } = worker.list({ states: ["starting", "running", "stopping"], limit: 1000 });
       await Promise.all(jobs.map(({ id }) => worker.stop(id, { signal: 9, graceMs: 0, by: "the test's end" })));
       await close();
-      // The spawner may be putting its own files away.
+      // The spawner may be removing its own files.
       await until("the state directory is gone", () => {
         rmSync(stateDir, { recursive: true, force: true, maxRetries: 3 });
         return !existsSync(stateDir);
@@ -136,12 +136,12 @@ export function groupsIn(path: string): string[] {
   return entries.flatMap((entry) => (entry.isDirectory() ? [entry.name] : [])).toSorted();
 }
 
-/** The jobs that have a directory; what has a dot in front is the spawner's, made ahead. */
+/** The ids of jobs that have a directory. Names with a dot in front are the spawner's. */
 export function jobDirectories(stateDir: string): string[] {
   return readdirSync(join(stateDir, "jobs")).filter((name) => !name.startsWith("."));
 }
 
-/** What a start needs at the least; `sh("echo $0 $1", "a", "b")` is a script with arguments. */
+/** The smallest start. `sh("echo $0 $1", "a", "b")` is a script with arguments. */
 export function run(command: string, ...args: string[]): JobSpec {
   return { command, args, owner: "tester" };
 }
@@ -149,14 +149,14 @@ export function sh(script: string, ...args: string[]): JobSpec {
   return run("sh", "-c", script, ...args);
 }
 
-/** Says "ready", then runs until it is told to end. */
+/** A job that writes "ready" and runs until it is told to end. */
 export const waits = sh("echo ready; exec sleep 1000");
-/** Says "ready", then takes no SIGTERM for an answer. */
+/** A job that writes "ready" and ignores SIGTERM. */
 export const ignoresTerm = sh(`trap "" TERM; echo ready; while :; do sleep 1000; done`);
-/** Has a grandchild in a session of its own, which has closed its pipes; then says that one's pid and waits. */
+/** A job with a grandchild in a session of its own, which writes its pid, closes the pipes and waits. */
 export const detaches = sh(`setsid sh -c 'echo $$; exec sleep 1000 >&- 2>&-' & exec sleep 1000`);
 
-/** Resolves once `condition` gives something; fails after 20 s, saying what it waited for. */
+/** Waits until `condition` returns something. After 20 s it throws, naming `what` it waited for. */
 export async function until<T>(what: string, condition: () => T | undefined | false | null): Promise<T> {
   for (const deadline = Date.now() + DEADLINE_MS; Date.now() < deadline; await delay(3)) {
     const found = condition();
@@ -200,7 +200,7 @@ export async function readAll(stream: ReturnType<Worker["stream"]>): Promise<Rea
   }
 }
 
-/** Follows a job until it has said a whole line; returns it. */
+/** Follows a job until it has written a whole line. Resolves to that line. */
 export async function firstLine(worker: Worker, id: string): Promise<string> {
   let text = "";
   for await (const piece of worker.stream(id, { follow: true, source: "stdout" })) {
@@ -227,7 +227,7 @@ export async function finished(worker: Worker, spec: JobSpec): Promise<Job & { r
   return { ...ended, text };
 }
 
-/** The host's number of the process that a job calls `inner`; `pid` is the job's. */
+/** The pid on the host of the process that has the pid `inner` in a job; `pid` is the job's main process. */
 export function outerPid(pid: number, inner: number): number {
   const namespace = readlinkSync(`/proc/${pid}/ns/pid`);
   const found = readdirSync("/proc").find((each) => {
@@ -237,7 +237,7 @@ export function outerPid(pid: number, inner: number): number {
         /^NSpid:.*\t(\d+)$/m.exec(status)?.[1] === String(inner) && readlinkSync(`/proc/${each}/ns/pid`) === namespace
       );
     } catch {
-      return false; // it has ended
+      return false; // the process has ended
     }
   });
   if (found === undefined) throw new Error(`job ${pid} has no process ${inner}`);
@@ -264,12 +264,12 @@ export function openFiles(): string[] {
   return paths.filter((path) => !path.includes(SPARE)).toSorted();
 }
 
-/** Lets a script wait for the test: its words are `until [ -e "$1" ]; do sleep 0.01; done`. */
+/** Lets a script go on that waits with `until [ -e "$1" ]; do sleep 0.01; done`. */
 export function open(gate: string): void {
   writeFileSync(gate, "");
 }
 
-/** The JobError that a call ends with. */
+/** Resolves to the JobError that a call throws. */
 export async function refused(call: () => unknown): Promise<JobError> {
   try {
     await call();
@@ -284,7 +284,7 @@ export interface TestDaemon extends AsyncDisposable {
   readonly pid: number;
   start(spec: JobSpec): Promise<Job>;
   readonly died: Promise<unknown>;
-  /** As a daemon dies that nobody asked to end. */
+  /** Kills the daemon with SIGKILL. */
   kill(): Promise<void>;
 }
 
@@ -313,7 +313,7 @@ export async function testDaemon(options: WorkerOptions, death = ""): Promise<Te
     pid: child.pid ?? 0,
     died: exit,
     async start(spec) {
-      // What the daemon answers is the job, or the error that it met.
+      // The daemon answers with the job, or with an error.
       const answer = (await ask(spec)) as Job | Error;
       if (answer instanceof Error) throw answer;
       return answer;
