@@ -9,7 +9,7 @@ export type Written = Readonly<Record<Name, Buffer>>;
 
 /** Compares a stream's messages with what its job writes. */
 export interface Reader {
-  /** Of the byte that comes next. */
+  /** The offset of the byte that comes next. */
   readonly offset: number;
   readonly compared: number;
   readonly gaps: number;
@@ -28,93 +28,90 @@ export interface Reader {
  * @param from the offset that the reader asked for; at 0 both places are known
  */
 export function reader(written: Written, from: number): Reader {
-  /** The place in each source, or, below 0, the least that it can be, less one. */
-  const places: Record<Name, { at: number; known: boolean }> = {
-    stdout: { at: 0, known: from === 0 },
-    stderr: { at: 0, known: from === 0 },
+  const reading: Reading = {
+    written,
+    places: { stdout: { at: 0, known: from === 0 }, stderr: { at: 0, known: from === 0 } },
+    offset: from,
+    compared: 0,
+    gaps: 0,
+    gapBytes: 0,
   };
-  let offset = from;
-  let [compared, gaps, gapBytes] = [0, 0, 0];
-
-  function takeBytes(name: Name, bytes: Buffer): void {
-    const place = places[name];
-    const all = written[name];
-    if (!place.known) {
-      const found = all.indexOf(bytes, place.at);
-      if (found < 0)
-        throw new Error(`at offset ${offset}: ${bytes.length} bytes that the job did not write to ${name}`);
-      // The first place where it could be is as good as any to go on from, but nothing to be sure of.
-      place.at = found + bytes.length;
-      place.known = bytes.length >= TELLING_BYTES;
-      if (place.known) compared += bytes.length;
-      return;
-    }
-    const expected = all.subarray(place.at, place.at + bytes.length);
-    if (!expected.equals(bytes))
-      throw new Error(
-        `at offset ${offset}: ${bytes.length} bytes are not what ${name} has from ${place.at} on of ${all.length}: ${differs(expected, bytes)}`,
-      );
-    place.at += bytes.length;
-    compared += bytes.length;
-  }
-
-  function addUp(): void {
-    const { stdout, stderr } = places;
-    if (stdout.known && stderr.known && stdout.at + stderr.at !== offset)
-      throw new Error(
-        `at offset ${offset}: the job had written ${stdout.at} bytes to stdout and ${stderr.at} to stderr`,
-      );
-    // Of two places, one tells the other; a source that writes nothing has but one.
-    for (const [name, other] of [
-      ["stdout", "stderr"],
-      ["stderr", "stdout"],
-    ] as const) {
-      if (written[name].length === 0) places[name].known = true;
-      if (places[other].known && !places[name].known) {
-        const at = offset - places[other].at;
-        if (at < 0 || at > written[name].length)
-          throw new Error(
-            `at offset ${offset}: the job writes ${written[name].length} bytes to ${name}, and not ${at}`,
-          );
-        Object.assign(places[name], { at, known: true });
-      }
-    }
-  }
-
-  if (from > 0) addUp();
-  return {
-    get offset() {
-      return offset;
-    },
-    get compared() {
-      return compared;
-    },
-    get gaps() {
-      return gaps;
-    },
-    get gapBytes() {
-      return gapBytes;
-    },
-    take(message) {
-      const begins = Number(message.offset);
-      if (begins !== offset) throw new Error(`offset ${begins} follows ${offset}`);
-      if (message.gap > 0n) {
-        gaps++;
-        gapBytes += Number(message.gap);
-        offset += Number(message.gap);
-        for (const name of ["stdout", "stderr"] as const) places[name].known = false;
-      }
-      if (message.output.length > 0) {
-        takeBytes(message.source === Source.SOURCE_STDERR ? "stderr" : "stdout", Buffer.from(message.output));
-        offset += message.output.length;
-      }
-      if (message.gap === 0n) addUp();
-    },
+  if (from > 0) addUp(reading);
+  return Object.assign(reading, {
+    take: (message: StreamResponse) => take(reading, message),
     whole() {
       const total = written.stdout.length + written.stderr.length;
-      if (offset !== total) throw new Error(`the job wrote ${total} bytes, and the log ends at ${offset}`);
+      if (reading.offset !== total)
+        throw new Error(`the job wrote ${total} bytes, and the log ends at ${reading.offset}`);
     },
-  };
+  });
+}
+
+interface Reading {
+  readonly written: Written;
+  /** The place in each source, or, where it is not known, the least that it can be. */
+  readonly places: Readonly<Record<Name, { at: number; known: boolean }>>;
+  offset: number;
+  compared: number;
+  gaps: number;
+  gapBytes: number;
+}
+
+function take(reading: Reading, { offset, gap, output, source }: StreamResponse): void {
+  const begins = Number(offset);
+  if (begins !== reading.offset) throw new Error(`offset ${begins} follows ${reading.offset}`);
+  if (gap > 0n) {
+    reading.gaps++;
+    reading.gapBytes += Number(gap);
+    reading.offset += Number(gap);
+    for (const name of ["stdout", "stderr"] as const) reading.places[name].known = false;
+  }
+  if (output.length > 0) {
+    takeBytes(reading, source === Source.SOURCE_STDERR ? "stderr" : "stdout", Buffer.from(output));
+    reading.offset += output.length;
+  }
+  if (gap === 0n) addUp(reading);
+}
+
+function takeBytes(reading: Reading, name: Name, bytes: Buffer): void {
+  const place = reading.places[name];
+  const all = reading.written[name];
+  const here = `at offset ${reading.offset}: ${bytes.length} bytes`;
+  if (!place.known) {
+    const found = all.indexOf(bytes, place.at);
+    if (found < 0) throw new Error(`${here} that the job did not write to ${name}`);
+    // The first place where it could be is as good as any to go on from, but nothing to be sure of.
+    place.at = found + bytes.length;
+    place.known = bytes.length >= TELLING_BYTES;
+    if (place.known) reading.compared += bytes.length;
+    return;
+  }
+  const expected = all.subarray(place.at, place.at + bytes.length);
+  if (!expected.equals(bytes)) {
+    const why = differs(expected, bytes);
+    throw new Error(`${here} are not what ${name} has from ${place.at} on of ${all.length}: ${why}`);
+  }
+  place.at += bytes.length;
+  reading.compared += bytes.length;
+}
+
+/** Throws Error when the places do not add up to the offset; where one is known, and the other is not, it tells that. */
+function addUp({ written, places, offset }: Reading): void {
+  const { stdout, stderr } = places;
+  if (stdout.known && stderr.known && stdout.at + stderr.at !== offset)
+    throw new Error(`at offset ${offset}: the job had written ${stdout.at} bytes to stdout and ${stderr.at} to stderr`);
+  for (const [name, other] of [
+    ["stdout", "stderr"],
+    ["stderr", "stdout"],
+  ] as const) {
+    // A source that writes nothing has one place only.
+    if (written[name].length === 0) places[name].known = true;
+    if (!places[other].known || places[name].known) continue;
+    const at = offset - places[other].at;
+    if (at < 0 || at > written[name].length)
+      throw new Error(`at offset ${offset}: the job writes ${written[name].length} bytes to ${name}, and not ${at}`);
+    Object.assign(places[name], { at, known: true });
+  }
 }
 
 function differs(expected: Buffer, bytes: Buffer): string {

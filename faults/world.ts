@@ -2,6 +2,7 @@ import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { createCipheriv, createHash } from "node:crypto";
 import { once } from "node:events";
 import {
+  chmodSync,
   closeSync,
   existsSync,
   mkdirSync,
@@ -72,21 +73,12 @@ export interface World extends AsyncDisposable {
   log(): string;
 }
 
-export async function openWorld(
-  place: Place,
-  name: string,
-  { logLimit, logKeep, compress, archive }: Sequence,
-): Promise<World> {
-  const { sandbox, certs } = place;
+export async function openWorld(place: Place, name: string, sequence: Sequence): Promise<World> {
+  const { sandbox } = place;
   await using opening = new AsyncDisposableStack();
   const home = join(sandbox.directory, name);
-  mkdirSync(home);
-  const state = join(home, "state");
-  mkdirSync(state);
-  const store = join(home, "archive");
-  mkdirSync(store);
-  const flags = ["--log-limit", String(logLimit), "--log-keep", logKeep, "--log-compress", compress ? "zstd" : "off"];
-  if (archive) flags.push("--archive", store);
+  const [state, store, marks] = [join(home, "state"), join(home, "archive"), join(home, "marks")];
+  for (const path of [home, state, store]) mkdirSync(path);
   opening.defer(() => rmSync(home, { recursive: true, force: true, maxRetries: 10 }));
   if (sandbox.mounts) {
     execFileSync("mount", ["-t", "tmpfs", "-o", `size=${DISK_BYTES}`, "faults", state]);
@@ -94,45 +86,13 @@ export async function openWorld(
       execFileSync("umount", ["--lazy", state]);
     });
   }
-  const marks = join(home, "marks");
-  writeFileSync(marks, "", { mode: 0o666 });
-  execFileSync("chmod", ["666", marks]);
-  const logFile = join(home, "log");
-  const log = openSync(logFile, "a");
-  opening.defer(() => closeSync(log));
-  const pem = (file: string): string => join(certs, file);
-  const credentials = {
-    ca: readFileSync(pem("ca.crt")),
-    cert: readFileSync(pem("writer.crt")),
-    key: readFileSync(pem("writer.key")),
-  };
+  writeFileSync(marks, "");
+  chmodSync(marks, 0o666);
+  const daemon = opening.use(daemonOf(place, home, flagsOf(sequence, state, store, sandbox.cgroup)));
   const clients: Client[] = [];
   opening.defer(() => clients.forEach((client) => client.close()));
-  let daemon: ChildProcess | undefined;
-  let server = "127.0.0.1:0";
-  const ballast = join(state, "ballast");
-  const tail = (): string =>
-    readFileSync(logFile, "utf8")
-      .trimEnd()
-      .split("\n")
-      .slice(-8)
-      .map((line) => line.slice(0, 400))
-      .join("\n");
-  async function end(signal: "SIGKILL" | "SIGTERM"): Promise<void> {
-    if (daemon === undefined) return;
-    const ending = daemon;
-    if (ending.exitCode !== null || ending.signalCode !== null)
-      throw new Error(`the daemon died by itself:\n${tail()}`);
-    daemon = undefined;
-    const exited = once(ending, "exit");
-    ending.kill(signal);
-    const timer = setTimeout(() => ending.kill("SIGKILL"), DEADLINE_MS);
-    const [code]: unknown[] = await exited;
-    clearTimeout(timer);
-    if (signal === "SIGTERM" && code !== 0)
-      throw new Error(`the daemon exited with ${String(code)} on SIGTERM:\n${tail()}`);
-  }
   opening.defer(() => endAll(sandbox));
+  const ballast = join(state, "ballast");
   const disposal = opening.move();
   return {
     place,
@@ -143,48 +103,112 @@ export async function openWorld(
       return newest;
     },
     get up() {
+      return daemon.up;
+    },
+    async boot() {
+      clients.push(connect({ server: await daemon.boot(), ...writerOf(place) }));
+    },
+    end: daemon.end,
+    freeze: daemon.freeze,
+    directories: () =>
+      readdirSync(join(state, "jobs")).flatMap((each) =>
+        each === ".spares" ? readdirSync(join(state, "jobs", each)) : [each],
+      ),
+    groups: () => (sandbox.cgroup === undefined ? [] : groupsIn(sandbox.cgroup)),
+    fill: () => fill(ballast),
+    free: () => rmSync(ballast, { force: true }),
+    log: daemon.log,
+    [Symbol.asyncDispose]: () => disposal.disposeAsync(),
+  };
+}
+
+function flagsOf(
+  { logLimit, logKeep, compress, archive }: Sequence,
+  state: string,
+  store: string,
+  cgroup: string | undefined,
+): string[] {
+  const flags = ["--state", state, "--max-jobs", "1000", "--log-limit", String(logLimit), "--log-keep", logKeep];
+  flags.push("--log-compress", compress ? "zstd" : "off");
+  if (archive) flags.push("--archive", store);
+  if (cgroup !== undefined) flags.push("--cgroup", cgroup);
+  return flags;
+}
+
+function writerOf({ certs }: Place) {
+  const [ca, cert, key] = ["ca.crt", "writer.crt", "writer.key"].map((file) => readFileSync(join(certs, file)));
+  if (!ca || !cert || !key) throw new Error("no certificates");
+  return { ca, cert, key };
+}
+
+/** Writes a file until there is no room for one more byte. */
+function fill(path: string): void {
+  const file = openSync(path, "w");
+  try {
+    for (let piece = 1 << 20; piece >= 1;) {
+      try {
+        writeSync(file, Buffer.alloc(piece));
+      } catch {
+        piece >>= 4;
+      }
+    }
+  } finally {
+    closeSync(file);
+  }
+}
+
+interface Daemon extends Pick<World, "up" | "end" | "freeze" | "log">, Disposable {
+  /** Resolves to the address that it listens on, the same each time. */
+  boot(): Promise<string>;
+}
+
+/** A daemon whose log is in `home`. Disposal ends no process. */
+function daemonOf({ certs, sandbox }: Place, home: string, flags: readonly string[]): Daemon {
+  const path = join(home, "log");
+  const log = openSync(path, "a");
+  let daemon: ChildProcess | undefined;
+  let server = "127.0.0.1:0";
+  const lastWords = (): string => {
+    const lines = readFileSync(path, "utf8").trimEnd().split("\n").slice(-8);
+    return lines.map((line) => line.slice(0, 400)).join("\n");
+  };
+  return {
+    get up() {
       return daemon !== undefined;
     },
     async boot() {
+      const pem = (file: string): string => join(certs, file);
       const files = ["--ca", pem("ca.crt"), "--cert", pem("worker.crt"), "--key", pem("worker.key")];
-      const args = ["--listen", server, "--state", state, ...files, "--max-jobs", "1000", ...flags];
-      if (sandbox.cgroup !== undefined) args.push("--cgroup", sandbox.cgroup);
       const env = { PATH: process.env["PATH"], FAULTS_RUN: sandbox.run };
-      daemon = spawn(join(ROOT, "bin/jobsd"), args, { env, stdio: ["ignore", "pipe", log] });
+      const words = ["--listen", server, ...files, ...flags];
+      daemon = spawn(join(ROOT, "bin/jobsd"), words, { env, stdio: ["ignore", "pipe", log] });
       server = await address(daemon).catch(() => {
-        throw new Error(`the daemon did not start:\n${tail()}`);
+        throw new Error(`the daemon did not start:\n${lastWords()}`);
       });
-      clients.push(connect({ server, ...credentials }));
+      return server;
     },
-    end,
+    async end(signal) {
+      if (daemon === undefined) return;
+      const ending = daemon;
+      if (ending.exitCode !== null || ending.signalCode !== null)
+        throw new Error(`the daemon died by itself:\n${lastWords()}`);
+      daemon = undefined;
+      const exited = once(ending, "exit");
+      ending.kill(signal);
+      const timer = setTimeout(() => ending.kill("SIGKILL"), DEADLINE_MS);
+      const [code]: unknown[] = await exited;
+      clearTimeout(timer);
+      if (signal === "SIGTERM" && code !== 0)
+        throw new Error(`the daemon exited with ${String(code)} on SIGTERM:\n${lastWords()}`);
+    },
     async freeze(ms) {
       const frozen = daemon;
       frozen?.kill("SIGSTOP");
       await delay(ms);
       frozen?.kill("SIGCONT");
     },
-    directories: () =>
-      readdirSync(join(state, "jobs")).flatMap((name) =>
-        name === ".spares" ? readdirSync(join(state, "jobs", name)) : [name],
-      ),
-    groups: () => (sandbox.cgroup === undefined ? [] : groupsIn(sandbox.cgroup)),
-    fill() {
-      const file = openSync(ballast, "w");
-      try {
-        for (let piece = 1 << 20; piece >= 1;) {
-          try {
-            writeSync(file, Buffer.alloc(piece));
-          } catch {
-            piece >>= 4;
-          }
-        }
-      } finally {
-        closeSync(file);
-      }
-    },
-    free: () => rmSync(ballast, { force: true }),
-    log: tail,
-    [Symbol.asyncDispose]: () => disposal.disposeAsync(),
+    log: lastWords,
+    [Symbol.dispose]: () => closeSync(log),
   };
 }
 
