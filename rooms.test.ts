@@ -43,7 +43,7 @@ const ROOMS: Readonly<Record<string, { readonly rooms: readonly string[]; readon
   docker: { rooms: [] },
   // The suites know the daemon and the CLI as users do: built, and by what they answer.
   e2e: { rooms: ["src/os", "certs", "proto"], packages: ["testcontainers"] },
-  // It knows the daemon as its clients do: built, and by what it answers.
+  // The model knows the daemon as clients do: built, and by what it answers.
   faults: { rooms: ["src/os", "src/client", "certs", "proto"], packages: ["fast-check"] },
   bench: {
     rooms: ["src/os", "src/client", "src/server", "src/worker", "certs", "proto"],
@@ -56,7 +56,7 @@ const TEST_PACKAGES = ["vitest", "fast-check", "@peculiar/x509", "reflect-metada
 const sources = globSync("{src,cli,certs,docker,e2e,faults,bench}/**/*.ts", { exclude: ["**/*.config.ts"] });
 const roomOf = (path: string): string =>
   Object.keys(ROOMS).findLast((room) => path.startsWith(`${room}/`)) ?? path.split("/")[0] ?? "";
-/** Of the rooms that may look at what is theirs to prove; e2e/ proves what is built. */
+/** Whether a file may import from every room: tests may, but for those of e2e/, which prove what is built. */
 const seesAll = (path: string): boolean => isTest(path) && roomOf(path) !== "e2e";
 const isTest = (path: string): boolean => /\.test\.ts$|\/(?:testing|programs)\//.test(path);
 

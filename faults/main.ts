@@ -7,12 +7,12 @@ import type { Figures, Session } from "./session.ts";
 import { finish } from "./settle.ts";
 import { openPlace, openWorld, type Place, unbuilt } from "./world.ts";
 
-// Starts, stops, streams, kills and fills at random, against the built jobsd, and compares with a model.
+// Starts, stops, streams, kills and fills disks at random with the built jobsd, and compares it with a model.
 
-/** Also FAULTS_OPERATIONS, FAULTS_KILLS; FAULTS_SEED and FAULTS_PATH repeat what has failed. */
+/** The defaults of FAULTS_OPERATIONS and FAULTS_KILLS. FAULTS_SEED and FAULTS_PATH repeat a failure. */
 const OPERATIONS = 500;
 const KILLS = 10;
-/** How long to look for a shorter sequence that fails, too; also FAULTS_SHRINK_S. */
+/** The default of FAULTS_SHRINK_S: how long to look for a shorter sequence that fails as well. */
 const SHRINK_S = 60;
 
 const figures: Figures = {
@@ -74,7 +74,7 @@ async function suite(sandbox: Sandbox): Promise<number> {
   return 0;
 }
 
-/** A while after the first failure every other sequence passes, so that fast-check looks no further. */
+/** Lets every sequence pass once it is late after the first failure, so that fast-check looks for no shorter one. */
 function shortening(attempt: (sequence: Sequence) => Promise<void>): (sequence: Sequence) => Promise<void> {
   let endMs = Infinity;
   return async (sequence) => {
@@ -88,7 +88,7 @@ function shortening(attempt: (sequence: Sequence) => Promise<void>): (sequence: 
   };
 }
 
-/** Rejects when something was not as it is to be. */
+/** Runs a sequence in a world of its own. Throws Error where the daemon differs from the model. */
 async function tried(place: Place, sequence: Sequence): Promise<void> {
   await using world = await openWorld(place, `world-${++worlds}`, sequence);
   const over = new AbortController();

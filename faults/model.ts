@@ -3,24 +3,24 @@ import { type Job, State } from "../proto/generated/jobs/v1/worker.ts";
 import type { Written } from "./reader.ts";
 import type { Ending, Shape } from "./shape.ts";
 
-/** A job as it is to be. */
+/** A job as the model has it. */
 export interface Modelled {
-  /** Its request id, its label, and what it marks its start with. */
+  /** The job's request id, its label, and the line by which it marks its start. */
   readonly key: string;
   readonly shape: Shape;
   readonly written: Written;
-  /** Once a start has been answered, or what became of it found out. */
+  /** Undefined until its start is answered, or the job is found after a start that was not. */
   id: string | undefined;
-  /** What has been done to it, which may have come too late. */
+  /** How many stops were asked for; each may have come too late. */
   stops: number;
   supervisorKilled: boolean;
-  /** Its log was full, or the disk. */
+  /** Its log, or the disk, was full. */
   mayHaveGaps: boolean;
-  /** It has been told as ended; that does not change any more. */
+  /** The job as it was first told after its end, which may not change any more. */
   ended: Job | undefined;
 }
 
-/** Throws Error when a job as the daemon tells it is not what it can be. What was asked before the end may come after it. */
+/** Throws Error when the daemon tells of a job what cannot be true. A stop may have come after the job's end. */
 export function check(modelled: Modelled, job: Job): void {
   const { key, id, shape, ended: before } = modelled;
   const fail = (what: string): never => {
@@ -40,7 +40,7 @@ export function check(modelled: Modelled, job: Job): void {
   modelled.ended = job;
 }
 
-/** Whether nothing but itself can have ended it. */
+/** Whether nothing but the job itself can have ended it. */
 export function undisturbed({ stops, supervisorKilled, shape }: Modelled): boolean {
   return stops === 0 && !supervisorKilled && shape.timeLimitMs === undefined;
 }

@@ -1,9 +1,9 @@
 import fc from "fast-check";
 import { LEAST_LOG_LIMIT_BYTES, type Shape, shape } from "./shape.ts";
 
-/** One step of a sequence. `job` counts into the jobs that there are by then, from any number. */
+/** One step of a sequence. `job` is any number; its remainder by the number of jobs so far chooses one. */
 export type Operation =
-  /** `twice`: with one request id, at the same time. `retry`: by itself, when the answer is lost. */
+  /** `twice` sends the same request id twice at once; `retry` sends it again when the answer is lost. */
   | {
       readonly kind: "start";
       readonly shape: Shape;
@@ -15,27 +15,27 @@ export type Operation =
   | { readonly kind: "start-again"; readonly job: number }
   | { readonly kind: "start-missing" }
   | { readonly kind: "stop"; readonly job: number; readonly signal: number; readonly graceMs: number }
-  /** `from`: of what is there by then, in thousandths. */
+  /** `from` is where to begin, in thousandths of the output so far. */
   | { readonly kind: "stream"; readonly job: number; readonly from: number }
   | { readonly kind: "follow"; readonly job: number; readonly from: number }
   | { readonly kind: "wait"; readonly job: number }
   | { readonly kind: "query"; readonly job: number }
   | { readonly kind: "list" }
   | { readonly kind: "pause"; readonly ms: number }
-  /** After so long, in the middle of starts: calls are in flight by then. The daemon is away for as many operations as `away` says. */
+  /** Kills the daemon `afterMs` after some starts began. The daemon stays away for `away` operations. */
   | { readonly kind: "kill"; readonly starts: readonly Shape[]; readonly afterMs: number; readonly away: number }
   | { readonly kind: "upgrade"; readonly afterMs: number; readonly away: number }
   | { readonly kind: "freeze"; readonly ms: number }
   | { readonly kind: "kill-supervisor"; readonly job: number }
-  /** For as many operations. */
+  /** The disk stays full for so many operations. */
   | { readonly kind: "fill-disk"; readonly operations: number };
 
-/** How a daemon is set up, and what is done to it. */
+/** How a daemon is set up, and the operations on it. */
 export interface Sequence {
-  /** Of each job, in bytes; 0 for none. */
+  /** The limit of each job's log, in bytes; 0 for none. */
   readonly logLimit: number;
   readonly logKeep: "newest" | "oldest";
-  /** What becomes of ended jobs' logs. */
+  /** Whether the logs of ended jobs are compressed, and archived. */
   readonly compress: boolean;
   readonly archive: boolean;
   readonly operations: readonly Operation[];
@@ -49,7 +49,7 @@ const graceMs = fc.oneof(fc.constant(0), fc.integer({ min: 1, max: 500 }));
 const from = fc.oneof(fc.constant(0), fc.nat(1000));
 const shapes = fc.array(shape, { minLength: 2, maxLength: 12, size: "max" });
 
-/** @param kills of a thousand operations */
+/** @param kills how many of a thousand operations kill the daemon */
 export function sequences(kills: number, mounts: boolean): fc.Arbitrary<Sequence> {
   return fc.record({
     logLimit: fc.constantFrom(0, LEAST_LOG_LIMIT_BYTES),

@@ -21,10 +21,10 @@ import {
 } from "./session.ts";
 import { settle } from "./settle.ts";
 
-/** How long an operation is waited for, before the next one is done beside it. */
+/** How long to wait for an operation before the next one is begun beside it. */
 const PATIENCE_MS = 100;
 
-/** Does one operation. Throws Error when something is not as it is to be. */
+/** Does one operation. Throws Error where the daemon differs from the model. */
 export async function perform(session: Session, operation: Operation): Promise<void> {
   const done = act(session, operation);
   if (done !== undefined) await Promise.race([done, delay(PATIENCE_MS)]);
@@ -36,7 +36,7 @@ export async function perform(session: Session, operation: Operation): Promise<v
   }
 }
 
-/** What is in flight then is told by a promise; undefined when the operation had no object. */
+/** Begins an operation. Returns a promise of its end, or undefined when there was no job to do it to. */
 function act(session: Session, operation: Operation): Promise<void> | undefined {
   const { world, figures } = session;
   switch (operation.kind) {

@@ -4,7 +4,7 @@ import type { Source as Name } from "./shape.ts";
 /** Shorter pieces could be found in more than one place. */
 const TELLING_BYTES = 12;
 
-/** What a job writes on each source if nothing ends it before. */
+/** The bytes that a job writes to each source if nothing ends it before. */
 export type Written = Readonly<Record<Name, Buffer>>;
 
 /** Compares a stream's messages with what its job writes. */

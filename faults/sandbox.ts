@@ -5,15 +5,15 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 
-/** Where everything happens: what is below `directory` and `cgroup` goes in the end, and every process of it (processesOf). */
+/** Where a run happens. In the end its processes are killed, and all below `directory` and `cgroup` is removed. */
 export interface Sandbox {
-  /** In the environment of every process, as FAULTS_RUN. */
+  /** The value of FAULTS_RUN in the environment of every process of the run. */
   readonly run: string;
-  /** Open to jobs, too. */
+  /** A directory that jobs can enter as well. */
   readonly directory: string;
   /** Undefined where the host has no cgroup v2 to make groups in. */
   readonly cgroup: string | undefined;
-  /** File systems can be mounted here: the disk can be filled. */
+  /** Whether file systems can be mounted, so that the disk can be filled. */
   readonly mounts: boolean;
 }
 
@@ -23,7 +23,7 @@ const ENVIRONMENT = "FAULTS_SANDBOX";
 export function ownSandbox(): Sandbox | undefined {
   const text = process.env[ENVIRONMENT];
   if (text === undefined) return undefined;
-  // Its parent waits and cleans up; without one there is nothing to go on for.
+  // The parent process cleans up; when it is gone, this process ends.
   process.stdin
     .on("end", () => process.exit(1))
     .on("error", () => process.exit(1))
@@ -39,7 +39,7 @@ export function ownSandbox(): Sandbox | undefined {
 export async function inSandbox(program: string): Promise<number> {
   const run = `faults-${process.pid}-${Date.now().toString(36)}`;
   const mounts = canUnshare();
-  // Jobs of a daemon that is root have a /tmp of their own, and are to see this.
+  // Jobs of root's daemon have a /tmp of their own, so the directory has to be elsewhere.
   const directory = mkdtempSync(
     join(process.getuid?.() === 0 ? (process.env["TMPDIR"] ?? "/var/lib") : tmpdir(), "jobs-faults-"),
   );
@@ -100,7 +100,7 @@ export async function endAll(sandbox: Sandbox): Promise<void> {
       try {
         process.kill(pid, "SIGKILL");
       } catch {
-        // It has ended.
+        // The process has ended.
       }
     }
     await delay(10);
@@ -133,13 +133,13 @@ export function processesOf({ run, directory }: Pick<Sandbox, "run" | "directory
       if (environment.includes(`FAULTS_RUN=${run}\0`) || first?.startsWith(`${directory}/`))
         found.set(pid, environment);
     } catch {
-      // It has ended, or is another user's.
+      // The process has ended, or is another user's.
     }
   }
   return found;
 }
 
-/** In this process's own group, which a sandbox shares. */
+/** Makes a group in this process's own group. Returns undefined where none can be made. */
 function makeGroup(name: string): string | undefined {
   try {
     const own = /^0::(\/.*)$/m.exec(readFileSync("/proc/self/cgroup", "utf8"))?.[1];

@@ -9,7 +9,7 @@ import type { World } from "./world.ts";
 
 const RETRY_LIMIT_MS = 60_000;
 
-/** What was done, all sequences together. */
+/** Counts of what all sequences together have done. */
 export interface Figures {
   operations: number;
   starts: number;
@@ -137,7 +137,7 @@ function compressionOf(compress: boolean | undefined): LogCompression {
   return compress ? LogCompression.LOG_COMPRESSION_ZSTD : LogCompression.LOG_COMPRESSION_OFF;
 }
 
-/** What becomes of a start that was not answered is found out when all has settled. */
+/** Starts a job. A start that was not answered is looked up once all has settled. */
 export function start(session: Session, job: Modelled, retry: boolean): Promise<void> {
   const { world, figures } = session;
   figures.starts++;
@@ -158,7 +158,7 @@ export function identify(job: Modelled, id: string): void {
   if (job.id !== id) throw new Error(`${job.key} was started twice: ${job.id} and ${id}`);
 }
 
-/** Of `from` thousandths of what there is. */
+/** Resolves to the offset at `from` thousandths of the job's output so far. */
 export async function offsetOf(session: Session, { id = "" }: Modelled, from: number): Promise<number> {
   if (from === 0) return 0;
   const { job } = await ask(session, (client) => client.query(id));

@@ -1,6 +1,6 @@
 import fc from "fast-check";
 
-/** Random bytes that jobs write pieces of. What a job writes at most is half of it. */
+/** The size of the file of random bytes whose pieces jobs write. A job writes at most half of it. */
 export const POOL_BYTES = 16 * 1024 * 1024;
 /** The least limit of a log, and one that some jobs' output passes. */
 export const LEAST_LOG_LIMIT_BYTES = 1024 * 1024;
@@ -13,15 +13,15 @@ export type Step =
 export type Ending =
   | { readonly kind: "exit"; readonly code: number }
   | { readonly kind: "signal"; readonly signal: number }
-  /** It has to be ended. */
+  /** The job runs until somebody ends it. */
   | { readonly kind: "never" };
 
-/** What a job does; job.c is the program. */
+/** The steps of a job, which job.c takes, and its end. */
 export interface Shape {
   readonly steps: readonly Step[];
   readonly ending: Ending;
   readonly timeLimitMs: number | undefined;
-  /** Otherwise than its daemon has it. */
+  /** The start's own policy for the log; undefined parts are the daemon's. */
   readonly log: { readonly limit: number | undefined; readonly compress: boolean | undefined; readonly stays: boolean };
 }
 
@@ -34,7 +34,7 @@ export function bytesOf({ steps }: Shape, source: Source, pool: Buffer): Buffer 
   );
 }
 
-/** As job.c takes them. */
+/** The arguments of job.c. */
 export function wordsOf({ steps, ending }: Shape): string[] {
   return [...steps.map(wordOf), wordOfEnding(ending)];
 }

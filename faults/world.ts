@@ -25,7 +25,7 @@ const ROOT = join(import.meta.dirname, "..");
 const DISK_BYTES = 128 * 1024 * 1024;
 const DEADLINE_MS = 30_000;
 
-/** What all sequences of a run share. */
+/** The directory, certificates, program and random bytes that all sequences of a run share. */
 export interface Place {
   readonly sandbox: Sandbox;
   readonly certs: string;
@@ -52,7 +52,7 @@ export async function openPlace(sandbox: Sandbox): Promise<Place> {
 /** A daemon on a state directory of its own. */
 export interface World extends AsyncDisposable {
   readonly place: Place;
-  /** Where jobs write that they have started. */
+  /** The file in which each job writes its key when it starts. */
   readonly marks: string;
   /** A client of the daemon that was booted last; earlier ones stay open for those who follow with them. */
   readonly client: Client;
@@ -243,7 +243,7 @@ export async function until(condition: () => string | undefined): Promise<void> 
   throw new Error(complaint);
 }
 
-/** What has to be built and is not there. */
+/** The built files that are missing. */
 export function unbuilt(): string[] {
   return ["dist/jobsd.js", "build/supervisor"].filter((file) => !existsSync(join(ROOT, file)));
 }

@@ -23,7 +23,7 @@ function isWritable(path: string): boolean {
 /** A disk of its own at `path`, which is made. */
 export interface Disk extends Disposable {
   readonly path: string;
-  /** Leaves no block. */
+  /** Fills the disk to its last block. */
   fill(): void;
   empty(): void;
 }
@@ -51,9 +51,9 @@ function mountExt4(path: string): void {
 }
 
 export interface ErringDisk extends Disk {
-  /** Makes it read-only, as an error does that the kernel meets in it. What had been written is on it. */
+  /** Makes the disk read-only, as an error does that the kernel meets in it. All that had been written is on it. */
   err(): Promise<void>;
-  /** Has it checked and mounted again, once nobody has a file of it open. */
+  /** Checks the disk and mounts it again, once nobody has a file of it open. */
   repair(): Promise<void>;
 }
 
@@ -115,7 +115,7 @@ function diskAt(path: string, images: readonly string[]): Disk {
   };
 }
 
-/** What has just ended may be closing its files yet. */
+/** Unmounts a disk, and tries again: a process that has just ended may still be closing its files. */
 function unmount(path: string): void {
   const script = 'for i in $(seq 100); do umount "$0" 2>&1 && exit; sleep 0.05; done; exec umount "$0"';
   execFileSync("sh", ["-c", script, path]);

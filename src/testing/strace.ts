@@ -14,14 +14,14 @@ export interface Fault extends AsyncDisposable {
 }
 
 /**
- * Has these system calls of a process, and of its threads, end with an errno, from when this resolves until it is
- * disposed. `calls` is strace's: "pwrite64,renameat". With a path, only those that concern that file.
+ * Makes these system calls of a process, and of its threads, end with an errno, until the result is disposed of.
+ * `calls` is written as strace has it: "pwrite64,renameat". With a path, only calls that concern that file fail.
  */
 export function failing(pid: number, calls: string, errno: string, path?: string): Promise<Fault> {
   return injecting(pid, calls, `error=${errno}`, path);
 }
 
-/** Has these system calls of a process take so much longer, as failing() has them fail. */
+/** Makes these system calls of a process take so much longer, as failing() makes them fail. */
 export function delaying(pid: number, calls: string, delayMs: number): Promise<Fault> {
   return injecting(pid, calls, `delay_enter=${delayMs * 1000}`);
 }

@@ -14,7 +14,7 @@ export interface TestAuthority {
   ): Promise<{ cert: string; key: string }>;
 }
 
-/** One key for all that it signs, because keys are slow to make. `now` is when its life begins. */
+/** Makes a CA whose life begins at `now`. All that it signs has one key, because keys are slow to make. */
 export async function testAuthority(now?: Date): Promise<TestAuthority> {
   const [authority, key] = await Promise.all([createAuthority({ bits: BITS, ...(now && { now }) }), generateKey(BITS)]);
   return {

@@ -18,7 +18,7 @@ import type { Authority, Pair } from "./authority.ts";
 /** A server that runs, with what it wrote. */
 export interface Running extends Served, AsyncDisposable {
   readonly audit: readonly AuditRecord[];
-  /** What was logged at level warn and above. */
+  /** The lines of the log at level warn and above. */
   readonly logged: readonly { readonly level: number; readonly msg: string; readonly correlationId?: string }[];
 }
 
@@ -173,7 +173,7 @@ export async function* silence(signal: AbortSignal | undefined): ReturnType<Work
   return { offset: 0, job: JOB };
 }
 
-/** What ErrorInfo says of a refusal. */
+/** The ErrorInfo of a refusal. */
 export function factsOf(error: Awaited<ReturnType<typeof errorOf>>): Record<string, string> {
   const [packed] = error.metadata.get("grpc-status-details-bin");
   const [info] = Status.decode(Buffer.from(packed ?? "")).details;

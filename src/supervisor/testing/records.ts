@@ -36,7 +36,7 @@ export function readLog(directory: string) {
   };
 }
 
-/** What the log holds of one source, between the gaps and from `first` on. */
+/** The bytes of one source that the log holds, from `first` on and without the gaps. */
 export function bytesOf({ pieces, bytes, first }: ReturnType<typeof readLog>, source: Piece["source"]): Buffer {
   return Buffer.concat(
     pieces.map((piece, i) =>

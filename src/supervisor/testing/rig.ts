@@ -36,7 +36,7 @@ export const BINARIES = {
   sanitized: join(HERE, "../../build/supervisor-sanitized"),
 } as const;
 
-/** Who the jobs run as: nobody, where that can be had. */
+/** The credentials of jobs: nobody's where the tests run as root, otherwise their own. */
 export const CREDENTIALS = { ...credentialsOf(isRoot ? "nobody" : String(process.getuid?.())), change: isRoot };
 /** A job that has its supervisor's user. */
 export const OWN = {
@@ -59,18 +59,18 @@ export interface Variant {
   readonly mode: "descent" | "cgroup" | "isolated";
   readonly build: keyof typeof BINARIES;
 }
-/** What every test of the supervisor must hold for. */
+/** The variants that every test of the supervisor must hold for. */
 export const variants: readonly Variant[] = modes.flatMap((mode) => [
   { mode, build: "hardened" },
   { mode, build: "sanitized" },
 ]);
-/** What a daemon asks for. */
+/** The isolation that a daemon asks for. */
 export const FULL = isolationOf({}, probed);
 /** All parts but these. */
 export function without(...parts: readonly Part[]): Set<Part> {
   return new Set([...FULL.wanted].filter((part) => !parts.includes(part)));
 }
-/** What a daemon without root asks for, in a group that it may not write. */
+/** The isolation that a daemon without root asks for, in a group that it may not write. */
 export const ROOTLESS: ReadonlySet<Part> = new Set<Part>([...without("cgroup"), "user"]);
 const LEAST: Isolation = { ...FULL, wanted: new Set(["no-new-privileges", "no-capabilities"]) };
 export const hardened = variants.filter(({ build }) => build === "hardened");
@@ -91,7 +91,7 @@ export interface Job {
   readonly stop: (signal: NodeJS.Signals, graceMs: number) => void;
 }
 
-/** What to run: a script of sh unless `argv` is given. */
+/** The job to run: a script of sh unless `argv` is given. */
 export type Spec = Partial<Omit<Launch, "env">> & {
   readonly script?: string;
   readonly env?: Readonly<Record<string, string>>;
@@ -100,14 +100,14 @@ export type Spec = Partial<Omit<Launch, "env">> & {
 /** A spawner with a directory, and a cgroup in that mode, of its own. Disposal proves that nothing stays. */
 export interface Rig extends AsyncDisposable {
   readonly directory: string;
-  /** Where jobs have their directories. */
+  /** The directory of the jobs' directories. */
   readonly jobs: string;
   readonly spawner: Spawner;
-  /** What the spawner's owner has been told. */
+  /** The messages that the spawner's owner has been told. */
   readonly logged: readonly string[];
-  /** What programs/daemon.ts is given after a supervisor: a launch and an isolation. */
+  /** The arguments of programs/daemon.ts that follow a supervisor: a launch and an isolation. */
   readonly daemon: (launch: Launch) => string[];
-  /** Of the spawner's process; known once something has been started. */
+  /** The pid of the spawner's process; known once something has been started. */
   readonly pid: () => number;
   readonly start: (spec: Spec) => Promise<Job>;
   readonly launchOf: (spec: Spec) => Launch;
@@ -117,7 +117,7 @@ export interface Rig extends AsyncDisposable {
   readonly cue: () => void;
 }
 
-/** What the spawner's process is before it is one: `prelude` is in sh. */
+/** Writes the script that becomes the spawner's process, after `prelude`, which is in sh. Returns its path. */
 function wrap(directory: string, build: Variant["build"], prelude: string): string {
   const path = join(directory, "spawner");
   const reports = join(directory, "reports");
@@ -148,7 +148,7 @@ export function supervisorsOf(it: Pick<Rig, "pid" | "jobs">): number[] {
   return childrenOf(it.pid()).filter((pid) => !existsSync(join(it.jobs, `${SPARE}${pid}`)));
 }
 
-/** What the sanitizers reported. There are warnings too: ASan does not know a child of clone3. */
+/** The errors that the sanitizers reported. Their warnings do not count: ASan does not know a child of clone3. */
 export function sanitizerErrors(reports: string): string[] {
   return readdirSync(reports)
     .map((name) => readFileSync(join(reports, name), "utf8"))

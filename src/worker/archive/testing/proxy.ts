@@ -4,7 +4,7 @@ import { setTimeout as delay } from "node:timers/promises";
 
 /* A real proxy before a server, which takes that away. */
 
-/** What becomes of bytes on their way: `trickle` lets answers through byte by byte, `hole` the first of each answer. */
+/** How bytes pass: `trickle` lets answers through byte by byte, `hole` only the first bytes of each answer. */
 export type Weather = "fair" | "refuse" | "cut" | "stall" | "trickle" | "hole";
 
 /** A TCP proxy on a port of its own. */
@@ -12,11 +12,11 @@ export interface Proxy extends AsyncDisposable {
   readonly port: number;
   /** The first line of each request that came, as in `PUT /logs/w/j/output?x-id=PutObject HTTP/1.1`. */
   readonly requests: string[];
-  /** What it is from now on, on all connections; `cut` lets `bytes` of each request through, `hole` of answers. */
+  /** Sets the weather of all connections; `cut` lets `bytes` of each request through, `hole` of each answer. */
   set(weather: Weather, bytes?: number): Promise<void>;
   /** Called with each request's first line before it goes on. */
   onRequest: (line: string) => unknown;
-  /** What is sent in place of bytes of requests. */
+  /** Returns the bytes to send in place of those of a request. */
   change: (bytes: Buffer) => Buffer;
 }
 
@@ -31,7 +31,7 @@ export async function startProxy(target: number): Promise<Proxy> {
       connections.add(socket);
       socket.on("error", () => {}).on("close", () => connections.delete(socket));
     }
-    // One ends with the other, in whatever way that ends.
+    // Each connection ends with the other, whatever ended that.
     forward(client, upstream)
       .catch(() => {})
       .finally(() => upstream.end());

@@ -17,7 +17,7 @@ const SECRET = "S3RVER";
 /** An S3 server with an empty bucket. */
 export interface S3Server extends AsyncDisposable {
   readonly port: number;
-  /** Where it keeps an object's bytes. */
+  /** The file in which the server keeps an object's bytes. */
   object(key: string): string;
 }
 
@@ -34,7 +34,7 @@ export const servers: readonly {
   { name: "versitygw", checksums: true, start: hasGo() ? startVersitygw : undefined },
 ];
 
-/** What the SDK finds credentials in. */
+/** Sets the variables in which the SDK finds credentials. */
 export function credentials(secret = SECRET): void {
   process.env["AWS_ACCESS_KEY_ID"] = KEY_ID;
   process.env["AWS_SECRET_ACCESS_KEY"] = secret;
@@ -95,7 +95,7 @@ async function startVersitygw(): Promise<S3Server> {
   const program = versitygw();
   const directory = mkdtempSync(join(tmpdir(), "jobs-versitygw-"));
   mkdirSync(join(directory, BUCKET));
-  // It takes no port 0, and tells none.
+  // versitygw does not take port 0, and tells no port.
   const finder = createServer().listen(0, "127.0.0.1");
   await once(finder, "listening");
   const { port } = finder.address() as AddressInfo;

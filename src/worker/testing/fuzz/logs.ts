@@ -11,7 +11,7 @@ import { LOGS, never, type Opened, workDirectory } from "./target.ts";
 /* Logs that are damaged, as files and in an archive. */
 
 const LIVE: Live = { ended: () => true, subscribe: () => ({ [Symbol.dispose]() {} }) };
-/** What a reader takes before it goes: a gap can be as long as an index says. */
+/** The most pieces that a reader takes: a gap can be as long as an index says. */
 const MOST_PIECES = 20_000;
 
 function streamOptions(random: Random): StreamOptions {
@@ -28,7 +28,7 @@ function streamOptions(random: Random): StreamOptions {
   };
 }
 
-/** What comes may be any bytes, but in order, and of the log. */
+/** Reads a log to its end. Throws Error when its pieces are not in order; their bytes may be any. */
 async function readThrough(log: Log, random: Random): Promise<void> {
   log.extent();
   let at = -1;
@@ -134,7 +134,7 @@ export function archiveTarget(files: string): Opened {
         async open(key) {
           const whole = chosen?.get(key) ?? Buffer.alloc(0);
           const bytes = key === damaged ? mutated(whole, random) : whole;
-          // One that lies about its size gives less.
+          // An object that lies about its size gives less.
           const size = random() < 0.05 ? bytes.length + below(random, 100_000) : bytes.length;
           return {
             size,

@@ -14,11 +14,11 @@ import { targets } from "./targets.ts";
  * end in time ends this process, with the case's number on stderr: SEED is then that number, and CASES 1.
  */
 
-/** Of a case that computes for ever, and of one that waits for ever: a loaded machine takes its time, but not of the CPU. */
+/** The most CPU time of a case, and the most time, which is longer for a loaded machine's sake. */
 const MOST_CPU_MS = 5000;
 const MOST_MS = 120_000;
 
-/** What the parser met. */
+/** Counts of what a parser met, and the most that it took. */
 export interface Met {
   readonly target: string;
   readonly cases: number;
@@ -27,11 +27,11 @@ export interface Met {
   readonly refused: number;
   /** CPU time that was spent without a turn for others, at the most, in ms. */
   readonly longestTurnMs: number;
-  /** What the process took more than it did before the first case, at the most. */
+  /** The most memory that the process had beyond that before the first case. */
   readonly memoryBytes: number;
 }
 
-/** In a thread, so that it sees a case that holds the event loop. */
+/** Ends the process when a case does not end, from a thread, since a case may hold the event loop. */
 function watch(current: Int32Array): void {
   const program = `
     const { workerData } = require("node:worker_threads");
@@ -82,7 +82,7 @@ async function fuzz(name: string, target: Target, seconds: number, seed: number,
   const current = new Int32Array(new SharedArrayBuffer(4));
   Atomics.store(current, 0, seed);
   watch(current);
-  // What is loaded and compiled with the first case is no case's.
+  // The first case loads and compiles code, which counts for no case.
   await target(randomOf(seed)).catch(() => {});
   await nextTurn();
   const before = process.resourceUsage().maxRSS;

@@ -20,7 +20,7 @@ import { FILES, jobsIn, type Opened, workDirectory } from "./target.ts";
 
 const RUNNING: Job = { ...JOB, id: "01m85bxjqw7ggzm1drbxxphnk6", state: "running", pid: 1 };
 
-/** What a job is taken for can be told to every client. */
+/** Throws where a job cannot be told to a client. */
 function tell(job: Job): void {
   ProtoJob.encode(fromJob(job)).finish();
   JSON.stringify(ProtoJob.toJSON(fromJob(job)));
@@ -132,7 +132,7 @@ function useJournal(stateDir: string, ids: readonly string[], random: Random): v
   for (const call of calls) orUnavailable(call);
 }
 
-/** Whatever is asked of a damaged journal ends as that, and fails no other question. */
+/** Asks a damaged journal something. Throws unless it answers, or fails as damaged. */
 function orUnavailable(call: () => unknown): void {
   try {
     call();

@@ -11,9 +11,9 @@ import { eachReply } from "../../supervisor/frame.ts";
 import { below, mutated, oneOf } from "./mutate.ts";
 import { FILES, jobsIn, never, type Opened, workDirectory } from "./target.ts";
 
-/* What is told by a spawner, and what lies where spares and the files of jobs should. */
+/* Replies of a spawner, and files of strangers in the places of spares and of jobs' files. */
 
-/** What a spawner tells, in pieces of any size. */
+/** Replies of a spawner, in pieces of any size. */
 export function replyTarget(): Opened {
   return {
     async run(random) {
@@ -31,7 +31,7 @@ export function replyTarget(): Opened {
   };
 }
 
-/** What lies where spares are made: all of it goes, and nothing that it leads to. */
+/** Files where spares are made: all of them are removed, and nothing that they lead to. */
 export function spareTarget(files: string): Opened {
   const work = workDirectory(files);
   const [spares, kept] = [join(work.path, "spares"), join(work.path, "kept")];
@@ -60,7 +60,7 @@ export function spareTarget(files: string): Opened {
   };
 }
 
-/** In the place of a job's files: what is no file, would hold up whoever reads it, or leads elsewhere. None of it is read. */
+/** FIFOs, links, devices and directories in the place of a job's files. None of them is read. */
 export function strangerTarget(files: string): Opened {
   const work = workDirectory(files);
   const [source = ""] = jobsIn(files);

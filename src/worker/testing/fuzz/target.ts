@@ -2,7 +2,7 @@ import { mkdtempSync, readdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import type { Random } from "./mutate.ts";
 
-/* What every target of the fuzzer has: a parser, and the directory FILES with what real jobs have left. */
+/* A target of the fuzzer is a parser, given damaged copies of FILES, which real jobs have left in a directory. */
 
 /** Gives a parser one case. Throws what the parser does. */
 export type Target = (random: Random) => Promise<void>;
@@ -11,7 +11,7 @@ export interface Opened extends Disposable {
   readonly run: Target;
 }
 
-/** What FILES holds: logs in both forms, one of a job and one of very many pieces, and a state directory. */
+/** The directories in FILES: the log of a job, a log of very many pieces, each in both forms, and a state directory. */
 export const FILES = { log: "log", many: "many", state: "state" } as const;
 /** main.ts ends what takes too long. */
 export const never = new AbortController().signal;
