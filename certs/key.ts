@@ -19,7 +19,7 @@ export async function generateKey(bits = DEFAULT_BITS): Promise<KeyObject> {
   if (!Number.isInteger(bits) || bits < BITS.min || bits > BITS.max) {
     throw new CertError(
       "invalid",
-      `bits: ${bits} is no size for an RSA key; ${BITS.min} to ${BITS.max}, 4096 by default`,
+      `bits: ${bits} is not a size for an RSA key; give ${BITS.min} to ${BITS.max}, 4096 by default`,
     );
   }
   const { privateKey } = await promisify(generateKeyPair)("rsa", { modulusLength: bits, publicExponent: 0x10001 });

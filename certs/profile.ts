@@ -20,7 +20,7 @@ export const purposes: Readonly<Record<Profile, ExtendedKeyUsage>> = {
 export function parseProfile(text: string | undefined): Profile {
   const profile = profiles.find((name) => name === text);
   if (profile) return profile;
-  const given = text ? `${JSON.stringify(text)} is no role` : "missing";
+  const given = text ? `${JSON.stringify(text)} is not a role` : "missing";
   throw new CertError("invalid", `--role: ${given}; reader, writer or worker (the signer decides it)`);
 }
 

@@ -10,5 +10,5 @@ replaceNodes();
 // S3's client would look for its configuration, which may name a program to run, in the current directory.
 if (!isAbsolute(process.env["HOME"] ?? "/")) delete process.env["HOME"];
 keepIgnored();
-// Only now: the worker loads node:util, which makes process.stderr where nobody has put another one there.
+// Loaded after replaceNodes(): the worker loads node:util, which makes Node's own process.stderr.
 void import("./daemon/jobsd.ts").then(({ main }) => main(ROOT, manifest.version)).then(exit);

@@ -42,10 +42,10 @@ export function startJob(client: Client, request: StartInput, signal?: AbortSign
   return retrying(client, () => client.start(request, { signal, timeoutMs: TIMEOUT_MS }), { ...options, signal });
 }
 
-/** What the flags ask for; `--env NAME` takes its value from `env`. Throws UsageError. */
+/** Returns the request that the flags describe; `--env NAME` takes its value from `env`. Throws UsageError. */
 export function startRequest(given: Given, env: NodeJS.ProcessEnv): StartInput {
   const [command, ...args] = given.words;
-  if (!command) throw new UsageError(`no command: jobs ${given.command} [flags] -- CMD ARGS… is right`);
+  if (!command) throw new UsageError(`no command; give jobs ${given.command} [flags] -- CMD ARGS…`);
   const timeLimit = optional(given, "time-limit", parseDurationMs);
   if (timeLimit === 0) throw new UsageError("--time-limit 0 would end the job at once; leave it out for no limit");
   const variables = parsePairs("--env", given.list("env"), (name) => {
@@ -84,6 +84,6 @@ function userAndGroup(given: Given): { readonly user: string; readonly group: st
   const [user = "", group] = (given.text("user") ?? "").split(/:(.*)/s);
   if (group === undefined) return { user, group: given.text("group") ?? "" };
   if (given.text("group") !== undefined || user === "" || group === "")
-    throw new UsageError(`--user ${given.text("user")}: USER, or USER:GROUP without --group, is right`);
+    throw new UsageError(`--user ${given.text("user")} is not a user; give USER, or USER:GROUP without --group`);
   return { user, group };
 }

@@ -24,7 +24,7 @@ export async function check(given: Given, options: ExamineOptions): Promise<numb
   return exitCodeOfFindings(findings);
 }
 
-/** Of the worker's certificate, when the flags name all of its files. */
+/** Examines the worker's certificate, when the flags name all of its files. */
 async function certificateFindings(given: Given): Promise<Told[]> {
   const [ca, cert, key] = [given.text("ca"), given.text("cert"), given.text("key")];
   if (!ca || !cert || !key) return [];

@@ -3,7 +3,7 @@ import { basename, dirname, relative, resolve } from "node:path";
 import type { WorkerOptions } from "../../src/worker/index.ts";
 import type { Told } from "../tell/findings.ts";
 
-/** What keeps one of the daemon's own files from jobs of the daemon's user, who may do with files what the daemon may. */
+/** The paths to keep from jobs of the daemon's own user, so that they reach none of its secret files. */
 export interface Place {
   /** A directory that holds nothing but such files, or the file itself. */
   readonly paths: readonly string[];
@@ -11,7 +11,7 @@ export interface Place {
   readonly shared?: string;
 }
 
-/** As many links as the kernel follows (path_resolution(7)). */
+/** The kernel follows no more links than that (path_resolution(7)). */
 const MOST_LINKS = 40;
 const OF_CERTIFICATES = /\.(key|crt|cer|pem|csr|srl|crl)$/;
 
@@ -32,7 +32,7 @@ export function placeOf(file: string): Place {
   }
 }
 
-/** Where a link leads; undefined for what is no link, or is not there. */
+/** Returns where a link leads; undefined when the path is not a link, or is not there. */
 function targetOf(path: string): string | undefined {
   try {
     return readlinkSync(path);

@@ -2,18 +2,18 @@ import type { WorkerOptions } from "../../src/worker/index.ts";
 import { parseCount, parseDurationMs, parseSizeBytes, parseWord, UsageError } from "../line/parse.ts";
 import { type Flag, type Given, optional } from "../line/program.ts";
 
-/** Of the daemon. */
+/** The daemon's flags for output logs. */
 export const logFlags: readonly Flag[] = [
   { name: "log-limit", value: "SIZE", about: "output kept of each job at most, 256M when not given, 0 for all" },
   { name: "log-keep", value: "newest|oldest", about: "what to keep at that limit; newest when not given" },
-  { name: "log-compress", value: "off|zstd", about: "of the logs of jobs that have ended; off when not given" },
+  { name: "log-compress", value: "off|zstd", about: "compress the logs of jobs that have ended; off when not given" },
   { name: "log-prune-age", value: "DURATION", about: "remove logs of jobs that ended so long ago, as in 30d" },
   { name: "log-prune-count", value: "N", about: "remove the oldest logs beyond so many" },
   { name: "log-prune-size", value: "SIZE", about: "remove the oldest logs while all take more, as in 10G" },
   { name: "log-prune-free", value: "SIZE|N%", about: "remove the oldest logs while the disk has less free, as in 5%" },
 ];
 
-/** What the daemon's flags say of all logs. Throws UsageError. */
+/** Returns the options for all logs that the daemon's flags give. Throws UsageError. */
 export function logOptions(given: Given): Pick<WorkerOptions, "logKeep" | "logCompress" | "logPrune"> {
   const logKeep = optional(given, "log-keep", (flag, word): "newest" | "oldest" =>
     parseWord(flag, word, ["newest", "oldest"]),
@@ -43,5 +43,5 @@ function parseFree(flag: string, text: string): { readonly kind: "bytes" | "perc
   const [, percent] = /^(\d+(?:\.\d+)?)%$/.exec(text) ?? [];
   if (percent === undefined) return { kind: "bytes", amount: Number(parseSizeBytes(flag, text)) };
   if (Number(percent) < 100) return { kind: "percent", amount: Number(percent) };
-  throw new UsageError(`${flag} ${text} would keep no log; 5% or 10G is right`);
+  throw new UsageError(`${flag} ${text} would keep no log; give 5% or 10G`);
 }

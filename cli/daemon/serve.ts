@@ -14,7 +14,7 @@ import { settings } from "./settings.ts";
 /** `jobsd`: serves until a signal ends it. Resolves to the exit code; throws what keeps it from starting. */
 export async function serveUntilSignal(given: Given, root: string, version: string): Promise<number> {
   const stopping = signalled("SIGTERM", "SIGINT");
-  /** What a SIGHUP does; one that comes before there is anything to do ends nothing. */
+  /** Actions of a SIGHUP. One that comes early does nothing, and does not end the process. */
   const onHangup = new Set<() => void>();
   process.on("SIGHUP", () => onHangup.forEach((each) => each()));
   const { listen, worker: workerOptions, level, secrets, ...served } = await settings(given, root);

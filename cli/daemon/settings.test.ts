@@ -24,6 +24,6 @@ describe("an archive", () => {
   });
 
   it.each(["s3://", "s3://UPPER", "s3:logs", "http://logs", "s3://a b/c"])("%s is refused", (text) => {
-    expect(() => parseArchive(text, {})).toThrow(/^--archive ".*" is no archive: s3:\/\/BUCKET\/PREFIX/);
+    expect(() => parseArchive(text, {})).toThrow(/^--archive ".*" is not an archive; give s3:\/\/BUCKET\/PREFIX/);
   });
 });

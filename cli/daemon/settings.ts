@@ -18,22 +18,38 @@ export const flags: readonly Flag[] = [
   { name: "name", value: "NAME", about: "in front of each job's id, to tell workers apart" },
   ...whoFlags,
   ...logFlags,
-  { name: "archive", value: "DIR|s3://BUCKET/PREFIX", about: "where output of ended jobs is moved to" },
-  { name: "archive-endpoint", value: "URL", about: "of an S3 server that is not AWS's" },
-  { name: "archive-region", value: "REGION", about: "of the bucket" },
+  { name: "archive", value: "DIR|s3://BUCKET/PREFIX", about: "move the output of ended jobs there" },
+  { name: "archive-endpoint", value: "URL", about: "address of an S3 server that is not AWS's" },
+  { name: "archive-region", value: "REGION", about: "region of the bucket" },
   {
     name: "isolation-off",
     value: "LIST",
-    about: `what jobs are not kept from the host by: ${SWITCHES.join(",")}`,
+    about: `parts of the isolation to leave out: ${SWITCHES.join(",")}`,
   },
   { name: "allow-user-namespaces", about: "a start may ask that its job can make user namespaces" },
-  { name: "max-jobs", value: "N", about: "at once" },
-  { name: "max-connections", value: "N", about: "at once of all clients, 1024 when not given; one has half at most" },
-  { name: "max-calls", value: "N", about: "at once of all clients, 4096 when not given; one has half at most" },
+  { name: "max-jobs", value: "N", about: "jobs that may run at once; no limit when not given" },
+  {
+    name: "max-connections",
+    value: "N",
+    about: "connections of all clients at once, 1024 when not given; one client has at most half",
+  },
+  {
+    name: "max-calls",
+    value: "N",
+    about: "calls of all clients at once, 4096 when not given; one client has at most half",
+  },
   { name: "cgroup", value: "DIR", about: "the cgroup v2 directory to make jobs' groups in" },
   { name: "audit", value: "FILE", about: "the audit log; STATE/audit.jsonl when not given" },
-  { name: "audit-limit", value: "SIZE", about: "of it and its older files together, 256M when not given; 0 for none" },
-  { name: "audit-keep", value: "DURATION", about: "its older files are removed after that, 365d when not given" },
+  {
+    name: "audit-limit",
+    value: "SIZE",
+    about: "size of the audit log with its older files, 256M when not given; 0 for no limit",
+  },
+  {
+    name: "audit-keep",
+    value: "DURATION",
+    about: "remove older files of the audit log after so long, 365d when not given",
+  },
   {
     name: "health-socket",
     value: "FILE",
@@ -43,18 +59,18 @@ export const flags: readonly Flag[] = [
   { name: "shutdown-timeout", value: "DURATION", about: "how long a shutdown waits for calls, 10s when not given" },
   {
     name: "check",
-    about: "tell what jobs can be limited and kept apart by here, and start nothing; no flag is needed",
+    about: "show which limits and isolation this host can enforce, and start nothing; needs no other flag",
   },
   {
     name: "recover",
-    about: "make the journal of --state anew, of what its jobs' directories tell, keep the old one, and start nothing",
+    about: "rebuild the journal of --state from its jobs' directories, keep the old one, and start nothing",
   },
-  { name: "json", about: "with --check and --recover: what was found as JSON" },
+  { name: "json", about: "print the result of --check or --recover as JSON" },
 ];
 
 const LEAST_AUDIT_BYTES = 1024 * 1024;
 
-/** What a daemon is started with. */
+/** The settings that a daemon is started with. */
 export interface Settings {
   readonly listen: string;
   /** The addon that verifies chains in a thread of its own. */
@@ -120,7 +136,7 @@ export async function settings(given: Given, root: string): Promise<Settings> {
     ...logOptions(given),
     ...(maxJobs !== undefined && { maxJobs }),
     ...(archive && { archive }),
-    // For jobs as root, who may do with files what the daemon may.
+    // A job of the daemon's own user may do with files what the daemon may.
     hidden: secrets.flatMap((file) => placeOf(file).paths),
     sealed: [process.execPath, root, ...[text("ca"), text("cert")].flatMap((file) => placeOf(file).paths)],
   };
@@ -146,19 +162,20 @@ export async function settings(given: Given, root: string): Promise<Settings> {
   };
 }
 
-/** Bytes of an audit log; throws UsageError for what a few lines would fill. */
+/** Reads the size of an audit log in bytes. Throws UsageError for one that a few lines would fill. */
 function auditLimit(flag: string, size: string): number {
   const bytes = Number(parseSizeBytes(flag, size));
-  if (bytes !== 0 && bytes < LEAST_AUDIT_BYTES) throw new UsageError(`${flag} ${size}: 1M is the least, 0 is no limit`);
+  if (bytes !== 0 && bytes < LEAST_AUDIT_BYTES)
+    throw new UsageError(`${flag} ${size} is too small; give at least 1M, or 0 for no limit`);
   return bytes;
 }
 
-/** A limit of which one client has half. */
+/** Reads a limit of which one client may use half. */
 function atLeastTwo(flag: string, count: string): number {
   return Number(parseCount(flag, count, 2));
 }
 
-/** Flags over JOBSD_ variables. */
+/** Returns what is given by flags, or by JOBSD_ variables where there is no such flag. */
 export function withEnvironment(given: Given, env: NodeJS.ProcessEnv): Given {
   const variable = (name: string): string | undefined =>
     env[`JOBSD_${name.toUpperCase().replaceAll("-", "_")}`] || undefined;
@@ -183,15 +200,15 @@ export function parseArchive(
   const [, bucket, prefix = ""] = /^s3:\/\/([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:\/(.*?))?\/*$/.exec(text ?? "") ?? [];
   if (bucket === undefined && /^[a-z0-9]+:/i.test(text ?? ""))
     throw new UsageError(
-      `--archive ${JSON.stringify(text ?? "")} is no archive: s3://BUCKET/PREFIX or a directory is right`,
+      `--archive ${JSON.stringify(text ?? "")} is not an archive; give s3://BUCKET/PREFIX or a directory`,
     );
   if (bucket === undefined && (endpoint ?? region) !== undefined)
     throw new UsageError(
-      `--archive-${endpoint === undefined ? "region" : "endpoint"} is of --archive s3://BUCKET/PREFIX only`,
+      `--archive-${endpoint === undefined ? "region" : "endpoint"} is for --archive s3://BUCKET/PREFIX only`,
     );
   if (endpoint !== undefined && !/^https?:\/\/[^/?#]+\/?$/.test(endpoint))
     throw new UsageError(
-      `--archive-endpoint ${JSON.stringify(endpoint)} is no endpoint: http://HOST:PORT or https://HOST is right`,
+      `--archive-endpoint ${JSON.stringify(endpoint)} is not an endpoint; give http://HOST:PORT or https://HOST`,
     );
   if (bucket === undefined) return text === undefined ? undefined : { kind: "directory", path: resolve(text) };
   return {

@@ -4,8 +4,8 @@ import { type Flag, type Given, optional } from "../line/program.ts";
 
 /** The daemon's flags for who jobs run as. */
 export const whoFlags: readonly Flag[] = [
-  { name: "user", value: "USER", about: "whom jobs run as that name no user, instead of a uid for each job" },
-  { name: "job-uids", value: "FIRST-LAST", about: "where those uids are taken from, 2100000000-2100065535 at first" },
+  { name: "user", value: "USER", about: "default user for jobs whose start names none, instead of a uid for each job" },
+  { name: "job-uids", value: "FIRST-LAST", about: "range of the uids for jobs, 2100000000-2100065535 when not given" },
   { name: "allow-user", value: "LIST", about: "users that a start may name: names, numbers, 2000-2999; repeatable" },
   { name: "allow-group", value: "LIST", about: "groups that a start may name, beside those of its user; repeatable" },
   { name: "allow-root", about: "a start may name the user root and root's group" },
@@ -13,7 +13,7 @@ export const whoFlags: readonly Flag[] = [
 
 type Who = Pick<WorkerOptions, "user" | "jobUids" | "allowUsers" | "allowGroups" | "allowRoot">;
 
-/** What these flags say. Throws UsageError. */
+/** Returns the options that these flags give. Throws UsageError. */
 export function whoOptions(given: Given): Who {
   const user = given.text("user");
   const jobUids = optional(given, "job-uids", parseUids);
@@ -39,5 +39,5 @@ function parseUids(flag: string, text: string): UidRange {
   const [, first, last] = /^(\d{1,10})-(\d{1,10})$/.exec(text) ?? [];
   const range = { first: Number(first), last: Number(last) };
   if (range.first >= 1 && range.first <= range.last && range.last <= UID_MAX) return range;
-  throw new UsageError(`${flag} ${JSON.stringify(text)} is no range of uids: 2100000000-2100065535 is right`);
+  throw new UsageError(`${flag} ${JSON.stringify(text)} is not a range of uids; give 2100000000-2100065535`);
 }

@@ -144,7 +144,7 @@ describe("the connection", () => {
   const BOM = "\ufeff";
   const LAB = JSON.stringify({ current: "lab", contexts: { lab: { server: "lab:1", ca: "a", cert: "b", key: "c" } } });
   it.each<[string, string | Buffer, string]>([
-    ["no JSON", "{", "is no JSON: "],
+    ["no JSON", "{", "is not JSON: "],
     ["empty", "", "is empty; {} is an empty one"],
     ["UTF-16", Buffer.from(BOM + LAB, "utf16le"), "is UTF-16; save it as UTF-8"],
     ["not UTF-8", Buffer.from('{"current":"\xff"}', "latin1"), "is not UTF-8"],
@@ -187,8 +187,8 @@ describe("the connection", () => {
 
     it.each<[string, NodeJS.ProcessEnv, string]>([
       ["HOME=", { HOME: "" }, "HOME is empty"],
-      ["HOME=.", { HOME: "." }, 'HOME is ".", which is no absolute path'],
-      ["XDG_CONFIG_HOME=conf", { XDG_CONFIG_HOME: "conf" }, 'XDG_CONFIG_HOME is "conf", which is no absolute path'],
+      ["HOME=.", { HOME: "." }, 'HOME is ".", which is not an absolute path'],
+      ["XDG_CONFIG_HOME=conf", { XDG_CONFIG_HOME: "conf" }, 'XDG_CONFIG_HOME is "conf", which is not an absolute path'],
       ["XDG_CONFIG_HOME=.config", { HOME: "/root", XDG_CONFIG_HOME: ".config" }, 'XDG_CONFIG_HOME is ".config"'],
     ])("with %s, and says why", async (_, env, message) => {
       const dir = await mkdtemp(join(home, "cwd-"));

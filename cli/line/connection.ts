@@ -152,10 +152,10 @@ function configFile(env: NodeJS.ProcessEnv): { readonly file: string } | { reado
   const [given, home] = [env["XDG_CONFIG_HOME"], env["HOME"]];
   if (given) {
     if (isAbsolute(given)) return { file: join(given, "jobs", "config.json") };
-    return { nowhere: `XDG_CONFIG_HOME is ${JSON.stringify(given)}, which is no absolute path` };
+    return { nowhere: `XDG_CONFIG_HOME is ${JSON.stringify(given)}, which is not an absolute path` };
   }
   if (home !== undefined && !isAbsolute(home)) {
-    return { nowhere: `HOME is ${home === "" ? "empty" : `${JSON.stringify(home)}, which is no absolute path`}` };
+    return { nowhere: `HOME is ${home === "" ? "empty" : `${JSON.stringify(home)}, which is not an absolute path`}` };
   }
   try {
     return { file: join(home ?? userInfo().homedir, ".config", "jobs", "config.json") };
@@ -206,7 +206,7 @@ function parseJson(bytes: Uint8Array, file: string): unknown {
   try {
     return JSON.parse(text);
   } catch (error) {
-    throw told(`is no JSON: ${reasonOf(error)}`, error);
+    throw told(`is not JSON: ${reasonOf(error)}`, error);
   }
 }
 

@@ -83,13 +83,13 @@ it("reads a LinuxResources document whole, and its 64-bit numbers to the last di
 
 describe("a document is refused by the file's name and the field's", () => {
   it.each([
-    ['{ "memroy": {} }', "memroy is no field; devices, memory, cpu,"],
-    ['{ "memory": { "Limit": 1 } }', "memory.Limit is no field; limit, reservation,"],
-    ['{ "cpu": { "toString": 1 } }', "cpu.toString is no field"],
-    ['{ "__proto__": {} }', "__proto__ is no field"],
+    ['{ "memroy": {} }', "memroy is not a field; give one of devices, memory, cpu,"],
+    ['{ "memory": { "Limit": 1 } }', "memory.Limit is not a field; give one of limit, reservation,"],
+    ['{ "cpu": { "toString": 1 } }', "cpu.toString is not a field"],
+    ['{ "__proto__": {} }', "__proto__ is not a field"],
     [
       '{ "blockIO": { "throttleReadBpsDevice": [{ "major": 8, "minr": 0 }] } }',
-      "blockIO.throttleReadBpsDevice[0].minr is no field; major, minor, path, rate are",
+      "blockIO.throttleReadBpsDevice[0].minr is not a field; give one of major, minor, path, rate",
     ],
     ['{ "memory": { "limit": "256M" } }', "memory.limit is not a whole number from -9223372036854775808"],
     ['{ "memory": { "limit": 1.5 } }', "memory.limit is not a whole number"],
@@ -105,8 +105,8 @@ describe("a document is refused by the file's name and the field's", () => {
     ["[]", "the document is not an object"],
     ["null", "the document is not an object"],
     ["7", "the document is not an object"],
-    ["{", "is no JSON: "],
-    ["", "is no JSON: "],
+    ["{", "is not JSON: "],
+    ["", "is not JSON: "],
   ])("%s: %s", (text, message) => {
     expect(() => parseResources("limits.json", text)).toThrow(UsageError);
     expect(() => parseResources("limits.json", text)).toThrow(`limits.json: ${message}`);

@@ -2,7 +2,7 @@ import { reasonOf } from "../../src/os/errno.ts";
 import type { LinuxResources } from "../../proto/generated/jobs/v1/resources.ts";
 import { UsageError } from "./parse.ts";
 
-/** What a start asks for; the parts that it has. */
+/** The limits that a start asks for; each may be absent. */
 export type Resources = Parameters<(typeof LinuxResources)["fromPartial"]>[0];
 
 type Shape =
@@ -79,7 +79,7 @@ const RESOURCES: Fields = {
   },
 };
 
-/** Where the API's JSON has another name. */
+/** Fields that have another name in the API's JSON. */
 const RENAMED: Readonly<Record<string, string>> = {
   kernelTCP: "kernelTcp",
   disableOOMKiller: "disableOomKiller",
@@ -108,7 +108,7 @@ export function parseResources(file: string, text: string): Resources {
       return typeof value === "number" && /^-?\d+$/.test(source) ? BigInt(source) : value;
     });
   } catch (error) {
-    throw new UsageError(`${file}: is no JSON: ${reasonOf(error)}`);
+    throw new UsageError(`${file}: is not JSON: ${reasonOf(error)}`);
   }
   // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- convert() gives what RESOURCES says, or throws
   return convert(file, "", document, RESOURCES) as Resources;
@@ -140,7 +140,9 @@ function convert(file: string, path: string, value: unknown, shape: Shape): unkn
   if ("map" in shape) return new Map(entries.map(([key, item]) => [key, convert(file, within(key), item, shape.map)]));
   const converted = entries.map(([key, item]) => {
     if (!Object.hasOwn(shape.fields, key) || shape.fields[key] === undefined)
-      throw new UsageError(`${file}: ${within(key)} is no field; ${Object.keys(shape.fields).join(", ")} are`);
+      throw new UsageError(
+        `${file}: ${within(key)} is not a field; give one of ${Object.keys(shape.fields).join(", ")}`,
+      );
     return [RENAMED[key] ?? key, convert(file, within(key), item, shape.fields[key])];
   });
   return Object.fromEntries(converted);

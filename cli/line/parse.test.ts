@@ -36,7 +36,7 @@ describe("a duration", () => {
     "%j is refused, naming the flag",
     (text) => {
       expect(() => parseDurationMs("--grace", text)).toThrow(UsageError);
-      expect(() => parseDurationMs("--grace", text)).toThrow(/^--grace ".*" is no duration: 500ms, 10s/);
+      expect(() => parseDurationMs("--grace", text)).toThrow(/^--grace ".*" is not a duration; give 500ms, 10s/);
     },
   );
 
@@ -68,7 +68,7 @@ describe("a size", () => {
   it.each(["", "M", "-1", "1e3", "10bb", "5x", "1.M", "0x10", "99999999t"])(
     "%j is refused, naming the flag",
     (text) => {
-      expect(() => parseSizeBytes("--memory", text)).toThrow(/^--memory ".*" is no size/);
+      expect(() => parseSizeBytes("--memory", text)).toThrow(/^--memory ".*" is not a size/);
     },
   );
 
@@ -98,18 +98,18 @@ describe("a limit on a disk", () => {
   });
 
   it.each([
-    ["rbps=1M", "names no device"],
-    ["sda:rbps=1M", "names no device"],
-    ["8:rbps=1M", "names no device"],
-    ["/dev/sda", "names no device"],
+    ["rbps=1M", "does not name a device"],
+    ["sda:rbps=1M", "does not name a device"],
+    ["8:rbps=1M", "does not name a device"],
+    ["/dev/sda", "does not name a device"],
     ["/dev/sda:", "is not one of rbps, wbps, riops, wiops"],
     ["/dev/sda:1M", '"1M" is not one of rbps'],
     ["/dev/sda:rbps=1M,", '"" is not one of rbps'],
-    ["/dev/sda:rbps=fast", '--io-max rbps "fast" is no size'],
-    ["/dev/sda:riops=1Mi", '--io-max riops "1Mi" is no rate'],
+    ["/dev/sda:rbps=fast", '--io-max rbps "fast" is not a size'],
+    ["/dev/sda:riops=1Mi", '--io-max riops "1Mi" is not a rate'],
     ["/dev/sda:rbps=0", "would stop all of it"],
-    ["/dev/sda:rbps=", '--io-max rbps "" is no size'],
-    ["/dev/sda:rbps=1=2", '"1=2" is no size'],
+    ["/dev/sda:rbps=", '--io-max rbps "" is not a size'],
+    ["/dev/sda:rbps=1=2", '"1=2" is not a size'],
   ])("%s is refused", (text, message) => {
     expect(() => parseIoMax("--io-max", text)).toThrow(UsageError);
     expect(() => parseIoMax("--io-max", text)).toThrow(message);
@@ -124,7 +124,7 @@ describe("a limit on a disk", () => {
       1_000_000_000n,
     ]);
     for (const text of ["", "k", "-1", "1e3", "1ki", "99999999999g"])
-      expect(() => parseRate("--io-max", text)).toThrow(/is no rate/);
+      expect(() => parseRate("--io-max", text)).toThrow(/is not a rate/);
   });
 });
 
@@ -142,14 +142,14 @@ describe("a device", () => {
   });
 
   it.each([
-    ["", "names no device"],
-    ["fuse", "names no device"],
-    ["a:1:3", "names no device"],
-    ["c:1", "names no device"],
-    ["c:-1:3:rw", "names no device"],
-    ["c:1:3:4:rw", "names no device"],
+    ["", "does not name a device"],
+    ["fuse", "does not name a device"],
+    ["a:1:3", "does not name a device"],
+    ["c:1", "does not name a device"],
+    ["c:-1:3:rw", "does not name a device"],
+    ["c:1:3:4:rw", "does not name a device"],
     ["/dev/fuse:", "has no access"],
-    ["/dev/fuse:rx", "has no access: some of r, w and m are right, as in /dev/fuse:rw"],
+    ["/dev/fuse:rx", "has no access; give some of r, w and m, as in /dev/fuse:rw"],
     ["c:1:3:", "has no access"],
   ])("%j is refused", (text, message) => {
     expect(() => parseDevice("--device", text)).toThrow(UsageError);
@@ -162,7 +162,7 @@ describe("other values", () => {
     expect(parseCpus("--cpus", "0.5")).toEqual({ quota: 50_000n, period: 100_000n });
     expect(parseCpus("--cpus", "2")).toEqual({ quota: 200_000n, period: 100_000n });
     for (const text of ["0", "0.001", "-1", "x", "", "1e9"]) {
-      expect(() => parseCpus("--cpus", text)).toThrow(/^--cpus ".*" is no number of CPUs/);
+      expect(() => parseCpus("--cpus", text)).toThrow(/^--cpus ".*" is not a number of CPUs/);
     }
   });
 
@@ -186,7 +186,7 @@ describe("other values", () => {
       ["C", "3"],
       ["D", ""],
     ]);
-    expect(() => parsePairs("--label", ["x"])).toThrow('--label "x" has no value: --label NAME=VALUE is right');
+    expect(() => parsePairs("--label", ["x"])).toThrow('--label "x" has no value; give --label NAME=VALUE');
     expect(() => parsePairs("--label", ["=x"])).toThrow('--label "=x" has no name');
   });
 
@@ -221,6 +221,6 @@ describe("a umask", () => {
   });
 
   it.each(["", "8", "u=rwx", "1777", "00777"])("%j is refused", (text) => {
-    expect(() => parseUmask("--umask", text)).toThrow(/--umask .* is no umask: 022 or 077 is right/);
+    expect(() => parseUmask("--umask", text)).toThrow(/--umask .* is not a umask; give 022 or 077$/);
   });
 });

@@ -5,7 +5,7 @@ export class UsageError extends Error {
   override readonly name = "UsageError";
 }
 
-/** As google.protobuf.Duration. */
+/** A google.protobuf.Duration. */
 export interface Duration {
   readonly seconds: bigint;
   readonly nanos: number;
@@ -21,7 +21,7 @@ export function parseDurationMs(flag: string, text: string): number {
   const sumMs = parts.reduce((sum, [, count, unit]) => sum + Number(count) * (UNIT_MS[unit ?? ""] ?? Number.NaN), 0);
   if (text === "0") return 0;
   if (whole && sumMs <= LONGEST_MS) return Math.round(sumMs);
-  throw new UsageError(`${flag} ${quoted(text)} is no duration: 500ms, 10s, 5m, 2h, 1d or 1h30m is right`);
+  throw new UsageError(`${flag} ${quoted(text)} is not a duration; give 500ms, 10s, 5m, 2h, 1d or 1h30m`);
 }
 
 export function toDuration(ms: number): Duration {
@@ -35,10 +35,10 @@ export function parseSizeBytes(flag: string, text: string): bigint {
   const [, count, unit = "b"] = /^(\d+(?:\.\d+)?)(?:([kmgt])(?:i?b)?|b)?$/i.exec(text) ?? [];
   const bytes = Number(count) * 1024 ** (UNIT_POWER[unit.toLowerCase()] ?? Number.NaN);
   if (Number.isSafeInteger(Math.round(bytes))) return BigInt(Math.round(bytes));
-  throw new UsageError(`${flag} ${quoted(text)} is no size: 1048576, 64k, 256M or 1.5G is right`);
+  throw new UsageError(`${flag} ${quoted(text)} is not a size; give 1048576, 64k, 256M or 1.5G`);
 }
 
-/** As parseSizeBytes, and -1 for no limit. */
+/** Returns the same as parseSizeBytes, and -1 for `-1`, which stands for no limit. */
 export function parseLimitBytes(flag: string, text: string): bigint {
   return text === "-1" ? -1n : parseSizeBytes(flag, text);
 }
@@ -47,7 +47,7 @@ export function parseLimitBytes(flag: string, text: string): bigint {
 export function parseCount(flag: string, text: string, least = 0): bigint {
   const count = /^-?\d{1,18}$/.test(text) ? BigInt(text) : undefined;
   if (count !== undefined && count >= least) return count;
-  throw new UsageError(`${flag} ${quoted(text)} is no whole number from ${least} on`);
+  throw new UsageError(`${flag} ${quoted(text)} is not a whole number from ${least} on`);
 }
 
 /** `1000`, `2k`, `1.5M`; operations a second, units of 1000 as systemd has them. Throws UsageError naming `flag`. */
@@ -55,13 +55,13 @@ export function parseRate(flag: string, text: string): bigint {
   const [, count, unit = ""] = /^(\d+(?:\.\d+)?)([kmg]?)$/i.exec(text) ?? [];
   const rate = Math.round(Number(count) * 1000 ** ["", "k", "m", "g"].indexOf(unit.toLowerCase()));
   if (Number.isSafeInteger(rate)) return BigInt(rate);
-  throw new UsageError(`${flag} ${quoted(text)} is no rate: 1000, 2k or 1.5M is right`);
+  throw new UsageError(`${flag} ${quoted(text)} is not a rate; give 1000, 2k or 1.5M`);
 }
 
-/** What io.max limits of a device: bytes and operations a second, read and written. */
+/** The rates of a device that io.max limits: bytes and operations a second, read and written. */
 export type IoKey = "rbps" | "wbps" | "riops" | "wiops";
 
-/** A block device by its number or by its path on the worker, and its rates; 0 is no limit. */
+/** A block device by its number or by its path on the worker, and its rates; 0 stands for no limit. */
 export interface IoMax {
   readonly major?: bigint;
   readonly minor?: bigint;
@@ -75,7 +75,7 @@ export function parseIoMax(flag: string, text: string): IoMax {
   const [, major, minor] = /^(\d{1,9}):(\d{1,9})$/.exec(device) ?? [];
   if (major === undefined && !device.startsWith("/"))
     throw new UsageError(
-      `${flag} ${quoted(text)} names no device: /dev/sda:rbps=1M,wiops=100 or 8:0:wbps=max is right`,
+      `${flag} ${quoted(text)} does not name a device; give /dev/sda:rbps=1M,wiops=100 or 8:0:wbps=max`,
     );
   const rates = list.split(",").map((pair): [IoKey, bigint] => {
     const [name = "", rate = ""] = pair.split(/=(.*)/s);
@@ -83,14 +83,14 @@ export function parseIoMax(flag: string, text: string): IoMax {
     if (rate === "max") return [key, 0n];
     const value = (key.endsWith("bps") ? parseSizeBytes : parseRate)(`${flag} ${key}`, rate);
     if (value > 0n) return [key, value];
-    throw new UsageError(`${flag} ${key} ${quoted(rate)} would stop all of it; max is no limit`);
+    throw new UsageError(`${flag} ${key} ${quoted(rate)} would stop all of it; give max for no limit`);
   });
   return major === undefined || minor === undefined
     ? { path: device, rates }
     : { major: BigInt(major), minor: BigInt(minor), rates };
 }
 
-/** A limit of setrlimit(2); an absent value is no limit. */
+/** A limit of setrlimit(2); an absent value stands for no limit. */
 export interface Rlimit {
   readonly name: string;
   readonly soft?: bigint;
@@ -100,7 +100,7 @@ export interface Rlimit {
 /** `nofile=1024:4096`, `core=0`, `as=1G`, `nofile=1024:unlimited`. Throws UsageError naming `flag`. */
 export function parseRlimit(flag: string, text: string): Rlimit {
   const [, name = "", soft = "", hard = soft] = /^([a-z]+)=([^:]+)(?::(.+))?$/.exec(text) ?? [];
-  if (name === "") throw new UsageError(`${flag} ${quoted(text)} is no limit: nofile=1024:4096 or core=0 is right`);
+  if (name === "") throw new UsageError(`${flag} ${quoted(text)} is not a limit; give nofile=1024:4096 or core=0`);
   const value = (word: string): bigint | undefined =>
     word === "unlimited" ? undefined : parseSizeBytes(`${flag} ${name}`, word);
   const [least, most] = [value(soft), value(hard)];
@@ -110,7 +110,7 @@ export function parseRlimit(flag: string, text: string): Rlimit {
 /** `027`: octal, as umask(1) has it. Throws UsageError naming `flag`. */
 export function parseUmask(flag: string, text: string): number {
   if (/^0?[0-7]{1,3}$/.test(text)) return Number.parseInt(text, 8);
-  throw new UsageError(`${flag} ${quoted(text)} is no umask: 022 or 077 is right`);
+  throw new UsageError(`${flag} ${quoted(text)} is not a umask; give 022 or 077`);
 }
 
 /** A device by its type and number or by its path on the worker, and what may be done with it; absent is any. */
@@ -128,11 +128,11 @@ export function parseDevice(flag: string, text: string): DeviceRule {
   const [, device = text, access] = /^(.*):([a-z]*)$/s.exec(text) ?? [];
   const [, type, major, minor] = /^([bc]):(\d{1,9}|\*):(\d{1,9}|\*)$/.exec(device) ?? [];
   if (access !== undefined && !/^[rwm]+$/.test(access))
-    throw new UsageError(`${flag} ${quoted(text)} has no access: some of r, w and m are right, as in ${device}:rw`);
+    throw new UsageError(`${flag} ${quoted(text)} has no access; give some of r, w and m, as in ${device}:rw`);
   const given = { allow: true, ...(access !== undefined && { access }) } as const;
   if (device.startsWith("/")) return { ...given, path: device };
   if (type === undefined)
-    throw new UsageError(`${flag} ${quoted(text)} names no device: /dev/fuse, /dev/sda:r or c:10:*:rw is right`);
+    throw new UsageError(`${flag} ${quoted(text)} does not name a device; give /dev/fuse, /dev/sda:r or c:10:*:rw`);
   const number = (digits = "*"): bigint | undefined => (digits === "*" ? undefined : BigInt(digits));
   const [numbered, partly] = [number(major), number(minor)];
   return {
@@ -151,7 +151,7 @@ export function parseCpus(flag: string, text: string): { readonly quota: bigint;
   if (cpus >= 0.01 && cpus <= 10_000) {
     return { quota: BigInt(Math.round(cpus * CPU_PERIOD_US)), period: BigInt(CPU_PERIOD_US) };
   }
-  throw new UsageError(`${flag} ${quoted(text)} is no number of CPUs: 0.5 or 2 is right, 0.01 is the least`);
+  throw new UsageError(`${flag} ${quoted(text)} is not a number of CPUs; give 0.5 or 2, and at least 0.01`);
 }
 
 /** `TERM`, `SIGTERM`, `term`, or any number: which of them are signals is for the worker to say. Throws UsageError naming `flag`. */
@@ -175,25 +175,23 @@ export function parsePairs(
       const key = at < 0 ? pair : pair.slice(0, at);
       const value = at < 0 ? absent(key) : pair.slice(at + 1);
       if (key !== "" && value !== undefined) return [key, value];
-      throw new UsageError(
-        `${flag} ${quoted(pair)} has no ${key === "" ? "name" : "value"}: ${flag} NAME=VALUE is right`,
-      );
+      throw new UsageError(`${flag} ${quoted(pair)} has no ${key === "" ? "name" : "value"}; give ${flag} NAME=VALUE`);
     }),
   );
 }
 
-/** As parsePairs, of labels: throws UsageError, too, where the worker would know no such key. */
+/** Reads labels like parsePairs. Throws UsageError for a key that the worker would refuse, too. */
 export function parseLabels(flag: string, pairs: readonly string[]): Map<string, string> {
   const labels = parsePairs(flag, pairs);
   for (const key of labels.keys())
     if (!/^[A-Za-z0-9._/-]{1,63}$/.test(key))
       throw new UsageError(
-        `${flag} ${quoted(key)} is no label's key: up to 63 letters, digits and ._/- are right, and = before the value`,
+        `${flag} ${quoted(key)} is not a label's key; give up to 63 letters, digits and ._/-, and = before the value`,
       );
   return labels;
 }
 
-/** One of a few words, as they are given. Throws UsageError naming `flag` and the words. */
+/** Returns the word when it is one of `words`. Throws UsageError naming `flag` and the words. */
 export function parseWord<Word extends string>(flag: string, text: string, words: readonly Word[]): Word {
   const word = words.find((known) => known === text);
   if (word !== undefined) return word;

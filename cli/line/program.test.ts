@@ -187,7 +187,7 @@ describe("a command line", () => {
     ["an unknown command of two words", ["certs", "sing"], /^no command "certs sing", did you mean certs sign\?/],
     ["no command", [], /^no command: start, stop/],
     ["no command after flags", ["--server", "h:1"], /^no command: start/],
-    ["a missing operand", ["stop"], /^no <id...>: jobs stop <id...> is right$/],
+    ["a missing operand", ["stop"], /^no <id...>; give jobs stop <id...>$/],
     ["an operand too many", ["stream", "a", "b"], /^jobs stream takes no "b"$/],
     ["a value that is missing at the end", ["start", "--memory"], /^--memory needs a value: --memory=SIZE/],
     ["a value that looks like a flag", ["start", "--memory", "-1"], /^--memory needs a value/],
@@ -200,7 +200,11 @@ describe("a command line", () => {
     ["a letter that is a number", ["stop", "-9", "a"], /^no flag -9/],
     ["a flag that is no flag of the program's", ["--bogus"], /^no flag --bogus/],
     ["a flag of Node's", ["start", "--env-file", "f", "--", "true"], /^no flag --env-file/],
-    ["a value for a flag that has none", ["start", "--detach=maybe"], /^--detach takes no value but true and false/],
+    [
+      "a value for a flag that has none",
+      ["start", "--detach=maybe"],
+      /^--detach takes no value other than true and false/,
+    ],
     ["a flag of other commands", ["certs", "sign", "x", "--server", "y"], /^no flag --server/],
   ])("is refused for %s", (_, argv, message) => {
     expect(complaint(...argv)).toMatch(message);
@@ -212,6 +216,7 @@ describe("a command line", () => {
     ["help"],
     ["start", "--help"],
     ["help", "certs", "sign"],
+    ["help", "start", "--"],
     ["stop", "-h"],
     ["--version"],
   ])("asks for help with %s, which is on stdout", (...argv) => {

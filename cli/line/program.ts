@@ -5,9 +5,9 @@ import { UsageError } from "./parse.ts";
 /** `--name VALUE`, or on and off where it has no `value`. */
 export interface Flag {
   readonly name: string;
-  /** One letter. */
+  /** A single letter. */
   readonly short?: string;
-  /** What stands for the value in the help. */
+  /** The name of the value in the help. */
   readonly value?: string;
   /** The value may be any bytes, which bytes.ts has in text; elsewhere it is UTF-8. */
   readonly bytes?: boolean;
@@ -18,14 +18,14 @@ export interface Command {
   /** One or two words. */
   readonly name: string;
   readonly alias?: string;
-  /** As sade has them: `<id...>`; sade's help shows them. */
+  /** The operands as sade's help shows them: `<id...>`. */
   readonly operands?: string;
   readonly about: readonly string[];
   readonly flags: readonly Flag[];
   readonly examples?: readonly string[];
-  /** What stands after `--` is its own. */
+  /** The words after `--` are a command line that it takes. */
   readonly takesCommand?: boolean;
-  /** It talks to no worker: it does not have the program's flags. */
+  /** The command talks to no worker, and does not have the program's flags. */
   readonly offline?: boolean;
   /** Resolves to the exit code. */
   readonly run: (given: Given) => Promise<number>;
@@ -47,9 +47,9 @@ export interface Given {
 export interface Program {
   readonly name: string;
   readonly version: string;
-  /** For every command but those offline, and allowed in front of it. */
+  /** Flags of every command that is not offline; they may stand in front of it. */
   readonly flags: readonly Flag[];
-  /** One without a name makes a program that has no commands. */
+  /** A single command without a name makes a program without commands. */
   readonly commands: readonly Command[];
 }
 
@@ -97,7 +97,7 @@ function find(program: Program, argv: readonly string[]): { command?: Command; w
   let at = 0;
   while (isFlag(argv[at])) at += takesNext(argv[at] ?? "", all) ? 2 : 1;
   const [before, after] = [argv.slice(0, at), argv.slice(at)];
-  if (after[0] === "help") return find(program, [...before, ...after.slice(1), "--help"]);
+  if (after[0] === "help") return find(program, [...before, "--help", ...after.slice(1)]);
   for (const count of [2, 1]) {
     const name = after.slice(0, count).join(" ");
     const command = program.commands.find(
@@ -121,7 +121,7 @@ interface Scanned {
   /** The values that each flag was given, in order; "true" or "false" for a flag that takes none. */
   readonly values: ReadonlyMap<string, readonly string[]>;
   readonly operands: readonly string[];
-  /** What stands after `--`. */
+  /** The words after `--`. */
   readonly behind: readonly string[];
 }
 
@@ -141,7 +141,7 @@ function scan(words: readonly string[], flags: readonly Flag[], unknown: (word: 
     for (const { flag, attached } of flagsIn(word, flags, unknown)) {
       if (flag.value === undefined) {
         if (!/^(true|false)?$/.test(attached ?? ""))
-          throw new UsageError(`--${flag.name} takes no value but true and false`);
+          throw new UsageError(`--${flag.name} takes no value other than true and false`);
         add(flag, attached || "true");
       } else {
         const value = attached ?? words[++at] ?? "";
@@ -241,7 +241,7 @@ function givenOf(
 function checkOperands(program: Program, command: Command, operands: readonly string[]): void {
   const { name, operands: wanted = "" } = command;
   const line = [program.name, name].filter(Boolean).join(" ");
-  if (wanted.startsWith("<") && operands.length === 0) throw new UsageError(`no ${wanted}: ${line} ${wanted} is right`);
+  if (wanted.startsWith("<") && operands.length === 0) throw new UsageError(`no ${wanted}; give ${line} ${wanted}`);
   if (wanted.includes("...") || operands.length <= (wanted === "" ? 0 : 1)) return;
   const extra = JSON.stringify(operands[wanted === "" ? 0 : 1]);
   const right = command.takesCommand ? `; the command goes after --: ${line} [flags] -- ${operands.join(" ")}` : "";

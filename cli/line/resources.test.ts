@@ -120,7 +120,7 @@ describe("jobs start --resources", () => {
     expect(await host.jobs(["start", "--resources", file, "--", "true"])).toMatchObject({
       code: 125,
       stdout: "",
-      stderr: expect.stringContaining(`--resources ${file}: memory.swapiness is no field`),
+      stderr: expect.stringContaining(`--resources ${file}: memory.swapiness is not a field`),
     });
   });
 

@@ -102,7 +102,7 @@ describe("a connection that fails says why, and what to do", () => {
     const { code, stderr } = await host.jobs(["list"], { JOBS_SERVER: "localhost" });
     expect({ code, stderr }).toEqual({
       code: 125,
-      stderr: expect.stringMatching(/^jobs: server: "localhost" is no address/),
+      stderr: expect.stringMatching(/^jobs: server: "localhost" is not an address/),
     });
   });
 });

@@ -136,7 +136,7 @@ describe("a connection", () => {
   it.each(["localhost", ":1", "::1:7443", "[localhost]:1", "[::1]", "a b:1", "x:70000", "x:1:2", "http://x:1"])(
     "to %j is refused, saying what would be right",
     (address) => {
-      expect(() => parseTarget(address)).toThrow(/^server: ".*" is no address: HOST:PORT is right/);
+      expect(() => parseTarget(address)).toThrow(/^server: ".*" is not an address; give HOST:PORT/);
     },
   );
 

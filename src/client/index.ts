@@ -45,7 +45,7 @@ const CHANNEL = {
 
 /**
  * A client of one worker; the connection is made by the first call. Throws ClientError INVALID_ARGUMENT when `server`
- * is no address, UNAUTHENTICATED when the credentials are no PEM or the key does not belong to the certificate.
+ * is not an address, UNAUTHENTICATED when the credentials are no PEM or the key does not belong to the certificate.
  */
 export function connect(options: ConnectOptions): Client {
   const target = parseTarget(options.server);

@@ -26,8 +26,10 @@ export function parseTarget(text: string, field = "server"): Target {
   const [, bracketed, plain, port] = /^(?:\[([^\]]*)\]|([^:[\]/\s]+)):(\d{1,5})$/.exec(text) ?? [];
   const host = bracketed ?? plain;
   if (host === undefined || (bracketed !== undefined && isIP(bracketed) !== 6) || Number(port) > 65535) {
-    const right = "HOST:PORT is right, as in worker.example:7443, 192.0.2.1:7443 or [2001:db8::1]:7443";
-    throw new ClientError("INVALID_ARGUMENT", `${field}: ${JSON.stringify(text)} is no address: ${right}`, { field });
+    const right = "HOST:PORT, as in worker.example:7443, 192.0.2.1:7443 or [2001:db8::1]:7443";
+    throw new ClientError("INVALID_ARGUMENT", `${field}: ${JSON.stringify(text)} is not an address; give ${right}`, {
+      field,
+    });
   }
   return { host: unmapped(host), port: Number(port) };
 }

@@ -68,7 +68,7 @@ export function pemBlocks(contents: string | Uint8Array, from: string): readonly
     } else if (ended === undefined) {
       if (HEADER.test(text)) open.encrypted ||= text.includes("ENCRYPTED");
       else if (BASE64.test(text)) open.body += text;
-      else throw new PemError("malformed", `${from}:${line}: is no base64, in the ${open.label} of line ${open.line}`);
+      else throw new PemError("malformed", `${from}:${line}: is not base64, in the ${open.label} of line ${open.line}`);
     } else {
       const { label, line: first, body, encrypted } = open;
       if (ended !== label) throw unended(open, from);
@@ -86,7 +86,7 @@ export function certificatesIn(contents: string | Uint8Array, from: string): rea
   const der = derOf(contents);
   if (der) {
     const remedy = `of a PKCS #12 file (.p12, .pfx) openssl pkcs12 -in ${from} -nodes makes PEM`;
-    const message = `${from}: is no certificate in DER (${remedy})`;
+    const message = `${from}: is not a certificate in DER (${remedy})`;
     return [parsed(der, from, message)];
   }
   const blocks = pemBlocks(contents, from);
@@ -302,7 +302,7 @@ function derKey(der: Buffer, from: string): KeyObject {
   }
   throw new PemError(
     "malformed",
-    `${from}: is no private key in DER without a passphrase; give PEM: openssl pkey -inform DER -in ${from}`,
+    `${from}: is not a private key in DER without a passphrase; give PEM: openssl pkey -inform DER -in ${from}`,
   );
 }
 
