@@ -17,15 +17,15 @@ const connectionFlags: readonly Flag[] = [
   { name: "ca", value: "FILE", about: "certificate of the CA; or JOBS_CA" },
   { name: "cert", value: "FILE", about: "your certificate; or JOBS_CERT" },
   { name: "key", value: "FILE", about: "your certificate's private key; or JOBS_KEY" },
-  { name: "context", value: "NAME", about: "of those in $XDG_CONFIG_HOME/jobs/config.json; or JOBS_CONTEXT" },
+  { name: "context", value: "NAME", about: "a context of $XDG_CONFIG_HOME/jobs/config.json; or JOBS_CONTEXT" },
 ];
 
 const logFlags: readonly Flag[] = [
-  { name: "log-limit", value: "SIZE", about: "output kept, 1M at the least and the daemon's limit at most" },
-  { name: "log-keep", value: "newest|oldest", about: "what to keep at that limit" },
-  { name: "log-compress", value: "off|zstd", about: "of the log, when the job has ended" },
-  { name: "log-archive", value: "yes|no", about: "whether the log goes to the daemon's archive" },
-  { name: "log-keep-for", value: "DURATION", about: "prune the log so long after the job's end" },
+  { name: "log-limit", value: "SIZE", about: "size of the output to keep, from 1M to the daemon's limit" },
+  { name: "log-keep", value: "newest|oldest", about: "which output to keep at that limit" },
+  { name: "log-compress", value: "off|zstd", about: "compress the log when the job has ended, or not" },
+  { name: "log-archive", value: "yes|no", about: "move the log to the daemon's archive, or not" },
+  { name: "log-keep-for", value: "DURATION", about: "remove the log so long after the job's end" },
 ];
 
 const limitFlags: readonly Flag[] = [
@@ -41,12 +41,12 @@ const limitFlags: readonly Flag[] = [
   {
     name: "io-max",
     value: "DEV:RATES",
-    about: "of a disk, as in /dev/sda:rbps=1M,wbps=1M,riops=100,wiops=100; or 8:0:wbps=max; repeatable",
+    about: "rates of a disk, as in /dev/sda:rbps=1M,wbps=1M,riops=100,wiops=100 or 8:0:wbps=max; repeatable",
   },
   {
     name: "device",
     value: "DEV[:ACCESS]",
-    about: "may be used, and no other but null, tty and their like: /dev/fuse:rw or c:10:*; repeatable",
+    about: "a device that the job may use besides null, tty and the like: /dev/fuse:rw or c:10:*; repeatable",
   },
   { name: "resources", value: "FILE", about: "OCI LinuxResources in JSON, - for stdin; flags override its fields" },
 ];
@@ -57,35 +57,47 @@ const startFlags: readonly Flag[] = [
     short: "e",
     value: "NAME[=VALUE]",
     bytes: true,
-    about: "a variable; without VALUE its value here; repeatable",
+    about: "a variable of the job; without VALUE it has the value that it has here; repeatable",
   },
   { name: "cwd", value: "DIR", bytes: true, about: "the job's directory, / when not given" },
   {
     name: "user",
     short: "u",
     value: "USER",
-    about: "whom the job runs as, of those that the daemon allows; a uid of its own otherwise",
+    about: "user of the job, of those that the daemon allows; a uid of its own when not given",
   },
   {
     name: "group",
     value: "GROUP",
-    about: "one of the user's own, or one that the daemon allows; all of its own otherwise",
+    about: "group of the job: one of its user's, or one that the daemon allows; all of its user's when not given",
   },
-  { name: "label", short: "l", value: "KEY=VALUE", about: "to find the job by; repeatable" },
+  { name: "label", short: "l", value: "KEY=VALUE", about: "label to find the job by; repeatable" },
   { name: "time-limit", value: "DURATION", about: "end the job when it has run so long: 500ms, 10s, 5m, 2h, 1d" },
-  { name: "network", value: "host|none", about: "the host's when not given; none is a loopback only" },
+  {
+    name: "network",
+    value: "host|none",
+    about: "network of the job, the host's when not given; none has a loopback only",
+  },
   { name: "private-tmp", about: "an empty /tmp that nobody else sees, gone with the job" },
-  { name: "merge", about: "stderr goes to stdout, in the exact order of all that is written" },
+  { name: "merge", about: "send stderr to stdout, in the exact order of writing" },
   { name: "allow-user-namespaces", about: "the job may make user namespaces, where jobsd allows it" },
-  { name: "rlimit", value: "NAME=SOFT[:HARD]", about: "as in nofile=1024:4096, core=0, as=1G; repeatable" },
-  { name: "umask", value: "MODE", about: "octal; 022 when not given" },
-  { name: "oom-score-adj", value: "N", about: "0 to 1000: how much likelier a victim when the host is out of memory" },
+  {
+    name: "rlimit",
+    value: "NAME=SOFT[:HARD]",
+    about: "limit of setrlimit, as in nofile=1024:4096, core=0, as=1G; repeatable",
+  },
+  { name: "umask", value: "MODE", about: "umask in octal, 022 when not given" },
+  {
+    name: "oom-score-adj",
+    value: "N",
+    about: "0 to 1000: how likely the job is killed first when the host is out of memory",
+  },
   ...logFlags,
   ...limitFlags,
   { name: "request-id", value: "ID", about: "a second start with the same one starts nothing" },
 ];
 
-/** Each command's file is loaded when it runs, and gRPC with it: the help is there at once. */
+/** The commands. The file of each is loaded when it runs, and gRPC with it, so that the help is there at once. */
 const commands: readonly Command[] = [
   {
     name: "start",
@@ -112,8 +124,8 @@ const commands: readonly Command[] = [
     operands: "<id...>",
     about: ["Ends jobs, every process of them."],
     flags: [
-      { name: "signal", short: "s", value: "SIGNAL", about: "TERM when not given; a name or a number" },
-      { name: "grace", value: "DURATION", about: "from the signal to SIGKILL, 10s when not given" },
+      { name: "signal", short: "s", value: "SIGNAL", about: "signal by name or number, TERM when not given" },
+      { name: "grace", value: "DURATION", about: "time from the signal to SIGKILL, 10s when not given" },
       output,
     ],
     run: async (given) => (await import("./commands/stop.ts")).stop(given),
@@ -129,7 +141,7 @@ const commands: readonly Command[] = [
   {
     name: "update",
     operands: "<id>",
-    about: ["Changes limits of a running job: all that are given, or none; the others stay as they are."],
+    about: ["Changes limits of a running job: all that are given, or none of them. Other limits stay as they are."],
     flags: [...limitFlags, output],
     examples: ["update --cpus 2 --memory 1G 01m85bxjqw7ggzm1drbxxphnk6"],
     run: async (given) => (await import("./commands/update.ts")).update(given),
@@ -139,14 +151,19 @@ const commands: readonly Command[] = [
     operands: "<id>",
     about: [
       "Shows what a job uses, until it has ended.",
-      "WAITS are the shares of the last 10 s in which some of it waited for CPU, memory or a disk.",
-      "The first line and the last are of the job's whole life, those between of the time since the one before.",
+      "WAITS are the shares of the last 10 s in which a process of the job waited for CPU, memory or a disk.",
+      "The first line and the last cover the job's whole life; each line between covers the time since the one before.",
       "Ctrl-C leaves the job alone.",
     ],
     flags: [
-      { name: "interval", short: "i", value: "DURATION", about: "1s when not given, 100ms at the least" },
-      { name: "once", about: "one line, and no more" },
-      { name: "json", about: "the same as --output json: a message a line" },
+      {
+        name: "interval",
+        short: "i",
+        value: "DURATION",
+        about: "time between two lines, 1s when not given, at least 100ms",
+      },
+      { name: "once", about: "print one line only" },
+      { name: "json", about: "print a JSON message a line, as --output json does" },
       output,
     ],
     run: async (given) => (await import("./commands/stats.ts")).stats(given),
@@ -157,12 +174,12 @@ const commands: readonly Command[] = [
     operands: "<id>",
     about: ["Writes a job's output: its stdout to stdout, its stderr to stderr.", "Ctrl-C leaves the job alone."],
     flags: [
-      { name: "follow", short: "f", about: "go on until the job has ended" },
+      { name: "follow", short: "f", about: "continue until the job has ended" },
       { name: "offset", value: "N", about: "begin at this byte of the output" },
       { name: "tail", short: "n", value: "N", about: "begin at the last N lines" },
       { name: "tail-bytes", value: "N", about: "begin at the last N bytes" },
-      { name: "source", value: "stdout|stderr", about: "only this one" },
-      { name: "timestamps", short: "t", about: "the time in front of each line" },
+      { name: "source", value: "stdout|stderr", about: "only the output of this one" },
+      { name: "timestamps", short: "t", about: "print the time in front of each line" },
       output,
     ],
     run: async (given) => (await import("./commands/stream.ts")).stream(given),
@@ -174,8 +191,8 @@ const commands: readonly Command[] = [
     flags: [
       { name: "state", value: "STATE", about: "starting, running, stopping or ended; repeatable" },
       { name: "label", short: "l", value: "KEY=VALUE", about: "only jobs with this label; repeatable" },
-      { name: "limit", short: "n", value: "N", about: "at most so many, 100 when not given, 0 for all" },
-      { name: "quiet", short: "q", about: "ids only" },
+      { name: "limit", short: "n", value: "N", about: "number of jobs at most, 100 when not given, 0 for all" },
+      { name: "quiet", short: "q", about: "print ids only" },
       output,
     ],
     run: async (given) => (await import("./commands/list.ts")).list(given),
@@ -190,33 +207,33 @@ const commands: readonly Command[] = [
   {
     name: "doctor",
     about: [
-      "Tells what the worker's host can enforce, and for what it cannot why, and what to do.",
+      "Shows what the worker's host can enforce; for what it cannot enforce, the reason and the remedy.",
       "Exits with 0 when nothing is missing, 1 when jobs lack something, 125 when no worker could be asked.",
     ],
     flags: [output],
     run: async (given) => (await import("./commands/doctor.ts")).doctor(given),
   },
   certs("init", undefined, "Makes a CA and certificates of a worker, a writer and a reader.", [
-    { name: "out", value: "DIR", about: "where to" },
+    { name: "out", value: "DIR", about: "directory to write to" },
     host,
     days,
     bits,
     force,
   ]),
   certs("request", "<name>", "Makes a private key and a request for its certificate.", [
-    { name: "out", value: "DIR", about: "where to" },
+    { name: "out", value: "DIR", about: "directory to write to" },
     host,
     bits,
     force,
   ]),
-  certs("sign", "<csr>", "Signs a request, with the role that you give.", [
+  certs("sign", "<csr>", "Signs a request with the role that you give.", [
     { name: "ca", value: "DIR|FILE", about: "the CA's directory, or its certificate" },
-    { name: "ca-key", value: "FILE", about: "the CA's key; beside its certificate when not given" },
+    { name: "ca-key", value: "FILE", about: "the CA's key, beside its certificate when not given" },
     { name: "role", value: "ROLE", about: "reader, writer or worker" },
     host,
     days,
     { name: "min-bits", value: "N", about: "the smallest key to accept, 4096 when not given" },
-    { name: "out", value: "FILE", about: "beside the request when not given" },
+    { name: "out", value: "FILE", about: "file of the certificate, beside the request when not given" },
     force,
   ]),
   certs("inspect", "<file>", "Shows what a certificate or a request says.", []),
@@ -240,7 +257,7 @@ keepIgnored();
 const { name, run } = understand(commandLine());
 void finish(name, run);
 
-/** A command line as what is to be done. */
+/** Returns what a command line asks for, as a function. */
 function understand(argv: readonly string[]): { name: string; run: () => Promise<number> } {
   try {
     const parsed = parse(program, argv);

@@ -34,7 +34,7 @@ export async function doctor(given: Given): Promise<number> {
   const sentMs = Date.now();
   const answer = await withClient(given, (client) => client.examine({ timeoutMs: TIMEOUT_MS })).catch(
     async (error: unknown) => {
-      // What is known without the worker may be the reason.
+      // The findings about the client may be the reason.
       await (json ? printFindings(own) : print(formatFindings(own)));
       throw error;
     },
@@ -74,7 +74,7 @@ function certificateFinding(certificate: X509Certificate, credentials: Credentia
   return { ...row, state: "limited", reason, remedy: "sign a new one: jobs certs sign" };
 }
 
-/** What the worker's own rule makes of it. */
+/** Examines the role by the rule that the worker uses. */
 function roleFinding({ raw, validToDate }: X509Certificate): Told {
   const identity = identify(raw, validToDate.getTime());
   if (!identity.ok)

@@ -8,7 +8,7 @@ import type { Given } from "../line/program.ts";
 
 const TIMEOUT_MS = 30_000;
 const DEFAULT_LIMIT = 100;
-/** What a worker gives at most at once. */
+/** The number of jobs that a worker returns at most in one answer. */
 const PAGE = 1000;
 
 /** `jobs list [flags]`: a job a line, newest first. */

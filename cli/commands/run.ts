@@ -14,7 +14,7 @@ import type { Given } from "../line/program.ts";
 import { startJob, startRequest } from "./start.ts";
 import { copy } from "./stream.ts";
 
-/** All that would end this program by default, and leave the job behind. */
+/** Signals that would end this program by default, and leave the job behind. */
 const ENDING = [
   "SIGHUP",
   "SIGINT",
@@ -83,7 +83,7 @@ async function follow(client: Client, jobId: string, crashed: Promise<never>): P
   }
 }
 
-/** Also when the worker is away for a moment: nobody else would stop this job. */
+/** Stops the job. Tries again when the worker is away for a moment, because nobody else would stop this job. */
 async function stop(client: Client, jobId: string, graceMs?: number): Promise<void> {
   const grace = graceMs === undefined ? {} : { grace: toDuration(graceMs) };
   await retrying(client, () => client.stop({ jobId, ...grace }), riding(client, { quiet: true }));
@@ -127,10 +127,10 @@ function onSignal(client: Client, requestId: string): Disposable & { started(job
   };
 }
 
-/** An error that nobody has caught, as a promise that never resolves. */
+/** Returns a promise that is rejected with the first error that nobody has caught, and never resolves. */
 function onCrash(): Disposable & { readonly happened: Promise<never> } {
   const { promise: happened, reject } = Promise.withResolvers<never>();
-  happened.catch(() => {}); // whoever waits for it has it, too
+  happened.catch(() => {}); // the error reaches those who wait for the promise
   process.on("uncaughtException", reject);
   return {
     happened,

@@ -37,7 +37,7 @@ export async function stats(given: Given): Promise<number> {
   });
 }
 
-/** What is said next is not to stand behind the line that is written again and again. */
+/** Ends the line that is written again and again, so that the next message stands in a line of its own. */
 function leaveLine(): void {
   if (terminalWidth !== undefined) void print([""]);
 }
@@ -50,7 +50,7 @@ async function writeJson(message: StatsResponse): Promise<void> {
 
 type Column = readonly [title: string, width: number, cell: (now: Usage, before: Usage | undefined) => string];
 
-/** What is told a second is told of the time since the line before; of the job's life in the first and the last line. */
+/** The columns. A rate covers the time since the line before, and the job's whole life in the first and the last line. */
 const COLUMNS: readonly Column[] = [
   ["ELAPSED", 7, (now) => formatDuration(now.elapsed)],
   [
@@ -76,7 +76,7 @@ const COLUMNS: readonly Column[] = [
 
 const GAP = "  ";
 const WIDTH = COLUMNS.reduce((sum, [, width]) => sum + width + GAP.length, -GAP.length);
-/** Where a terminal is narrower: the others fit in 80. */
+/** Columns that are left out on a narrow terminal: the others fit in 80 cells. */
 const SPARED: ReadonlySet<string> = new Set(["PEAK", "SWAP"]);
 
 function table(): Write {
@@ -86,7 +86,7 @@ function table(): Write {
     columns
       .map((column) => cellOf(column).padStart(column[1]))
       .join(GAP)
-      // What is longer would be two lines, and not to be written over.
+      // A longer line would take two rows, which cannot be written over.
       .slice(0, width);
   let before: Usage | undefined;
   let first = true;

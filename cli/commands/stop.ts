@@ -26,7 +26,7 @@ export async function stop(given: Given): Promise<number> {
     const timeoutMs = graceMs + MARGIN_MS;
     const answers = await Promise.allSettled(
       given.operands.map((jobId, index) =>
-        // One of them tells of an outage that is all of theirs.
+        // All calls meet the same outage; the first one tells of it.
         retrying(client, () => client.stop({ jobId, ...how }, { timeoutMs }), riding(client, { quiet: index > 0 })),
       ),
     );

@@ -37,7 +37,7 @@ export async function copy(client: Client, request: StreamInput, write: Write = 
   let end: Job | undefined;
   let next: bigint | undefined;
   try {
-    // What was written may find no room only later, and a job may say nothing more for days.
+    // A write may fail long after it was begun, and a job may be silent for days: the signal ends the loop then.
     for await (const message of resuming(client, request, { ...riding(client), signal: stdoutClosed })) {
       if (message.gap > 0n) say(`${message.gap} bytes of output from offset ${message.offset} on were not kept`);
       await write(message);

@@ -4,7 +4,7 @@ import { environment } from "../line/bytes.ts";
 import { findConnection, readCredentials } from "../line/connection.ts";
 import type { Given } from "../line/program.ts";
 
-/** Why there is no connection; `more` is what to do, and what was used, a line each. */
+/** Says why there is no connection; `more` has the remedy and the settings that were used, a line each. */
 class NoConnection extends ClientError {
   readonly more: readonly string[];
 
@@ -25,7 +25,7 @@ const DIAGNOSED_REASONS: ReadonlySet<string> = new Set(["", "BAD_CREDENTIALS"]);
 export async function withClient<Result>(given: Given, work: (client: Client) => Promise<Result>): Promise<Result> {
   const connection = await findConnection(given, environment());
   const credentials = await readCredentials(connection);
-  // Loaded here and not above: it is nearly all of the program's start.
+  // gRPC is nearly all of the program's start, so it is loaded here.
   const { connect } = await import("../../src/client/index.ts");
   try {
     using client = connect(credentials);

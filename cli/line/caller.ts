@@ -5,7 +5,7 @@ import { constants } from "node:os";
 const { JOBS_NODE_OPTIONS, JOBS_IGNORED_SIGNALS = "0" } = process.env;
 delete process.env["JOBS_NODE_OPTIONS"];
 delete process.env["JOBS_IGNORED_SIGNALS"];
-// For a job that is to have it.
+// Restored, because a job may be given the caller's environment.
 if (JOBS_NODE_OPTIONS !== undefined) process.env["NODE_OPTIONS"] = JOBS_NODE_OPTIONS;
 
 const mask = BigInt(/^[0-9a-f]{1,16}$/.test(JOBS_IGNORED_SIGNALS) ? `0x${JOBS_IGNORED_SIGNALS}` : 0);

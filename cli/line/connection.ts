@@ -147,7 +147,7 @@ async function readContext(wanted: string | undefined, env: NodeJS.ProcessEnv): 
   return { source: `context ${name}`, parts: files };
 }
 
-/** Where config.json is, or why it is nowhere: never in the directory that the program happens to be run in. */
+/** Returns where config.json is, or why it is nowhere. It is never looked for in the current directory. */
 function configFile(env: NodeJS.ProcessEnv): { readonly file: string } | { readonly nowhere: string } {
   const [given, home] = [env["XDG_CONFIG_HOME"], env["HOME"]];
   if (given) {
@@ -164,7 +164,7 @@ function configFile(env: NodeJS.ProcessEnv): { readonly file: string } | { reado
   }
 }
 
-/** What is in config.json. Throws SettingError that says what it is instead. */
+/** Reads config.json. Throws SettingError that says what the file is instead. */
 function configIn(
   bytes: Uint8Array,
   file: string,
@@ -197,7 +197,7 @@ function parseJson(bytes: Uint8Array, file: string): unknown {
   if (bytes[0] === 0xff || bytes[0] === 0xfe) throw told("is UTF-16; save it as UTF-8");
   let text: string;
   try {
-    // It leaves a byte order mark out.
+    // TextDecoder leaves a byte order mark out.
     text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
   } catch (error) {
     throw told("is not UTF-8", error);

@@ -4,7 +4,7 @@ import { type Given, optional } from "./program.ts";
 
 const FLAGS = ["log-limit", "log-keep", "log-compress", "log-archive", "log-keep-for"];
 
-/** What the flags ask for; undefined when it is nothing. Throws UsageError. */
+/** Returns the policy that the flags ask for; undefined when no such flag is given. Throws UsageError. */
 export function logPolicy(given: Given): LogPolicy | undefined {
   if (!FLAGS.some((name) => given.text(name) !== undefined)) return undefined;
   const keep = optional(given, "log-keep", (flag, word) => parseEnum(flag, word, "LOG_KEEP", LogKeep));

@@ -11,13 +11,13 @@ const THROTTLES = {
   wiops: "throttleWriteIopsDevice",
 } as const;
 
-/** What `--resources` and the flags ask for, undefined when it is nothing; a flag overrides the file's field. Throws UsageError. */
+/** Returns the limits that `--resources` and the flags ask for; undefined when there are none. A flag overrides the file's field. Throws UsageError. */
 export function resources(given: Given): Resources | undefined {
   const file = optional(given, "resources", readResources) ?? {};
   const devices = given.list("device").map((text) => parseDevice("--device", text));
   const asked = {
     ...file,
-    // Behind the file's, which a later rule overrides.
+    // A later rule overrides an earlier one, so the flags' rules stand behind the file's.
     ...(devices.length > 0 && { devices: [...(file.devices ?? []), ...devices] }),
     ...group("cpu", file.cpu, {
       ...optional(given, "cpus", parseCpus),
@@ -51,7 +51,7 @@ function group(name: string, file: object | undefined, flags: object): object {
   return { [name]: { ...file, ...Object.fromEntries(given) } };
 }
 
-/** Behind the file's: of two rates for one device the kernel keeps the later one. */
+/** Returns the file's rates with the flags' behind them: the kernel keeps the later one of two for a device. */
 function throttles(given: Given, file: Resources["blockIo"]): NonNullable<Resources["blockIo"]> {
   const lists: Partial<Record<(typeof THROTTLES)[keyof typeof THROTTLES], object[]>> = {};
   for (const text of given.list("io-max")) {

@@ -15,7 +15,7 @@ export function writerTo(fd: 1 | 2): Writable {
   if (stats.isFile() || isMemory(stats)) return atOnce(fd);
   const own = stats.isFIFO() ? reopened(fd) : stats.isSocket() && isNonBlocking(fd) ? fd : undefined;
   if (own !== undefined) return socketOf(own);
-  // In a thread, where a reader that stalls holds up nobody else.
+  // Writes in a thread, so that a reader that stalls holds up nothing else.
   return createWriteStream("", { fd, autoClose: false });
 }
 
@@ -26,7 +26,7 @@ export function standardWriters(): { readonly stdout: Writable; readonly stderr:
   return { stdout, stderr: out.dev === err.dev && out.ino === err.ino ? stdout : writerTo(2) };
 }
 
-/** An unreachable one would be closed. */
+/** Sockets that are kept, because one without a reference is closed. */
 const sockets: Socket[] = [];
 
 /**
@@ -47,7 +47,7 @@ export function isTerminal(fd: number): boolean {
 
 const MEMORY_MAJOR = 1;
 
-/** Of /dev/null and its like, which nobody reads slowly. */
+/** Tells whether it is /dev/null or the like, which no reader can hold up. */
 function isMemory(stats: Stats): boolean {
   return stats.isCharacterDevice() && ((stats.rdev >> 8) & 0xfff) === MEMORY_MAJOR;
 }

@@ -10,7 +10,7 @@ export interface Told {
   readonly name: string;
   /** `limited`: jobs have less than they could, but no promise is broken. */
   readonly state: "enforced" | "limited" | "missing";
-  /** What the state means for a job, in a short phrase. */
+  /** The meaning of the state for a job, in a short phrase. */
   readonly meaning: string;
   readonly reason?: string;
   readonly remedy?: string;
@@ -22,7 +22,7 @@ const MARKS = {
   missing: { mark: "✗", colour: "red", state: FindingState.FINDING_STATE_MISSING },
 } as const;
 
-/** Without these no daemon starts. */
+/** Areas without which no daemon starts. */
 const NEEDED: ReadonlySet<string> = new Set(["supervisor", "state", "certificate", "user"]);
 
 /** 0 when nothing is missing, 1 when jobs lack something, 125 when a daemon could not start. */
@@ -49,7 +49,7 @@ export function formatFindings(findings: readonly Told[]): Line[] {
   });
 }
 
-/** As the API has them. */
+/** Prints findings as the API's message in JSON. */
 export function printFindings(findings: readonly Told[], time?: Date): Promise<void> {
   const told = findings.map(({ state, reason = "", remedy = "", ...what }) => {
     return { ...what, state: MARKS[state].state, reason, remedy };
@@ -65,7 +65,7 @@ export function toldOf({ findings }: ExamineResponse): Told[] {
   });
 }
 
-/** In a line. */
+/** Returns a line with the number of findings that are missing or limited. */
 export function formatSummary(findings: readonly Told[]): string {
   const count = (state: Told["state"]): number => findings.filter((each) => each.state === state).length;
   const [missing, limited] = [count("missing"), count("limited")];

@@ -51,7 +51,7 @@ export function describeEnd({ state, ended, usage }: Pick<Job, "state" | "ended"
   }
 }
 
-/** Of a job that did not end by it: memory.events counts the first of each whole group twice. */
+/** Counts the kernel's kills for memory in a job that survived them: memory.events counts the first kill of each whole group twice. */
 export function killedForMemory(usage: Usage | undefined): bigint {
   return (usage?.oomKills ?? 0n) - (usage?.oomGroupKills ?? 0n);
 }
@@ -99,7 +99,7 @@ export function formatJob(job: Job): Line[] {
   ];
 }
 
-/** As the kernel has them. */
+/** Returns the limits as the kernel's files have them. */
 export function formatLimits({ limits }: Pick<Job, "limits">): string {
   return pairs(new Map([...limits].map(([file, content]) => [file, content.trim().replaceAll("\n", "; ")])));
 }

@@ -17,7 +17,7 @@ const WHY: Readonly<Record<string, string>> = {
   missing: "because its files were gone",
 };
 
-/** Of a job: its output, where that is, and what it asked for. */
+/** Returns the facts about a job's output: its size, its place, and the policy that its start asked for. */
 export function logFacts({ output, log, logPolicy: policy }: Job): [string, string | undefined][] {
   return [
     ["output", output && outputExtent(output)],

@@ -7,21 +7,21 @@ import { say } from "./output.ts";
 const LIMIT_MS = 5 * 60_000;
 const QUERY_TIMEOUT_MS = 30_000;
 
-/** Throws ClientError: what is wrong from the start must not be taken for a connection that broke. */
+/** Asks for the job once. Throws ClientError, so that a mistake is not taken for a connection that broke. */
 export async function checkJob(client: Client, jobId: string): Promise<void> {
   await retrying(client, () => client.query(jobId, { timeoutMs: QUERY_TIMEOUT_MS }), riding(client));
 }
 
 export interface RidingOptions {
-  /** As in RetryOptions; 0 when absent: a worker that was never reached is an error at once. */
+  /** The same as in RetryOptions; 0 when absent, so that a worker that was never reached is an error at once. */
   readonly firstLimitMs?: number;
-  /** Another call tells of the outage. */
+  /** Tells nothing, because another call tells of the outage. */
   readonly quiet?: boolean;
-  /** What to do before something is told. */
+  /** Called before anything is told. */
   readonly before?: () => void;
 }
 
-/** How a call goes on when the worker comes back; each outage is told of once. */
+/** Returns options for a call that continues when the worker comes back. Each outage is told of once. */
 export function riding(
   { connections }: Client,
   { firstLimitMs = 0, quiet = false, before }: RidingOptions = {},

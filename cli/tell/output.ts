@@ -14,10 +14,10 @@ const CLEAR_LINE = "\r\x1b[K";
 
 const { stdout, stderr } = standardWriters();
 const closed = new AbortController();
-/** Aborted, with what to throw, once stdout takes no more. */
+/** Aborted with the error to throw, once stdout cannot be written to. */
 export const stdoutClosed: AbortSignal = closed.signal;
 stdout.on("error", (error) => closed.abort(failureOf(error)));
-// Where nobody can be told of it, nobody is told.
+// There is no place to report that stderr has failed.
 const deaf = new AbortController();
 stderr.on("error", () => deaf.abort());
 
@@ -75,18 +75,18 @@ export async function printJson(value: unknown, { compact = false } = {}): Promi
   await toStdout(`${visibleJson(JSON.stringify(value, undefined, compact ? undefined : 2))}\n`);
 }
 
-/** What a person should know, on stderr; `more` stands in lines of its own below it. */
+/** Tells a person something on stderr; `more` stands in lines of its own below it. */
 export function say(message: string, more: readonly string[] = []): void {
   sayAs("jobs", message, more);
 }
 
-/** As say(), of another program. */
+/** Does the same as say(), for another program. */
 export function sayAs(program: string, message: string, more: readonly string[] = []): void {
   const lines = [`${program}: ${message}`, ...more.map((line) => `  ${line}`)];
   stderr.write(lines.map((line) => `${rendered(line, stderr)}\n`).join(""));
 }
 
-/** Says what was thrown; nothing where it is that nobody reads any more. */
+/** Tells an error; nothing when stdout's reader has gone. */
 export function sayError(error: unknown, program = "jobs"): void {
   if (error instanceof ClosedPipe) return;
   const more = error instanceof Error && "more" in error && Array.isArray(error.more) ? error.more.map(String) : [];

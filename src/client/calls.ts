@@ -2,7 +2,7 @@ import { type ClientReadableStream, type ClientUnaryCall, type ServiceError, sta
 import { BadRequest, ErrorInfo, Status } from "../../proto/generated/google/rpc/details.ts";
 import { ClientError, type Code } from "./errors.ts";
 
-/** Of one call. */
+/** Options of one call. */
 export interface CallOptions {
   /** Gives up: the call rejects with CANCELLED. What it asked for may have been done. */
   readonly signal?: AbortSignal | undefined;

@@ -28,7 +28,7 @@ export interface Diagnosis {
     | "own-refused"
     | "answers";
   readonly message: string;
-  /** What to do. */
+  /** The next step for a person. */
   readonly remedy: string;
 }
 
@@ -50,7 +50,7 @@ const REASONS: Readonly<Record<FaultKind, CertificateReason>> = {
   "wrong-signature": "untrusted",
   "no-issuer": "untrusted",
 };
-/** What to do about each, of the worker's certificate and of the own one. */
+/** The remedy for each fault, in the worker's certificate and in the own one. */
 const REMEDIES: Readonly<Record<CertificateReason, { readonly server: string; readonly own: string }>> = {
   expired: {
     server: "the worker needs a new certificate, or its CA does; or check this machine's clock",
@@ -97,7 +97,7 @@ export async function diagnose(credentials: Credentials, timeoutMs = TIMEOUT_MS)
   }
 }
 
-/** What is wrong with the files themselves: unreadable, or a key of another certificate. */
+/** Tells what is wrong with the files: one is unreadable, or the key belongs to another certificate. */
 export function unusableCredentials(credentials: TlsPem): Diagnosis | undefined {
   try {
     secureContext(credentials);
@@ -204,7 +204,7 @@ function oldTls(where: string, version = "an older TLS"): Diagnosis {
   return { reason: "old-tls", message, remedy: "check the address: this is no jobsd, or a proxy stands in between" };
 }
 
-/** What the server's side of the handshake is worth. */
+/** Examines the server's side of the handshake. */
 function serverFault(socket: TLSSocket, credentials: Credentials, where: string): Diagnosis | undefined {
   const version = socket.getProtocol();
   if (version !== "TLSv1.3") return oldTls(where, version ?? undefined);
@@ -232,7 +232,7 @@ function serverFault(socket: TLSSocket, credentials: Credentials, where: string)
   return told("server", "untrusted", `${name} (${nameOf(peer)}) is not accepted (${code})`);
 }
 
-/** What a worker that trusts the given CA refuses the own certificate for. */
+/** Returns the fault for which a worker that trusts the given CA refuses the own certificate. */
 export function ownFault(credentials: TlsPem): Diagnosis | undefined {
   const { own, chain, authorities } = parseTls(credentials);
   const [fault] = faultsOf(pathOf(own, chain, authorities), "client");

@@ -18,7 +18,7 @@ export class ClientError extends Error {
   readonly reason: string;
   /** The request's field that is wrong, as in `resources.memory.limit`. */
   readonly field: string | undefined;
-  /** As in `{ stage: "exec", errno: "ENOENT" }`. */
+  /** Facts for a program, such as `{ stage: "exec", errno: "ENOENT" }`. */
   readonly facts: Readonly<Record<string, string>>;
 
   constructor(code: Code, message: string, options: ClientErrorOptions = {}) {

@@ -83,7 +83,7 @@ function deadline({ timeoutMs }: CallOptions): { deadline?: number } {
   return timeoutMs === undefined ? {} : { deadline: Date.now() + timeoutMs };
 }
 
-/** Without it, a call to a host that does not answer at all would wait for the kernel's two minutes. */
+/** Gives a call up when there is no connection in time. The kernel would wait two minutes for a host that does not answer. */
 function connecting(
   grpc: WorkerServiceClient,
   { server, connectTimeoutMs = CONNECT_TIMEOUT_MS }: ConnectOptions,

@@ -41,14 +41,14 @@ export async function retrying<Answer>(
 }
 
 /**
- * As client.stream(), but goes on at the offset where a broken stream ended, so that no byte is lost or comes twice.
+ * Streams like client.stream(), and continues where a broken stream ended, so that no byte is lost or comes twice.
  * Throws the ClientError of the last attempt when the worker stays away for longer than `limitMs`.
  */
 export async function* resuming(
   client: Client,
   request: StreamInput,
   options: Omit<RetryOptions, "onResume"> & {
-    /** With the offset to go on at; undefined where nothing has come yet of what began at no offset. */
+    /** Called with the offset to continue at; undefined when the stream began at no offset and nothing has come yet. */
     readonly onResume?: (offset: bigint | undefined) => void;
   },
 ): AsyncGenerator<StreamResponse, void, void> {
@@ -89,7 +89,7 @@ export async function* reopening<Message>(
   }
 }
 
-/** What an attempt's outcome does to an outage. */
+/** Reports of an attempt's outcome. */
 interface Outages {
   /** Begins an attempt. */
   attempt(): void;
@@ -99,10 +99,10 @@ interface Outages {
   failed(error: unknown): Promise<void>;
 }
 
-/** From the first failure until an answer. */
+/** An outage lasts from the first failure until an answer. */
 interface Outage {
   readonly endMs: number;
-  /** All of it: each makes the pause longer. */
+  /** The number of failures in this outage: each makes the next pause longer. */
   failures: number;
   /** Failures that onRetry was told of since the last connection; 0 in the state `back`. */
   told: number;

@@ -7,7 +7,7 @@ import { PemError, parseTls, type TlsPem } from "../x509/pem.ts";
 import { ClientError } from "./errors.ts";
 
 /**
- * Who to call, and with what to prove who calls: the CA's certificate, an own certificate with its chain, and its key,
+ * The worker to call, and the proof of who calls: the CA's certificate, an own certificate with its chain, and its key,
  * in PEM or DER.
  */
 export interface Credentials extends TlsPem {
@@ -16,7 +16,7 @@ export interface Credentials extends TlsPem {
 }
 
 export interface Target {
-  /** Without brackets. */
+  /** The host without brackets. */
   readonly host: string;
   readonly port: number;
 }
