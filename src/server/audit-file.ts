@@ -14,104 +14,69 @@ import {
 } from "node:fs";
 import { basename, dirname, join } from "node:path";
 
-/** How much of an audit log there is. */
+/** How much of an audit log is kept. */
 export interface AuditLimits {
-  /** Of the file and those before it together, in bytes; 0 for no limit, and one file. */
+  /** Bytes of all its files together; with 0 there is no limit, and one file. */
   readonly limitBytes: number;
-  /** Files before it are removed so long after their last line, in ms. */
+  /** How long a file that was followed by another stays after its last line, in ms. */
   readonly keepMs: number;
-  /** A file is followed by another when its first line is so old, in ms. */
+  /** How old the first line of a file becomes before another file follows, in ms. */
   readonly turnMs: number;
 }
 
-/** Appended to, a line at a time. */
+/** A file to which lines are appended. */
 export interface AuditFile {
-  /** One write(2); throws when it was not written whole. */
+  /** Appends by one write(2); throws when the line was not written whole. */
   append(line: string): void;
   /** Opens the path anew, which may name another file now. Throws, and goes on with the file that is open, when it cannot. */
   reopen(): void;
   close(): void;
 }
 
-/** So many files share the limit. */
+/** As many files share the limit. */
 const FILES = 8;
-/** As `turn` names what came before: FILE.2026-11-29T21-56-00.123Z, and -N where that is there. */
+/** What `turn` puts behind the name of a file that another follows: `.2026-11-29T21-56-00.123Z`, and -N where that is taken. */
 const TURNED = /^\.\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d{3}Z(-\d+)?$/;
 
 /**
- * Opens an audit log, mode 0600. A file is followed by another when it has an eighth of the limit, or is `turnMs` old; the
- * oldest go. What is no regular file, as /dev/stdout, is written to and nothing else: not even its mode is changed.
+ * Opens an audit log, mode 0600. Another file follows when this one has an eighth of the limit, or is `turnMs` old; the
+ * oldest files are removed. Nothing but lines is written to what is no regular file, as /dev/stdout, and its mode stays.
  *
- * @param failed is told why a file could not be followed or removed, which ends nothing
- * @throws Node's error, and where nobody reads a FIFO ENXIO
+ * @param failed is told why no file could follow or be removed, which ends nothing
+ * @throws Node's error; for a FIFO that nobody reads it is ENXIO
  */
-export function openAuditFile(
-  path: string,
-  { limitBytes, keepMs, turnMs }: AuditLimits,
-  failed: (error: unknown) => void,
-): AuditFile {
+export function openAuditFile(path: string, limits: AuditLimits, failed: (error: unknown) => void): AuditFile {
+  const { limitBytes, turnMs } = limits;
   const mostBytes = limitBytes === 0 ? Infinity : Math.floor(limitBytes / FILES);
-  let file = open();
+  let file = { ...openFile(path), mostBytes };
   let torn = false;
   tidy();
 
-  function open() {
-    // Without a reader a FIFO would hold the daemon until there is one.
-    const { O_WRONLY, O_APPEND, O_CREAT, O_NONBLOCK } = constants;
-    const fd = openSync(path, O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK, 0o600);
-    try {
-      const found = fstatSync(fd);
-      const regular = found.isFile();
-      if (regular) fchmodSync(fd, 0o600);
-      // The link stays, and what it names is followed.
-      const at = regular ? realpathSync(path) : undefined;
-      return { fd, at, bytes: found.size, sinceMs: found.size > 0 ? found.birthtimeMs : Date.now(), mostBytes };
-    } catch (error) {
-      closeSync(fd);
-      throw error;
-    }
-  }
-
-  /** Renames the file, and opens another in its place. Where that fails the file grows on, and it is tried again later. */
+  /** Renames the file, and opens another in its place. Where that fails the file grows on, and `turn` is tried again later. */
   function turn(): void {
-    const before = file;
-    if (before.at === undefined || before.bytes === 0) return;
-    const name = `${before.at}.${new Date().toISOString().replaceAll(":", "-")}`;
-    let to = name;
-    for (let n = 1; existsSync(to); n++) to = `${name}-${n}`;
+    const { fd, at, bytes } = file;
+    if (at === undefined || bytes === 0) return;
     try {
-      renameSync(before.at, to);
+      const to = rename(at);
       try {
-        file = open();
+        file = { ...openFile(path), mostBytes };
       } catch (error) {
-        renameSync(to, before.at);
+        renameSync(to, at);
         throw error;
       }
       torn = false;
-      closeSync(before.fd);
+      closeSync(fd);
       tidy();
     } catch (error) {
-      before.mostBytes = before.bytes + mostBytes;
-      before.sinceMs = Date.now();
+      file.mostBytes = bytes + mostBytes;
+      file.sinceMs = Date.now();
       failed(error);
     }
   }
 
   function tidy(): void {
-    const { at } = file;
-    if (at === undefined || limitBytes === 0) return;
     try {
-      const before = readdirSync(dirname(at))
-        .filter((name) => name.startsWith(basename(at)) && TURNED.test(name.slice(basename(at).length)))
-        .toSorted()
-        .toReversed()
-        .map((name) => join(dirname(at), name));
-      let left = limitBytes - mostBytes;
-      for (const old of before) {
-        const { size, mtimeMs } = statSync(old);
-        left -= size;
-        if (left < 0 || mtimeMs < Date.now() - keepMs) rmSync(old);
-      }
+      if (file.at !== undefined && limitBytes > 0) removeOldest(file.at, limitBytes - mostBytes, limits.keepMs);
     } catch (error) {
       failed(error);
     }
@@ -128,7 +93,7 @@ export function openAuditFile(
       if (torn) throw new Error(`${path}: only ${written} of ${bytes.length} bytes could be written`);
     },
     reopen() {
-      const next = open();
+      const next = { ...openFile(path), mostBytes };
       closeSync(file.fd);
       file = next;
       torn = false;
@@ -136,4 +101,46 @@ export function openAuditFile(
     },
     close: () => closeSync(file.fd),
   };
+}
+
+/** A file that is open, with its path where it is a regular file, its length, and the age of its first line. */
+function openFile(path: string): { fd: number; at: string | undefined; bytes: number; sinceMs: number } {
+  // Without a reader a FIFO would hold the daemon until there is one.
+  const { O_WRONLY, O_APPEND, O_CREAT, O_NONBLOCK } = constants;
+  const fd = openSync(path, O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK, 0o600);
+  try {
+    const found = fstatSync(fd);
+    const regular = found.isFile();
+    if (regular) fchmodSync(fd, 0o600);
+    // A symbolic link stays; the file that it names is renamed.
+    const at = regular ? realpathSync(path) : undefined;
+    return { fd, at, bytes: found.size, sinceMs: found.size > 0 ? found.birthtimeMs : Date.now() };
+  } catch (error) {
+    closeSync(fd);
+    throw error;
+  }
+}
+
+/** Gives a file that another will follow its name, and returns that. */
+function rename(path: string): string {
+  const name = `${path}.${new Date().toISOString().replaceAll(":", "-")}`;
+  let to = name;
+  for (let n = 1; existsSync(to); n++) to = `${name}-${n}`;
+  renameSync(path, to);
+  return to;
+}
+
+/** Removes the files before the one at `path` that are older than `keepMs`, or beyond `keepBytes` of the newest. */
+function removeOldest(path: string, keepBytes: number, keepMs: number): void {
+  const before = readdirSync(dirname(path))
+    .filter((name) => name.startsWith(basename(path)) && TURNED.test(name.slice(basename(path).length)))
+    .toSorted()
+    .toReversed()
+    .map((name) => join(dirname(path), name));
+  let left = keepBytes;
+  for (const old of before) {
+    const { size, mtimeMs } = statSync(old);
+    left -= size;
+    if (left < 0 || mtimeMs < Date.now() - keepMs) rmSync(old);
+  }
 }

@@ -1,13 +1,13 @@
 import { isIPv6, type Socket } from "node:net";
-import { endsKey, peerOf, type Ends } from "./connections.ts";
+import { endsKey, type Ends, peerOf } from "./connections.ts";
 import { HANDSHAKE_TIMEOUT_MS, MAX_HANDSHAKES, MAX_SILENT } from "./limits.ts";
 import { fairTurns } from "./turns.ts";
 
 /** Connections of which nobody knows yet whose they are. */
 export interface Handshakes {
-  /** Takes a connection in, and begins its handshake when its first byte has come and its turn. */
+  /** Takes a connection in. Its handshake begins when its first byte has come, in a turn of its network's. */
   arrive(socket: Socket): void;
-  /** The handshake between these ends is over; false when it was over before. */
+  /** Says that the handshake between these ends is over; false when it was over before. */
   done(ends: Ends): boolean;
   /** Ends all of them. */
   stop(): void;
@@ -20,31 +20,32 @@ interface Arrival {
   readonly network: string;
 }
 
-/** Why a connection went before its handshake was over. */
+/** Why a connection ended before its handshake was over. */
 type HandshakeRefusal = "CLIENT_GONE" | "ECONNRESET" | "SILENT" | "TOO_MANY_HANDSHAKES";
 
 /**
- * Bounds what strangers cost. A connection without a byte takes a descriptor and nothing more; one that has spoken takes
- * a TLS state, and a signature once its hello is whole. Of either kind there are so many, and where there is one more the
- * network that has the most loses its oldest. Handshakes begin network by network, one in a turn of the event loop.
+ * Bounds what strangers cost. A connection without a byte takes a descriptor and nothing more; a connection that has
+ * spoken takes a TLS state, and a signature once its hello is whole. The number of either kind is bounded: one more than
+ * that ends the oldest of the network that has the most. Handshakes begin network by network, one in each turn of the event loop.
  *
- * @param refuse is told of each that went otherwise than by `done`
+ * @param begin shakes hands
+ * @param refuse is told of each connection that ended before `done`
  */
 export function openHandshakes(
   begin: (socket: Socket) => void,
   refuse: (peer: string, reason: HandshakeRefusal) => void,
 ): Handshakes {
   const open = new Map<string, Arrival>();
-  const [silent, speaking] = [crowd(), crowd()];
+  const [silent, speaking] = [crowd(MAX_SILENT), crowd(MAX_HANDSHAKES)];
   const turns = fairTurns(0);
-  let sweeping = false;
+  const tooMany = (arrival: Arrival): void => drop(arrival, "TOO_MANY_HANDSHAKES");
+  // Connections that arrived in one turn of the event loop can be read in the next: nobody is ended before that.
+  const thinSilent = afterNextTurn(() => silent.thin(tooMany));
 
   function end(key: string): boolean {
     const arrival = open.get(key);
-    if (!arrival) return false;
-    open.delete(key);
-    if (!silent.delete(arrival)) speaking.delete(arrival);
-    return true;
+    if (arrival && !silent.delete(arrival)) speaking.delete(arrival);
+    return open.delete(key);
   }
 
   function drop({ key, peer, socket }: Arrival, reason: HandshakeRefusal): void {
@@ -52,32 +53,12 @@ export function openHandshakes(
     socket.destroy();
   }
 
-  function thin(pool: Crowd, most: number): void {
-    while (pool.size() > most) {
-      const oldest = pool.oldestOfMost();
-      if (!oldest) return;
-      drop(oldest, "TOO_MANY_HANDSHAKES");
-    }
-  }
-
-  /** Those that arrived in one turn of the event loop can be read in the next one: nobody goes before. */
-  function sweepSoon(): void {
-    if (sweeping || silent.size() <= MAX_SILENT) return;
-    sweeping = true;
-    setImmediate(() =>
-      setImmediate(() => {
-        sweeping = false;
-        thin(silent, MAX_SILENT);
-      }),
-    );
-  }
-
   function speak(arrival: Arrival): void {
     const { socket, network } = arrival;
     if (!silent.delete(arrival)) return;
     socket.setTimeout(0);
     speaking.add(arrival);
-    thin(speaking, MAX_HANDSHAKES);
+    speaking.thin(tooMany);
     turns.take(network, () => {
       if (socket.destroyed) return false;
       begin(socket);
@@ -100,7 +81,7 @@ export function openHandshakes(
       socket.once("close", () => drop(arrival, "CLIENT_GONE"));
       socket.on("error", () => socket.destroy());
       socket.setTimeout(HANDSHAKE_TIMEOUT_MS, () => drop(arrival, "SILENT"));
-      sweepSoon();
+      if (silent.isOver()) thinSilent();
     },
     done: (ends) => end(endsKey(ends) ?? ""),
     stop() {
@@ -111,19 +92,41 @@ export function openHandshakes(
   };
 }
 
-/** Those of one network in the order that they came in. */
-interface Crowd {
-  add(arrival: Arrival): void;
-  /** False when it was not there. */
-  delete(arrival: Arrival): boolean;
-  size(): number;
-  /** Of the network that has the most. */
-  oldestOfMost(): Arrival | undefined;
+/** Calls `work` after the next turn of the event loop, once for all that ask before. */
+function afterNextTurn(work: () => void): () => void {
+  let asked = false;
+  return () => {
+    if (asked) return;
+    asked = true;
+    setImmediate(() =>
+      setImmediate(() => {
+        asked = false;
+        work();
+      }),
+    );
+  };
 }
 
-function crowd(): Crowd {
+/** Connections of one kind, by their networks. */
+interface Crowd {
+  add(arrival: Arrival): void;
+  /** False when the connection was not there. */
+  delete(arrival: Arrival): boolean;
+  isOver(): boolean;
+  /** Drops the oldest connection of the network that has the most, until the limit is kept. */
+  thin(drop: (arrival: Arrival) => void): void;
+}
+
+/** @param drop in `thin` has to delete what it is given */
+function crowd(most: number): Crowd {
+  /** The connections of each network, in the order in which they came. */
   const networks = new Map<string, Set<Arrival>>();
   let size = 0;
+  function oldest(): Arrival | undefined {
+    let largest: Set<Arrival> | undefined;
+    for (const members of networks.values()) if (members.size > (largest?.size ?? 0)) largest = members;
+    return largest?.values().next().value;
+  }
   return {
     add(arrival) {
       const members = networks.get(arrival.network);
@@ -138,16 +141,18 @@ function crowd(): Crowd {
       size--;
       return true;
     },
-    size: () => size,
-    oldestOfMost() {
-      let most: Set<Arrival> | undefined;
-      for (const members of networks.values()) if (members.size > (most?.size ?? 0)) most = members;
-      return most?.values().next().value;
+    isOver: () => size > most,
+    thin(drop) {
+      while (size > most) {
+        const next = oldest();
+        if (!next) return;
+        drop(next);
+      }
     },
   };
 }
 
-/** The address, or of IPv6 the first half of it: a host has all that share it. */
+/** The network of an address: an IPv4 address, or the first half of an IPv6 address, since a host has all that share it. */
 export function networkOf({ remoteAddress = "" }: Pick<Socket, "remoteAddress">): string {
   if (!isIPv6(remoteAddress)) return remoteAddress;
   const mapped = /^::ffff:([\d.]+)$/i.exec(remoteAddress)?.[1];

@@ -1,20 +1,21 @@
 import { randomUUID } from "node:crypto";
 import type { Writable } from "node:stream";
 import { setImmediate as nextTurn } from "node:timers/promises";
+import type { TLSSocket } from "node:tls";
 import { fileURLToPath } from "node:url";
-import { Server, ServerCredentials, type Metadata } from "@grpc/grpc-js";
+import { type ConnectionInjector, type Metadata, Server, ServerCredentials } from "@grpc/grpc-js";
 import type { Logger } from "pino";
 import { HealthService } from "../../proto/generated/grpc/health/v1/health.ts";
 import type { Worker } from "../worker/index.ts";
 import type { TlsPem } from "../x509/pem.ts";
-import { openAudit, writeRecord } from "./audit.ts";
+import { type Audit, openAudit, writeRecord } from "./audit.ts";
 import { auditCalls } from "./audit-calls.ts";
 import type { AuditLimits } from "./audit-file.ts";
 import { authorise } from "./authorise.ts";
-import { connectionTable } from "./connections.ts";
+import { type Connections, connectionTable } from "./connections.ts";
 import { fewOf } from "./few.ts";
-import { handlers, type Caller } from "./guard.ts";
-import { health, serveHealth } from "./health.ts";
+import { type Caller, type Handlers, handlers } from "./guard.ts";
+import { type Health, health, serveHealth } from "./health.ts";
 import { AUDIT_LIMITS, grpcOptions, MAX_CALLS, MAX_CONNECTIONS } from "./limits.ts";
 import { recordRefusals, recordUnknownMethods } from "./refusals.ts";
 import { workerService } from "./service.ts";
@@ -25,7 +26,7 @@ import { listenTls, type TlsListener } from "./tls.ts";
 import { fairTurns } from "./turns.ts";
 
 export interface ServeOptions {
-  /** Stays the caller's: closing the server does not close it. */
+  /** Closing the server does not close the worker. */
   readonly worker: Worker;
   readonly host: string;
   /** 0 takes a free one. */
@@ -37,20 +38,21 @@ export interface ServeOptions {
   readonly healthSocket?: string | undefined;
   /** The audit log: a file's path, or a stream. */
   readonly audit: string | Writable;
-  /** Of a file: AUDIT_LIMITS where absent. */
+  /** Limits of the audit log where it is a file; those that are absent are those of AUDIT_LIMITS. */
   readonly auditLimits?: Partial<AuditLimits>;
   readonly log: Logger;
   /** How long a shutdown waits for calls that are being answered, in ms. */
   readonly shutdownMs: number;
-  /** At once, of all clients: 1024 and 4096 when absent. One client has a half at most: shares.ts. */
+  /** How many connections all clients have at once; 1024 when absent. One client has a half at most: shares.ts. */
   readonly maxConnections?: number | undefined;
+  /** How many calls all clients have at once, likewise; 4096 when absent. */
   readonly maxCalls?: number | undefined;
 }
 
 export interface Served {
   readonly port: number;
   readonly address: string;
-  /** Opens files anew that are written to, since others may have their names now. What fails is logged, and changes nothing. */
+  /** Opens the audit log anew, since its path may name another file now. A failure is logged, and changes nothing. */
   reopen(): void;
   /** Ends streams with UNAVAILABLE, lets other calls finish, and is done after `shutdownMs` at the latest. */
   close(): Promise<void>;
@@ -75,13 +77,17 @@ export async function serve({
   maxConnections = MAX_CONNECTIONS,
   maxCalls = MAX_CALLS,
 }: ServeOptions): Promise<Served> {
-  const audit = openAudit(target, { ...AUDIT_LIMITS, ...auditLimits }, (error) =>
-    log.error({ err: error }, "the audit log goes on in the same file, or keeps more than it should"),
+  using opening = new DisposableStack();
+  const audit = opening.adopt(
+    openAudit(target, { ...AUDIT_LIMITS, ...auditLimits }, (error) =>
+      log.error({ err: error }, "the audit log goes on in the same file, or keeps more than it should"),
+    ),
+    (each) => each.close(),
   );
-  const denied = fewOf((rest) =>
-    writeRecord(audit, log, { id: randomUUID(), event: "call", decision: "denied", ...rest }),
+  const few = opening.use(
+    fewOf((rest) => writeRecord(audit, log, { id: randomUUID(), event: "call", decision: "denied", ...rest })),
   );
-  const onRefused = recordRefusals(audit, log);
+  const onRefused = opening.use(recordRefusals(audit, log));
   const connections = connectionTable(maxConnections);
   const room = { calls: shares(maxCalls), turns: fairTurns(), requests: sums(), unread: sums() };
   const callers = new WeakMap<Metadata, Caller>();
@@ -89,65 +95,58 @@ export async function serve({
   const probe = health();
   const server = new Server({
     ...grpcOptions(Math.ceil(maxCalls / 2)),
-    interceptors: [
-      auditCalls({ audit, connections, few: denied, log }, room),
-      authorise(connections, callers, room, log),
-    ],
+    interceptors: [auditCalls({ audit, connections, few, log }, room), authorise(connections, callers, room, log)],
   });
   server.addService(strictly(SERVICE), workerService(worker, calls));
   server.addService(HealthService, probe.service(calls));
-  // Insecure as far as grpc-js knows: what is injected is a TLS connection that has been verified.
+  // grpc-js takes the connections for insecure: what is injected is a TLS connection that has been verified.
   const injector = server.createConnectionInjector(ServerCredentials.createInsecure());
-  const stopRecording = recordUnknownMethods(audit, connections, denied, log);
-  let local: Server | undefined;
-  function dispose(): void {
-    local?.forceShutdown();
-    stopRecording();
-    for (const few of [denied, onRefused]) few[Symbol.dispose]();
-    audit.close();
-  }
-
-  let listener: TlsListener;
-  try {
-    if (healthSocket !== undefined) local = await serveHealth(healthSocket, probe, log);
-    listener = await listenTls({
-      host,
-      port,
-      tls,
-      verifier,
-      log,
-      connections,
-      onConnection: (socket) => injector.injectConnection(socket),
-      onRefused,
-    });
-  } catch (error) {
-    dispose();
-    throw error;
-  }
-
+  opening.defer(recordUnknownMethods(audit, connections, few, log));
+  if (healthSocket !== undefined)
+    opening.adopt(await serveHealth(healthSocket, probe, log), (each) => each.forceShutdown());
+  const onConnection = (socket: TLSSocket): void => injector.injectConnection(socket);
+  const listener = await listenTls({ host, port, tls, verifier, log, connections, onConnection, onRefused });
+  const opened = opening.move();
   let closed: Promise<void> | undefined;
-  async function close(): Promise<void> {
-    probe.stopServing();
-    listener.stop();
-    calls.end();
-    // grpc-js loses sight of injected connections once it was asked to shut down: these are ours to wait for.
-    injector.destroy();
-    let timer: NodeJS.Timeout | undefined;
-    const late = new Promise<void>((resolve) => (timer = setTimeout(resolve, shutdownMs)));
-    await Promise.race([connections.empty(), late]);
-    clearTimeout(timer);
-    connections.destroy();
-    await connections.empty();
-    // grpc-js tells handlers and interceptors of the end one turn later; they write the last records.
-    await nextTurn();
-    dispose();
+  return {
+    port: listener.port,
+    address: listener.address,
+    reopen: () => reopen(audit, log),
+    close: () =>
+      (closed ??= drain({ probe, listener, calls, injector, connections, shutdownMs }).finally(() => opened.dispose())),
+  };
+}
+
+interface Serving {
+  readonly probe: Health;
+  readonly listener: TlsListener;
+  readonly calls: Handlers;
+  readonly injector: ConnectionInjector;
+  readonly connections: Connections;
+  readonly shutdownMs: number;
+}
+
+/** Ends what lasts, waits for other calls up to `shutdownMs`, and ends all connections. */
+async function drain({ probe, listener, calls, injector, connections, shutdownMs }: Serving): Promise<void> {
+  probe.stopServing();
+  listener.stop();
+  calls.end();
+  // grpc-js loses sight of injected connections once it was asked to shut down, so they are waited for here.
+  injector.destroy();
+  let timer: NodeJS.Timeout | undefined;
+  const late = new Promise<void>((resolve) => (timer = setTimeout(resolve, shutdownMs)));
+  await Promise.race([connections.empty(), late]);
+  clearTimeout(timer);
+  connections.destroy();
+  await connections.empty();
+  // grpc-js tells handlers and interceptors of the end one turn later; they write the last records.
+  await nextTurn();
+}
+
+function reopen(audit: Audit, log: Logger): void {
+  try {
+    audit.reopen();
+  } catch (error) {
+    log.error({ err: error }, "the audit log cannot be opened anew, and goes on in the file that is open");
   }
-  function reopen(): void {
-    try {
-      audit.reopen();
-    } catch (error) {
-      log.error({ err: error }, "the audit log cannot be opened anew, and goes on in the file that is open");
-    }
-  }
-  return { port: listener.port, address: listener.address, reopen, close: () => (closed ??= close()) };
 }
