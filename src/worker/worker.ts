@@ -27,7 +27,7 @@ import { sortBehind } from "./model/id.ts";
 import type { Job, JobSpec } from "./model/job.ts";
 import { type CheckedOptions, checkOptions, type WorkerOptions } from "./model/options.ts";
 import type { LinuxResources } from "./model/resources.ts";
-import { openRetirement } from "./retention/retire.ts";
+import { openRetirement } from "./retention/retirement.ts";
 import { isolationOf } from "./supervisor/isolation.ts";
 import { checkSupervisor, openSpawner } from "./supervisor/spawner.ts";
 import { fillReserve } from "./system/reserve.ts";

@@ -1,10 +1,10 @@
 import type { Pauses, Place } from "../model/options.ts";
-import { type Line, openLine } from "../system/retry-queue.ts";
+import { openRetryQueue, type RetryQueue } from "../system/retry-queue.ts";
 import { directoryStore } from "./directory.ts";
 import type { Store } from "./store.ts";
 
 /** Moves logs into a store. */
-export interface Archive extends Line {
+export interface Archive extends RetryQueue {
   readonly store: Store;
 }
 
@@ -18,7 +18,7 @@ export interface Moves {
 /** Throws JobError `invalid` when the place lacks something; nobody is called yet. */
 export async function openArchive(place: Place, { move, log, pauses }: Moves): Promise<Archive> {
   const store = await openStore(place);
-  const line = openLine({
+  const queue = openRetryQueue({
     work: (id, signal) => move(store, id, signal),
     told: {
       failed: "logs cannot be archived",
@@ -29,10 +29,10 @@ export async function openArchive(place: Place, { move, log, pauses }: Moves): P
     pauses,
   });
   return {
-    ...line,
+    ...queue,
     store,
     async [Symbol.asyncDispose]() {
-      await line[Symbol.asyncDispose]();
+      await queue[Symbol.asyncDispose]();
       store[Symbol.dispose]();
     },
   };

@@ -1,13 +1,13 @@
 import type { Archive } from "../archive/archive.ts";
 import type { GroupsAhead } from "../cgroup/groups-ahead.ts";
 import type { Hierarchy } from "../cgroup/hierarchy.ts";
-import type { JobRecord } from "../journal/journal.ts";
+import type { JobRecord } from "../journal/record.ts";
 import type { PatientJournal } from "../journal/patient.ts";
 import { notFound } from "../model/errors.ts";
 import { isId } from "../model/id.ts";
 import type { Job } from "../model/job.ts";
 import type { CheckedOptions } from "../model/options.ts";
-import type { Retirement } from "../retention/retire.ts";
+import type { Retirement } from "../retention/retirement.ts";
 import type { Spawner } from "../supervisor/spawner.ts";
 import type { Uids } from "../system/uids.ts";
 import type { JobFiles } from "./job-files.ts";

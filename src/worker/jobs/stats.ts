@@ -1,4 +1,4 @@
-import type { JobRecord } from "../journal/journal.ts";
+import type { JobRecord } from "../journal/record.ts";
 import { invalid } from "../model/errors.ts";
 import type { Job, Usage } from "../model/job.ts";
 import { type Context, find, isTracked } from "./context.ts";

@@ -2,7 +2,7 @@ import { join, resolve } from "node:path";
 import { codeOf } from "../../os/errno.ts";
 import { openArchivedLog } from "../archive/log.ts";
 import { isCompressedIn, keyOf } from "../archive/move.ts";
-import type { JobRecord } from "../journal/journal.ts";
+import type { JobRecord } from "../journal/record.ts";
 import { logFilesIn } from "../log/files.ts";
 import { type Log, openLog } from "../log/log.ts";
 import { type Chunk, type Gap, readOutput, type StreamOptions } from "../log/reader.ts";

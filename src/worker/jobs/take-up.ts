@@ -5,7 +5,7 @@ import { setTimeout as delay } from "node:timers/promises";
 import { killGroup, populated, readLimits, removeGroup } from "../cgroup/group.ts";
 import { type Hierarchy, hierarchyAt } from "../cgroup/hierarchy.ts";
 import { readJob, type Told } from "../journal/job-file.ts";
-import type { JobRecord } from "../journal/journal.ts";
+import type { JobRecord } from "../journal/record.ts";
 import { removeDirectory } from "../journal/state-directory.ts";
 import { logIn } from "../log/files.ts";
 import { startOf } from "../log/log.ts";

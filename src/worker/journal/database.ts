@@ -187,6 +187,21 @@ function checkContent(
   see(database);
 }
 
+/** Makes one step whole, or none of it. */
+function step(database: DatabaseSync, text: string, version: number): void {
+  try {
+    database.exec(`BEGIN; ${text} PRAGMA user_version = ${version}; COMMIT;`);
+  } catch (error) {
+    if (database.isTransaction) database.exec("ROLLBACK");
+    throw error;
+  }
+}
+
+/** Brings a database that is of version `written` to the newest, which is that of the last migration, one step at a time. */
+export function migrate(database: DatabaseSync, written: number, migrations: readonly string[]): void {
+  for (const [before, text] of migrations.entries()) if (written <= before) step(database, text, before + 1);
+}
+
 /**
  * Opens or makes the database in `stateDir`, whose user_version is not to be above `version`. `see` is shown it before
  * anything is written; when that throws, or anything else is wrong, nothing has been changed. Throws JobError `unavailable`.

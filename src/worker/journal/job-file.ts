@@ -1,11 +1,11 @@
 import { renameSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { basename, join } from "node:path";
+import { crc32 } from "node:zlib";
 import { startOf } from "../log/log.ts";
-import { date, jobIn } from "../model/job-check.ts";
 import type { Job, JobLog } from "../model/job.ts";
 import { readExit } from "../supervisor/exit.ts";
 import { readText } from "../system/file.ts";
-import { decode, encode, UNKNOWN } from "./journal.ts";
+import { decode, encode, UNKNOWN } from "./record.ts";
 
 /* `job` in a job's directory: its record once more, from which a journal can be rebuilt. */
 
@@ -21,7 +21,10 @@ export interface Told {
   readonly instance?: string;
 }
 
-/** By rename: it is there whole or not at all. */
+/**
+ * Writes a job's record as one line of JSON, and its CRC-32 as the next. The file is there whole or not at all, because it
+ * gets its name last.
+ */
 export function writeJobFile(
   instance: string,
   directory: string,
@@ -30,9 +33,10 @@ export function writeJobFile(
   // What else becomes of a log shows in the directory.
   const log = job.log?.kind === "archived" ? job.log : undefined;
   const head = JSON.stringify({ version: 1, instance, requestId, stoppedBy, log });
+  const line = `${head.slice(0, -1)},"job":${encode(job)}}`;
   const made = join(directory, "job.new");
   try {
-    writeFileSync(made, `${head.slice(0, -1)},"job":${encode(job)}}\n`, { mode: 0o600 });
+    writeFileSync(made, `${line}\n${crc32(line)}\n`, { mode: 0o600 });
     renameSync(made, join(directory, "job"));
   } catch (error) {
     rmSync(made, { force: true });
@@ -52,7 +56,7 @@ export function readJob(directory: string): Told | undefined {
   return started || readExit(directory) ? { job: unknownJob(directory, started) } : undefined;
 }
 
-/** Of which only the directory is known. */
+/** Makes a job of what its directory alone tells. */
 function unknownJob(directory: string, started: ReturnType<typeof startOf>): Job {
   const createdAt = started?.at ?? statSync(directory).mtime;
   return {
@@ -68,33 +72,11 @@ function unknownJob(directory: string, started: ReturnType<typeof startOf>): Job
 
 function readJobFile(directory: string): Told | undefined {
   try {
-    const text = readText(join(directory, "job"), MOST_BYTES);
-    return text === undefined ? undefined : toldBy(decode(text), basename(directory));
+    const [line = "", crc] = readText(join(directory, "job"), MOST_BYTES)?.split("\n") ?? [];
+    // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- writeJobFile() wrote it
+    const { job, log, ...told } = decode(line, Number(crc)) as Told & { readonly log?: JobLog };
+    return job.id === basename(directory) ? { ...told, job: log ? { ...job, log } : job } : undefined;
   } catch {
     return undefined;
   }
-}
-
-/** Undefined where it is not what writeJobFile() wrote for that job. */
-function toldBy(found: unknown, id: string): Told | undefined {
-  if (typeof found !== "object" || found === null) return undefined;
-  const field = (name: string): unknown => Reflect.get(found, name);
-  const [instance, requestId, stoppedBy] = ["instance", "requestId", "stoppedBy"].map(field);
-  const job = jobIn(field("job"));
-  const log = placeIn(field("log"));
-  const names = [requestId, stoppedBy].every((each) => each === undefined || typeof each === "string");
-  if (job.id !== id || typeof instance !== "string" || !names) return undefined;
-  return {
-    job: log ? { ...job, log } : job,
-    instance,
-    ...(typeof requestId === "string" && { requestId }),
-    ...(typeof stoppedBy === "string" && { stoppedBy }),
-  };
-}
-
-/** It is told of an archived log alone. */
-function placeIn(value: unknown): JobLog | undefined {
-  if (typeof value !== "object" || value === null || !("at" in value && "compressed" in value)) return undefined;
-  const { at, compressed } = value;
-  return at instanceof Date && date(at) ? { kind: "archived", at, compressed: compressed === true } : undefined;
 }

@@ -1,20 +1,11 @@
 import { execFileSync } from "node:child_process";
-import { copyFileSync, mkdirSync, readdirSync, rmSync, statSync, writeFileSync } from "node:fs";
+import { readdirSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { describe, expect, test } from "vitest";
 import type { Job } from "../model/job.ts";
-import {
-  JOB,
-  jobDirectories,
-  refused,
-  run,
-  testDaemon,
-  testDirectory,
-  testWorker,
-  until,
-  waits,
-} from "../testing/worker.ts";
+import { JOB, jobDirectories, refused, run, testDaemon, testDirectory, testWorker, waits } from "../testing/worker.ts";
+import { migrate } from "./database.ts";
 import { type Only, openJournal, VERSION } from "./journal.ts";
 import { recoverJournal } from "./rebuild.ts";
 
@@ -218,106 +209,43 @@ test("only its owner can look into the state directory", async () => {
   expect(execFileSync("find", [worker.stateDir, "-perm", "/o+w", "-not", "-type", "l"]).toString()).toBe("");
 });
 
-describe("a journal that an earlier version wrote", () => {
-  const fixtures = join(import.meta.dirname, "testdata");
+describe("a database of an earlier version", () => {
+  const steps = [
+    "CREATE TABLE t (a TEXT NOT NULL);",
+    "ALTER TABLE t ADD COLUMN b INTEGER; UPDATE t SET b = length(a);",
+    "CREATE INDEX t_b ON t (b);",
+  ];
+  const versionOf = (database: DatabaseSync): unknown =>
+    database.prepare("PRAGMA user_version").get()?.["user_version"];
 
-  test("is there for each version before this one, as a daemon of that version left it", () => {
-    expect(readdirSync(fixtures).toSorted()).toEqual(
-      Array.from({ length: VERSION - 1 }, (_, i) => `journal-${i + 1}.db`).toSorted(),
+  test.each([1, 2, 3])("%i is brought to the newest, with what it holds", (version) => {
+    using database = new DatabaseSync(":memory:");
+    migrate(database, 0, steps.slice(0, version));
+    database.exec("INSERT INTO t (a) VALUES ('two')");
+    migrate(database, version, steps);
+    expect(versionOf(database)).toBe(3);
+    const b = version === 1 ? 3 : null;
+    expect(database.prepare("SELECT a, b FROM t INDEXED BY t_b WHERE b IS ?").get(b)).toEqual({ a: "two", b });
+  });
+
+  test("is left as it was by a step that fails, and goes on with that step", () => {
+    using database = new DatabaseSync(":memory:");
+    migrate(database, 0, steps.slice(0, 1));
+    database.exec("INSERT INTO t (a) VALUES ('two')");
+    expect(() => migrate(database, 1, ["", "ALTER TABLE t ADD COLUMN b; UPDATE nothing SET a = 1;"])).toThrow(
+      "nothing",
     );
+    expect(versionOf(database)).toBe(1);
+    migrate(database, 1, steps);
+    expect(database.prepare("SELECT a, b FROM t").get()).toEqual({ a: "two", b: 3 });
   });
 
-  test.each(Array.from({ length: VERSION - 1 }, (_, i) => i + 1))("%i: its jobs are as they were", (version) => {
+  test("of this project's is refused when it is newer", async () => {
     using directory = testDirectory();
-    const path = join(directory.path, "journal.db");
-    copyFileSync(join(fixtures, `journal-${version}.db`), path);
-    const written = (): unknown[] => {
-      using database = new DatabaseSync(path, { readOnly: true });
-      return database
-        .prepare("SELECT seq, id, owner, request_id, state, stopped_by, json(job) AS job FROM jobs ORDER BY seq DESC")
-        .all();
-    };
-    const before = written();
-    {
-      using journal = openJournal(directory.path);
-      expect(journal.instance).toBe("8ae861bb");
-      expect(journal.alive().map(({ job: { command, args, state } }) => ({ command, args, state }))).toEqual([
-        { command: "sleep", args: ["1000"], state: "starting" },
-      ]);
-      const { records: kept } = journal.list(() => true, Number.MAX_SAFE_INTEGER, 100);
-      expect(kept.map(({ job: each }) => each.ended?.how)).toEqual([
-        undefined,
-        { kind: "lost", reason: "its supervisor ended without a record" },
-        { kind: "stopped", by: "writer", escalated: true },
-        { kind: "stopped", by: "writer", escalated: false },
-        { kind: "timed-out", limitMs: 200 },
-        { kind: "signalled", signal: 9, coreDumped: false },
-        { kind: "exited", code: 3 },
-      ]);
-      const first = kept.at(-1);
-      expect(first?.job).toMatchObject({
-        id: "w1.01m88s2fybkt648gw0v0b9ghxn",
-        args: ["-c", "echo out; echo err >&2; exit 3"],
-        labels: new Map([["team", "blue"]]),
-        createdAt: new Date("2026-11-25T07:17:42.627Z"),
-        usage: { elapsedMs: 1.053001, fromCgroup: true },
-        output: { size: 8, first: 0, dropped: 0 },
-      });
-      expect(journal.findRequest("writer", "649439f9-cbcc-4fec-9f46-688e19c41800")).toEqual(first);
-      for (const { job: each } of kept) journal.update(each);
-    }
-    expect(written()).toEqual(before);
-  });
-
-  test("1: where its logs are is known of those that had ended, to the millisecond and the byte", () => {
-    using directory = testDirectory();
-    const path = join(directory.path, "journal.db");
-    copyFileSync(join(fixtures, "journal-1.db"), path);
     openJournal(directory.path)[Symbol.dispose]();
-    using database = new DatabaseSync(path, { readOnly: true });
-    const columns = "ended_at, log, log_bytes, log_zstd, log_at, log_why, log_until, log_due";
-    const rows = database.prepare(`SELECT ${columns} FROM jobs ORDER BY seq`).all();
-    const none = { log_zstd: null, log_at: null, log_why: null, log_until: null, log_due: null };
-    const kept = (endedAt: string, bytes: number): object => ({
-      ended_at: Date.parse(endedAt),
-      log: "kept",
-      log_bytes: bytes,
-      ...none,
-    });
-    expect(rows).toEqual([
-      kept("2026-11-25T07:17:42.631Z", 8),
-      kept("2026-11-25T07:17:44.704Z", 0),
-      kept("2026-11-25T07:17:46.091Z", 0),
-      kept("2026-11-25T07:17:48.735Z", 0),
-      kept("2026-11-25T07:17:51.077Z", 0),
-      kept("2026-11-25T07:17:51.899Z", 0),
-      { ended_at: null, log: null, log_bytes: null, ...none },
-    ]);
-  });
-
-  test("1: of its logs, those that are old are pruned, and no other", async () => {
-    using directory = testDirectory();
-    const path = join(directory.path, "journal.db");
-    copyFileSync(join(fixtures, "journal-1.db"), path);
-    const ids: string[] = [];
-    {
-      using database = new DatabaseSync(path);
-      const young = database.prepare("UPDATE jobs SET job = json_set(job, '$.endedAt', ?) WHERE seq IN (2, 5)");
-      young.run(new Date().toISOString());
-      const ended = database.prepare("SELECT id FROM jobs WHERE state = 'ended' ORDER BY seq").all();
-      ids.push(...ended.map(({ id }) => String(id)));
-    }
-    for (const id of ids) {
-      mkdirSync(join(directory.path, "jobs", id), { recursive: true });
-      for (const file of ["output", "index"]) writeFileSync(join(directory.path, "jobs", id, file), "");
-    }
-    await using worker = await testWorker({ stateDir: directory.path, logPrune: { ageMs: 3_600_000 } });
-    const whyOf = (id: string): unknown => {
-      const { log } = worker.query(id);
-      return log?.kind === "pruned" ? log.why : log?.kind;
-    };
-    await until("the last of the old has gone", () => jobDirectories(directory.path).length === 2);
-    expect(ids.map(whyOf)).toEqual(["age", "kept", "age", "age", "kept", "age"]);
-    expect(jobDirectories(directory.path)).toEqual([ids[1], ids[4]]);
+    using database = new DatabaseSync(join(directory.path, "journal.db"));
+    database.exec(`PRAGMA user_version = ${VERSION + 1}`);
+    database.close();
+    expect(await refused(() => openJournal(directory.path))).toMatchObject({ facts: { reason: "newer" } });
   });
 });

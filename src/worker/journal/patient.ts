@@ -1,7 +1,8 @@
 import { FIRST_PAUSE_MS, longer } from "../../os/pause.ts";
 import { refusal } from "../model/failure.ts";
 import type { Job } from "../model/job.ts";
-import type { Journal, JobRecord } from "./journal.ts";
+import type { Journal } from "./journal.ts";
+import type { JobRecord } from "./record.ts";
 
 /** A journal that loses nothing where its disk is full or fails. */
 export interface PatientJournal extends Journal {

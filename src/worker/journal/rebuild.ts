@@ -23,7 +23,8 @@ import { readExit } from "../supervisor/exit.ts";
 import { databasePath, inaccessible, look, unusable } from "./database.ts";
 import { checkOwn } from "./state-directory.ts";
 import { readJob } from "./job-file.ts";
-import { makeJournal, type JobRecord } from "./journal.ts";
+import { makeJournal } from "./journal.ts";
+import type { JobRecord } from "./record.ts";
 import { lockDirectory } from "./lock.ts";
 import { salvage } from "./salvage.ts";
 

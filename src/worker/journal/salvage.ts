@@ -1,7 +1,9 @@
 import { statSync } from "node:fs";
-import { DatabaseSync, type SQLOutputValue } from "node:sqlite";
+import { DatabaseSync } from "node:sqlite";
 import { JobError } from "../model/errors.ts";
-import { record, type JobRecord, VERSION } from "./journal.ts";
+import { VERSION } from "./journal.ts";
+import type { Row } from "./log-place.ts";
+import { keptIn, type JobRecord } from "./record.ts";
 
 /** What can still be read of a journal that is damaged. */
 export interface Salvaged {
@@ -13,8 +15,6 @@ export interface Salvaged {
 
 /** No row is smaller. */
 const LEAST_ROW_BYTES = 64;
-
-type Row = Readonly<{ [column: string]: SQLOutputValue }>;
 
 /** Reads the journal at `path`, a copy. Throws JobError when it is of a newer version. */
 export function salvage(path: string): Salvaged {
@@ -48,7 +48,7 @@ function rowsOf(database: DatabaseSync, bytes: number): Omit<Salvaged, "instance
   let low = 0;
   const take = (row: Row | undefined): number => {
     const seq = Number(row?.["seq"]);
-    const found = record(row);
+    const found = keptIn(row);
     if (found?.job.damaged !== undefined) unread++;
     else if (found) kept.set(found.seq, found);
     return seq;

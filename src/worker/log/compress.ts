@@ -6,17 +6,15 @@ import { COMPRESSED_FILES, logFilesIn, NEW_FILES, PLAIN_FILES } from "./files.ts
 import { FIRST_RECORD_AT, HEADER_BYTES, type Log, openPlainLog, RECORD_BYTES } from "./log.ts";
 import {
   compressFrame,
-  decodeFrame,
+  encodeFooter,
   encodeFrame,
   ENTRY_BYTES,
   FRAME_BYTES,
-  frameTableHeader,
   INDEX_FRAME_BYTES,
   release,
-  seekTableEnds,
-  sizesOf,
   SKIPPABLE_BYTES,
-} from "./seekable.ts";
+  skippableHeader,
+} from "./frames.ts";
 
 /** A file that takes no more of the disk would take no less when compressed. */
 const LEAST_BYTES = 4096;
@@ -62,20 +60,22 @@ async function sync(directory: string): Promise<void> {
 async function writeCompressed(directory: string, signal: AbortSignal): Promise<void> {
   using log = openPlainLog(directory);
   await using output = await open(join(directory, "output.zst.new"), "w", 0o600);
-  await using index = await open(join(directory, "index.zst.new"), "w+", 0o600);
-  const frames = await writeOutput(log, output, index, signal);
-  await writeIndex(log, index, SKIPPABLE_BYTES + (frames + 1) * ENTRY_BYTES, signal);
+  await using index = await open(join(directory, "index.zst.new"), "w", 0o600);
+  const entries = await writeOutput(log, output, index, signal);
+  await writeIndex(log, index, entries, signal);
   await output.sync();
   await index.sync();
 }
 
-/** Returns how many frames it made; their entries are behind where the frame table's header goes. */
+/** Writes output.zst, and its table into index.zst. Resolves to how many entries the table has. */
 async function writeOutput(log: Log, output: FileHandle, index: FileHandle, signal: AbortSignal): Promise<number> {
   const buffer = Buffer.allocUnsafeSlow(FRAME_BYTES);
-  let count = 0;
+  let entries = 0;
   let position = 0;
-  const enter = (offset: number, length: number, compressed: number): Promise<unknown> =>
-    writeAll(index, encodeFrame({ offset, position, length, compressed }), SKIPPABLE_BYTES + count * ENTRY_BYTES);
+  const enter = (offset: number, length: number, compressed: number): Promise<void> => {
+    const entry = encodeFrame({ offset, position, length, compressed });
+    return writeAll(index, entry, SKIPPABLE_BYTES + entries++ * ENTRY_BYTES);
+  };
   for await (const { from, to } of runs(log)) {
     signal.throwIfAborted();
     const bytes = buffer.subarray(0, to - from);
@@ -83,15 +83,13 @@ async function writeOutput(log: Log, output: FileHandle, index: FileHandle, sign
     const compressed = await writeFrame(output, bytes, position);
     await enter(from, bytes.length, compressed);
     position += compressed;
-    count++;
   }
   await enter(log.output.size(), 0, 0);
-  await writeAll(index, frameTableHeader(count + 1), 0);
-  await writeSeekTable(output, position, count, entrySizes(index, count));
-  return count;
+  await writeAll(index, skippableHeader(entries * ENTRY_BYTES), 0);
+  return entries;
 }
 
-/** Of what was kept, none longer than a frame. */
+/** Returns where what was kept begins and ends, in runs that are no longer than a frame. */
 async function* runs(log: Log): AsyncGenerator<{ readonly from: number; readonly to: number }> {
   const rest = turns();
   const size = log.output.size();
@@ -112,50 +110,26 @@ async function* runs(log: Log): AsyncGenerator<{ readonly from: number; readonly
   }
 }
 
-/** Read back, because nobody knows how many there are. */
-async function* entrySizes(index: FileHandle, count: number): AsyncGenerator<Buffer> {
-  const entry = Buffer.alloc(ENTRY_BYTES);
-  for (let n = 0; n < count; n++) {
-    await index.read(entry, 0, ENTRY_BYTES, SKIPPABLE_BYTES + n * ENTRY_BYTES);
-    const { compressed, length } = decodeFrame(entry);
-    yield sizesOf(compressed, length);
-  }
-}
-
-async function writeIndex(log: Log, index: FileHandle, start: number, signal: AbortSignal): Promise<void> {
+/** Writes the rest of index.zst, behind a table of so many entries. */
+async function writeIndex(log: Log, file: FileHandle, outputs: number, signal: AbortSignal): Promise<void> {
   const buffer = Buffer.alloc(INDEX_FRAME_BYTES);
-  const sizes = [sizesOf(start, 0)];
+  const table: Buffer[] = [];
   const skipped = log.header().firstRecord * RECORD_BYTES;
-  let position = start;
-  for (let at = 0; ; at += INDEX_FRAME_BYTES) {
+  let position = SKIPPABLE_BYTES + outputs * ENTRY_BYTES;
+  let offset = 0;
+  for (let length = -1; length !== 0; offset += length) {
     signal.throwIfAborted();
     // Behind the header comes the first record that holds.
-    const head = at === 0 ? log.index.read(buffer.subarray(0, HEADER_BYTES), 0) : 0;
-    if (at === 0) buffer.writeBigUInt64LE(0n, FIRST_RECORD_AT);
-    const count = head + log.index.read(buffer.subarray(head), skipped + at + head);
-    if (count === 0) break;
-    const compressed = await writeFrame(index, buffer.subarray(0, count), position);
-    sizes.push(sizesOf(compressed, count));
+    const head = offset === 0 ? log.index.read(buffer.subarray(0, HEADER_BYTES), 0) : 0;
+    if (offset === 0) buffer.writeBigUInt64LE(0n, FIRST_RECORD_AT);
+    length = head + log.index.read(buffer.subarray(head), skipped + offset + head);
+    const compressed = length > 0 ? await writeFrame(file, buffer.subarray(0, length), position) : 0;
+    table.push(encodeFrame({ offset, position, length, compressed }));
     position += compressed;
   }
-  await writeSeekTable(index, position, sizes.length, sizes);
-}
-
-async function writeSeekTable(
-  file: FileHandle,
-  start: number,
-  count: number,
-  sizes: AsyncIterable<Buffer> | Iterable<Buffer>,
-): Promise<void> {
-  const { header, footer } = seekTableEnds(count);
-  let position = start;
-  const put = async (bytes: Buffer): Promise<void> => {
-    await writeAll(file, bytes, position);
-    position += bytes.length;
-  };
-  await put(header);
-  for await (const each of sizes) await put(each);
-  await put(footer);
+  const footer = encodeFooter({ outputs, indexes: table.length });
+  const header = skippableHeader(table.length * ENTRY_BYTES + footer.length);
+  await writeAll(file, Buffer.concat([header, ...table, footer]), position);
 }
 
 /** Resolves to how much of the file it takes. */

@@ -315,9 +315,10 @@ describe.each(forms)("of a log %s:", (_form, put) => {
         sh(`echo one; echo two; until [ -e "$0" ]; do sleep 0.01; done; echo three`, gate),
       );
       await until("both lines are there", () => worker.query(id).output.size === 8);
-      const read = readAll(worker.stream(id, { position: { kind: "tail-lines", count: 1 }, follow: true }));
+      const stream = worker.stream(id, { position: { kind: "tail-lines", count: 1 }, follow: true });
+      expect((await stream.next()).value).toMatchObject({ kind: "chunk", offset: 4 });
       open(gate);
-      expect((await read).text).toBe("two\nthree\n");
+      expect((await readAll(stream)).text).toBe("three\n");
     });
   });
 });

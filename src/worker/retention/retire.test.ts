@@ -185,7 +185,7 @@ describe("a finished log", () => {
     for (const each of [index, bytes.subarray(0, 5000)]) {
       writeFileSync(indexPath, each);
       const before = process.memoryUsage().arrayBuffers;
-      expect(() => openLog(worker.directory(id))).toThrow("this is no index of a compressed log");
+      expect(() => openLog(worker.directory(id))).toThrow("the table of a compressed log is damaged");
       expect(process.memoryUsage().arrayBuffers - before).toBeLessThan(MIB);
       expect(await refused(() => readAll(worker.stream(id, {})))).toMatchObject({ code: "data-loss" });
     }

@@ -3,11 +3,11 @@ import { once } from "node:events";
 import { closeSync, openSync, readlinkSync, writeSync } from "node:fs";
 import { constants, tmpdir } from "node:os";
 import { join } from "node:path";
-import { DatabaseSync } from "node:sqlite";
 import { describe, expect, test } from "vitest";
 import { order } from "../supervisor/control.ts";
 import { killTree, nowMs, thisBoot } from "../system/process.ts";
 import {
+  changeRecords,
   childrenOf,
   detaches,
   finished,
@@ -177,10 +177,7 @@ describe("when a job has neither a cgroup nor a pid namespace", () => {
     const theirs = stranger.pid ?? 0;
     try {
       // As if the kernel had reused the pid.
-      {
-        using database = new DatabaseSync(join(worker.stateDir, "journal.db"));
-        database.prepare("UPDATE jobs SET job = json_set(job, '$.pid', ?)").run(theirs);
-      }
+      changeRecords(worker.stateDir, "UPDATE jobs SET job = json_set(job, '$.pid', ?)", theirs);
       const index = openSync(join(worker.directory(id), "index"), "r+");
       const number = Buffer.alloc(4);
       number.writeInt32LE(theirs);

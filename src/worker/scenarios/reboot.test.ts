@@ -3,6 +3,7 @@ import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { describe, expect, test } from "vitest";
 import {
+  changeRecords,
   finished,
   modes,
   readAll,
@@ -30,10 +31,10 @@ describe.each(modes)("after a reboot %s", (_mode, options) => {
     await until("nothing of it runs", () => !runs(supervisor));
     {
       using database = new DatabaseSync(join(worker.stateDir, "journal.db"));
-      const boot = readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
       database.exec("UPDATE meta SET value = 'the boot before' WHERE key = 'boot_id'");
-      database.prepare("UPDATE jobs SET job = replace(job, ?, 'the-boot-before')").run(boot);
     }
+    const boot = readFileSync("/proc/sys/kernel/random/boot_id", "utf8").trim();
+    changeRecords(worker.stateDir, "UPDATE jobs SET job = replace(job, ?, 'the-boot-before')", boot);
     await using again = await testWorker({ ...options, stateDir: worker.stateDir });
     expect((await again.wait(id)).ended).toEqual({
       how: { kind: "lost", reason: "the host was rebooted" },

@@ -6,7 +6,7 @@ export interface Isolation {
   readonly wanted: ReadonlySet<Part>;
   /** Where cgroup v2 is mounted. */
   readonly cgroups: string;
-  /** Kept from jobs of the worker's own user, who may do what it may: not to be read, or not to be changed. */
+  /** JobRecord from jobs of the worker's own user, who may do what it may: not to be read, or not to be changed. */
   readonly hidden: readonly string[];
   readonly sealed: readonly string[];
   /** Most jobs have a /tmp of their own. */

@@ -5,7 +5,7 @@ import type { Pauses } from "../model/options.ts";
 export const PAUSES: Pauses = { firstMs: 1000, lastMs: 5 * 60_000 };
 
 /** Jobs whose logs wait for something, one at a time, each until it has worked. Disposing ends what is under way. */
-export interface Line extends AsyncDisposable {
+export interface RetryQueue extends AsyncDisposable {
   add(id: string): void;
   /** Whose turn it is. */
   busy(): string | undefined;
@@ -20,7 +20,7 @@ interface Work {
   readonly pauses?: Pauses | undefined;
 }
 
-export function openLine({ work, told, log, pauses = PAUSES }: Work): Line {
+export function openRetryQueue({ work, told, log, pauses = PAUSES }: Work): RetryQueue {
   const closing = new AbortController();
   const { signal } = closing;
   const waiting = new Set<string>();

@@ -12,7 +12,9 @@ import {
 } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { DatabaseSync } from "node:sqlite";
 import { setTimeout as delay } from "node:timers/promises";
+import { crc32 } from "node:zlib";
 import { AHEAD } from "../cgroup/groups-ahead.ts";
 import { openHierarchy } from "../cgroup/hierarchy.ts";
 import { type Source, startOf } from "../log/log.ts";
@@ -147,6 +149,14 @@ export function run(command: string, ...args: string[]): JobSpec {
 }
 export function sh(script: string, ...args: string[]): JobSpec {
   return run("sh", "-c", script, ...args);
+}
+
+/** Changes jobs' records in a closed journal, as a worker would have written them: `update` is an UPDATE of SQL. */
+export function changeRecords(stateDir: string, update: string, ...values: readonly (string | number)[]): void {
+  using database = new DatabaseSync(join(stateDir, "journal.db"));
+  database.function("crc32_of", (text) => crc32(String(text)));
+  database.prepare(update).run(...values);
+  database.exec("UPDATE jobs SET crc32 = crc32_of(job)");
 }
 
 /** A job that writes "ready" and runs until it is told to end. */

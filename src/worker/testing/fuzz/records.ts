@@ -1,74 +1,75 @@
 import { cpSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
 import { basename, join } from "node:path";
 import type { SQLOutputValue } from "node:sqlite";
+import { isDeepStrictEqual } from "node:util";
+import { crc32 } from "node:zlib";
 import { Job as ProtoJob } from "../../../../proto/generated/jobs/v1/worker.ts";
 import { fromJob } from "../../../server/translate.ts";
-import { endedJob } from "../../jobs/end.ts";
-import { trackedJob } from "../../jobs/tracked-job.ts";
 import { readJob } from "../../journal/job-file.ts";
-import { type JobRecord, openJournal, record } from "../../journal/journal.ts";
+import { openJournal } from "../../journal/journal.ts";
 import { recoverJournal } from "../../journal/rebuild.ts";
+import { encode, type JobRecord, keptIn } from "../../journal/record.ts";
 import { JobError } from "../../model/errors.ts";
 import { isFailing } from "../../model/failure.ts";
 import type { Job } from "../../model/job.ts";
 import { readExit } from "../../supervisor/exit.ts";
 import { JOB } from "../job.ts";
-import { below, mutated, mutatedValue, oneOf, type Random } from "./mutate.ts";
+import { below, mutated, oneOf, type Random } from "./mutate.ts";
 import { FILES, jobsIn, type Opened, workDirectory } from "./target.ts";
 
 /* Records of jobs that are damaged: the files of one, the rows and the bytes of the journal. */
 
 const RUNNING: Job = { ...JOB, id: "01m85bxjqw7ggzm1drbxxphnk6", state: "running", pid: 1 };
 
-/** Throws where a job cannot be told to a client. */
-function tell(job: Job): void {
+/** Throws where a job is told as something else than it was, or cannot be told to a client. */
+function tell(job: Job, whole: ReadonlyMap<string, string>): void {
+  const wanted = job.damaged === undefined ? whole.get(job.id) : undefined;
+  if (wanted !== undefined && encode(job) !== wanted) throw new Error("a damaged record was believed");
   ProtoJob.encode(fromJob(job)).finish();
   JSON.stringify(ProtoJob.toJSON(fromJob(job)));
 }
 
-/** The directory of a job that has ended, a file of which is damaged as bytes and, where it is JSON, as that. */
-export function jobTarget(files: string, file: "exit" | "job", take: (directory: string) => void): Opened {
+/** The directory of a job that has ended, a file of which is damaged: `read` returns what it held, or refuses it. */
+export function jobTarget(files: string, file: "exit" | "job", read: (directory: string) => unknown): Opened {
   const work = workDirectory(files);
   const [source = ""] = jobsIn(files);
   const bytes = readFileSync(join(source, file));
   const directory = join(work.path, basename(source));
   cpSync(source, directory, { recursive: true, filter: (path) => basename(path) !== "control" });
+  const whole = read(directory);
   return {
     async run(random) {
-      const text = file === "job" && random() < 0.7;
-      const damaged = text
-        ? JSON.stringify(mutatedValue(JSON.parse(bytes.toString()), random))
-        : mutated(bytes, random);
-      writeFileSync(join(directory, file), damaged);
-      take(directory);
+      writeFileSync(join(directory, file), mutated(bytes, random));
+      const found = read(directory);
+      if (found !== undefined && !isDeepStrictEqual(found, whole)) throw new Error("a damaged record was believed");
     },
     [Symbol.dispose]: () => work[Symbol.dispose](),
   };
 }
 
-export function takeExit(directory: string): void {
+export function exitIn(directory: string): unknown {
   const exit = readExit(directory);
-  if (exit && exit !== "damaged")
-    tell(endedJob(trackedJob(RUNNING, directory, { kind: "none", reason: "" }), exit, undefined));
+  return exit === "damaged" ? undefined : exit;
 }
 
-export function takeJob(directory: string): void {
+/** Without its record a job is told by its other files alone. */
+export function recordIn(directory: string): unknown {
   const told = readJob(directory);
-  if (told) tell(told.job);
+  return told?.instance === undefined ? undefined : told;
 }
 
 /** Rows with columns of any kind, which SQLite does not refuse. */
 export function rowTarget(files: string): Opened {
   using journal = openJournal(join(files, FILES.state));
   const { records: rows } = journal.list(() => true, Number.MAX_SAFE_INTEGER, 1000);
-  const texts = jobsIn(files).map((directory) => readFileSync(join(directory, "job"), "utf8"));
-  const records: readonly { readonly [column: string]: SQLOutputValue }[] = rows.map(({ seq, job }, i) => ({
+  const whole = new Map(rows.map(({ job }) => [job.id, encode(job)]));
+  const records: readonly { readonly [column: string]: SQLOutputValue }[] = rows.map(({ seq, job }) => ({
     seq: BigInt(seq),
     id: job.id,
     owner: job.owner,
     state: job.state,
-    // In it there is all that encode() writes.
-    job: JSON.stringify(Reflect.get(Object(JSON.parse(texts[i] ?? texts[0] ?? "{}")), "job")),
+    job: encode(job),
+    crc32: BigInt(crc32(encode(job))),
     stopped_by: null,
     request_id: null,
     ended_at: 1_790_000_000_000n,
@@ -94,11 +95,9 @@ export function rowTarget(files: string): Opened {
   return {
     async run(random) {
       const row: { [column: string]: SQLOutputValue } = { ...records[below(random, records.length)] };
-      if (random() < 0.8) row["job"] = JSON.stringify(mutatedValue(JSON.parse(String(row["job"])), random));
-      else row["job"] = mutated(Buffer.from(String(row["job"])), random).toString();
+      if (random() < 0.8) row["job"] = mutated(Buffer.from(String(row["job"])), random).toString();
       for (const column of Object.keys(row)) if (random() < 0.05) row[column] = oneOf(random, values);
-      const found = record(row);
-      if (found) tell(found.job);
+      tell(keptIn(row).job, whole);
     },
     [Symbol.dispose]() {},
   };
@@ -106,8 +105,9 @@ export function rowTarget(files: string): Opened {
 
 function useJournal(stateDir: string, ids: readonly string[], random: Random): void {
   using journal = openJournal(stateDir);
+  // A pointer of SQLite's that is damaged may lead to what a row was before: nothing tells that from a row.
   const told = (found: JobRecord | undefined): void => {
-    if (found) tell(found.job);
+    if (found) tell(found.job, new Map());
   };
   const calls: (() => unknown)[] = [
     () => journal.list(() => true, Number.MAX_SAFE_INTEGER, 1000).records.forEach(told),

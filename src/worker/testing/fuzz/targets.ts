@@ -1,5 +1,5 @@
 import { archiveTarget, compressTarget, knownTarget, logTarget } from "./logs.ts";
-import { jobTarget, journalTarget, rowTarget, takeExit, takeJob } from "./records.ts";
+import { jobTarget, journalTarget, rowTarget, exitIn, recordIn } from "./records.ts";
 import { replyTarget, spareTarget, strangerTarget } from "./strangers.ts";
 import type { Opened } from "./target.ts";
 
@@ -12,8 +12,8 @@ export const targets: ReadonlyMap<string, (files: string) => Opened> = new Map([
   ["output.zst", (files) => logTarget(files, ".zst", ["output.zst"])],
   ["compression", compressTarget],
   ["archive", archiveTarget],
-  ["exit", (files) => jobTarget(files, "exit", takeExit)],
-  ["job", (files) => jobTarget(files, "job", takeJob)],
+  ["exit", (files) => jobTarget(files, "exit", exitIn)],
+  ["job", (files) => jobTarget(files, "job", recordIn)],
   ["journal rows", rowTarget],
   ["journal.db", journalTarget],
   ["spawner's replies", replyTarget],

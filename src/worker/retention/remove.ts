@@ -1,0 +1,52 @@
+import { constants, rmSync } from "node:fs";
+import { open, rm } from "node:fs/promises";
+import { join } from "node:path";
+import { LOG_FILES } from "../log/files.ts";
+import { isFailing } from "../model/failure.ts";
+import type { PruneReason } from "../model/job.ts";
+import type { Parts } from "./retire.ts";
+
+/**
+ * Prunes a log, and throws when its files cannot be removed: the log is due then. The journal says so before the files go, so
+ * that a daemon that is killed in between leaves nothing that would be found again.
+ */
+export async function pruneLog(parts: Parts, id: string, why: PruneReason): Promise<void> {
+  const { journal, jobsDir, leave } = parts;
+  try {
+    journal.logs.pruned(id, why, new Date());
+  } catch (error) {
+    if (!isFailing(error)) throw error;
+    // The journal has no room to say so: the log makes it. Without its index nobody takes it for an empty one.
+    const directory = join(jobsDir, id);
+    await empty(directory);
+    for (const file of LOG_FILES) rmSync(join(directory, file), { force: true });
+    leave(id);
+    journal.logs.pruned(id, why, new Date());
+  }
+  leave(id);
+  await removeLog(parts, id);
+}
+
+/** Removes the directory of a job whose log was pruned. */
+export async function removeLog({ journal, jobsDir }: Parts, id: string): Promise<void> {
+  const directory = join(jobsDir, id);
+  await empty(directory);
+  await rm(directory, { recursive: true, force: true });
+  journal.logs.removed(id);
+}
+
+/** Frees the blocks of a log, whose files a slow client's reader may keep open. */
+async function empty(directory: string): Promise<void> {
+  for (const file of LOG_FILES) {
+    try {
+      // A link would lead to a file that is not the job's, and a FIFO is waited for.
+      await using handle = await open(
+        join(directory, file),
+        constants.O_WRONLY | constants.O_NONBLOCK | constants.O_NOFOLLOW,
+      );
+      await handle.truncate();
+    } catch {
+      // It is not there, or it goes all the same.
+    }
+  }
+}

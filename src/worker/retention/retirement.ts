@@ -1,0 +1,102 @@
+import { reasonOf } from "../../os/errno.ts";
+import { isFailing } from "../model/failure.ts";
+import type { Job, PruneReason } from "../model/job.ts";
+import { openRetryQueue, type RetryQueue } from "../system/retry-queue.ts";
+import { openPruner } from "./prune.ts";
+import { pruneLog } from "./remove.ts";
+import { archives, compresses, type Parts, retireLog } from "./retire.ts";
+
+/** The logs of ended jobs: retired one at a time, and in the end pruned. Disposing ends what is under way; the next daemon goes on. */
+export interface Retirement extends AsyncDisposable {
+  /** Returns whether something is to be done with a log when its job has ended, before it is pruned. */
+  wanted(job: Job): boolean;
+  /** The job has ended, and that is recorded. */
+  ended(job: Job): void;
+}
+
+/** Goes on with what the daemon before has left. */
+export function openRetirement(parts: Parts): Retirement {
+  const { archive, jobsDir, journal, options } = parts;
+  const { logs } = journal;
+  const queue = openRetryQueue({
+    work: (id, signal) => retireLog(parts, id, signal).finally(() => setImmediate(() => pruner.run())), // its turn is over then
+    told: { failed: "logs cannot be compressed", again: "logs can be compressed again" },
+    log: options.log,
+    pauses: options.compressPauses,
+  });
+
+  async function prune(id: string, why: PruneReason): Promise<void> {
+    await pruneLog(parts, id, why).catch((error: unknown) => {
+      if (logs.of(id)?.kind !== "pruned") throw error;
+      options.log("error", `a pruned log cannot be removed: ${reasonOf(error)}`, { job: id });
+      queue.add(id); // it is due, and tried again
+    });
+  }
+
+  const steps = openSteps(parts, queue, () => pruner.run());
+  const pruner = openPruner({
+    limits: options.logPrune ?? {},
+    jobsDir,
+    logs,
+    archiving: archive !== undefined,
+    ready: () => steps.recorded() || archive === undefined,
+    busy: () => queue.busy(),
+    prune,
+    log: options.log,
+  });
+  for (const id of logs.due()) queue.add(id);
+  pruner.run();
+  return {
+    wanted: (job) => compresses(parts, job) || archives(parts, job),
+    ended(job) {
+      const due = job.log && "due" in job.log && job.log.due;
+      if (due) queue.add(job.id);
+      // The pruner runs after each turn of the queue, but in a pause there is none.
+      if (!due || queue.busy() === undefined) pruner.run();
+    },
+    async [Symbol.asyncDispose]() {
+      await pruner[Symbol.asyncDispose]();
+      await steps[Symbol.asyncDispose]();
+      await queue[Symbol.asyncDispose]();
+    },
+  };
+}
+
+interface Steps extends AsyncDisposable {
+  /** The journal knows what is yet to be done with the logs of before. */
+  recorded(): boolean;
+}
+
+/**
+ * Has the journal know what is done with ended jobs' logs. Where its disk has no room for that, it is tried again, and each log
+ * has its turn in `queue`, which makes room. `done` is called when it was recorded later.
+ */
+function openSteps({ archive, journal: { logs }, options }: Parts, queue: RetryQueue, done: () => void): Steps {
+  const names = [...(options.logCompress === "zstd" ? ["compress"] : []), ...(archive ? ["archive"] : [])];
+  let recorded = false;
+  function record(): void {
+    logs.steps(names);
+    recorded = true;
+  }
+  const retries = openRetryQueue({
+    async work() {
+      record();
+      done();
+    },
+    told: {
+      failed: "it cannot be recorded what is to be done with logs",
+      again: "it is recorded what is to be done with logs",
+      facts: { job: undefined }, // it concerns all of them
+    },
+    log: options.log,
+    pauses: options.compressPauses,
+  });
+  try {
+    record();
+  } catch (error) {
+    if (!isFailing(error)) throw error;
+    for (const { id } of logs.oldest(-1, false)) queue.add(id);
+    retries.add("");
+  }
+  return { recorded: () => recorded, [Symbol.asyncDispose]: () => retries[Symbol.asyncDispose]() };
+}
