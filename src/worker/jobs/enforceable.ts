@@ -1,6 +1,6 @@
 import type { Hierarchy } from "../cgroup/hierarchy.ts";
 import type { Setting } from "../limits/setting.ts";
-import { JobError } from "../model/errors.ts";
+import { forbidden, unsupported } from "../model/errors.ts";
 import { isNamespace, type Part } from "../model/isolation.ts";
 import type { JobSpec } from "../model/job.ts";
 import { OWN_USER, type WorkerOptions } from "../model/options.ts";
@@ -42,13 +42,11 @@ export function warningsOf({ hierarchy, spawner }: Context): string[] {
 
 /** Throws `unsupported`, naming the field, for isolation that this host or the worker's options do not give. */
 export function checkIsolation({ network, privateTmp }: JobSpec, { spawner: { parts } }: Context): void {
-  if (privateTmp && !parts.includes("mount"))
-    throw new JobError("unsupported", "private_tmp: jobs have no mount namespace here", { field: "private_tmp" });
+  if (privateTmp && !parts.includes("mount")) throw unsupported("private_tmp", "jobs have no mount namespace here");
   if (network === "none" && process.getuid?.() !== 0 && !parts.includes("user"))
-    throw new JobError(
-      "unsupported",
-      "network: the worker is not root and may make no user namespace, so jobs have the host's network here",
-      { field: "network" },
+    throw unsupported(
+      "network",
+      "the worker is not root and may make no user namespace, so jobs have the host's network here",
     );
 }
 
@@ -61,38 +59,30 @@ export function checkUserNamespaces(
   if (!userNamespaces) return;
   const field = "allow_user_namespaces";
   if (!allowUserNamespaces)
-    throw new JobError(
-      "forbidden",
-      `${field}: this worker lets no job make user namespaces (jobsd --allow-user-namespaces)`,
-      { field },
-    );
-  if (uid === process.geteuid?.())
-    throw new JobError("forbidden", `${field}: ${OWN_USER}; name another user`, { field });
+    throw forbidden(field, "this worker lets no job make user namespaces (jobsd --allow-user-namespaces)");
+  if (uid === process.geteuid?.()) throw forbidden(field, `${OWN_USER}; name another user`);
 }
 
 /** Throws `unsupported` when a host without cgroup v2 is asked for device rules. */
 export function checkDevices(hierarchy: Hierarchy): void {
-  const field = "resources.devices";
   if (hierarchy.kind === "none")
-    throw new JobError("unsupported", `${field}: ${hierarchy.reason}, so this host enforces no device rules`, {
-      field,
-    });
+    throw unsupported("resources.devices", `${hierarchy.reason}, so this host enforces no device rules`);
 }
 
 /** Throws `unsupported`, naming the field, for a limit that this host cannot enforce. */
 export function checkSettings(settings: readonly Setting[], hierarchy: Hierarchy): void {
   for (const { field, controller } of settings) {
     if (hierarchy.kind === "none")
-      throw new JobError(
-        "unsupported",
-        `${field}: ${hierarchy.reason}, so this host enforces no limits; the ${controller} controller is missing`,
-        { field, facts: { controller } },
+      throw unsupported(
+        field,
+        `${hierarchy.reason}, so this host enforces no limits; the ${controller} controller is missing`,
+        { controller },
       );
     if (!hierarchy.controllers.has(controller))
-      throw new JobError(
-        "unsupported",
-        `${field}: the ${controller} controller is missing at ${hierarchy.path}, so this host cannot enforce it`,
-        { field, facts: { controller } },
+      throw unsupported(
+        field,
+        `the ${controller} controller is missing at ${hierarchy.path}, so this host cannot enforce it`,
+        { controller },
       );
   }
 }

@@ -1,4 +1,4 @@
-import { invalid, JobError } from "../model/errors.ts";
+import { invalid, unsupported } from "../model/errors.ts";
 import type { LogPolicy } from "../model/job.ts";
 import { type CheckedOptions, LEAST_LOG_LIMIT_BYTES } from "../model/options.ts";
 
@@ -13,15 +13,10 @@ export function policyOf(
 ): LogPolicy & Required<Pick<LogPolicy, "limitBytes" | "keep">> {
   const { limitBytes = options.logLimitBytes, keep = options.logKeep, archive, keepForMs } = asked ?? {};
   const most = options.logLimitBytes;
-  const above = most > 0 && (limitBytes === 0 || limitBytes > most);
-  if (above)
-    throw invalid(
-      "log.limit",
-      `${limitBytes || "no limit"} is above this worker's (jobsd --log-limit): ${most} is the most`,
-      {
-        maximum: String(most),
-      },
-    );
+  if (most > 0 && (limitBytes === 0 || limitBytes > most)) {
+    const above = `${limitBytes || "no limit"} is above this worker's (jobsd --log-limit)`;
+    throw invalid("log.limit", `${above}: ${most} is the most`, { maximum: String(most) });
+  }
   if (limitBytes !== 0 && limitBytes < LEAST_LOG_LIMIT_BYTES)
     throw invalid("log.limit", `${limitBytes} bytes is too small; ${LEAST_LOG_LIMIT_BYTES} is the least`);
   const { ageMs } = options.logPrune ?? {};
@@ -30,9 +25,6 @@ export function policyOf(
     throw invalid("log.keep_for", `is above this worker's (jobsd --log-prune-age): ${ageMs / 1000} s is the most`, {
       maximum: `${ageMs / 1000}s`,
     });
-  if (archive && !options.archive)
-    throw new JobError("unsupported", "log.archive: this worker has no archive (jobsd --archive)", {
-      field: "log.archive",
-    });
+  if (archive && !options.archive) throw unsupported("log.archive", "this worker has no archive (jobsd --archive)");
   return { ...asked, limitBytes, keep };
 }

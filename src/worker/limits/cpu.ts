@@ -1,6 +1,6 @@
-import { invalid, quoted } from "../model/errors.ts";
+import { invalid, quoted, unsupported } from "../model/errors.ts";
 import type { LinuxCpu } from "../model/resources.ts";
-import { between, type Host, limit, type Setting, unsupported } from "./setting.ts";
+import { between, type Host, limit, type Setting } from "./setting.ts";
 
 const PERIOD_US = 100_000n; // the kernel's own default
 const QUOTA_MAX_US = 2n ** 44n - 1n; // MAX_BW, kernel/sched/sched.h: above it older kernels overflow, newer ones refuse

@@ -1,9 +1,9 @@
-import { invalid, quoted } from "../model/errors.ts";
+import { invalid, quoted, unsupported } from "../model/errors.ts";
 import type { LinuxBlockIO, LinuxThrottleDevice, LinuxWeightDevice } from "../model/resources.ts";
-import { between, type Host, MAJOR_MAX, MINOR_MAX, type Setting, UINT64_MAX, unsupported } from "./setting.ts";
+import { between, type Host, MAJOR_MAX, MINOR_MAX, type Setting, UINT64_MAX } from "./setting.ts";
 
 const BFQ = "io.bfq.weight";
-const THROTTLES = [
+export const THROTTLES = [
   ["throttleReadBpsDevice", "rbps"],
   ["throttleWriteBpsDevice", "wbps"],
   ["throttleReadIOPSDevice", "riops"],

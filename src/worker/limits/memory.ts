@@ -1,6 +1,6 @@
-import { invalid } from "../model/errors.ts";
+import { invalid, unsupported } from "../model/errors.ts";
 import type { LinuxMemory, LinuxResources } from "../model/resources.ts";
-import { between, type Host, limit, type Setting, UINT64_MAX, unsupported } from "./setting.ts";
+import { between, type Host, limit, type Setting, UINT64_MAX } from "./setting.ts";
 
 /**
  * memory.swap.max limits swap alone, LinuxMemory.swap memory and swap together

@@ -1,5 +1,6 @@
 import type { LinuxBlockIO, LinuxResources, LinuxThrottleDevice, LinuxWeightDevice } from "../model/resources.ts";
 import { isKeyed, lineKey } from "./change.ts";
+import { THROTTLES } from "./io.ts";
 import type { Host } from "./setting.ts";
 
 /** Fields that are converted together, because what is written for one depends on the others. */
@@ -49,21 +50,11 @@ function together(all: object | undefined, update: object, sets: readonly (reado
 }
 
 function mergedBlockIO(old: LinuxBlockIO, update: LinuxBlockIO, host: Host): LinuxBlockIO {
-  const list = <Device extends LinuxThrottleDevice | LinuxWeightDevice>(
-    before: readonly Device[] | undefined,
-    now: readonly Device[] | undefined,
-  ): readonly Device[] =>
-    replaced(before, now, ({ major, minor, path }) =>
-      path === undefined ? `${major}:${minor}` : (host.disk(path) ?? path),
-    );
-  const lists = {
-    weightDevice: list(old.weightDevice, update.weightDevice),
-    throttleReadBpsDevice: list(old.throttleReadBpsDevice, update.throttleReadBpsDevice),
-    throttleWriteBpsDevice: list(old.throttleWriteBpsDevice, update.throttleWriteBpsDevice),
-    throttleReadIOPSDevice: list(old.throttleReadIOPSDevice, update.throttleReadIOPSDevice),
-    throttleWriteIOPSDevice: list(old.throttleWriteIOPSDevice, update.throttleWriteIOPSDevice),
-  };
-  return { ...old, ...update, ...withoutEmpty(lists) };
+  const key = ({ major, minor, path }: LinuxThrottleDevice | LinuxWeightDevice): string =>
+    path === undefined ? `${major}:${minor}` : (host.disk(path) ?? path);
+  const throttles = THROTTLES.map(([name]) => [name, replaced(old[name], update[name], key)]);
+  const weightDevice = replaced(old.weightDevice, update.weightDevice, key);
+  return { ...old, ...update, ...withoutEmpty({ ...Object.fromEntries(throttles), weightDevice }) };
 }
 
 function mergedEach<Value>(

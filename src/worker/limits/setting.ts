@@ -1,4 +1,4 @@
-import { invalid, JobError } from "../model/errors.ts";
+import { invalid } from "../model/errors.ts";
 
 /** The controllers of cgroup v2 that limit or measure jobs. */
 export const CONTROLLERS = ["cpu", "memory", "pids", "io", "cpuset", "hugetlb", "rdma", "misc"] as const;
@@ -58,8 +58,4 @@ export function between<Value extends bigint | number>(
 ): Value {
   if (value >= least && value <= most && (typeof value === "bigint" || Number.isInteger(value))) return value;
   throw invalid(field, `${value} is not between ${least} and ${most}${unit}`);
-}
-
-export function unsupported(field: string, message: string): JobError {
-  return new JobError("unsupported", `${field}: ${message}`, { field });
 }

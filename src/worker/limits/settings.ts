@@ -1,8 +1,9 @@
+import { unsupported } from "../model/errors.ts";
 import { checkSizes, type LinuxResources } from "../model/resources.ts";
 import { cpusetSettings, cpuSettings } from "./cpu.ts";
-import { ioSettings } from "./io.ts";
+import { ioSettings, THROTTLES } from "./io.ts";
 import { hugetlbSettings, memorySettings } from "./memory.ts";
-import { type Host, limit, type Setting, unsupported } from "./setting.ts";
+import { type Host, limit, type Setting } from "./setting.ts";
 import { rdmaSettings, unifiedSettings } from "./unified.ts";
 
 const PIDS_MAX = 4_194_304n; // PID_MAX_LIMIT, include/linux/threads.h
@@ -11,14 +12,7 @@ const PIDS_MAX = 4_194_304n; // PID_MAX_LIMIT, include/linux/threads.h
 const CONVERTED: Readonly<Record<string, readonly string[]>> = {
   pids: ["limit"],
   memory: ["limit", "reservation", "swap", "checkBeforeUpdate"],
-  blockIO: [
-    "weight",
-    "weightDevice",
-    "throttleReadBpsDevice",
-    "throttleWriteBpsDevice",
-    "throttleReadIOPSDevice",
-    "throttleWriteIOPSDevice",
-  ],
+  blockIO: ["weight", "weightDevice", ...THROTTLES.map(([name]) => name)],
   cpu: ["shares", "quota", "period", "burst", "idle", "cpus", "mems"],
 };
 const WHOLE: ReadonlySet<string> = new Set(["devices", "hugepageLimits", "rdma", "unified"]);

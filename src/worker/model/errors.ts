@@ -52,9 +52,21 @@ export class JobError extends Error {
 
 const MOST_QUOTED = 100;
 
+type Facts = JobErrorOptions["facts"];
+
 /** An error for a wrong field of a request: `invalid("cwd", "must be an absolute path")`. */
-export function invalid(field: string, message: string, facts?: Readonly<Record<string, string>>): JobError {
-  return new JobError("invalid", `${field}: ${message}`, { field, ...(facts && { facts }) });
+export function invalid(field: string, message: string, facts: Facts = {}): JobError {
+  return new JobError("invalid", `${field}: ${message}`, { field, facts });
+}
+
+/** An error for a field of a request that asks for what this host, or its worker, does not have. */
+export function unsupported(field: string, message: string, facts: Facts = {}): JobError {
+  return new JobError("unsupported", `${field}: ${message}`, { field, facts });
+}
+
+/** An error for a field of a request that asks for what this worker does not allow. */
+export function forbidden(field: string, message: string): JobError {
+  return new JobError("forbidden", `${field}: ${message}`, { field });
 }
 
 /** The beginning of a text, in quotes, so that the message behind it stays in sight. */

@@ -1,5 +1,5 @@
 import { existsSync, readFileSync, statSync } from "node:fs";
-import { invalid, JobError, quoted } from "../model/errors.ts";
+import { forbidden, invalid, quoted } from "../model/errors.ts";
 import type { WorkerOptions } from "../model/options.ts";
 
 /** Who a job runs as. */
@@ -162,10 +162,6 @@ function checkRoot({ user, uid, gid, groups }: Chosen, asked: { readonly group?:
   const what = uid === 0 ? "as root" : `with root's group (0)${gid === 0 ? "" : `, which ${user} has`}`;
   const field = uid !== 0 && gid === 0 && asked.group !== undefined ? "group" : "user";
   throw forbidden(field, `this worker runs no job ${what} (jobsd --allow-root)`);
-}
-
-function forbidden(field: "user" | "group", message: string): JobError {
-  return new JobError("forbidden", `${field}: ${message}`, { field });
 }
 
 const RANGE = /^(\d+)(?:-(\d+))?$/;
