@@ -19,11 +19,11 @@ const UNRECORDED: Failure = {
   message: "the audit log cannot be written, so nothing may be started or changed; the worker's log says why",
 };
 
-/** What the records of all calls need. */
+/** The parts of the server that recording needs. */
 interface Recording {
   readonly audit: Audit;
   readonly connections: Connections;
-  /** Of one client's denied calls the first few have a record each. */
+  /** Decides which denied calls of a client have a record each. */
   readonly few: Few;
   readonly log: Logger;
 }
@@ -63,7 +63,7 @@ export function auditCalls(recording: Recording, room: Room): ServerInterceptor 
           },
           onCancel() {
             turns.end();
-            // grpc-js has ended the call by itself: its deadline has passed, or its request is too long or malformed.
+            // grpc-js ends a call by itself when the deadline has passed, or the request is too long or malformed.
             const late = Number(call.getDeadline()) <= Date.now();
             records.end(late ? status.DEADLINE_EXCEEDED : status.CANCELLED, "ended before it was answered");
           },
@@ -81,7 +81,7 @@ export function auditCalls(recording: Recording, room: Room): ServerInterceptor 
   }, log);
 }
 
-/** The records of one call. */
+/** Makes the records of one call. */
 function callRecords({ audit, connections, few, log }: Recording, { path, responseStream }: Method, ends: Ends) {
   const startedMs = performance.now();
   const identity = connections.identify(ends);
@@ -114,14 +114,14 @@ function callRecords({ audit, connections, few, log }: Recording, { path, respon
   }
   return {
     end,
-    /** Records the end with the status that is sent: before `allow` it is `authorise` that denies. */
+    /** Records the end with the status that is sent. Before `allow` that is a denial by `authorise`. */
     endWith: (code: status) => end(code, allowed ? undefined : (denial(identity, path)?.reason ?? "NO_ROOM")),
     allow: () => void (allowed = true),
     refused({ code, reason }: Failure): void {
       allowed = false;
       end(code, reason);
     },
-    /** Takes up what the request asks for, and records it where that comes first; false when the call may not go on. */
+    /** Notes what the request asks for, and records that where a record comes first; false when the call may not go on. */
     begin(request: unknown): boolean {
       facts = { ...facts, ...requestFacts(request) };
       return !twice || record({ stage: "begin" }) || !needsRecord(path);
@@ -151,7 +151,7 @@ function jobIdIn(message: unknown): { jobId?: string } {
   return typeof message.jobId === "string" ? { jobId: message.jobId.slice(0, MAX_RECORDED_CHARS) } : {};
 }
 
-/** `memory.limit`, `unified.memory.high`, `devices`: which limits were asked for, not how high. */
+/** Names the limits that were asked for, as in `memory.limit`, `unified.memory.high`, `devices`; not how high they are. */
 function limitNames(resources: unknown): string[] {
   if (typeof resources !== "object" || resources === null) return [];
   return Object.entries(resources).flatMap(([group, value]: [string, unknown]) => {

@@ -6,28 +6,28 @@ import { AUDIT_LIMITS } from "./limits.ts";
 
 /** One line of the audit log. */
 export interface AuditRecord {
-  /** The same in the records of one call. */
+  /** All records of one call have the same id. */
   readonly id: string;
   readonly event: "call" | "connection";
-  /** Of calls that change something or last: recorded before they are handled, and again when they have ended. */
+  /** Present where a call changes something or lasts: it is recorded before it is handled, and again when it has ended. */
   readonly stage?: "begin" | "end";
   readonly method?: string;
-  /** Address and port of the other side; absent where it is of many. */
+  /** Address and port of the other side; absent where the record is of many connections. */
   readonly peer?: string;
-  /** By verified certificate; `role` is absent when it has no valid one. */
+  /** The holder of the verified certificate; `role` is absent when the certificate has no valid role. */
   readonly principal?: AuditedPrincipal;
-  /** What a certificate claims that was not verified. */
+  /** The claims of a certificate that was not verified. */
   readonly presented?: AuditedPrincipal;
   readonly decision: "allowed" | "denied";
-  /** Why it was denied, or ended otherwise than by its handler. */
+  /** Why the call was denied, or ended otherwise than by its handler. */
   readonly reason?: string;
   /** Name of the gRPC status. */
   readonly code?: string;
   readonly jobId?: string;
   readonly durationMs?: number;
-  /** Names and counts only: arguments and environment may be secrets. */
+  /** Names and counts; arguments and variables may be secrets. */
   readonly request?: { readonly command?: string; readonly argc?: number; readonly limits?: readonly string[] };
-  /** What was refused otherwise than in records of its own, by what and how often, since `since`. */
+  /** How often each kind was refused without a record of its own, since `since`. */
   readonly more?: Readonly<Record<string, number>>;
   readonly since?: string;
 }
@@ -41,24 +41,26 @@ interface AuditedPrincipal {
 
 export interface Audit {
   /**
-   * Appends one record with the time it is written at; throws when it is not on its way to the disk. To a file it is
-   * appended later then, before those behind it, as long as they are no more than 1000.
+   * Appends one record with the present time; throws when the record is not on its way to the disk. A file has such a record
+   * later, before the next one, unless 1000 others have failed since.
    */
   write(record: AuditRecord): void;
-  /** Goes on in the file that the path names now. Throws, and goes on as it was, when that cannot be opened. */
+  /** Goes on in the file that the path names now. Throws when that cannot be opened, and goes on in the old file. */
   reopen(): void;
   close(): void;
 }
 
 const MAX_LATE = 1000;
-/** A line that is longer has its texts and lists cut. */
+/** In a line that is longer, texts and lists are cut. */
 const LINE_LENGTH = 4096;
 const TEXT_LENGTH = 256;
 const LIST_LENGTH = 16;
 
 /**
- * Opens an audit log: JSON lines, appended to the file at a path or to a stream that stays the caller's. Writing to a file
- * is one write(2) of one line, before `write` returns; `failed` is told of what goes wrong with files before it.
+ * Opens an audit log: JSON lines, appended to the file at a path, or to a stream, which `close` leaves open. A line is in
+ * the file by one write(2) before `write` returns.
+ *
+ * @param failed is told what goes wrong with the files that others have followed
  */
 export function openAudit(
   target: string | Writable,
@@ -90,7 +92,7 @@ export function openAudit(
   };
 }
 
-/** The part of a certificate that is recorded. */
+/** Returns the part of a certificate that is recorded. */
 export function audited(certificate: Certificate | Principal): AuditedPrincipal {
   const { name, serial, fingerprint256 } = certificate;
   return { name, serial, fingerprint: fingerprint256, ...("role" in certificate && { role: certificate.role }) };
@@ -102,7 +104,7 @@ function line(record: AuditRecord): string {
   return `${text.length > LINE_LENGTH ? JSON.stringify(timed, (_, value: unknown) => cut(value)) : text}\n`;
 }
 
-/** A record as it may be told elsewhere: what strangers give has any length. */
+/** Returns a record for the daemon's log, with long texts and lists cut: a stranger's may have any length. */
 function short(record: AuditRecord): unknown {
   return JSON.parse(JSON.stringify(record, (_, value: unknown) => cut(value)));
 }
@@ -118,7 +120,7 @@ function writeTo(stream: Writable, text: string): void {
   stream.write(text);
 }
 
-/** True when the record is on its way to the disk; the reason is logged when not. */
+/** Writes a record; false when it is not on its way to the disk, which is logged with its reason. */
 export function writeRecord(audit: Pick<Audit, "write">, log: Logger, record: AuditRecord): boolean {
   try {
     audit.write(record);

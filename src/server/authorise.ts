@@ -9,7 +9,7 @@ import type { Shares, Sums } from "./shares.ts";
 import { statusOf, type Failure } from "./status.ts";
 import type { Turns } from "./turns.ts";
 
-/** Why a call is not allowed; undefined when it is. Default deny: `rolesOf` an unknown method is nobody. */
+/** Tells why a call is not allowed; undefined when it is. Nobody may call an unknown method: `rolesOf` has no role for it. */
 export function denial(identity: Identity, path: string): Failure | undefined {
   if (!identity.ok) {
     const { reason, message } = identity;
@@ -35,7 +35,7 @@ export interface Room {
   readonly unread: Sums;
 }
 
-/** Why a call is not answered; undefined when it is. */
+/** Tells why a call is not answered; undefined when it is. */
 function unreadable(unread: Sums, owner: string): Failure | undefined {
   if (unread.of(owner) < MAX_UNREAD_BYTES) return undefined;
   return {
@@ -46,7 +46,7 @@ function unreadable(unread: Sums, owner: string): Failure | undefined {
   };
 }
 
-/** Why a call finds no room; undefined when it does. */
+/** Tells which limit leaves no room for a call; undefined when none does. */
 function crowded(connections: Connections, calls: Shares, ends: Ends): Failure | undefined {
   const over = connections.overOf(ends);
   const full = over ?? calls.full(connections.ownerOf(ends));
@@ -62,11 +62,11 @@ function crowded(connections: Connections, calls: Shares, ends: Ends): Failure |
   };
 }
 
-/** Work of one call, each piece in a turn of its client's. */
+/** Does the work of one call, each piece in a turn of the client's. */
 export interface CallTurns {
-  /** What the work throws ends the call. */
+  /** Does a piece of work in a turn; an exception ends the call. */
   readonly later: (work: () => void) => void;
-  /** Drops what has not had its turn. */
+  /** Drops the work that has not had its turn. */
   readonly end: () => void;
 }
 
@@ -91,8 +91,8 @@ export function callTurns({ turns }: Room, owner: string, call: Call, path: stri
 }
 
 /**
- * Lets a call through to its handler, and its caller into `callers`, or answers why not. Both wait for a turn, so
- * that a client with a thousand calls is as long before others as one with one.
+ * Lets a call through to its handler, and its client into `callers`, or answers why not. Either waits for a turn of the
+ * client's, so that a client with a thousand calls delays others no longer than a client with one.
  */
 export function authorise(
   connections: Connections,
@@ -111,13 +111,13 @@ export function authorise(
         const identity = connections.identify(ends);
         const denied = denial(identity, path) ?? crowded(connections, calls, ends);
         if (denied) {
-          // Without `next` no handler runs.
+          // No handler runs, because `next` is not called.
           later(() => call.sendStatus(statusOf(denied)));
           return;
         }
         next({
           onReceiveMetadata(metadata, pass) {
-            // Here and not before: of a call that was over before it began `onCancel` is never told.
+            // Counted here, because `onCancel` never comes for a call that was over before this.
             calls.take(owner);
             if (identity.ok)
               callers.set(metadata, {
@@ -133,7 +133,7 @@ export function authorise(
               else pass();
             });
           },
-          // grpc-js tells it of every call once nothing of it is left to be sent.
+          // grpc-js calls this for every call, once nothing of it is left to be sent.
           onCancel() {
             end();
             calls.give(owner);

@@ -15,23 +15,24 @@ export interface Ends {
 }
 
 /**
- * The open, verified connections and whose they are. grpc-js can tell a call's certificate too, by getAuthContext(),
- * but takes 0.16 ms to describe it anew each time.
+ * The open connections that TLS has verified, and their clients. grpc-js's getAuthContext() returns a call's certificate
+ * too, but takes 0.16 ms to describe it each time.
  */
 export interface Connections {
   /**
-   * Takes a connection in. Where its client has as many as they may have, it is `over`: it stays for a moment, so that its
-   * calls are told, or where many such do already it is `refused` and destroyed, as one that is `reset` by now.
+   * Takes a connection in. A connection beyond its client's share is `over`: it stays for a moment, so that its calls are
+   * told why they are refused. Where many such stay already it is `refused` and destroyed. A connection that the other side
+   * has `reset` meanwhile is destroyed.
    */
   add(socket: TLSSocket, certificate: X509Certificate): "in" | "over" | "refused" | "reset";
-  /** Whose the connection is, for what clients share: see `shareOf`. */
+  /** Returns the client whose share the connection counts in: see `shareOf`. */
   ownerOf(ends: Ends): string;
-  /** What kept the connection from being one more of its client's; undefined when nothing did. */
+  /** Returns the limit that the connection is beyond; undefined when it is `in`. */
   overOf(ends: Ends): Full | undefined;
-  /** Who is at the other end; refused when the connection is not one of these, or its certificate does not hold now. */
+  /** Tells who is at the other end; refused when the connection is not in the table, or its certificate is not valid now. */
   identify(ends: Ends): Identity;
   has(ends: Ends): boolean;
-  /** Resolves when none is left. */
+  /** Resolves when no connection is left. */
   empty(): Promise<void>;
   destroy(): void;
 }
@@ -49,7 +50,7 @@ const NO_CERTIFICATE: Identity = {
   message: "the connection has no verified client certificate",
 };
 
-/** @param most connections at once, of all clients */
+/** @param most how many connections all clients have at once */
 export function connectionTable(most: number): Connections {
   const open = new Map<string, Connection>();
   const [kept, told] = [shares(most), shares(MAX_CONNECTIONS_TOLD)];
@@ -103,20 +104,20 @@ export function connectionTable(most: number): Connections {
 }
 
 /**
- * Who shares: the role and the common name. Not the certificate: whoever renews theirs has several, and would have a share
- * with each. All whose certificates have no valid role have one share.
+ * Names the client: the role and the common name. The certificate would give whoever renews it a second share. All
+ * certificates without a valid role have one share together.
  */
 function shareOf(identity: Identity): string {
   return identity.ok ? `${identity.principal.role} ${identity.principal.name}` : "";
 }
 
-/** Undefined when the connection has been reset: without addresses it cannot be told from others. */
+/** Returns a key for both ends; undefined when the connection has been reset, and has no addresses any more. */
 export function endsKey({ localAddress, localPort, remoteAddress, remotePort }: Ends): string | undefined {
   if (localAddress === undefined || remoteAddress === undefined) return undefined;
   return `${remoteAddress} ${remotePort} ${localAddress} ${localPort}`;
 }
 
-/** `ADDRESS:PORT` of the other side; an IPv4 address that IPv6 has mapped (`::ffff:192.0.2.1`) is told as IPv4. */
+/** Returns `ADDRESS:PORT` of the other side; an IPv4 address that is mapped into IPv6 (`::ffff:192.0.2.1`) as IPv4. */
 export function peerOf({ remoteAddress, remotePort }: Ends): string {
   if (remoteAddress === undefined) return "unknown";
   const address = unmapped(remoteAddress);

@@ -1,21 +1,21 @@
 import { FEW } from "./limits.ts";
 
-/** How often each kind came that was not let through, since when. */
+/** How often each kind was not let through, and since when. */
 export interface Rest {
   readonly more: Readonly<Record<string, number>>;
   readonly since: string;
 }
 
-/** Lets the first few through. */
+/** Lets the first few of each kind through. */
 export interface Few extends Disposable {
-  /** Whether one more of a kind is among the first few of this minute. */
+  /** Counts one more of a kind; true when it is among the first few of this minute. */
   pass(kind: string): boolean;
 }
 
 const OTHERS = "others";
 
 /**
- * Lets the first few of each kind through in a minute, and counts the rest, so that nobody who is refused can fill a disk.
+ * Lets the first few of each kind through in a minute and counts the rest, so that a client that is refused cannot fill a disk.
  *
  * @param tell is told of the rest once the minute is over; disposing tells at once
  */
@@ -47,7 +47,7 @@ export function fewOf(tell: (rest: Rest) => void, { ofKind, ofAll, windowMs }: t
         passed++;
         return true;
       }
-      // As many names as records at most.
+      // There are as many names as records at most.
       const name = rest.has(kind) || rest.size < ofAll ? kind : OTHERS;
       rest.set(name, (rest.get(name) ?? 0) + 1);
       return false;

@@ -14,10 +14,10 @@ import { JobError } from "../worker/index.ts";
 import type { Principal } from "../x509/identity.ts";
 import { type Failure, failureOf, statusOf } from "./status.ts";
 
-// grpc-js lets an exception in an interceptor and a rejection in a handler end the process. Everything that it calls
-// goes through this file, which turns both into INTERNAL with an id to find the log line by, and nothing else of it.
+// An exception in an interceptor, or a rejection in a handler, would end the process: grpc-js catches neither. All that it
+// calls goes through this file, which answers INTERNAL with the id of a line in the log, and tells the client nothing else.
 
-/** The status of whatever was thrown; what is no error of the request's is logged, and told by its id only. */
+/** Turns whatever was thrown into an answer. An error that is not the request's is logged; its answer has only an id. */
 export function explain(error: unknown, log: Logger, method: string): Failure {
   const known = failureOf(error);
   if (known) return known;
@@ -31,14 +31,14 @@ export type Call = Parameters<ServerInterceptor>[1];
 export type Method = Parameters<ServerInterceptor>[0];
 type Outbound = Parameters<Call["sendStatus"]>[0];
 
-/** What an interceptor does in one call; each must call `next` to let it go on. */
+/** What an interceptor does in one call. Each hook has to call `next` for the call to go on. */
 export interface Hooks {
   readonly start?: (next: (listener?: ServerListener) => void) => void;
   readonly sendMessage?: (message: unknown, next: (message: unknown) => void) => void;
   readonly sendStatus?: (outbound: Outbound, next: (outbound: Outbound) => void) => void;
 }
 
-/** An interceptor that ends only its own call when it throws, in whichever of its hooks and listeners. */
+/** Makes an interceptor; what one of its hooks or listeners throws ends that call, and nothing else. */
 export function guardedInterceptor(hooksFor: (method: Method, call: Call) => Hooks, log: Logger): ServerInterceptor {
   return (method, call) => {
     const guarded =
@@ -87,33 +87,33 @@ function guardedListener(
   };
 }
 
-/** Who calls, and until when it is worth answering. */
+/** What a handler knows of its call beside the request. */
 export interface CallContext {
   readonly principal: Principal;
-  /** Aborted when the client has gone, its deadline has passed or, for handlers that `lasts`, the server shuts down. */
+  /** Aborted when the client has gone, when the deadline has passed, and for handlers that last when the server shuts down. */
   readonly signal: AbortSignal;
-  /** Runs a piece of work when it is its client's turn: what takes long is done in pieces. */
+  /** Runs a piece of work in a turn of the client's: long work is done in pieces. */
   readonly turn: <T>(work: () => T) => Promise<T>;
 }
 
-/** Who a call comes from. */
+/** The client of a call. */
 export interface Caller {
   readonly principal: Principal;
-  /** See Turns. */
+  /** Takes a turn for work that has begun: see Turns. */
   readonly take: (work: () => boolean) => void;
 }
 
 export interface Handlers {
-  /** A unary method from a function; `lasts` when it may take longer than a shutdown should. */
+  /** Makes a unary method of a function; `lasts` says that it may take longer than a shutdown should. */
   readonly unary: <Q, S>(
     run: (request: Q, context: CallContext) => S | Promise<S>,
     lasts?: "lasts",
   ) => handleUnaryCall<Q, S>;
-  /** A server stream from a function, which ends when the function has. */
+  /** Makes a server stream of a function; the stream ends when the function has ended. */
   readonly streaming: <Q, S>(
     run: (call: ServerWritableStream<Q, S>, context: CallContext) => Promise<void>,
   ) => handleServerStreamingCall<Q, S>;
-  /** Ends every call that lasts with UNAVAILABLE. */
+  /** Ends every call that lasts, with UNAVAILABLE. */
   readonly end: () => void;
 }
 
@@ -124,16 +124,16 @@ interface AnyCall {
   on(event: "cancelled", listener: () => void): unknown;
 }
 
-/** A request; throws what it is where it could not be read (requests.ts). */
+/** Returns the request, or throws the error that stands for a request which could not be decoded: requests.ts. */
 function readable<Request>(request: Request): Request {
   if (request instanceof JobError) throw request;
   return request;
 }
 
 /**
- * Makes handlers for grpc-js from plain functions: what they throw becomes the call's status.
+ * Makes handlers for grpc-js of plain functions. What a function throws becomes the call's status.
  *
- * @param callers whom the interceptor `authorise` let in, by the call's metadata
+ * @param callers the clients that the interceptor `authorise` let in, by the call's metadata
  */
 export function handlers(callers: Pick<WeakMap<Metadata, Caller>, "get">, log: Logger): Handlers {
   const lasting = new Set<AbortController>();
@@ -149,7 +149,7 @@ export function handlers(callers: Pick<WeakMap<Metadata, Caller>, "get">, log: L
     const cancel = new AbortController();
     let answered = false;
     call.on("cancelled", () => {
-      // grpc-js tells it of every call in the end, and an error takes time to make.
+      // grpc-js emits this at the end of every call, and an error takes time to make.
       if (!answered) cancel.abort(new JobError("unavailable", "the client has gone"));
     });
     if (lasts) lasting.add(cancel);
@@ -158,10 +158,10 @@ export function handlers(callers: Pick<WeakMap<Metadata, Caller>, "get">, log: L
       const caller = callers.get(call.metadata);
       if (!caller) throw new Error("a handler was reached without authorisation");
       const value = body({ principal: caller.principal, signal: cancel.signal, turn: turnOf(caller) });
-      // What is there is answered in this call's turn: turns.ts.
+      // A value that is there already is answered in this turn of the client's.
       answer.ok(value instanceof Promise ? await value : value);
     } catch (error) {
-      // Whatever an aborted handler threw, it was the abort that ended it.
+      // The abort ended the handler, whatever the handler threw.
       const cause: unknown = cancel.signal.aborted ? cancel.signal.reason : error;
       answer.failed(statusOf(explain(cause, log, call.getPath())));
     } finally {

@@ -15,16 +15,16 @@ import type { Principal } from "../x509/identity.ts";
 import { grpcOptions } from "./limits.ts";
 import { ServeError } from "./pem.ts";
 
-/** "" is the server as a whole. */
+/** The names that a check may ask for; "" is the server as a whole. */
 const SERVICES: ReadonlySet<string> = new Set(["", "jobs.v1.WorkerService"]);
 
 export interface Health {
   readonly service: (calls: Handlers) => Pick<HealthServer, "check" | "watch">;
-  /** From now on NOT_SERVING; tells watchers. */
+  /** Answers NOT_SERVING from now on, and tells watchers. */
   stopServing(): void;
 }
 
-/** The gRPC health checking protocol (github.com/grpc/grpc, doc/health-checking.md). */
+/** Implements the gRPC health checking protocol (github.com/grpc/grpc, doc/health-checking.md). */
 export function health(): Health {
   let current: ServingStatus = ServingStatus.SERVING;
   const watchers = new Set<() => void>();
@@ -51,7 +51,7 @@ export function health(): Health {
   };
 }
 
-/** Calls at once on one connection of the health socket. */
+/** How many calls one connection of the health socket has at once. */
 const MAX_WATCHERS = 100;
 
 const LOCAL: Principal = {
@@ -66,8 +66,8 @@ const LOCAL: Principal = {
 const LOCAL_CALLER: Caller = { principal: LOCAL, take: (work) => void work() };
 
 /**
- * Answers health checks, and nothing else, on a UNIX socket that only the daemon's own user can open: whoever keeps the
- * daemon running needs no certificate for it. Leaves no audit records.
+ * Answers health checks, and nothing else, on a UNIX socket that only the daemon's own user can open: what keeps the daemon
+ * running needs no certificate. These checks leave no audit records.
  *
  * @throws ServeError when the socket cannot be had
  */
@@ -90,9 +90,9 @@ export async function serveHealth(path: string, { service }: Health, log: Logger
   }
 }
 
-/** Removes a socket that a daemon left which was killed. Throws for whatever else is at `path`, and leaves it. */
+/** Removes a socket that nobody listens on: a killed daemon left it. Throws for anything else at `path`, and leaves it. */
 async function removeStale(path: string): Promise<void> {
-  // A symbolic link is not followed: what it names may be anything.
+  // A symbolic link is not followed, because it may name anything.
   const found = await lstat(path).catch((error: unknown) => {
     if (codeOf(error) === "ENOENT") return undefined;
     throw error;
@@ -112,7 +112,7 @@ async function isAnswered(path: string): Promise<boolean> {
     return true;
   } catch (error) {
     if (["ECONNREFUSED", "ENOENT"].includes(codeOf(error))) return false;
-    // A queue that is full has a listener, too.
+    // EAGAIN means that the listener's queue is full.
     if (codeOf(error) === "EAGAIN") return true;
     throw error;
   } finally {

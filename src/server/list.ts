@@ -4,14 +4,14 @@ import type { CallContext } from "./guard.ts";
 import { LIST_BYTES, LIST_MS } from "./limits.ts";
 import { fromJob, toListFilter } from "./translate.ts";
 
-/** Jobs that are found and serialised in one turn of the event loop, at most. */
+/** How many jobs are found and serialised in one turn of the event loop, at most. */
 const STEP_JOBS = 32;
-/** How long a step searches. */
+/** How long a step searches, in ms. */
 const STEP_MS = 4;
 
 /**
- * A page of jobs as a ListResponse on the wire, made step by step, between which others have their turns. It ends with
- * the limit that was asked for, with LIST_BYTES, or with LIST_MS.
+ * Makes a page of jobs, as a ListResponse on the wire, in steps between which other clients have their turns. The page ends
+ * at the limit that was asked for, at LIST_BYTES, or after LIST_MS.
  */
 export async function listJobs(worker: Worker, request: ListRequest, { turn, signal }: CallContext): Promise<Buffer> {
   const filter = toListFilter(request);
@@ -27,7 +27,7 @@ export async function listJobs(worker: Worker, request: ListRequest, { turn, sig
       const found = worker.list({ ...filter, limit, stepMs: STEP_MS, ...(pageToken !== undefined && { pageToken }) });
       left -= found.jobs.length;
       next = found.nextPageToken;
-      // Messages that follow each other are one message: protobuf.dev/programming-guides/encoding, "Last One Wins".
+      // Encoded messages that follow each other are one message: protobuf.dev/programming-guides/encoding, "Last One Wins".
       pieces.push(ListResponse.encode({ jobs: found.jobs.map(fromJob), nextPageToken: "" }).finish());
       bytes += pieces.at(-1)?.length ?? 0;
     };

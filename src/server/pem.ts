@@ -11,7 +11,7 @@ type ServeErrorCode =
   | "port-in-use"
   | "cannot-listen";
 
-/** Why a server cannot be: `code` for programs; the message says which of its options is wrong. */
+/** The reason why a server cannot be opened: `code` is for programs; the message names the option that is wrong. */
 export class ServeError extends Error {
   override readonly name = "ServeError";
   readonly code: ServeErrorCode;
@@ -24,13 +24,13 @@ export class ServeError extends Error {
 
 const CODES = { ca: "bad-ca", cert: "bad-certificate", key: "bad-key" } as const;
 
-/** What clients will refuse, now or soon, and the certificate that it is in. */
+/** A fault that clients refuse now or soon, and the certificate that has it. */
 export interface Problem {
   readonly certificate: X509Certificate;
   readonly message: string;
 }
 
-/** Reads the server's own files. Throws ServeError for what cannot work. */
+/** Reads the server's own files. Throws ServeError when they cannot work. */
 export function readTls(given: TlsPem): TlsFiles {
   try {
     const files = parseTls(given);
@@ -43,7 +43,7 @@ export function readTls(given: TlsPem): TlsFiles {
   }
 }
 
-/** Node's TLS server verifies clients up to a root (it has no allowPartialTrustChain, as clients have). */
+/** Throws ServeError when a root is missing: Node's TLS server has no allowPartialTrustChain, as clients have. */
 function requireRoots(authorities: readonly X509Certificate[]): void {
   const roots = authorities.filter((authority) => authority.checkIssued(authority));
   for (const authority of authorities) {
@@ -56,7 +56,7 @@ function requireRoots(authorities: readonly X509Certificate[]): void {
   }
 }
 
-/** Looks at the server's whole chain and at all of its CAs; what ends within 30 days is told, too. */
+/** Finds the faults of the server's chain and of its CAs, among them certificates that end within 30 days. */
 export function problemsOf({ own, chain, authorities }: TlsFiles, nowMs = Date.now()): readonly Problem[] {
   const path = pathOf(own, chain, authorities, nowMs);
   const faults = faultsOf(path, "server", nowMs);

@@ -12,7 +12,7 @@ import type { Refusal } from "./tls.ts";
 
 const MAX_PATH_CHARS = 256;
 
-/** Records connections that did not get in: the first few of a minute, and how many more there were. */
+/** Records refused connections: the first few of each minute one by one, and then how many more there were. */
 export function recordRefusals(
   audit: Pick<Audit, "write">,
   log: Logger,
@@ -34,18 +34,18 @@ export function recordRefusals(
   return Object.assign(record, { [Symbol.dispose]: () => first[Symbol.dispose]() });
 }
 
-/** What node:http2 publishes when a request's headers have come. */
+/** The channel on which node:http2 tells that a request's headers have come. */
 const STREAM_START = "http2.server.stream.start";
 
 /**
- * Records requests that no interceptor sees, because grpc-js answers them itself: methods that do not exist, and
- * requests that are not gRPC. Takes deadlines that are too far from others. Returns what ends it.
+ * Records the requests that grpc-js answers without an interceptor: methods that do not exist, and requests that are not
+ * gRPC. Removes deadlines that are too far away from all requests. Returns a function that ends this.
  */
 export function recordUnknownMethods(audit: Audit, connections: Connections, few: Few, log: Logger): () => void {
   function onStart(message: unknown): void {
     try {
       const request = startOf(message);
-      // The channel is the whole process's: other servers' streams come by too.
+      // The channel is the whole process's, and has the streams of other servers too.
       if (!request || !connections.has(request.ends)) return;
       const { path, contentType, ends, headers } = request;
       if (isFar(headers[TIMEOUT])) delete headers[TIMEOUT];
@@ -77,8 +77,8 @@ const TIMEOUT = "grpc-timeout";
 const UNITS_MS: Readonly<Record<string, number>> = { H: 3_600_000, M: 60_000, S: 1000 };
 
 /**
- * Whether a deadline is later than a timer can wait. grpc-js takes one of a month for one that is over; no connection
- * lasts as long as that, so a call needs none.
+ * Tells whether a deadline is later than a timer can wait. grpc-js takes a deadline of a month for one that is over. No
+ * connection lasts a month, so the call needs no deadline.
  */
 function isFar(timeout: IncomingHttpHeaders[string]): boolean {
   const [, count, unit] = /^(\d{1,8})([HMS])$/.exec(String(timeout)) ?? [];
@@ -102,7 +102,7 @@ function startOf(message: unknown) {
   };
 }
 
-/** As documented in node:diagnostics_channel, "HTTP/2". */
+/** Checks a message of the channel: node:diagnostics_channel documents it under "HTTP/2". */
 function isStreamStart(message: unknown): message is StreamStart {
   return typeof message === "object" && message !== null && "stream" in message && "headers" in message;
 }

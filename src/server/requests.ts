@@ -11,8 +11,8 @@ import type { Failure } from "./status.ts";
 const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
 /**
- * More tags and lengths than the 2 MiB of arguments and variables that a start may have (spec.ts) come to: an argument counts
- * as 9 bytes and has two of them, a variable counts as 19 and has six.
+ * A start's 2 MiB of arguments and variables have fewer tags and lengths than this: an argument counts as 9 bytes at least
+ * and has two of them, a variable counts as 19 and has six.
  */
 const MOST_NUMBERS = 700_000;
 
@@ -22,9 +22,9 @@ const SHORT_BYTES = 4096;
 type Methods = Readonly<Record<string, { readonly requestDeserialize: (value: Buffer) => unknown }>>;
 
 /**
- * A service whose requests have to be well-formed, their strings as UTF-8. A handler gets one that is not as the error that
- * says so, and throws it (guard.ts): grpc-js would answer INTERNAL, and U+FFFD would stand for bytes of a string. A long
- * request is a function that decodes it: see `decoded`.
+ * Makes a service whose requests have to be well-formed, with strings in UTF-8. Instead of another request its handler gets
+ * an error, and throws it (guard.ts). grpc-js alone would answer INTERNAL, and put U+FFFD into a string that is not UTF-8. A
+ * long request is a function that decodes it: see `decoded`.
  */
 export function strictly<Service extends Methods>(service: Service): Service {
   const methods = Object.entries(service).map(([name, method]) => {
@@ -51,13 +51,13 @@ export function strictly<Service extends Methods>(service: Service): Service {
   return Object.fromEntries(methods) as Service;
 }
 
-/** Hands a request on, a long one in a turn of its client's. */
+/** Passes a request on. A long request is decoded first, in a turn of its client's. */
 export function decoded(request: unknown, later: (work: () => void) => void, pass: (request: unknown) => void): void {
   if (typeof request === "function") later(() => pass(request()));
   else pass(request);
 }
 
-/** The reader, which throws once no request needs what it has read: an empty field is 2 bytes, and holds others up like a full one. */
+/** Makes the reader throw after MOST_NUMBERS: an empty field is 2 bytes, and takes as long as a full one. */
 function counting(reader: BinaryReader): BinaryReader {
   const read = reader.uint32.bind(reader);
   let numbers = 0;
@@ -75,11 +75,11 @@ export const COMPRESSED: Failure = {
 };
 
 /**
- * Whether a call's messages come compressed: 4 KB of them may be 4 MB that grpc-js has to make, and a request's length on
- * the wire would bound nothing.
+ * Tells whether a call's messages come compressed. grpc-js would make 4 MB of 4 KB, so that a request's length on the wire
+ * would bound nothing.
  */
 export function isCompressed(call: Call): boolean {
-  // grpc-js's own, and not in its types.
+  // grpc-js has this field, and its types do not.
   return "incomingEncoding" in call && call.incomingEncoding !== "identity";
 }
 
@@ -98,10 +98,10 @@ const TOO_MANY: Failure = {
 };
 
 /**
- * Refuses a call whose request is longer than any that only looks, or one too many with those of its client's other open
- * calls. grpc-js keeps what has come of a request until it is whole, and has one limit for all, which is that of a start.
+ * Refuses a call whose request is too long for its method, or makes the requests of its client's open calls too long
+ * together. grpc-js keeps the bytes of a request until it is whole, and has one limit for all methods: that of a start.
  *
- * @param weigh adds to the bytes of its client's requests, and returns their sum
+ * @param weigh adds to the bytes of the client's requests, and returns their sum
  */
 export function boundRequest(
   call: Call,
@@ -109,7 +109,7 @@ export function boundRequest(
   weigh: (bytes: number) => number,
   refuse: (why: Failure) => void,
 ): void {
-  // grpc-js's own, and not in its types.
+  // grpc-js has this field, and its types do not.
   if (!("stream" in call) || !(call.stream instanceof Duplex)) return;
   let bytes = 0;
   let refused = false;

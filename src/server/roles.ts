@@ -3,7 +3,7 @@ import type { Role } from "../x509/role.ts";
 const ANYONE: readonly Role[] = ["reader", "writer"];
 const WRITERS: readonly Role[] = ["writer"];
 
-/** Who may call what: each method's path and its roles. What is not here is denied. */
+/** Each method's path, and the roles that may call it. A method that is not here is denied. */
 const ROLES: ReadonlyMap<string, readonly Role[]> = new Map([
   ["/jobs.v1.WorkerService/Start", WRITERS],
   ["/jobs.v1.WorkerService/Stop", WRITERS],
@@ -18,23 +18,23 @@ const ROLES: ReadonlyMap<string, readonly Role[]> = new Map([
   ["/grpc.health.v1.Health/Watch", ANYONE],
 ]);
 
-/** The roles that may call a method, none when nobody knows it. */
+/** Returns the roles that may call a method; an unknown method has none. */
 export function rolesOf(path: string): readonly Role[] {
   return ROLES.get(path) ?? [];
 }
 
-/** Every method that someone may call. */
+/** The paths of all methods that somebody may call. */
 export const METHODS: ReadonlySet<string> = new Set(ROLES.keys());
 
 /**
- * A method that is not to happen unless it is recorded. A stop may: it takes nothing and gives room, and could not end
- * what has filled the disk.
+ * Tells whether a method must not run without a record. A stop may run: otherwise no job could be ended that has filled
+ * the disk.
  */
 export function needsRecord(path: string): boolean {
   return mutates(path) && path !== "/jobs.v1.WorkerService/Stop";
 }
 
-/** A method that changes something: no reader may call it. */
+/** Tells whether a method changes something: then no reader may call it. */
 export function mutates(path: string): boolean {
   return !rolesOf(path).includes("reader");
 }

@@ -16,7 +16,7 @@ import { type StreamMessage, streamOutput, streamStats } from "./stream.ts";
 import { toResources } from "./translate-resources.ts";
 import { fromFinding, fromJob, toJobSpec, toStop } from "./translate.ts";
 
-/** What may be long is serialised where it is made, so that its length is known: interceptors.ts bounds what is unread. */
+/** Long answers are serialised where they are made, so that authorise.ts knows their length and bounds those that are unread. */
 type Service = Omit<WorkerServiceServer, "stream" | "list" | "query" | "wait"> & {
   stream: handleServerStreamingCall<StreamRequest, StreamMessage>;
   list: handleUnaryCall<ListRequest, Buffer>;
@@ -24,7 +24,7 @@ type Service = Omit<WorkerServiceServer, "stream" | "list" | "query" | "wait"> &
   wait: handleUnaryCall<WaitRequest, Buffer>;
 };
 
-/** WorkerService on a worker: translates requests and answers, and decides nothing. */
+/** Serves a worker as WorkerService: translates requests and answers, and decides nothing. */
 export function workerService(worker: Worker, { unary, streaming }: Handlers): Service {
   return {
     start: unary(async (request, { principal }) => {
@@ -43,7 +43,7 @@ export function workerService(worker: Worker, { unary, streaming }: Handlers): S
     list: unary((request, context) => listJobs(worker, request, context)),
     wait: unary(async ({ jobId }, { signal, turn }) => {
       const job = await worker.wait(jobId, signal);
-      // Thousands may wait for one job: its end is not to take the turns of everybody else, nor much memory.
+      // Thousands may wait for one job. Its end must not take other clients' turns, nor much memory.
       return turn(() => onWire(WaitResponse.encode({ job: fromJob(brief(job)) }).finish()));
     }, "lasts"),
     update: unary(async ({ jobId, resources }) => {
@@ -59,7 +59,7 @@ export function workerService(worker: Worker, { unary, streaming }: Handlers): S
   };
 }
 
-/** So many texts take milliseconds to translate, and as many again to serialise. */
+/** A job with more texts takes milliseconds to translate, and milliseconds to serialise. */
 const MANY_TEXTS = 10_000;
 
 function isLong({ args, envNames }: Job): boolean {
@@ -71,9 +71,9 @@ function queryResponse({ pid, state, ended }: Job, job: ProtoJob): Buffer {
   return onWire(QueryResponse.encode(response).finish());
 }
 
-/** A QueryResponse, each step of its making in a turn of its own. */
+/** Makes a QueryResponse in steps, each in a turn of its own. */
 async function inTurns(job: Job, { turn }: CallContext): Promise<Buffer> {
-  // The first step was to find it.
+  // The search for the job has taken the turn that the call is in.
   await turn(() => {});
   const translated = await turn(() => fromJob(job));
   return turn(() => queryResponse(job, translated));

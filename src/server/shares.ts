@@ -1,20 +1,20 @@
-/** Why somebody gets no more: they have their share, or nothing is left but what is kept for those who have few. */
+/** Why a client gets no more: it has its share, or all that is left is kept for clients that have few. */
 export interface Full {
   readonly whose: "own" | "all";
   readonly maximum: number;
 }
 
-/** What many take of one limit, each their share. */
+/** A limit that many share. */
 export interface Shares {
-  /** What keeps `who` from one more; undefined when nothing does. */
+  /** Tells what keeps `who` from taking one more; undefined when nothing does. */
   full(who: string): Full | undefined;
   take(who: string): void;
   give(who: string): void;
 }
 
 /**
- * A limit of `most` at once, of which one has a half at most. The last eighth is for those who have few: the 256th part.
- * So a half stays for others whatever one does, and whatever two do somebody else gets in.
+ * Shares a limit of `most`, of which each has a half at most. The last eighth is for those who have less than a 256th part.
+ * So one leaves a half for others, and two at their limits leave room for somebody else.
  */
 export function shares(most: number): Shares {
   const own = Math.ceil(most / 2);
@@ -39,14 +39,14 @@ export function shares(most: number): Shares {
   };
 }
 
-/** A sum for each of many. */
+/** Sums by name. */
 export interface Sums {
   of(who: string): number;
   /** Returns the new sum. */
   add(who: string, more: number): number;
 }
 
-/** Sums that begin with 0, and take no memory where they are 0. */
+/** Makes sums that begin with 0. A sum of 0 takes no memory. */
 export function sums(): Sums {
   const all = new Map<string, number>();
   const of = (who: string): number => all.get(who) ?? 0;

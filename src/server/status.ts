@@ -3,10 +3,10 @@ import { BadRequest, ErrorInfo, RetryInfo, Status } from "../../proto/generated/
 import { JobError, type JobErrorCode } from "../worker/index.ts";
 import { RETRY_DELAY_MS } from "./limits.ts";
 
-/** What a client learns of an error. */
+/** An error as a client is told of it. */
 export interface Failure {
   readonly code: status;
-  /** UPPER_SNAKE_CASE, for programs (AIP-193). */
+  /** The reason for programs, in UPPER_SNAKE_CASE (AIP-193). */
   readonly reason: string;
   readonly message: string;
   /** The request's field that is wrong. */
@@ -14,7 +14,7 @@ export interface Failure {
   readonly facts?: Readonly<Record<string, string>>;
 }
 
-/** The worker's errors and gRPC's statuses (google.rpc.Code tells what each is for). */
+/** gRPC's status for each of the worker's errors; google.rpc.Code says what each is for. */
 const CODES: Readonly<Record<JobErrorCode, status>> = {
   invalid: status.INVALID_ARGUMENT,
   "not-found": status.NOT_FOUND,
@@ -30,15 +30,15 @@ const CODES: Readonly<Record<JobErrorCode, status>> = {
 
 const RETRIABLE: ReadonlySet<status> = new Set([status.RESOURCE_EXHAUSTED, status.UNAVAILABLE]);
 
-// Statuses travel in HTTP/2 headers: message (percent-encoded, up to 3 bytes a byte) and details (base64) must stay
-// below the 8 KiB that peers accept.
+// A status travels in HTTP/2 headers: its message (percent-encoded, up to 3 bytes a byte) and its details (base64) must
+// stay below the 8 KiB that peers accept.
 const MAX_MESSAGE_BYTES = 900;
 const MAX_FIELD_BYTES = 200;
 const MAX_FACTS = 6;
 const MAX_FACT_NAME_BYTES = 64;
 const MAX_FACT_BYTES = 128;
 
-/** The failure that a worker's error is; undefined for `internal` and for everything else that was thrown. */
+/** Returns the failure that a worker's error stands for; undefined for `internal` and for any other exception. */
 export function failureOf(error: unknown): Failure | undefined {
   if (!(error instanceof JobError) || error.code === "internal") return undefined;
   return {
@@ -50,7 +50,7 @@ export function failureOf(error: unknown): Failure | undefined {
   };
 }
 
-/** What grpc-js sends for a failure: code, message, and google.rpc details under 8 KiB. */
+/** Makes the status that grpc-js sends for a failure: code, message, and google.rpc details under 8 KiB. */
 export function statusOf(failure: Failure): StatusObject {
   const { code, reason, field, facts } = failure;
   const message = clip(failure.message, MAX_MESSAGE_BYTES);
@@ -58,7 +58,7 @@ export function statusOf(failure: Failure): StatusObject {
     .slice(0, MAX_FACTS)
     .map(([key, value]) => [clip(key, MAX_FACT_NAME_BYTES), clip(value, MAX_FACT_BYTES)] as const);
   const details = [packed("ErrorInfo", ErrorInfo.encode({ reason, domain: "jobs", metadata: new Map(kept) }).finish())];
-  // As the proto has it: of others the message names what is meant.
+  // The proto promises it for this code; other errors name the field in their message.
   if (field !== undefined && code === status.INVALID_ARGUMENT) {
     const fieldViolations = [{ field: clip(field, MAX_FIELD_BYTES), description: message }];
     details.push(packed("BadRequest", BadRequest.encode({ fieldViolations }).finish()));
@@ -76,7 +76,7 @@ function packed(name: string, value: Uint8Array): { typeUrl: string; value: Buff
   return { typeUrl: `type.googleapis.com/google.rpc.${name}`, value: Buffer.from(value) };
 }
 
-/** At most so many bytes of UTF-8, with no half character: grpc-js throws on a lone surrogate. */
+/** Cuts a text to `maxBytes` of UTF-8, between characters: grpc-js throws on half a surrogate pair. */
 function clip(text: string, maxBytes: number): string {
   const bytes = Buffer.from(text.toWellFormed());
   if (bytes.length <= maxBytes) return text.toWellFormed();

@@ -11,7 +11,7 @@ import { brief, type Chunk, type Gap, type Job, type Worker } from "../worker/in
 import type { CallContext } from "./guard.ts";
 import { fromJob, fromUsage, toStatsOptions, toStreamOptions } from "./translate.ts";
 
-/** The last message: the job as it is, and where to resume. */
+/** The last message: the job as it is, and the offset to resume from. */
 interface End {
   readonly kind: "end";
   readonly offset: number;
@@ -20,7 +20,7 @@ interface End {
 
 export type StreamMessage = Chunk | Gap | End;
 
-/** Streams a job's output to a client until there is no more, or `signal` ends it: then throws its reason. */
+/** Streams a job's output to a client until there is no more. Throws the reason of `signal` when that ends the stream. */
 export async function streamOutput(
   worker: Worker,
   call: ServerWritableStream<StreamRequest, StreamMessage>,
@@ -61,10 +61,9 @@ export async function streamStats(
 }
 
 /**
- * Writes one message at a time, and resolves when HTTP/2 has taken it or the call is over: then neither grpc-js's
- * callback nor its 'drain' comes any more. Waiting for each message, while the next one is being read, is what bounds
- * memory to one message a call, and it is what lets a chunk be serialised at once: grpc-js would keep those behind it
- * in its queue as they are, up to 16, and their bytes are not theirs any longer by then.
+ * Writes one message at a time. The promise resolves when HTTP/2 has taken the message, or when the call is over: neither
+ * grpc-js's callback nor its 'drain' comes after that. Waiting bounds a call's memory to one message, and the one that is
+ * read meanwhile. It also has each chunk serialised before its buffer is used again: grpc-js would queue 16 as they are.
  */
 function writer<Message>(call: ServerWritableStream<unknown, Message>, signal: AbortSignal) {
   let release: (() => void) | undefined;
@@ -83,8 +82,8 @@ function asItIs(bytes: Buffer): Buffer {
 }
 
 /**
- * WorkerService with answers that are serialised already, and a Stream that takes the worker's own messages, and copies
- * a chunk's bytes once.
+ * WorkerService with long answers that are serialised already. Its Stream takes the worker's own messages, and copies a
+ * chunk's bytes once.
  */
 export const SERVICE = {
   ...WorkerServiceService,
@@ -95,17 +94,17 @@ export const SERVICE = {
 } as const;
 
 const EMPTY = Buffer.alloc(0);
-// Tags of StreamResponse's and Timestamp's fields: number << 3 | wire type.
+// Tags of the fields of StreamResponse and Timestamp: number << 3 | wire type.
 const OUTPUT = 0x0a;
 const SOURCE = 0x10;
 const TIME = 0x1a;
 const OFFSET = 0x20;
 const SECONDS = 0x08;
 const NANOS = 0x10;
-/** Bytes of all of a chunk's fields but the output's, at most. */
+/** The most bytes of a chunk's fields without its output. */
 const MAX_HEADER = 64;
 
-/** StreamResponse on the wire. Fields may come in any order, so a chunk's bytes go last, behind a small header. */
+/** Encodes a StreamResponse. Fields may come in any order, so a chunk's bytes go last, behind a small header. */
 export function encode(message: StreamMessage): Buffer {
   switch (message.kind) {
     case "chunk":
@@ -142,8 +141,8 @@ function encodeChunk({ source, timeMs, offset, bytes }: Chunk): Buffer {
 }
 
 /**
- * A message of two parts. grpc-js asks a message for its length and to copy itself behind the frame's header, and no
- * more; a copy to make one buffer of both before that would cost a tenth of the throughput.
+ * Joins a message of two parts without a copy, which would cost a tenth of the throughput: grpc-js asks a message for its
+ * length, has it copy itself behind the frame's header, and does no more with it.
  */
 function joined(head: Buffer, tail: Buffer): Buffer {
   const { length } = head;

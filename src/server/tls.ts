@@ -9,10 +9,10 @@ import { openHandshakes } from "./handshakes.ts";
 import { BACKLOG, HANDSHAKE_TIMEOUT_MS } from "./limits.ts";
 import { problemsOf, readTls, ServeError } from "./pem.ts";
 
-/** How often the server's own certificates are looked at. */
+/** How often the server looks at its own certificates. */
 const WATCH_MS = 24 * 3600 * 1000;
 
-/** A connection that did not get in: OpenSSL's or Node's reason, and the certificate it showed, if any. */
+/** A connection that was refused: OpenSSL's or Node's reason, and the certificate that the client showed, if any. */
 export interface Refusal {
   readonly peer: string;
   readonly reason: string;
@@ -22,7 +22,7 @@ export interface Refusal {
 export interface TlsListener {
   readonly port: number;
   readonly address: string;
-  /** Takes no more connections, and drops those that are still shaking hands. */
+  /** Takes no more connections, and ends handshakes that are not over. */
   stop(): void;
 }
 
@@ -30,18 +30,18 @@ interface ListenOptions {
   readonly host: string;
   readonly port: number;
   readonly tls: TlsPem;
-  /** Path of what verify.c is built to. */
+  /** Path of the native module that verify.c is built to. */
   readonly verifier: string;
   readonly log: Logger;
-  /** Where connections that got in are kept. */
+  /** The table that verified connections go into. */
   readonly connections: Connections;
   readonly onConnection: (socket: TLSSocket) => void;
   readonly onRefused: (refusal: Refusal) => void;
 }
 
 /**
- * Listens for TLS 1.3 connections with a client certificate that the CA signed, for clients, valid now. Sessions are
- * not resumed, since a resumed one is not verified. TLS ends here and not in grpc-js so that a refusal has a reason.
+ * Listens for TLS 1.3 connections whose client certificate is signed by the CA, for clients, and valid now. No session is
+ * resumed, because a resumed session is not verified. TLS ends here and not in grpc-js, so that a refusal has a reason.
  *
  * @throws ServeError
  */
@@ -53,14 +53,14 @@ export async function listenTls(options: ListenOptions): Promise<TlsListener> {
     ...files.pem,
     minVersion: "TLSv1.3",
     requestCert: true,
-    // Node would drop the connection without telling why; it is dropped below.
+    // Node would drop the connection without a reason; it is dropped below.
     rejectUnauthorized: false,
     secureOptions: constants.SSL_OP_NO_TICKET,
     ALPNProtocols: ["h2"],
     handshakeTimeout: HANDSHAKE_TIMEOUT_MS,
   });
   handshaker.on("tlsClientError", (error: NodeJS.ErrnoException, socket) => {
-    // A client that has gone has no address here any more: the end of its TCP connection tells of it.
+    // A client that has gone has no address any more. The end of its TCP connection is recorded instead.
     if (handshakes.done(socket)) onRefused({ peer: peerOf(socket), reason: error.code ?? error.message });
     socket.destroy();
   });
@@ -72,7 +72,7 @@ export async function listenTls(options: ListenOptions): Promise<TlsListener> {
       certificate = socket.getPeerX509Certificate();
       reason = refusalOf(socket, certificate, files.authorities);
     } catch (error) {
-      // What a stranger shows must not end the process.
+      // A stranger's certificate must not end the process.
       log.error({ err: error }, "a client's certificate could not be looked at");
       reason = "CERTIFICATE_MALFORMED";
     }
@@ -106,7 +106,7 @@ export async function listenTls(options: ListenOptions): Promise<TlsListener> {
   };
 }
 
-/** Bounds what OpenSSL does for a stranger's certificates, in this process from now on: see verify.c. */
+/** Has OpenSSL stop at the first fault of a chain, in this process from now on: see verify.c. */
 function stopAtFirstFault(verifier: string): void {
   try {
     process.dlopen({ exports: {} }, verifier);
@@ -116,7 +116,7 @@ function stopAtFirstFault(verifier: string): void {
   }
 }
 
-/** Warns of the server's certificates now and once a day. Returns what ends it. */
+/** Warns of faults of the server's certificates now and once a day. Returns a function that ends this. */
 function watchCertificates(files: TlsFiles, log: Logger): () => void {
   const look = (): void => {
     for (const { certificate, message } of problemsOf(files)) {
@@ -137,9 +137,9 @@ function refusalOf(
   if (socket.isSessionReused()) return "SESSION_RESUMED";
   if (socket.authorized) return undefined;
   const code = String(socket.authorizationError);
-  // Node has no name for some of OpenSSL's reasons, weak keys and signatures among them.
+  // Node has no name for some of OpenSSL's reasons, as for weak keys and signatures.
   if (code !== "UNSPECIFIED") return code;
-  // Followed by names alone: a stranger is not worth a verification of signatures.
+  // The chain is followed by names: to verify a stranger's signatures would hold the event loop.
   const sent = presented(socket);
   const top = sent.at(-1);
   const root = authorities.find((authority) => top?.checkIssued(authority) && !top.raw.equals(authority.raw));
@@ -147,10 +147,10 @@ function refusalOf(
   return fault ? `CERTIFICATE_${fault.kind.toUpperCase().replaceAll("-", "_")}` : code;
 }
 
-/** A connection may outlive its certificate, and a stream on it would: it ends with the certificate. */
+/** Ends a connection with its certificate: a stream on it would outlive that. */
 function endWhenExpired(socket: TLSSocket, certificate: X509Certificate): void {
   const leftMs = certificate.validToDate.getTime() - Date.now();
-  // Later than a timer can wait is later than MAX_CONNECTION_AGE too.
+  // A timer can wait longer than MAX_CONNECTION_AGE.
   if (leftMs > 2 ** 31 - 1) return;
   const timer = setTimeout(() => socket.destroy(), leftMs).unref();
   socket.once("close", () => clearTimeout(timer));

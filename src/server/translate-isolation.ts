@@ -4,7 +4,7 @@ import { defined, fromCount, namesIn, toCount } from "./translate-values.ts";
 
 const NETWORKS = namesIn<"NETWORK", "host" | "none", Network>("NETWORK", Network);
 
-/** What a start asks of isolation; throws JobError `invalid`. */
+/** Translates what a start asks of isolation. Throws JobError `invalid`. */
 export function toIsolation(
   request: StartRequest,
 ): Pick<JobSpec, "network" | "privateTmp" | "userNamespaces" | "rlimits" | "umask" | "oomScoreAdj"> {
@@ -28,7 +28,7 @@ function toRlimit({ name, soft, hard }: Rlimit): NamedRlimit {
   };
 }
 
-/** What holds of a job. */
+/** Translates a job's isolation. */
 export function fromIsolation({
   isolation,
   network,

@@ -23,7 +23,7 @@ function filled<T>(list: readonly T[]): readonly T[] | undefined {
   return list.length > 0 ? list : undefined;
 }
 
-/** LinuxResources of the API under the names of the OCI runtime specification. */
+/** Translates limits to the names of the OCI runtime specification. */
 export function toResources(from: ProtoResources): LinuxResources {
   const { devices, memory, cpu, pids, blockIo, hugepageLimits, network, rdma, unified } = from;
   return defined({
@@ -71,7 +71,7 @@ function toThrottleDevice({ major, minor, rate, path }: ProtoThrottleDevice): Li
   return { major, minor, rate, ...defined({ path }) };
 }
 
-/** The way back: what was asked for, as the API tells it. */
+/** Translates limits back to the API's names. */
 export function fromResources(from: LinuxResources): ProtoResources {
   const { memory, cpu, pids, blockIO, network } = from;
   return ProtoResources.fromPartial({

@@ -1,10 +1,10 @@
 import type { Duration } from "../../proto/generated/google/protobuf/duration.ts";
 import { invalid } from "../worker/index.ts";
 
-/** Seconds: the range of google.protobuf.Duration, about 10,000 years. */
+/** The range of google.protobuf.Duration in seconds, about 10,000 years. */
 const MAX_DURATION_S = 315_576_000_000n;
 
-/** Whole milliseconds, rounded up. */
+/** Returns whole milliseconds, rounded up. Throws JobError `invalid`. */
 export function toMs(field: string, { seconds, nanos }: Duration): number {
   if (seconds < 0n || nanos < 0) throw invalid(field, "must not be negative");
   if (seconds > MAX_DURATION_S || nanos > 999_999_999) throw invalid(field, "is no valid google.protobuf.Duration");
@@ -21,7 +21,7 @@ export function fromUs(us: number | undefined): Duration | undefined {
   return { seconds: BigInt(Math.floor(whole / 1e6)), nanos: (whole % 1e6) * 1000 };
 }
 
-/** Throws JobError `invalid` for what a number cannot hold exactly. */
+/** Returns a count as a number. Throws JobError `invalid` when a number cannot hold it exactly. */
 export function toCount(field: string, value: bigint): number {
   if (value > BigInt(Number.MAX_SAFE_INTEGER)) throw invalid(field, `${value} is more than ${Number.MAX_SAFE_INTEGER}`);
   return Number(value);
@@ -33,7 +33,7 @@ export function fromCount(count: number | undefined): bigint | undefined {
 
 type Defined<T> = { [K in keyof T]?: Exclude<T[K], undefined> };
 
-/** The same object without what is undefined: absent and undefined differ for the worker. */
+/** Returns the object without the fields that are undefined: the worker tells absent from undefined. */
 export function defined<T extends object>(of: T): Defined<T>;
 export function defined(of: object): object {
   return Object.fromEntries(Object.entries(of).filter(([, value]) => value !== undefined));
@@ -47,7 +47,7 @@ interface Names<Name extends string, Value> {
 }
 
 /**
- * Names as the API has them: `LOG_KEEP_NEWEST` of the prefix LOG_KEEP is "newest".
+ * Finds the worker's names in an enumeration: LOG_KEEP_NEWEST of the prefix LOG_KEEP is "newest".
  *
  * @param values the enumeration as generated
  */

@@ -45,7 +45,7 @@ const STATES = namesIn<"STATE", State, ProtoState>("STATE", ProtoState);
 const FINDING_STATES = namesIn<"FINDING_STATE", Finding["state"], FindingState>("FINDING_STATE", FindingState);
 const SOURCES = namesIn<"SOURCE", Source, ProtoSource>("SOURCE", ProtoSource);
 
-/** What the worker is asked to start; throws JobError `invalid` for what it has no words for. */
+/** Translates a start. Throws JobError `invalid` for values that the worker has no words for. */
 export function toJobSpec(request: StartRequest, owner: string): JobSpec {
   const { labels, resources, timeLimit } = request;
   return {
@@ -65,7 +65,7 @@ export function toJobSpec(request: StartRequest, owner: string): JobSpec {
   };
 }
 
-/** What a job executes, where each field comes as text or as bytes. Throws JobError `invalid` where it comes as both. */
+/** Translates the command, each field from text or from bytes. Throws JobError `invalid` for a field that comes as both. */
 function toProgram({
   command,
   args,
@@ -95,7 +95,7 @@ function toProgram({
   };
 }
 
-/** Signal and grace period of a stop; throws JobError `invalid`. */
+/** Translates the signal and the grace period of a stop. Throws JobError `invalid`. */
 export function toStop({ signal, grace }: StopRequest): { signal?: number; graceMs?: number } {
   return defined({ signal, graceMs: grace && toMs("grace", grace) });
 }
@@ -137,7 +137,7 @@ function toPosition(position: StreamRequest["position"]): Position | undefined {
   return { kind: position.$case === "tailBytes" ? "tail-bytes" : "tail-lines", count };
 }
 
-/** A job as the API tells it. */
+/** Translates a job. */
 export function fromJob(job: Brief): ProtoJob {
   const { id, state, user, group, owner, pid, createdAt, startedAt, endedAt, output } = job;
   return {
@@ -168,14 +168,14 @@ export function fromJob(job: Brief): ProtoJob {
   };
 }
 
-/** What a job executes: as text, and as bytes where the text is not all of it. */
+/** Translates the command: as text, and as bytes where it is not UTF-8. */
 function fromProgram({
   command,
   args,
   envNames,
   cwd,
 }: Job): Pick<ProtoJob, "command" | "args" | "envNames" | "cwd" | "argvBytes" | "envNamesBytes" | "cwdBytes"> {
-  // A job may have 200,000 arguments: each is looked at once.
+  // A job may have 200,000 arguments, so each is looked at once.
   const isText = (texts: readonly string[]): boolean => texts.every((text) => text.isWellFormed());
   const [argsAreText, namesAreText] = [isText(args), isText(envNames)];
   return {

@@ -1,23 +1,23 @@
-/** How long what waits may hold the event loop before input and output get their chance, in ms. */
+/** How long work that has waited may hold the event loop before input and output get their chance, in ms. */
 const TURN_MS = 5;
 
-/** Hands out the event loop's time: who asks for much of it waits behind themselves, and nobody else behind them. */
+/** Shares the event loop's time among clients: a client's work waits behind its own, and not behind other clients'. */
 export interface Turns {
   /**
-   * Calls `work` for `who`: now when nobody waits and this turn of the loop has time left, else when their turn has come.
-   * It tells whether there was anything to do still. What goes on with something that was begun is `begun`: it comes
-   * before what `who` has not begun, so that no thousand calls are half done at once.
+   * Calls `work` for `who`: at once when nobody waits and this turn of the loop has time left, otherwise in a later turn.
+   * `work` returns whether it did anything. Work that continues a call is `begun`, and comes before the calls of `who` that
+   * have not begun, so that no thousand calls are half done at once.
    */
   take(who: string, work: () => boolean, begun?: "begun"): void;
 }
 
 /**
- * Turns in which each that waits does one piece of work, round and round.
+ * Makes turns that go round: each client that waits has one piece of its work done.
  *
- * @param turnMs after which no piece is begun in the same turn of the event loop; with 0 each has a turn to itself
+ * @param turnMs how long pieces are begun in one turn of the event loop, in ms; with 0 each piece has a turn of its own
  */
 export function fairTurns(turnMs = TURN_MS): Turns {
-  /** Of each who waits what they wait for, in order; who is next stands first. */
+  /** The work of each client that waits, in order. The client whose turn comes next is first. */
   const waiting = new Map<string, (() => boolean)[]>();
   let busyMs = 0;
   let armed = false;
@@ -42,7 +42,7 @@ export function fairTurns(turnMs = TURN_MS): Turns {
     for (const [who, queue] of waiting) {
       waiting.delete(who);
       const work = queue.shift();
-      // A Map goes on with what was put at its end meanwhile: round and round.
+      // The loop comes to what is put at the Map's end meanwhile.
       if (queue.length > 0) waiting.set(who, queue);
       if (work && run(work) && busyMs >= turnMs) return;
     }

@@ -17,7 +17,7 @@ const ALGORITHM = {
 };
 const DAY_MS = 24 * 3600 * 1000;
 
-/** A certificate and its key, PEM each. */
+/** A certificate and its key, in PEM. */
 export interface Pair {
   readonly cert: string;
   readonly key: string;
@@ -28,20 +28,20 @@ export interface IssueOptions {
   readonly notBefore?: Date;
   readonly notAfter?: Date;
   readonly usages?: readonly ("clientAuth" | "serverAuth")[];
-  /** Values of as many role extensions. */
+  /** The value of each role extension. */
   readonly roles?: readonly Uint8Array[];
 }
 
-/** A CA for tests, with two keys of its own for all that it signs. */
+/** A CA for tests, with one key of its own and one for all certificates that it signs. */
 export interface Authority {
   readonly ca: Pair;
   readonly server: Pair;
   issue(options?: IssueOptions): Promise<Pair>;
-  /** A client's certificate as it should be. */
+  /** Issues a client's certificate that is right. */
   client(role: "reader" | "writer", options?: IssueOptions): Promise<Pair>;
 }
 
-/** A DER string: UTF8String unless another tag is given. */
+/** Encodes a DER string: a UTF8String unless another tag is given. */
 export function derString(text: string, tag = 0x0c): Uint8Array {
   const bytes = Buffer.from(text);
   return Uint8Array.from([tag, bytes.length, ...bytes]);

@@ -15,10 +15,10 @@ import type { AuditRecord } from "../audit.ts";
 import { serve, type Served, type ServeOptions } from "../server.ts";
 import type { Authority, Pair } from "./authority.ts";
 
-/** A server that runs, with what it wrote. */
+/** A server that runs, with the records and log lines that it wrote. */
 export interface Running extends Served, AsyncDisposable {
   readonly audit: readonly AuditRecord[];
-  /** The lines of the log at level warn and above. */
+  /** The log's lines of level warn and above. */
   readonly logged: readonly { readonly level: number; readonly msg: string; readonly correlationId?: string }[];
 }
 
@@ -42,7 +42,7 @@ export async function running(
   return { ...served, audit, logged, [Symbol.asyncDispose]: () => served.close() };
 }
 
-/** A log for tests; `each` is told warnings and errors. */
+/** Makes a log for tests; `each` is called with warnings and errors. */
 export function logTo(each: (entry: Running["logged"][number]) => void): Logger {
   return pino(
     { level: "warn" },
@@ -50,7 +50,7 @@ export function logTo(each: (entry: Running["logged"][number]) => void): Logger 
   );
 }
 
-/** A stream that hands on the lines written to it. */
+/** Makes a stream that hands on the lines written to it. */
 function lines(each: (line: string) => void): Writable {
   const stream = new PassThrough();
   stream.on("data", (chunk: Buffer) => {
@@ -59,7 +59,7 @@ function lines(each: (line: string) => void): Writable {
   return stream;
 }
 
-/** Channel credentials and options for `localhost` as the server's certificate has it. */
+/** Makes channel credentials. */
 function channelOf(ca: Pair, pair: Pair | undefined) {
   const context = createSecureContext({ ca: ca.cert, ...pair, minVersion: "TLSv1.3" });
   return credentials.createFromSecureContext(context);
@@ -84,14 +84,14 @@ export function healthClientOf(port: number, ca: Pair, pair: Pair): HealthClient
   return Object.assign(client, { [Symbol.dispose]: () => client.close() });
 }
 
-/** A unary call as a promise: `answer((done) => client.query({ jobId }, done))`. */
+/** Makes a promise of a unary call: `answer((done) => client.query({ jobId }, done))`. */
 export function answer<T>(call: (done: (error: ServiceError | null, value: T) => void) => unknown): Promise<T> {
   return new Promise((resolve, reject) => {
     call((error, value) => (error ? reject(error) : resolve(value)));
   });
 }
 
-/** The error that a call ended with; throws when it ended well. */
+/** Returns the error that a call ended with; throws when the call succeeded. */
 export async function errorOf(call: Promise<unknown>): Promise<ServiceError> {
   try {
     await call;
@@ -137,7 +137,7 @@ function none(id: string): JobError {
   return new JobError("not-found", `no job ${JSON.stringify(id)}`);
 }
 
-/** A worker in memory, for what a real one does not do on demand: fail, reject, stream without end. */
+/** A worker in memory, which fails, rejects or streams without end on demand, as a real one does not. */
 function workerOf(methods: Partial<Worker>): Worker {
   return {
     host: "memory",
@@ -166,14 +166,14 @@ function workerOf(methods: Partial<Worker>): Worker {
   };
 }
 
-/** The output of a job that writes nothing, until `signal`. */
+/** Streams the output of a job that writes nothing, until `signal`. */
 export async function* silence(signal: AbortSignal | undefined): ReturnType<Worker["stream"]> {
   if (signal && !signal.aborted) await once(signal, "abort");
   yield* [];
   return { offset: 0, job: JOB };
 }
 
-/** The ErrorInfo of a refusal. */
+/** Returns the reason and the facts of a refusal's ErrorInfo. */
 export function factsOf(error: Awaited<ReturnType<typeof errorOf>>): Record<string, string> {
   const [packed] = error.metadata.get("grpc-status-details-bin");
   const [info] = Status.decode(Buffer.from(packed ?? "")).details;
@@ -181,13 +181,13 @@ export function factsOf(error: Awaited<ReturnType<typeof errorOf>>): Record<stri
   return { reason, ...Object.fromEntries(metadata) };
 }
 
-/** CPU time of this thread alone, in ms: the load of the machine does not count. */
+/** Returns the CPU time of this thread, in ms, to which the load of the machine adds nothing. */
 export function cpuMs(): number {
   const { user, system } = process.threadCpuUsage();
   return (user + system) / 1000;
 }
 
-/** A client's session of HTTP/2, without gRPC's manners. */
+/** Opens a client's session of HTTP/2, without gRPC's manners. */
 export function rawSession(port: number, ca: Pair, pair: Pair, settings: Settings = {}) {
   const session = connectHttp2(`https://localhost:${port}`, { ca: ca.cert, ...pair, settings });
   session.on("error", () => undefined);
