@@ -27,7 +27,7 @@ function raw(bytes: Buffer): Buffer {
   return bytes;
 }
 
-/** What a raw TLS client learns: the error that ended its connection, or "closed". */
+/** Connects by TLS alone, and returns the error that ended the connection, or "closed". */
 function outcome(port: number, options: ConnectionOptions): Promise<string> {
   const socket = connectTls({ host: "127.0.0.1", port, ca: trusted.ca.cert, servername: "localhost", ...options });
   return new Promise((resolve) => {
@@ -110,11 +110,11 @@ describe("a client that goes away in the handshake is recorded once, with its ad
     expect(server.audit).toMatchObject([{ event: "connection", peer, decision: "denied", reason: "CLIENT_GONE" }, {}]);
   });
 
-  test("and none is for those that a shutdown sends away", async () => {
+  test("and clients that a shutdown sends away are not recorded", async () => {
     const server = await running(trusted);
     const socket = connectTcp(server.port, "127.0.0.1").on("error", () => undefined);
     await once(socket, "connect");
-    // Its handshake has begun when that of a later client is over.
+    // Its handshake has begun when the handshake of a later client is over.
     await query(server.port, reader);
     await server.close();
     expect(server.audit.filter(({ event }) => event === "connection")).toEqual([]);
@@ -229,7 +229,7 @@ test("a reader may look, and may not start, stop or update", async () => {
   expect(called).toEqual([]);
 });
 
-test("the record of a start tells who, what and how it ended, and no argument and no environment", async () => {
+test("the record of a start has the client, the command and how the call ended, and no argument and no variable", async () => {
   await using server = await running(trusted);
   using client = clientOf(server.port, trusted.ca, writer);
   const resources = { memory: { limit: 1n }, unified: new Map([["memory.high", "secret"]]) };
@@ -250,7 +250,7 @@ test("the record of a start tells who, what and how it ended, and no argument an
   expect(JSON.stringify(server.audit)).not.toContain("secret");
 });
 
-test("an update is recorded before it is made, with the limits' names and not what they are", async () => {
+test("an update is recorded before it is made, with the limits' names and without their values", async () => {
   await using server = await running(trusted, {
     update: () => {
       expect(server.audit).toHaveLength(1);
@@ -269,7 +269,7 @@ test("an update is recorded before it is made, with the limits' names and not wh
   expect(JSON.stringify(server.audit)).not.toContain("secret");
 });
 
-test("methods that do not exist are recorded with who asked for them", async () => {
+test("a method that does not exist is recorded with the client that called it", async () => {
   await using server = await running(trusted);
   using client = clientOf(server.port, trusted.ca, reader);
   const error = await errorOf(

@@ -42,7 +42,7 @@ function directory(): string {
   return path;
 }
 
-test("records are lines of JSON, on disk when write returns, behind what the file had, for the owner's eyes only", () => {
+test("records are lines of JSON, on disk when write returns, after what the file had, and readable by its owner alone", () => {
   const path = join(directory(), "audit.log");
   writeFileSync(path, "earlier\n", { mode: 0o644 });
   const audit = openAudit(path);
@@ -66,7 +66,7 @@ test("while the audit log cannot be written nothing is started, and stopping and
     done.push(what);
     return Promise.resolve({ job: JOB, alreadyStarted: false, killed: 0 });
   };
-  // The device that is always full.
+  // /dev/full is a device that is always full.
   await using server = await running(trusted, { start: change("start"), stop: change("stop") }, { audit: "/dev/full" });
   using client = clientOf(server.port, trusted.ca, writer);
   const start = await errorOf(answer((done) => client.start(START, done)));
@@ -94,7 +94,7 @@ test("what a full disk did not take is written first when there is room", unless
   expect(whole.map(({ id }) => id)).toEqual(["first", "second", "third", "fourth"]);
 });
 
-test("of what a full disk did not take, the last 1000 lines are kept", unless(noMounts), () => {
+test("the last 1000 lines that a full disk did not take are kept", unless(noMounts), () => {
   using small = smallDisk(join(directory(), "disk"), 1024 * 1024);
   const path = join(small.path, "audit.log");
   const audit = openAudit(path);
@@ -107,7 +107,7 @@ test("of what a full disk did not take, the last 1000 lines are kept", unless(no
     .trim()
     .split("\n")
     .map((line) => (JSON.parse(line) as AuditRecord).id);
-  // With the last, which makes room for itself.
+  // The last record makes room for itself.
   expect(ids).toEqual([...Array.from({ length: 999 }, (_, i) => String(502 + i)), "last"]);
 });
 
@@ -136,7 +136,7 @@ test("a stream that was closed is as bad as a full disk", async () => {
   expect((await errorOf(answer((done) => client.start(START, done)))).code).toBe(status.UNAVAILABLE);
 });
 
-test("of refused connections the first few of a kind in a minute are recorded, and then how many more there were", async () => {
+test("the first few refused connections of a kind in a minute are recorded, and then how many more there were", async () => {
   const records: AuditRecord[] = [];
   const audit = { write: (record: AuditRecord) => void records.push(record) };
   const log = logTo(() => undefined);
@@ -159,7 +159,7 @@ test("of refused connections the first few of a kind in a minute are recorded, a
   expect(records).toHaveLength(FEW.ofKind + 3);
 });
 
-test("whatever is refused, in however many ways, a minute has so many records and one more", () => {
+test("a minute has a bounded number of records of refusals, and one more, however many kinds there are", () => {
   const told: Readonly<Record<string, number>>[] = [];
   let passed = 0;
   {
@@ -172,7 +172,7 @@ test("whatever is refused, in however many ways, a minute has so many records an
   expect(Object.values(told[0] ?? {}).reduce((sum, count) => sum + count, 0)).toBe(10_000 - FEW.ofAll);
 });
 
-test("a client's denied calls are counted after the first few, and another's are recorded still", async () => {
+test("after the first few a client's denied calls are counted, while another client's are still recorded", async () => {
   const [reader, other] = await Promise.all([
     trusted.client("reader"),
     trusted.client("reader", { name: "another reader" }),
@@ -254,7 +254,7 @@ describe("an audit log", () => {
       .flatMap((name) => readFileSync(join(path, name), "utf8").trim().split("\n"))
       .map((text) => (JSON.parse(text) as AuditRecord).durationMs ?? -1)
       .toSorted((a, b) => a - b);
-    // The newest, without a hole, three quarters of the limit at the least.
+    // The newest lines are there without a hole, three quarters of the limit at the least.
     expect(lines).toEqual(Array.from({ length: lines.length }, (_, i) => count - lines.length + i));
     expect(lines.length * size).toBeGreaterThan((LIMITS.limitBytes * 3) / 4);
     expect(existsSync(join(path, "audit.log.notes"))).toBe(true);
@@ -262,7 +262,7 @@ describe("an audit log", () => {
       expect(statSync(join(path, name)).mode & 0o777).toBe(0o600);
   });
 
-  test("goes on in another file when it is old, and removes those that are older than they may be", async () => {
+  test("goes on in another file when it is old, and removes files that are too old", async () => {
     const path = directory();
     const file = join(path, "audit.log");
     const old = `${file}.2026-01-02T03-04-05.678Z`;
@@ -286,11 +286,11 @@ describe("an audit log", () => {
     expect(readdirSync(path)).toEqual(["audit.log"]);
   });
 
-  test("goes on in the same file where there can be no other, and says so", () => {
+  test("goes on in the same file where there can be no other file, and says so", () => {
     const path = directory();
     const [file, failures] = [join(path, "audit.log"), [] as unknown[]];
     const audit = openAudit(file, LIMITS, (error) => failures.push(error));
-    // Not even root can rename what is not there any more.
+    // Not even root can rename a file that is gone.
     unlinkSync(file);
     for (let i = 0; i < 200; i++) audit.write(RECORD);
     expect(failures.length).toBeGreaterThan(0);
@@ -312,7 +312,7 @@ describe("an audit log", () => {
     expect(readdirSync(elsewhere).length).toBeGreaterThan(1);
   });
 
-  test("that is no regular file is written to, and left as it is otherwise; one that cannot be is told of", () => {
+  test("that is no regular file is written to, and otherwise left as it is; a FIFO without a reader is an error", () => {
     const path = directory();
     const before = statSync("/dev/null").mode;
     const audit = openAudit("/dev/null", LIMITS);
@@ -322,7 +322,7 @@ describe("an audit log", () => {
     expect(statSync("/dev/null").mode).toBe(before);
     expect(() => openAudit(path)).toThrow("EISDIR");
     execFileSync("mkfifo", [join(path, "fifo")]);
-    // And does not wait for a reader.
+    // Opening does not wait for a reader.
     expect(() => openAudit(join(path, "fifo"))).toThrow("ENXIO");
   });
 });

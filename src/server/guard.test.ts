@@ -107,11 +107,11 @@ describe("a handler that fails", () => {
     expect(received).toEqual(["before"]);
   });
 
-  test("and requests that are too large, malformed or late, are recorded with how they ended", async () => {
+  test("is recorded with how it ended, and so are requests that are too large, malformed or late", async () => {
     await using server = await running(trusted);
     using client = clientOf(server.port, trusted.ca, writer);
     const path = WorkerServiceService.wait.path;
-    // A deadline that the server alone keeps: a client's own might come first, and be a cancellation.
+    // The server alone keeps this deadline: a client's own might come first, as a cancellation.
     const send = (bytes: Buffer, timeout?: string) => {
       const metadata = new Metadata();
       if (timeout !== undefined) metadata.set("grpc-timeout", timeout);

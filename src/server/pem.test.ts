@@ -37,7 +37,7 @@ describe("a server's own files are refused", () => {
   });
 });
 
-test("what clients will refuse is warned of", async () => {
+test("faults that clients will refuse are warned of", async () => {
   const warnings = async (pem: { cert: string; key: string }, ca = trusted.ca.cert) => {
     return problemsOf(readTls({ ca, ...pem }))
       .map(({ message }) => message)
@@ -62,7 +62,7 @@ test("what clients will refuse is warned of", async () => {
   expect(await warnings(await trusted.issue({ ...far, usages: ["clientAuth"] }))).toMatch(/is not for servers/);
 });
 
-test("a worker tells once a day what of its certificates ends within 30 days, until it is closed", async () => {
+test("a worker warns once a day of its certificates that end within 30 days, until it is closed", async () => {
   vi.useFakeTimers({ toFake: ["setInterval", "clearInterval"] });
   try {
     const in20Days = { usages: ["serverAuth"], notAfter: new Date(Date.now() + 20 * DAY_MS) } as const;

@@ -26,12 +26,12 @@ function read(bytes: Uint8Array): unknown {
   return typeof request === "function" ? request() : request;
 }
 
-test("a request is read as it was written, with a byte order mark and every plane of Unicode", () => {
+test("a request is decoded as it was encoded, with a byte order mark and every plane of Unicode", () => {
   const request = StartRequest.fromPartial({ command: "\ufeffsh\u{1f600}é", env: new Map([["A\u2028", "b"]]) });
   expect(read(StartRequest.encode(request).finish())).toEqual(request);
 });
 
-test("a start with as many arguments or variables as it may have is read, and one of millions of empty ones is not", () => {
+test("a start with as many arguments or variables as it may have is decoded, and a start with millions of empty ones is not", () => {
   const args = StartRequest.fromPartial({ command: "a", args: Array.from({ length: 233_000 }, () => "") });
   expect(read(StartRequest.encode(args).finish())).toEqual(args);
   const env = new Map(Array.from({ length: 110_000 }, (_, i) => [String(i), ""]));

@@ -23,7 +23,7 @@ import {
 } from "./testing/server.ts";
 import { fairTurns } from "./turns.ts";
 
-/** On a machine that has much else to do. */
+/** How long a condition may take on a machine that has much else to do. */
 const PATIENCE = { timeout: 30_000 };
 
 let trusted: Authority;
@@ -39,7 +39,7 @@ beforeAll(async () => {
   ]);
 });
 
-/** A TCP connection that says `words` and nothing else, from an address of the loopback. */
+/** Opens a TCP connection that says `words` and nothing else, from an address of the loopback. */
 async function knock(port: number, words = "", localAddress = "127.0.0.1"): Promise<Socket> {
   const socket = connect({ port, host: "127.0.0.1", localAddress }).on("error", () => undefined);
   onTestFinished(() => void socket.destroy());
@@ -60,12 +60,12 @@ async function query(server: Running, pair: Pair): Promise<unknown> {
   return await answer((done) => client.query({ jobId: JOB.id }, done));
 }
 
-// The first byte of a TLS record, and not a hello's last.
+// A half-said hello is the beginning of a TLS record.
 describe.each([
   ["silent", "", MAX_SILENT],
   ["half-said", "\x16\x03\x01", MAX_HANDSHAKES],
 ])("%s handshakes beyond the limit", (_, words, most) => {
-  test("end with the oldest, and a new client from the same address gets in", async () => {
+  test("end the oldest, and a new client from the same address gets in", async () => {
     await using server = await running(trusted);
     const idle = await knocks(most + 20, server.port, words);
     await until(() => idle.filter(({ closed }) => closed).length >= 20, "those beyond the limit are closed");
@@ -74,13 +74,13 @@ describe.each([
     expect(server.audit[0]).toMatchObject({ event: "connection", reason: "TOO_MANY_HANDSHAKES", decision: "denied" });
   });
 
-  test("end with those of the address that has the most", async () => {
+  test("end handshakes of the address that has the most", async () => {
     await using server = await running(trusted);
     const beganMs = performance.now();
     const slow = await knock(server.port, words, "127.0.0.2");
     const flood = await knocks(most + 20, server.port, words);
     await until(() => flood.filter(({ closed }) => closed).length > 20, "those beyond the limit are closed");
-    // On a machine that takes so long for this, its own time is over.
+    // A slow machine may take so long that the handshake's own time is over.
     expect(slow.closed && performance.now() - beganMs < HANDSHAKE_TIMEOUT_MS).toBe(false);
   });
 });
@@ -143,7 +143,7 @@ describe("a client with as many connections as one may have", () => {
       .toBe("in");
   });
 
-  test("is not told without end: a moment later, and among many at once, its connections are closed", async () => {
+  test("is told for a moment: then, or among many at once, its further connections are closed", async () => {
     await using server = await running(trusted, {}, { maxConnections: 2 });
     await using _first = await handshaken(server, reader);
     const more = await Promise.all(Array.from({ length: MAX_CONNECTIONS_TOLD }, () => handshaken(server, reader)));
@@ -155,7 +155,7 @@ describe("a client with as many connections as one may have", () => {
 
 const ownPool = { "grpc.use_local_subchannel_pool": 1 };
 
-/** A connection that shows a certificate and never speaks HTTP/2. */
+/** Opens a connection that shows a certificate and never speaks HTTP/2. */
 async function handshaken(server: Running, pair: Pair) {
   const socket = connectTls({
     port: server.port,
@@ -202,7 +202,7 @@ describe("a client with as many calls as one may have", () => {
       .toMatchObject({ pid: JOB.pid });
   });
 
-  test("has those, too, whose answers it does not read", async () => {
+  test("is charged for calls whose answers it does not read, too", async () => {
     const bytes = Buffer.alloc(1024 * 1024);
     await using server = await running(
       trusted,
@@ -215,7 +215,7 @@ describe("a client with as many calls as one may have", () => {
       { maxCalls: 16 },
     );
     using client = clientOf(server.port, trusted.ca, reader);
-    // Nobody listens to "data".
+    // The streams stall, because nobody listens to "data".
     const stalled = Array.from({ length: 8 }, () =>
       client.stream(StreamRequest.fromPartial({ jobId: JOB.id })).on("error", () => undefined),
     );
@@ -258,14 +258,14 @@ test("hundreds who wait for a job with many arguments have their answers while o
   const jobs = (await Promise.all(answers)).map(({ job }) => job);
   delay.disable();
   expect(jobs.every((job) => job?.cut.includes("args") && job.args[0] === "argument 0")).toBe(true);
-  // Each whole answer takes 20 ms or more, and without turns they were made in one go: 6 s.
+  // Each whole answer takes 20 ms or more: made in one turn, all of them would take 6 s.
   expect(delay.max / 1e6).toBeLessThan(1000);
 });
 
 test("a client that does not read long answers gets no more of them, while others do", async () => {
   const long = { ...JOB, args: Array.from({ length: 32 }, () => "x".repeat(64 * 1024)) };
   await using server = await running(trusted, { query: () => long });
-  // Nothing of an answer is taken by a window of no byte: RFC 9113, 6.9.2.
+  // A window of 0 bytes takes nothing of an answer: RFC 9113, 6.9.2.
   using session = rawSession(server.port, trusted.ca, reader, { initialWindowSize: 0 });
   for (let i = 0; i < 100; i++) session.request("Query").end(Buffer.from([0, 0, 0, 0, 0]));
   await expect
@@ -281,7 +281,7 @@ test("a client that does not read long answers gets no more of them, while other
   await expect.poll(() => query(server, reader).catch(() => undefined), PATIENCE).toMatchObject({ pid: JOB.pid });
 });
 
-test("of what all share one has a half at most, and the last eighth is for those who have few", () => {
+test("one client has a half of a limit at most, and the last eighth is for clients that have few", () => {
   const limit = shares(512);
   for (let i = 0; i < 256; i++) limit.take("one");
   expect(limit.full("one")).toEqual({ whose: "own", maximum: 256 });
@@ -300,7 +300,7 @@ test("of what all share one has a half at most, and the last eighth is for those
   expect([limit.full("two"), limit.full("nobody yet")]).toEqual([{ whose: "all", maximum: 512 }, undefined]);
 });
 
-test("what goes on with something that was begun comes before what was not", async () => {
+test("work that continues a call comes before calls that have not begun", async () => {
   const turns = fairTurns(0);
   const order: string[] = [];
   for (const call of ["a", "b", "c"])
@@ -313,7 +313,7 @@ test("what goes on with something that was begun comes before what was not", asy
   expect(order).toEqual(["a 1", "a 2", "b 1", "b 2", "c 1", "c 2"]);
 });
 
-test("who asks for a thousand turns at once waits behind themselves, and others come between", async () => {
+test("a client that asks for a thousand turns at once waits behind its own, and others come between", async () => {
   const turns = fairTurns(0);
   const order: string[] = [];
   let loops = 0;

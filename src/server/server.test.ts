@@ -108,7 +108,7 @@ describe("a server that is closed", () => {
 });
 
 describe("health", () => {
-  test("is known of the server and of the service, and not of others", async () => {
+  test("is known for the server and for the service, and for nothing else", async () => {
     await using server = await running(trusted);
     using client = healthClientOf(server.port, trusted.ca, writer);
     for (const service of ["", "jobs.v1.WorkerService"]) {
@@ -156,7 +156,7 @@ describe("the health socket", () => {
     await rm(directory, { recursive: true });
   });
 
-  test("is told of when it cannot be had", async () => {
+  test("is an error when it cannot be had", async () => {
     await expect(running(trusted, {}, { healthSocket: "/nowhere/socket" })).rejects.toMatchObject({
       code: "cannot-listen",
       message: expect.stringContaining("/nowhere/socket"),
@@ -164,14 +164,14 @@ describe("the health socket", () => {
   });
 });
 
-/** A socket that nobody listens on, as a daemon leaves it that was killed. */
+/** Leaves a socket that nobody listens on, as a killed daemon does. */
 async function leaveSocket(path: string): Promise<void> {
   const script = "require('net').createServer().listen(process.argv[1], () => process.kill(process.pid, 'SIGKILL'))";
   await once(spawn(process.execPath, ["-e", script, path]), "exit");
 }
 
 describe("a server does not come up", () => {
-  test("on a health socket's path that holds anything else, which is left as it is", async () => {
+  test("where the health socket's path holds anything else, which is left as it is", async () => {
     const directory = await mkdtemp(join(tmpdir(), "health-"));
     onTestFinished(() => rm(directory, { recursive: true }));
     const file = join(directory, "file");

@@ -5,7 +5,7 @@ import { BadRequest, ErrorInfo, RetryInfo, Status } from "../../proto/generated/
 import { invalid, JobError, type JobErrorCode } from "../worker/model/errors.ts";
 import { failureOf, statusOf } from "./status.ts";
 
-/** What a client gets of a worker's error. */
+/** Returns a worker's error as a client receives it. */
 function received(error: JobError) {
   const failure = failureOf(error);
   if (!failure) throw new Error("no failure");
@@ -37,7 +37,7 @@ describe("an error of the worker is told as", () => {
     expect(retry && RetryInfo.decode(retry)).toEqual(retriable ? { retryDelay: { seconds: 1n, nanos: 0 } } : undefined);
   });
 
-  test("unavailable, with what it is that is away", () => {
+  test("unavailable, with the name of the part that is away", () => {
     const { detail, all } = received(new JobError("unavailable", "why", { reason: "archive-unavailable" }));
     expect(all.code).toBe(status.UNAVAILABLE);
     expect(ErrorInfo.decode(detail("ErrorInfo") ?? Buffer.alloc(0)).reason).toBe("ARCHIVE_UNAVAILABLE");
@@ -52,19 +52,19 @@ describe("an error of the worker is told as", () => {
   });
 });
 
-test("no field is told of an error that is not of an argument, as the proto has it", () => {
+test("the field is told for INVALID_ARGUMENT alone, as the proto promises", () => {
   for (const code of ["not-found", "unsupported", "precondition", "forbidden", "exhausted"] as const)
     expect(received(new JobError(code, "why", { field: "job_id" })).detail("BadRequest")).toBeUndefined();
 });
 
-test("what is no error of the request's is nobody's business", () => {
+test("an error that is not the request's tells the client nothing", () => {
   for (const error of [new JobError("internal", "secret"), new Error("secret"), "secret", undefined]) {
     expect(failureOf(error)).toBeUndefined();
   }
 });
 
-test("an error of any size and of any characters fits in 8 KiB of headers, and loses no character by half", () => {
-  // A few units, repeated: long, and quick to make and to shrink.
+test("an error of any size and of any characters fits in 8 KiB of headers, and is cut between characters", () => {
+  // Texts of a few units repeated are long, and quick to make and to shrink.
   const unit = fc.oneof(
     fc.string({ unit: "binary", maxLength: 3 }),
     fc.constantFrom("\ud83d", "\ude00", "\ud83d\ude00", "é"),

@@ -74,7 +74,7 @@ test("chunks whose buffer is used again at once, gaps and the end arrive whole a
 });
 
 describe("a client that does not read", () => {
-  /** Endless output, how much of it was taken, and whether it was let go of. */
+  /** Makes endless output, and counts how much of it was taken and whether it was let go of. */
   function flood() {
     const seen = { taken: 0, returned: false };
     async function* stream(): ReturnType<Worker["stream"]> {
@@ -104,14 +104,14 @@ describe("a client that does not read", () => {
     call.on("error", () => undefined);
     await once(call, "readable");
     await standsStill(seen);
-    // 16 messages in the client's queue; at the server one in HTTP/2 and one that was read ahead.
+    // The client's queue has 16 messages, the server's HTTP/2 one, and one was read ahead.
     expect(seen.taken).toBeLessThan(22);
     expect(seen.returned).toBe(false);
     call.cancel();
     await until(() => seen.returned, "the worker's iterator is returned");
   });
 
-  test("and whose connection breaks is forgotten: no callback and no drain comes for it any more", async () => {
+  test("and whose connection breaks is forgotten, although no callback and no drain comes for it", async () => {
     const { seen, stream } = flood();
     await using server = await running(trusted, { stream });
     const ends: Socket[] = [];
@@ -134,7 +134,7 @@ describe("a client that does not read", () => {
   });
 });
 
-test("samples of a job's usage wait for a client that does not read, and are not kept for it", async () => {
+test("samples of a job's usage are not taken for a client that does not read", async () => {
   let [taken, returned] = [0, false];
   const usage = { elapsedMs: 1, cpuUserUs: 2, cpuSystemUs: 3, fromCgroup: true };
   await using server = await running(trusted, {
@@ -159,7 +159,7 @@ test("samples of a job's usage wait for a client that does not read, and are not
     before = taken;
     return polls > 30;
   }, "no more samples are taken");
-  // What fits in a window of 64 KiB.
+  // Fewer samples than this fit in a window of 64 KiB.
   expect(taken).toBeLessThan(4000);
   expect(returned).toBe(false);
   call.cancel();
@@ -209,7 +209,7 @@ test("a follower that goes while nothing is written lets go of the job's output 
   expect(server.audit).toMatchObject([{ stage: "begin" }, { stage: "end", code: "CANCELLED", jobId: JOB.id }]);
 });
 
-test("a job that does not exist is told as such, not as an empty stream", async () => {
+test("a job that does not exist is NOT_FOUND, and no empty stream", async () => {
   await using server = await running(trusted);
   using client = clientOf(server.port, trusted.ca, reader);
   const [error] = await once(client.stream(StreamRequest.fromPartial({ jobId: "../../etc/passwd" })), "error");

@@ -42,7 +42,7 @@ const EVERYTHING = ProtoResources.fromPartial({
 });
 
 describe("a start", () => {
-  test("says only what the request says", () => {
+  test("has only what the request has", () => {
     const spec = toJobSpec(StartRequest.fromPartial({ command: "ls", args: ["-l"], resources: {} }), "ada");
     expect(spec).toStrictEqual({
       command: "ls",
@@ -61,19 +61,19 @@ describe("a start", () => {
     [{ command: "ls", environBytes: [Buffer.from("A")] }, "environ_bytes[0]"],
     [{ command: "ls", env: new Map([["A", ""]]), environBytes: [Buffer.from("A=1")] }, "environ_bytes[0]"],
     [{ command: "ls", environBytes: [Buffer.from("A=1"), Buffer.from("A=2")] }, "environ_bytes[1]"],
-  ])("that says something twice, or half, is refused by the field: %j", (request, field) => {
+  ])("that gives a field twice, or half of it, is refused by the field's name: %j", (request, field) => {
     expect(() => toJobSpec(StartRequest.fromPartial(request), "ada")).toThrow(
       expect.objectContaining({ code: "invalid", field }),
     );
   });
 
-  test("says that stderr is merged, and so does its job", () => {
+  test("merges stderr where asked to, and its job tells so", () => {
     const spec = toJobSpec(StartRequest.fromPartial({ command: "ls", mergeOutput: true }), "ada");
     expect(spec.mergeOutput).toBe(true);
     expect(fromJob({ ...JOB, mergeOutput: true }).mergeOutput).toBe(true);
   });
 
-  test("says all that the request says", () => {
+  test("has all that the request has", () => {
     const rest = { command: "ls", cwd: "/tmp", user: "u", group: "g", requestId: "r" };
     const maps = { env: new Map([["A", "1"]]), labels: new Map([["b", "2"]]) };
     const request = StartRequest.fromPartial({ ...rest, ...maps, timeLimit: { seconds: 1n, nanos: 500_000_001 } });
@@ -111,7 +111,7 @@ describe("a start", () => {
     });
   });
 
-  test("has the log policy that is asked for, zero apart from absent, and a job tells it back", () => {
+  test("has the log policy that is asked for, with zero apart from absent, and its job tells it", () => {
     const log = {
       limit: 0n,
       keep: LogKeep.LOG_KEEP_OLDEST,
@@ -123,7 +123,7 @@ describe("a start", () => {
     expect(toJobSpec(StartRequest.fromPartial({ command: "ls", log }), "ada").log).toStrictEqual(policy);
     expect(toJobSpec(StartRequest.fromPartial({ command: "ls", log: {} }), "ada").log).toStrictEqual({});
     expect(fromJob({ ...JOB, logPolicy: policy }).logPolicy).toEqual(log);
-    // Fields 2 and 3, as a client of a later version may have them.
+    // A client of a later version may have other values in fields 2 and 3.
     for (const [field, ...bytes] of [
       ["log.keep", 0x10, 7],
       ["log.compression", 0x18, 7],
@@ -144,7 +144,7 @@ describe("a start", () => {
     expect(told({ kind: "pruned", at, bytes: 5, why: "age" })).toEqual({ place: 4, bytes: 5n, since: at, why: "age" });
   });
 
-  test("has the isolation that is asked for, and a job tells it back", () => {
+  test("has the isolation that is asked for, and its job tells it", () => {
     const request = StartRequest.fromPartial({
       command: "ls",
       network: Network.NETWORK_NONE,
@@ -191,7 +191,7 @@ describe("a start", () => {
     });
   });
 
-  test("tells its limits back as they were asked for", () => {
+  test("tells its limits as they were asked for", () => {
     const back = ProtoResources.encode(fromResources(toResources(EVERYTHING))).finish();
     expect(Buffer.from(back)).toEqual(Buffer.from(ProtoResources.encode(EVERYTHING).finish()));
   });
@@ -255,7 +255,7 @@ test("a stop, a list and a stream have the defaults that the proto promises", ()
 });
 
 describe("a job", () => {
-  test("is told with its times, its usage and what is not known left out", () => {
+  test("is told with its times and its usage, without fields that are not known", () => {
     const told = fromJob({
       ...JOB,
       timeLimitMs: 1500,

@@ -14,7 +14,7 @@ const RSA = {
   publicExponent: new Uint8Array([1, 0, 1]),
 };
 
-/** As many as fit: 32 KiB of certificates are the most. */
+/** As many certificates fit into 32 KiB. */
 const LENGTH = 60;
 const HANDSHAKES = 5;
 
@@ -22,7 +22,7 @@ function generateKeys(algorithm: typeof P521 | typeof RSA): Promise<webcrypto.Cr
   return crypto.subtle.generateKey(algorithm, true, ["sign", "verify"]);
 }
 
-/** A chain of certificates whose signatures take long to verify, the leaf first, and nobody trusts the last. */
+/** Makes a chain of certificates whose signatures take long to verify, the leaf first. Nobody trusts the last. */
 async function slowChain(leaf: webcrypto.CryptoKeyPair): Promise<X509Certificate[]> {
   const keys = await generateKeys(P521);
   const dates = { notBefore: new Date(Date.now() - 1000), notAfter: new Date(Date.now() + 24 * 3600 * 1000) };
@@ -62,7 +62,7 @@ async function shakeHands(port: number, cert: string, key: string): Promise<void
     key,
     ALPNProtocols: ["h2"],
     rejectUnauthorized: false,
-    // What it shows is weaker than it would show itself.
+    // OpenSSL would refuse to show a certificate as weak as this.
     ciphers: "DEFAULT@SECLEVEL=0",
   };
   const thread = new Worker(stranger, { eval: true, workerData });
@@ -72,7 +72,7 @@ async function shakeHands(port: number, cert: string, key: string): Promise<void
 test.each([
   ["a strong key", P521, "UNABLE_TO_GET_ISSUER_CERT"],
   ["a key that is refused as weak", RSA, "CERTIFICATE_WEAK_KEY"],
-])("of a stranger's long chain under %s no signature is verified on the event loop", async (_, algorithm, reason) => {
+])("a stranger's long chain under %s has no signature verified on the event loop", async (_, algorithm, reason) => {
   const leaf = await generateKeys(algorithm);
   const chain = await slowChain(leaf);
   const beganMs = cpuMs();
@@ -92,7 +92,7 @@ test.each([
   });
 });
 
-test("a chain of more than 32 KiB is refused before it is read", async () => {
+test("a chain of more than 32 KiB is refused unread", async () => {
   const leaf = await generateKeys(P521);
   const chain = await slowChain(leaf);
   await using server = await running(await authority());
