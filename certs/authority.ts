@@ -23,16 +23,18 @@ import { generateKey, readKey, requireStrong, SIGNING, toCryptoKey } from "./key
 import { type Profile, purposes, roleExtension } from "./profile.ts";
 import type { CertificateRequest } from "./request.ts";
 
-/** A certificate authority that can sign: its certificate and the private key of it. */
+/** A certificate authority: its certificate, and the private key to sign with. */
 export interface Authority {
   readonly certificate: X509Certificate;
   readonly key: KeyObject;
-  /** What belongs behind each certificate that it signs, in PEM: an intermediate CA's own and those above it. */
+  /**
+   * The chain to append to each certificate that it signs, in PEM: an intermediate CA's own certificate and those above it.
+   */
   readonly chain: string;
 }
 
 export interface SignOptions {
-  /** Decided by the signer alone; a request cannot ask for it. */
+  /** The signer alone decides the profile; a request cannot ask for one. */
   readonly profile: Profile;
   /** DNS names and IP addresses of a worker; those that the request asks for when absent. Not for clients. */
   readonly hosts?: readonly string[] | undefined;
@@ -40,7 +42,7 @@ export interface SignOptions {
   readonly days?: number | undefined;
   /** The smallest RSA key accepted, in bits: 4096 when absent, never under 2048. */
   readonly minBits?: number | undefined;
-  /** When the certificate's life begins. */
+  /** The time at which the certificate's life begins. */
   readonly now?: Date | undefined;
 }
 
@@ -71,8 +73,8 @@ export async function createAuthority(options: { bits?: number | undefined; now?
 }
 
 /**
- * Reads a CA from its two files; an intermediate's may have those above it behind it. Throws CertError `unreadable`,
- * and `refused` when the certificate is no CA's, the key is another's, or others may read it.
+ * Reads a CA from its two files; the file of an intermediate CA may have the certificates above it behind its own. Throws CertError `unreadable`,
+ * and `refused` when the certificate is not a CA's, the key belongs to another certificate, or others may read the key.
  */
 export async function openAuthority(certificatePath: string, keyPath: string): Promise<Authority> {
   const [found, key] = await Promise.all([readFrom(certificatePath, authoritiesIn), readKey(keyPath)]);
@@ -99,7 +101,7 @@ export async function sign(authority: Authority, request: CertificateRequest, op
   }
   const publicKey = new PublicKey(request.publicKey.export({ format: "der", type: "spki" }));
   const certificate = await X509CertificateGenerator.create({
-    // Without a serial number given, the library takes 128 random bits as a positive integer.
+    // The library makes a serial number of 128 random bits, a positive integer, when none is given.
     subject: [{ CN: [request.commonName] }],
     issuer: ca.subjectName,
     publicKey,
@@ -131,7 +133,7 @@ export function parseCertificate(
   try {
     const node = typeof given === "string" ? new NodeCertificate(given) : given;
     const certificate = new X509Certificate(node.raw);
-    // These are read on first use, and may be damaged where the rest is not.
+    // Node reads these fields on first use. They may be damaged where the rest is not.
     void [certificate.extensions, node.publicKey, node.validFromDate.toISOString(), node.validToDate.toISOString()];
     return { node, certificate };
   } catch (error) {

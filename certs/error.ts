@@ -1,5 +1,5 @@
 /**
- * What went wrong, for a program: `invalid` an option is wrong, `exists` a file would have been overwritten,
+ * The kind of an error, for a program: `invalid` an option is wrong, `exists` a file would have been overwritten,
  * `unreadable` a file is missing or is not what it should be, `unwritable` a file could not be made,
  * `refused` the request or the CA breaks a rule of signing.
  */

@@ -44,7 +44,7 @@ export async function writeFiles(files: readonly NewFile[], force = false): Prom
   }
 }
 
-/** Throws CertError `exists` when one of the paths is taken: to be asked before a slow key is made for it. */
+/** Throws CertError `exists` when one of the paths is taken. Called before a key, which is slow, is made for it. */
 export async function refuseExisting(paths: readonly string[]): Promise<void> {
   for (const path of paths) {
     const found = await lstat(path).catch((error: unknown) => {
@@ -74,7 +74,7 @@ export async function readFrom<Value>(
 
 async function writeTemporary(path: string, text: string, mode: number): Promise<void> {
   await using file = await open(path, "wx", mode);
-  // The umask takes from the mode that open is given.
+  // The umask removes bits from the mode that open is given.
   await file.chmod(mode);
   await file.writeFile(text);
   await file.sync();

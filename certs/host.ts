@@ -3,14 +3,14 @@ import type { JsonGeneralName } from "@peculiar/x509";
 import { unmapped } from "../src/x509/address.ts";
 import { CertError } from "./error.ts";
 
-/** At most so many names in one certificate: each is compared on every connection. */
+/** The most names in one certificate. Each is compared on every connection. */
 const MAX_HOSTS = 100;
 /** RFC 1123 labels, and `_`, which container names have. */
 const LABEL = /^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?$/;
 
 /**
  * DNS names and IP addresses as subject alternative names, in lower case and without repetition.
- * Throws CertError `invalid`, led by `from`, that names the one which is neither; wildcards, ports and zones are not.
+ * Throws CertError `invalid`, led by `from`, that names the text which is neither. Wildcards, ports and zones are refused.
  */
 export function toAltNames(hosts: readonly string[], from = "--host"): JsonGeneralName[] {
   const names = new Map(hosts.map((host) => toAltName(host, from)).map((name) => [name.value, name]));

@@ -14,21 +14,21 @@ import { type Role, roleOf } from "./profile.ts";
 import { parseRequest } from "./request.ts";
 
 export interface KeyDescription {
-  /** As in `rsa`. */
+  /** The algorithm, such as `rsa`. */
   readonly type: string;
   /** The modulus of an RSA key. */
   readonly bits?: number;
 }
 
-/** What a certificate says. */
+/** The contents of a certificate. */
 export interface CertificateDescription {
   readonly kind: "certificate";
-  /** As in `CN=worker`. */
+  /** The holder's name, such as `CN=worker`. */
   readonly subject: string;
   readonly issuer: string;
-  /** In hexadecimal. */
+  /** The serial number in hexadecimal. */
   readonly serial: string;
-  /** SHA-256 of the DER, in hexadecimal with colons. */
+  /** The SHA-256 of the DER, in hexadecimal with colons. */
   readonly fingerprint: string;
   /** ISO 8601, as are all times here. */
   readonly notBefore: string;
@@ -47,11 +47,11 @@ export interface CertificateDescription {
   readonly chain?: readonly string[];
 }
 
-/** What a certificate signing request asks for, its signature verified. */
+/** The contents of a certificate signing request whose signature has been verified. */
 export interface RequestDescription {
   readonly kind: "request";
   readonly subject: string;
-  /** Absent when it asks for none. `jobs certs sign` does not take it over, other signers may. */
+  /** Absent when it asks for none. `jobs certs sign` ignores it; other signers may copy it. */
   readonly role?: Role | "malformed";
   readonly hosts: readonly string[];
   readonly key: KeyDescription;
@@ -100,7 +100,7 @@ export function describe(given: string | X509Certificate, from: string, now = ne
   };
 }
 
-/** A description for people, one fact a line. Who prints it has to escape a stranger's characters. */
+/** A description for people, one fact a line. The caller has to escape a stranger's characters before printing. */
 export function format(described: Description): string[] {
   const { subject, hosts, key } = described;
   const rows: (readonly [string, string | undefined])[] =
@@ -134,7 +134,7 @@ function isRequest(contents: Buffer): boolean {
   if (contents.includes("-----BEGIN "))
     return /-----BEGIN (NEW )?CERTIFICATE REQUEST-----/.test(contents.toString("latin1"));
   try {
-    // In DER a certificate and a request begin alike.
+    // A certificate and a request begin alike in DER.
     return new Pkcs10CertificateRequest(contents).subject !== undefined;
   } catch {
     return false;

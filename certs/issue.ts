@@ -19,11 +19,11 @@ export interface IssueOptions {
   readonly days?: number | undefined;
   /** Replace files that are there. */
   readonly force?: boolean | undefined;
-  /** When the certificates' lives begin; a time long past makes expired ones. */
+  /** The time at which the certificates' lives begin. A time long past makes expired certificates. */
   readonly now?: Date | undefined;
 }
 
-/** One certificate and where it and its key are. */
+/** A certificate, and the files of it and its key. */
 export interface Issued {
   readonly name: "ca" | "worker" | "writer" | "reader";
   readonly crt: string;
@@ -68,7 +68,7 @@ export async function issueAll(options: IssueOptions): Promise<Issued[]> {
   });
 }
 
-/** What was made, for people: one certificate a line. */
+/** Describes the certificates that were made, for people: one a line. */
 export function formatIssued(issued: readonly Issued[]): string[] {
   const lines = issued.map(({ crt, certificate: { notAfter, role, hosts, key, ca } }) => {
     const what = ca ? "signs the others; keep its key offline" : (role ?? hosts.join(" "));

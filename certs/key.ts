@@ -11,7 +11,7 @@ export const DEFAULT_BITS = 4096;
 /** Under 2048 is broken by NIST SP 800-131A; over 8192 a handshake costs tens of milliseconds and buys nothing. */
 const BITS = { min: 2048, max: 8192 };
 
-/** How everything here is signed: SHA-256 with RSA, PKCS #1 v1.5. */
+/** The algorithm of every signature here: SHA-256 with RSA, PKCS #1 v1.5. */
 export const SIGNING = { name: "RSASSA-PKCS1-v1_5", hash: "SHA-256" } as const;
 
 /** A new RSA private key, made off the main thread. Throws CertError `invalid` for a size outside 2048 to 8192. */

@@ -41,7 +41,7 @@ async function main(args: string[]): Promise<number> {
   }
 }
 
-/** NaN for what is no number, which issueAll refuses by the option's name. */
+/** Returns NaN for text that is not a number; issueAll refuses it by the option's name. */
 function number(text: string | undefined): number | undefined {
   return text === undefined ? undefined : Number(text);
 }

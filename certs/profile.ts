@@ -5,7 +5,7 @@ import { CertError } from "./error.ts";
 
 export { ROLE_OID, type Role } from "../src/x509/role.ts";
 
-/** What a certificate is for: the daemon's own, or a client's with its role. */
+/** The uses of a certificate: the daemon's own, or a client's with its role. */
 export const profiles = ["worker", "writer", "reader"] as const;
 export type Profile = (typeof profiles)[number];
 

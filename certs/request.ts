@@ -12,7 +12,7 @@ import { toAltNames } from "./host.ts";
 import { SIGNING, toCryptoKey } from "./key.ts";
 import { type Role, roleOf } from "./profile.ts";
 
-/** What a signer takes from a certificate signing request; everything else in it is left behind. */
+/** The parts of a certificate signing request that a signer uses. The rest is ignored. */
 export interface CertificateRequest {
   /** The party's name, the only part of the subject that is kept. */
   readonly commonName: string;

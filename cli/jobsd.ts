@@ -3,7 +3,9 @@ import manifest from "../package.json" with { type: "json" };
 import { keepIgnored } from "./line/caller.ts";
 import { exit, replaceNodes } from "./tell/output.ts";
 
-/** The checkout, or what is installed of it: cli/ stands in it, and so does dist/, which holds this file once it is built. */
+/**
+ * The checkout, or what is installed of it: cli/ stands in it, and so does dist/, which holds this file once it is built.
+ */
 const ROOT = dirname(import.meta.dirname);
 
 replaceNodes();

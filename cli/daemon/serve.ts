@@ -59,7 +59,7 @@ function openLog(level: string): Logger {
   return log;
 }
 
-/** The first of these signals that the caller does not have ignored; a second one ends the process at once, as it would without this. */
+/** Resolves to the first of these signals that the caller does not ignore. A second one ends the process at once. */
 function signalled(...signals: readonly NodeJS.Signals[]): Promise<NodeJS.Signals> {
   return new Promise((settle) => {
     const listener = (signal: NodeJS.Signals): void => {

@@ -21,7 +21,9 @@ interface Fields {
 const DEVICE = { major: "int64", minor: "int64", path: "text" } as const;
 const THROTTLE = { list: { fields: { ...DEVICE, rate: "uint64" } } } as const;
 
-/** LinuxResources in JSON: runtime-spec 1.3, schema/config-linux.json; a device may have a `path` besides, and a device rule, too. */
+/**
+ * LinuxResources in JSON: runtime-spec 1.3, schema/config-linux.json; a device and a device rule may have a `path` as well.
+ */
 const RESOURCES: Fields = {
   fields: {
     devices: {

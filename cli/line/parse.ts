@@ -154,7 +154,10 @@ export function parseCpus(flag: string, text: string): { readonly quota: bigint;
   throw new UsageError(`${flag} ${quoted(text)} is not a number of CPUs; give 0.5 or 2, and at least 0.01`);
 }
 
-/** `TERM`, `SIGTERM`, `term`, or any number: which of them are signals is for the worker to say. Throws UsageError naming `flag`. */
+/**
+ * `TERM`, `SIGTERM`, `term`, or any number: which of them are signals is for the worker to say. Throws UsageError naming
+ * `flag`.
+ */
 export function parseSignal(flag: string, text: string): number {
   const name = text.toUpperCase().replace(/^(SIG)?/, "SIG");
   const byName = Object.entries(constants.signals).find(([known]) => known === name)?.[1];
@@ -198,7 +201,9 @@ export function parseWord<Word extends string>(flag: string, text: string, words
   throw new UsageError(`${flag} ${quoted(text)} is not one of ${words.join(", ")}`);
 }
 
-/** The value of an enumeration of the API by its name there: `newest` is LOG_KEEP_NEWEST. Throws UsageError naming `flag`. */
+/**
+ * The value of an enumeration of the API by its name there: `newest` is LOG_KEEP_NEWEST. Throws UsageError naming `flag`.
+ */
 export function parseEnum<Value extends number>(
   flag: string,
   text: string,

@@ -11,7 +11,10 @@ const THROTTLES = {
   wiops: "throttleWriteIopsDevice",
 } as const;
 
-/** Returns the limits that `--resources` and the flags ask for; undefined when there are none. A flag overrides the file's field. Throws UsageError. */
+/**
+ * Returns the limits that `--resources` and the flags ask for; undefined when there are none. A flag overrides the file's
+ * field. Throws UsageError.
+ */
 export function resources(given: Given): Resources | undefined {
   const file = optional(given, "resources", readResources) ?? {};
   const devices = given.list("device").map((text) => parseDevice("--device", text));

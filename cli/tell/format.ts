@@ -51,7 +51,10 @@ export function describeEnd({ state, ended, usage }: Pick<Job, "state" | "ended"
   }
 }
 
-/** Counts the kernel's kills for memory in a job that survived them: memory.events counts the first kill of each whole group twice. */
+/**
+ * Counts the kernel's kills for memory in a job that survived them: memory.events counts the first kill of each whole group
+ * twice.
+ */
 export function killedForMemory(usage: Usage | undefined): bigint {
   return (usage?.oomKills ?? 0n) - (usage?.oomGroupKills ?? 0n);
 }

@@ -42,7 +42,10 @@ export function rendered(line: Line, stream: object): string {
     .join("");
 }
 
-/** Whether a stream takes colours: a terminal as TERM, NO_COLOR and FORCE_COLOR say, anything else where FORCE_COLOR says so. */
+/**
+ * Whether a stream takes colours: a terminal as TERM, NO_COLOR and FORCE_COLOR say, anything else where FORCE_COLOR says
+ * so.
+ */
 function hasColours(stream: object): boolean {
   if ("hasColors" in stream && typeof stream.hasColors === "function") return stream.hasColors() === true;
   return /^(|true|[1-3])$/.test(process.env["FORCE_COLOR"] ?? "no");

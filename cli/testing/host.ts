@@ -11,7 +11,9 @@ const ROOT = fileURLToPath(new URL("../..", import.meta.url));
 /** Half of a program's start is its compilation. */
 const CACHE = join(ROOT, "node_modules/.cache/jobs-tests");
 
-/** The built programs. They are built anew where a source has changed since; test files run at once, and one of them builds. */
+/**
+ * The built programs. They are built anew where a source has changed since; test files run at once, and one of them builds.
+ */
 export const [JOBS, JOBSD] = [join(ROOT, "dist/jobs.js"), join(ROOT, "dist/jobsd.js")];
 const BUNDLE = `[ -e "$0" ] && [ -z "$(find cli src certs proto/generated package.json rolldown.config.ts -newer "$0" -name '*.*s*' ! -name '*.test.ts' -print -quit)" ] ||
   "$1" node_modules/rolldown/bin/cli.mjs --config rolldown.config.ts`;

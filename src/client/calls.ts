@@ -14,7 +14,10 @@ interface Cancellable {
   cancel(): void;
 }
 
-/** Watches a call that begins. Call the result when it was answered: it tells the error, if the watch gave the call up. */
+/**
+ * Watches a call that begins. The result is called when the call was answered, and returns the error if the watch gave the
+ * call up.
+ */
 export type Watch = (call: Cancellable) => () => ClientError | undefined;
 
 /** A unary call as a promise. Rejects with ClientError. */
@@ -133,7 +136,7 @@ function richDetails(error: ServiceError): { reason?: string; field?: string; fa
       }
     }
   } catch {
-    // Details are an extra: the status itself stands when they cannot be read.
+    // Details are optional: the status is still valid when they cannot be read.
   }
   return found;
 }

@@ -72,7 +72,7 @@ const REMEDIES: Readonly<Record<CertificateReason, { readonly server: string; re
     own: "give a certificate that this CA signed (jobs certs sign), with its intermediate CA's behind it",
   },
 };
-/** Which of several faults OpenSSL means. */
+/** The fault that each error code of OpenSSL stands for. */
 const KINDS: ReadonlyMap<string, FaultKind> = new Map([
   ["CERT_HAS_EXPIRED", "expired"],
   ["CERT_NOT_YET_VALID", "not-yet-valid"],
@@ -126,7 +126,7 @@ async function handshake(
     port,
     ...parseTls(credentials).pem,
     allowPartialTrustChain: true,
-    // An older TLS is let in to be told apart from what is no TLS.
+    // An older TLS is let in, so that it can be told apart from a server without TLS.
     minVersion: "TLSv1.2",
     ALPNProtocols: ["h2"],
     rejectUnauthorized: false,
@@ -210,7 +210,7 @@ function serverFault(socket: TLSSocket, credentials: Credentials, where: string)
   if (version !== "TLSv1.3") return oldTls(where, version ?? undefined);
   if (socket.alpnProtocol !== "h2") return notHttp2(where);
   if (socket.authorized) return undefined;
-  // Node types it as an Error; it is the code of one.
+  // Node declares an Error here; the value is an error's code.
   const code = String(socket.authorizationError);
   const [peer, ...others] = presented(socket);
   if (!peer) return told("server", "untrusted", `${where} shows no certificate (${code})`);
@@ -244,14 +244,14 @@ function told(side: "server" | "own", reason: CertificateReason, message: string
 }
 
 /**
- * What the worker makes of the own certificate: under TLS 1.3 a client's handshake is over before the server has looked
+ * Asks the worker about the own certificate: under TLS 1.3 a client's handshake is over before the server has looked
  * at it. `fault` is what can be seen of it from here.
  */
 async function verdict(socket: TLSSocket, where: string, fault: Diagnosis | undefined): Promise<Diagnosis> {
   const signal = AbortSignal.timeout(VERDICT_TIMEOUT_MS);
   const spoke = once(socket, "data", { signal }).then(() => "spoke" as const);
   const closed = once(socket, "close", { signal }).then(() => "closed" as const);
-  // An alert, too, is a refusal; silence is none.
+  // An alert is a refusal as well. Silence is not.
   const seen = await Promise.race([spoke, closed]).catch(() => (signal.aborted ? ("silent" as const) : "closed"));
   if (seen !== "spoke" && fault) return fault;
   if (seen !== "closed") {

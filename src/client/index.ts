@@ -83,7 +83,9 @@ function deadline({ timeoutMs }: CallOptions): { deadline?: number } {
   return timeoutMs === undefined ? {} : { deadline: Date.now() + timeoutMs };
 }
 
-/** Gives a call up when there is no connection in time. The kernel would wait two minutes for a host that does not answer. */
+/**
+ * Gives a call up when there is no connection in time. The kernel would wait two minutes for a host that does not answer.
+ */
 function connecting(
   grpc: WorkerServiceClient,
   { server, connectTimeoutMs = CONNECT_TIMEOUT_MS }: ConnectOptions,

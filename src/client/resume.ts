@@ -135,7 +135,9 @@ function outages(
     onResume?.();
   }
 
-  /** Tells whether the last attempt ended the outage: it had a connection, for so long that the worker did not refuse it. */
+  /**
+   * Tells whether the last attempt ended the outage: it had a connection, for so long that the worker did not refuse it.
+   */
   function lasted(count: number): boolean {
     if (count === 0) return connections.count > 0;
     return connections.count > count && performance.now() - attempt.beganMs > LONGEST_PAUSE_MS;

@@ -5,7 +5,7 @@ import { ROLE_OID_HEX } from "./role.ts";
 import { maySign, nameOf, weaknessOf } from "./pem.ts";
 import { allows, keyAllows, type Purpose } from "./usage.ts";
 
-/** What keeps a certificate from being accepted, for a program. */
+/** The reason for which a certificate is refused, for a program. */
 export type FaultKind =
   | "malformed"
   | "expired"
@@ -20,13 +20,13 @@ export type FaultKind =
   | "wrong-signature"
   | "no-issuer";
 
-/** One certificate on the way to a trusted one, and what it is refused for. */
+/** A certificate on the way to a trusted one, and the reason for which it is refused. */
 export interface Fault {
   readonly kind: FaultKind;
   readonly certificate: X509Certificate;
   /** 0 for the certificate that was asked about, 1 for its issuer. */
   readonly depth: number;
-  /** As in "expired at 2026-01-31T00:00:00.000Z". */
+  /** The reason in words, such as "expired at 2026-01-31T00:00:00.000Z". */
   readonly says: string;
 }
 
@@ -36,9 +36,9 @@ export interface Path {
   readonly end?: Fault;
 }
 
-/** A longer path is followed no further: each step may take the verification of many signatures. */
+/** The longest path that is followed. Each step may take the verification of many signatures. */
 const MAX_DEPTH = 16;
-/** A stranger may send hundreds. */
+/** The most certificates of the other side that are looked at. A stranger may send hundreds. */
 const MAX_SENT = 16;
 const SOON_MS = 30 * 24 * 3600 * 1000;
 const BASIC_CONSTRAINTS = "551d13";
@@ -59,7 +59,7 @@ export function pathOf(
   for (let top = leaf; path.length < MAX_DEPTH;) {
     if (trusted.some(same(top))) return { certificates: path };
     const signers = [...trusted, ...others].filter((signer) => isSignedBy(top, signer) && !path.some(same(signer)));
-    // Where a CA was renewed with its key, the certificate that holds now is the one to take.
+    // A CA that was renewed with its key has several certificates. The one that holds now is taken.
     const signer = signers.find((one) => isValidAt(one, nowMs)) ?? signers[0];
     if (!signer) return { certificates: path, end: endOf(path, trusted) };
     path.push(signer);
@@ -80,7 +80,10 @@ export function presented(socket: TLSSocket): readonly X509Certificate[] {
   return found;
 }
 
-/** What OpenSSL refuses on a path, for a purpose: that nobody trusted has signed it first, then the leaf's faults. Throws nothing, whatever the certificates. */
+/**
+ * Returns the faults for which OpenSSL refuses a path, for a purpose: first that no trusted CA has signed it, then the faults
+ * of each certificate, the leaf's first. Throws nothing, whatever the certificates.
+ */
 export function faultsOf({ certificates, end }: Path, purpose: Purpose, nowMs = Date.now()): readonly Fault[] {
   const anchored = end === undefined;
   return [
@@ -97,7 +100,10 @@ export function faultsOf({ certificates, end }: Path, purpose: Purpose, nowMs = 
   ];
 }
 
-/** As in "the intermediate certificate (CN=lab) expired at …"; `leaf` is what the certificate at depth 0 is called. */
+/**
+ * Tells a fault in words, such as "the intermediate certificate (CN=lab) expired at …"; `leaf` names the certificate at
+ * depth 0.
+ */
 export function tell({ certificate, depth, says }: Fault, leaf: string): string {
   const self = certificate.checkIssued(certificate);
   const who = depth === 0 ? leaf : self ? "the CA's certificate" : "the intermediate certificate";
@@ -153,7 +159,7 @@ function pathLength(certificate: X509Certificate): number | undefined {
   return limit?.length === 1 ? limit[0] : undefined;
 }
 
-/** Why nobody is above the last of `path`. */
+/** Returns the reason why no issuer stands above the last certificate of `path`. */
 function endOf(path: readonly X509Certificate[], trusted: readonly X509Certificate[]): Fault {
   const [leaf, top, depth] = [path[0], path.at(-1), path.length - 1];
   if (!leaf || !top) throw new Error("a path has a leaf");

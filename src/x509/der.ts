@@ -1,5 +1,5 @@
 /**
- * As much of DER (ITU-T X.690) as finding an extension in a certificate (RFC 5280, 4.1) takes, strictly: one-byte
+ * The part of DER (ITU-T X.690) that finding an extension in a certificate (RFC 5280, 4.1) needs, read strictly: one-byte
  * tags, definite lengths in their shortest form, nothing after the end.
  */
 
@@ -9,7 +9,7 @@ const BOOLEAN = 0x01;
 const OCTET_STRING = 0x04;
 const EXTENSIONS = 0xa3;
 
-/** One value: its tag, and its content without tag and length. */
+/** A value: its tag, and its content without tag and length. */
 export interface Element {
   readonly tag: number;
   readonly content: Uint8Array;

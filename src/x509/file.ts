@@ -10,11 +10,11 @@ export function readSmall(path: string): Promise<Buffer> {
   return read(path);
 }
 
-/** As readSmall; throws PemError `exposed`, too, when others than its owner may read or write the file. */
+/** Reads like readSmall. Throws PemError `exposed`, too, when others than its owner may read or write the file. */
 export function readPrivate(path: string): Promise<Buffer> {
   return read(path, async (file) => {
     const found = await file.stat();
-    // A directory's mode would be told of otherwise.
+    // A directory is told of by the read that follows, and not by its mode.
     if (found.isDirectory() || (found.mode & 0o077) === 0) return;
     const octal = (found.mode & 0o7777).toString(8).padStart(4, "0");
     throw new PemError("exposed", `${path}: others can read this private key (mode ${octal}): chmod 600 ${path}`);

@@ -6,11 +6,11 @@ import { allows } from "./usage.ts";
 const MAX_CACHED = 1024;
 const MAX_NAME_LENGTH = 256;
 
-/** What a certificate says of its holder. */
+/** The holder of a certificate, as it describes them. */
 export interface Certificate {
   /** Its one common name. */
   readonly name: string;
-  /** In hex. */
+  /** The serial number in hex. */
   readonly serial: string;
   /** SHA-256 of its DER, in hex. */
   readonly fingerprint256: string;
@@ -42,7 +42,7 @@ export type Identity = { readonly ok: true; readonly principal: Principal } | Re
 const cache = new Map<string, Identity>();
 
 /**
- * Who a certificate, verified by TLS, stands for. The dates are checked at every call of this function, because a
+ * Returns the holder and role of a certificate that TLS has verified. The dates are checked at every call of this function, because a
  * connection may outlive its certificate; the rest is cached by fingerprint. Throws nothing, whatever the bytes.
  *
  * @param der the whole certificate
@@ -73,9 +73,9 @@ function valid(principal: Principal, nowMs: number): Identity {
   return { ok: true, principal };
 }
 
-/** What a certificate says, verified or not; `name` is empty unless it has exactly one common name. */
+/** Describes the holder of a certificate, verified or not. `name` is empty unless it has exactly one common name. */
 export function inspect(x509: X509Certificate): Certificate {
-  // Not by toLegacyObject(): it ends the process where the key is on a curve that NIST has no name for.
+  // toLegacyObject() ends the process where the key is on a curve that NIST has no name for.
   const [name = "", ...more] = commonNames(x509.raw) ?? [];
   return {
     name: more.length === 0 ? name : "",
@@ -92,7 +92,7 @@ function parse(der: Uint8Array): Identity {
   try {
     x509 = new X509Certificate(der);
     certificate = inspect(x509);
-    // A date that cannot be read is before and after nothing.
+    // A comparison with a date that cannot be read is always false.
     if (Number.isNaN(x509.validFromDate.getTime() + x509.validToDate.getTime())) throw new RangeError("no date");
   } catch {
     return { ok: false, reason: "CERTIFICATE_MALFORMED", message: "the certificate cannot be parsed" };
@@ -102,7 +102,7 @@ function parse(der: Uint8Array): Identity {
     const message = "the certificate must have exactly one common name";
     return { ok: false, reason: "CERTIFICATE_NAME", message, certificate };
   }
-  // It is in every record of what its holder does, and in every job: RFC 5280 allows 64 characters.
+  // The name is in every audit record and every job of its holder. RFC 5280 allows 64 characters.
   if (name.length > MAX_NAME_LENGTH) {
     const message = `the certificate's common name is longer than ${MAX_NAME_LENGTH} characters`;
     return { ok: false, reason: "CERTIFICATE_NAME", message, certificate };

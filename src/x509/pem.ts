@@ -3,7 +3,7 @@ import { reasonOf } from "../os/errno.ts";
 import { extensions } from "./der.ts";
 
 /**
- * What is wrong with a file of certificates or keys: `unreadable` the file cannot be read, `exposed` others may read a
+ * The fault of a file of certificates or keys: `unreadable` the file cannot be read, `exposed` others may read a
  * key, `malformed` the contents are damaged, `wrong-kind` the contents are something else, `encrypted` a key needs a
  * passphrase, `unsupported` TLS 1.3 has no use for it, `mismatch` the key is that of another certificate.
  */
@@ -109,13 +109,13 @@ export function requestIn(contents: string | Uint8Array, from: string): Buffer {
   const der = derOf(contents);
   if (der) return der;
   const blocks = pemBlocks(contents, from);
-  // Of Netscape's time, and still written by keytool and by Windows.
+  // The old label is still written by keytool and by Windows.
   const request = blocks.find(({ label }) => /^(NEW )?CERTIFICATE REQUEST$/.test(label));
   if (request) return request.der;
   throw wrongKind(contents, blocks, from, "no certificate request", "a PEM file with a CERTIFICATE REQUEST is needed");
 }
 
-/** The certificates of a file that others are to be trusted by. Throws PemError, also for one that is no CA's. */
+/** The certificates of a file of trusted CAs. Throws PemError, also for a certificate that is not a CA's. */
 export function authoritiesIn(contents: string | Uint8Array, from: string): readonly Found[] {
   const found = certificatesIn(contents, from);
   for (const { certificate, at } of found) {
@@ -163,14 +163,14 @@ export function privateKeyIn(contents: string | Uint8Array, from: string): KeyOb
   }
 }
 
-/** What both sides of TLS are given: PEM or DER. `ca` may hold several certificates, `cert` a chain. */
+/** The files that each side of TLS needs, in PEM or DER. `ca` may hold several certificates, `cert` a chain. */
 export interface TlsPem {
   readonly ca: string | Buffer;
   readonly cert: string | Buffer;
   readonly key: string | Buffer;
 }
 
-/** The same, parsed; `pem` is made from what was parsed, so that nothing else reaches OpenSSL. */
+/** The parsed files. `pem` is made from what was parsed, so that nothing else reaches OpenSSL. */
 export interface TlsFiles {
   readonly authorities: readonly X509Certificate[];
   readonly own: X509Certificate;
@@ -180,7 +180,7 @@ export interface TlsFiles {
   readonly pem: { readonly ca: string; readonly cert: string; readonly key: string };
 }
 
-/** What `what` of the three files is wrong: `key` also where it does not belong to the certificate. */
+/** A fault in the file `what` of the three. `key` is also named when it does not belong to the certificate. */
 export class TlsFileError extends PemError {
   readonly part: keyof TlsPem;
 
@@ -209,7 +209,7 @@ export function parseTls(given: TlsPem, names: { readonly [part in keyof TlsPem]
   return { authorities, own, chain, key, pem };
 }
 
-/** As in "CN=ada, O=lab". */
+/** The subject in one line, such as "CN=ada, O=lab". */
 export function nameOf(certificate: X509Certificate): string {
   return distinguished(certificate.subject) || "a certificate without a subject";
 }
@@ -272,7 +272,7 @@ function unended({ label, line }: { readonly label: string; readonly line: numbe
 function parsed(der: Buffer, at: string, message: string): Found {
   try {
     const certificate = new X509Certificate(der);
-    // Both are read on first use, and may be damaged where the rest is not.
+    // Node reads both fields on first use. They may be damaged where the rest is not.
     void [certificate.publicKey, certificate.validFromDate.toISOString(), certificate.validToDate.toISOString()];
     return { certificate, at };
   } catch (error) {
@@ -317,7 +317,7 @@ function usable(key: KeyObject, at: string): KeyObject {
   return key;
 }
 
-/** What is wrong with a key, private or public; undefined for one that TLS 1.3 takes. */
+/** Says what is wrong with a private or public key; undefined for a key that TLS 1.3 takes. */
 export function weaknessOf(key: KeyObject): string | undefined {
   const { modulusLength: bits = 0, namedCurve } = key.asymmetricKeyDetails ?? {};
   switch (key.asymmetricKeyType) {

@@ -1,6 +1,6 @@
 import { elements, extensions } from "./der.ts";
 
-/** What the holder of a certificate may do: a writer everything, a reader look. */
+/** The rights of a certificate's holder: a writer may call everything, a reader may only look. */
 export type Role = "reader" | "writer";
 
 /** The X.509 v3 extension that holds a client's role as a DER UTF8String. */

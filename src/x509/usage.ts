@@ -1,6 +1,6 @@
 import { elements, extensions, objectIdentifiers } from "./der.ts";
 
-/** What a certificate is used for on a connection. */
+/** The side of a connection that a certificate stands for. */
 export type Purpose = "client" | "server";
 
 /** id-kp-clientAuth and id-kp-serverAuth, RFC 5280, 4.2.1.12, as DER contents. */
