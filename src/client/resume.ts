@@ -1,5 +1,6 @@
 import { setTimeout as delay } from "node:timers/promises";
 import type { StreamResponse } from "../../proto/generated/jobs/v1/worker.ts";
+import { pauseAfter, type Pauses } from "../os/pause.ts";
 import { ClientError } from "./errors.ts";
 import type { Client, StreamInput } from "./client.ts";
 
@@ -15,8 +16,7 @@ export interface RetryOptions {
   readonly onResume?: (() => void) | undefined;
 }
 
-const FIRST_PAUSE_MS = 100;
-const LONGEST_PAUSE_MS = 3_000;
+const PAUSES: Pauses = { firstMs: 100, lastMs: 3_000 };
 
 /**
  * Calls again while there is no worker to answer, with growing pauses. Only for calls that may be repeated: Query, List,
@@ -140,7 +140,7 @@ function outages(
    */
   function lasted(count: number): boolean {
     if (count === 0) return connections.count > 0;
-    return connections.count > count && performance.now() - attempt.beganMs > LONGEST_PAUSE_MS;
+    return connections.count > count && performance.now() - attempt.beganMs > PAUSES.lastMs;
   }
 
   /** Counts a failure, and tells of it. Returns the pause after it; undefined when the outage has lasted too long. */
@@ -151,7 +151,7 @@ function outages(
     const late = outage?.told === 0 && connections.up && connections.count > outage.count;
     outage ??= { endMs: now + (connections.count === 0 ? firstLimitMs : limitMs), failures: 0, told: 0, count: 0 };
     outage.count = connections.count;
-    const pauseMs = Math.min(FIRST_PAUSE_MS * 2 ** outage.failures++, LONGEST_PAUSE_MS);
+    const pauseMs = pauseAfter(++outage.failures, PAUSES);
     attempt = { beganMs: now };
     if (now + pauseMs > outage.endMs) return undefined;
     if (!late) {

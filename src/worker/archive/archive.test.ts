@@ -2,8 +2,7 @@ import { execFileSync } from "node:child_process";
 import { mkdirSync, readFileSync, renameSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, test } from "vitest";
-import type { Pauses } from "../model/options.ts";
-import { pauseMs } from "../system/retry-queue.ts";
+import type { Pauses } from "../../os/pause.ts";
 import { testDirectory, until } from "../testing/worker.ts";
 import { openArchive } from "./archive.ts";
 
@@ -89,14 +88,6 @@ test("one log that cannot be moved keeps no other from its turn", async () => {
   }
   await until("the others are moved", () => a.moved.length === 2);
   expect(a.logged).toMatchObject([{ level: "error", message: expect.stringMatching(/ENOENT.*missing/) }]);
-});
-
-test("a pause is twice the one before, up to the longest, and up to half of it is left to chance", () => {
-  const pauses = { firstMs: 1000, lastMs: 300_000 };
-  expect([1, 2, 3, 9, 10, 11, 5000].map((tries) => pauseMs(tries, pauses, 1))).toEqual([
-    1000, 2000, 4000, 256_000, 300_000, 300_000, 300_000,
-  ]);
-  expect([1, 11].map((tries) => pauseMs(tries, pauses, 0))).toEqual([500, 150_000]);
 });
 
 test("disposing ends a pause at once", async () => {

@@ -1,4 +1,5 @@
-import type { Pauses, Place } from "../model/options.ts";
+import type { Pauses } from "../../os/pause.ts";
+import type { Place } from "../model/options.ts";
 import { openRetryQueue, type RetryQueue } from "../system/retry-queue.ts";
 import { directoryStore } from "./directory.ts";
 import type { Store } from "./store.ts";

@@ -17,18 +17,18 @@ interface Archived extends AsyncDisposable {
 
 /**
  * Opens a job's log in the archive: its index is copied to memory, or, a larger one, to a file in `directory` that has no
- * name and ends with the log; its output is read as it is asked for. `keyOf` makes a file's key; `signal` ends all that is under way.
+ * name and ends with the log; its output is read as it is asked for. `keyIn` returns the key of a file; `signal` ends all that is under way.
  */
 export async function openArchivedLog(
   store: Store,
   {
-    keyOf,
+    keyIn,
     compressed,
     directory,
     signal,
     end,
   }: {
-    readonly keyOf: (file: string) => string;
+    readonly keyIn: (file: string) => string;
     readonly compressed: boolean;
     readonly directory: string;
     readonly signal: AbortSignal;
@@ -38,8 +38,8 @@ export async function openArchivedLog(
   await using opened = new AsyncDisposableStack();
   const closing = new AbortController();
   const either = AbortSignal.any([signal, closing.signal]);
-  const output = opened.use(await store.open(keyOf(compressed ? "output.zst" : "output"), either));
-  const stored = await store.open(keyOf(compressed ? "index.zst" : "index"), either);
+  const output = opened.use(await store.open(keyIn(compressed ? "output.zst" : "output"), either));
+  const stored = await store.open(keyIn(compressed ? "index.zst" : "index"), either);
   const index = await fetched(stored, directory, opened);
   const blocks = opened.use(inBlocks(output));
   opened.defer(() => closing.abort());

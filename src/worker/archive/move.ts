@@ -17,7 +17,7 @@ interface Home {
 const RECORD = "job";
 
 /** `WORKER/JOB/FILE`; the worker is the one that gave the job its id, by its name or, where it had none, its journal's. */
-export function keyOf(instance: string, id: string, file: string): string {
+export function objectKey(instance: string, id: string, file: string): string {
   const dot = id.indexOf(".");
   return `${dot < 0 ? instance : id.slice(0, dot)}/${id}/${file}`;
 }
@@ -34,7 +34,7 @@ export async function moveLog(
 ): Promise<void> {
   const { logs } = journal;
   const directory = join(jobsDir, id);
-  const key = (file: string): string => keyOf(journal.instance, id, file);
+  const key = (file: string): string => objectKey(journal.instance, id, file);
   const place = logs.of(id)?.kind;
   // Until then its files are all that tells.
   if (place === undefined) throw new Error("that the job has ended is not on the disk yet");

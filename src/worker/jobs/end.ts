@@ -1,7 +1,7 @@
 import { statSync } from "node:fs";
 import { constants } from "node:os";
 import { setTimeout } from "node:timers/promises";
-import { FIRST_PAUSE_MS, longer } from "../../os/pause.ts";
+import { pauseAfter } from "../../os/pause.ts";
 import { killGroup, removeGroup } from "../cgroup/group.ts";
 import { logIn } from "../log/files.ts";
 import type { Job } from "../model/job.ts";
@@ -96,14 +96,14 @@ async function putAway(context: Context, { group, job }: TrackedJob): Promise<vo
 
 /** The exit record; undefined when there is none. A record that cannot be read is tried again. */
 async function exitOf(context: Context, { directory, job }: TrackedJob): Promise<ReturnType<typeof readExit>> {
-  for (let pauseMs = FIRST_PAUSE_MS; ; pauseMs = longer(pauseMs)) {
+  for (let failures = 1; ; failures++) {
     try {
       return withReserve(() => readExit(directory));
     } catch (error) {
       if (context.closed) return undefined;
       context.options.log("error", "an exit record cannot be read; it is tried again", { job: job.id, error });
     }
-    await setTimeout(pauseMs, undefined, { ref: false });
+    await setTimeout(pauseAfter(failures), undefined, { ref: false });
   }
 }
 

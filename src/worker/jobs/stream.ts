@@ -1,7 +1,7 @@
 import { join, resolve } from "node:path";
 import { codeOf } from "../../os/errno.ts";
 import { openArchivedLog } from "../archive/log.ts";
-import { isCompressedIn, keyOf } from "../archive/move.ts";
+import { isCompressedIn, objectKey } from "../archive/move.ts";
 import type { JobRecord } from "../journal/record.ts";
 import { logFilesIn } from "../log/files.ts";
 import { type Log, openLog } from "../log/log.ts";
@@ -113,10 +113,10 @@ async function open(
   }
   const log = journal.logs.of(id);
   if (!log || log.kind === "pruned" || !archive) throw notThere(id, log);
-  const key = (file: string): string => keyOf(journal.instance, id, file);
+  const key = (file: string): string => objectKey(journal.instance, id, file);
   const compressed = log.kind === "archived" ? log.compressed : await isCompressedIn(archive.store, key, signal);
   if (compressed === undefined) throw notThere(id, log);
-  const places = { keyOf: key, compressed, directory: resolve(options.stateDir), signal, end };
+  const places = { keyIn: key, compressed, directory: resolve(options.stateDir), signal, end };
   return opened.use(await openArchivedLog(archive.store, places)).log;
 }
 

@@ -1,4 +1,4 @@
-import { FIRST_PAUSE_MS, longer } from "../../os/pause.ts";
+import { pauseAfter } from "../../os/pause.ts";
 import { refusal } from "../model/failure.ts";
 import type { Job } from "../model/job.ts";
 import type { Journal } from "./journal.ts";
@@ -31,7 +31,7 @@ export function patient(
   /** Jobs whose records are damaged, and that the log tells of. */
   const told = new Set<string>();
   let timer: NodeJS.Timeout | undefined;
-  let pauseMs = FIRST_PAUSE_MS;
+  let failures = 0;
 
   function tell<R extends JobRecord | undefined>(found: R): R {
     const { id, damaged } = found?.job ?? { id: "" };
@@ -57,7 +57,7 @@ export function patient(
       } catch (error) {
         if (!failedBefore) {
           log("error", "the journal cannot be written; it is kept in memory and tried again", { error });
-          timer = setTimeout(again, pauseMs).unref();
+          timer = setTimeout(again, pauseAfter(++failures)).unref();
         }
         return false;
       }
@@ -67,13 +67,12 @@ export function patient(
     if (failedBefore) log("info", "the journal is written again, with all that was kept");
     clearTimeout(timer);
     timer = undefined;
-    pauseMs = FIRST_PAUSE_MS;
+    failures = 0;
     return true;
   }
 
   function again(): void {
-    pauseMs = longer(pauseMs);
-    if (!flush()) timer = setTimeout(again, pauseMs).unref();
+    if (!flush()) timer = setTimeout(again, pauseAfter(++failures)).unref();
   }
 
   return {

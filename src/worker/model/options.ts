@@ -1,4 +1,5 @@
 import { fileURLToPath } from "node:url";
+import type { Pauses } from "../../os/pause.ts";
 import { invalid } from "./errors.ts";
 import type { Part } from "./isolation.ts";
 
@@ -100,12 +101,6 @@ export type Place =
       /** How long a connection may be silent before it is given up; 30 s when absent. */
       readonly silenceMs?: number;
     };
-
-/** Pauses between tries that fail: the first one, and the longest. */
-export interface Pauses {
-  readonly firstMs: number;
-  readonly lastMs: number;
-}
 
 /** Limits at which logs of ended jobs are removed, those of the jobs that ended first before the others. */
 export interface PruneLimits {

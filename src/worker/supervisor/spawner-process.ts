@@ -1,7 +1,7 @@
 import { spawn } from "node:child_process";
 import { Duplex } from "node:stream";
 import { reasonOf } from "../../os/errno.ts";
-import { FIRST_PAUSE_MS, longer } from "../../os/pause.ts";
+import { pauseAfter } from "../../os/pause.ts";
 import { JobError } from "../model/errors.ts";
 import { refusal } from "../model/failure.ts";
 import { died } from "./failure.ts";
@@ -21,7 +21,8 @@ export interface SpawnerProcess {
   ended: Promise<void> | undefined;
   startedMs: number;
   restart: NodeJS.Timeout | undefined;
-  pauseMs: number;
+  /** How often it was started again in a row. */
+  restarts: number;
   isLogged: boolean;
   isClosed: boolean;
 }
@@ -46,7 +47,7 @@ export function spawnerProcess(path: string, args: readonly string[], events: Sp
     ended: undefined,
     startedMs: 0,
     restart: undefined,
-    pauseMs: FIRST_PAUSE_MS,
+    restarts: 0,
     isLogged: false,
     isClosed: false,
   };
@@ -87,7 +88,7 @@ function lose(spawner: SpawnerProcess, lost: Duplex | undefined, why: JobError):
   if (!spawner.isClosed) {
     if (performance.now() - spawner.startedMs > STAYED_MS) {
       spawner.isLogged = false;
-      spawner.pauseMs = FIRST_PAUSE_MS;
+      spawner.restarts = 0;
     }
     if (!spawner.isLogged) spawner.events.log(why.message);
     spawner.isLogged = true;
@@ -98,11 +99,13 @@ function lose(spawner: SpawnerProcess, lost: Duplex | undefined, why: JobError):
 /** Has another process started after a pause, which grows to 10 s. */
 export function restartLater(spawner: SpawnerProcess): void {
   if (spawner.isClosed || spawner.restart) return;
-  spawner.restart = setTimeout(() => {
-    spawner.restart = undefined;
-    spawner.events.due();
-  }, spawner.pauseMs).unref();
-  spawner.pauseMs = longer(spawner.pauseMs);
+  spawner.restart = setTimeout(
+    () => {
+      spawner.restart = undefined;
+      spawner.events.due();
+    },
+    pauseAfter(++spawner.restarts),
+  ).unref();
 }
 
 /** Lets the process go, which ends then; resolves when it has. */

@@ -143,7 +143,7 @@ export function archiveTarget(files: string): Opened {
           };
         },
       };
-      const places = { keyOf: (file: string) => file, compressed, directory: work.path };
+      const places = { keyIn: (file: string) => file, compressed, directory: work.path };
       // oxlint-disable-next-line typescript/no-unsafe-type-assertion -- no more of it is asked for
       const opened = openArchivedLog(store as Store, { ...places, signal: never });
       await using archived = await opened;
