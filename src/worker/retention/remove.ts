@@ -1,10 +1,22 @@
 import { constants, rmSync } from "node:fs";
 import { open, rm } from "node:fs/promises";
 import { join } from "node:path";
+import type { Archive } from "../archive/archive.ts";
+import type { Journal } from "../journal/journal.ts";
 import { LOG_FILES } from "../log/files.ts";
 import { isFailing } from "../model/failure.ts";
 import type { PruneReason } from "../model/job.ts";
-import type { Parts } from "./retire.ts";
+import type { CheckedOptions } from "../model/options.ts";
+
+/** What retires and removes logs. */
+export interface Parts {
+  readonly options: CheckedOptions;
+  readonly jobsDir: string;
+  readonly journal: Journal;
+  readonly archive: Archive | undefined;
+  /** Ends the readers of a job's log, which is about to go. */
+  readonly leave: (id: string) => void;
+}
 
 /**
  * Prunes a log, and throws when its files cannot be removed: the log is due then. The journal says so before the files go, so

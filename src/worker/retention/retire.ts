@@ -1,26 +1,14 @@
 import { statSync } from "node:fs";
 import { join } from "node:path";
 import { reasonOf } from "../../os/errno.ts";
-import type { Archive } from "../archive/archive.ts";
 import { letGo } from "../archive/move.ts";
-import type { Journal } from "../journal/journal.ts";
 import { compressLog, removeUnfinished } from "../log/compress.ts";
 import { bytesOnDisk, logFilesIn } from "../log/files.ts";
 import { openPlainLog } from "../log/log.ts";
 import type { Job } from "../model/job.ts";
-import type { CheckedOptions } from "../model/options.ts";
-import { removeLog } from "./remove.ts";
+import { type Parts, removeLog } from "./remove.ts";
 
 /* What becomes of the log of a job that has ended: it is compressed and handed to the archive, each of it when wanted. */
-
-export interface Parts {
-  readonly options: CheckedOptions;
-  readonly jobsDir: string;
-  readonly journal: Journal;
-  readonly archive: Archive | undefined;
-  /** Ends the readers of a job's log, which is about to go. */
-  readonly leave: (id: string) => void;
-}
 
 export function compresses({ options }: Parts, { logPolicy }: Job): boolean {
   return (logPolicy?.compress ?? options.logCompress) === "zstd";

@@ -3,8 +3,8 @@ import { isFailing } from "../model/failure.ts";
 import type { Job, PruneReason } from "../model/job.ts";
 import { openRetryQueue, type RetryQueue } from "../system/retry-queue.ts";
 import { openPruner } from "./prune.ts";
-import { pruneLog } from "./remove.ts";
-import { archives, compresses, type Parts, retireLog } from "./retire.ts";
+import { type Parts, pruneLog } from "./remove.ts";
+import { archives, compresses, retireLog } from "./retire.ts";
 
 /** The logs of ended jobs: retired one at a time, and in the end pruned. Disposing ends what is under way; the next daemon goes on. */
 export interface Retirement extends AsyncDisposable {
