@@ -24,6 +24,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { BIRTH_STACK = 32 << 10 };
@@ -33,6 +34,7 @@ struct birth {
 	const struct request *request;
 	pid_t supervisor;
 	int out, err;
+	enum stage reached; /* by which the job's own paths are resolved */
 	struct born born;
 	struct failure failure;
 };
@@ -69,6 +71,19 @@ static bool set_oom_score(int score)
 	return done;
 }
 
+/*
+ * Has the kernel end this process at the job's time limit: a path that is the job's may lead to a file system that never
+ * answers, or to a file with a lease on it. An execve deletes the timer (timer_create(2)).
+ */
+static bool limit_birth(int64_t limit_ms)
+{
+	struct sigevent end = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGKILL };
+	struct itimerspec after = { .it_value = { limit_ms / 1000, limit_ms % 1000 * 1000000 } };
+	int timer;
+	return limit_ms <= 0 || (syscall(SYS_timer_create, CLOCK_MONOTONIC, &end, &timer) == 0 &&
+				 syscall(SYS_timer_settime, timer, 0, &after, NULL) == 0);
+}
+
 static bool set_limits(const struct request *request)
 {
 	struct rlimit files;
@@ -76,7 +91,7 @@ static bool set_limits(const struct request *request)
 	/* This opens a file, for which the limits that follow may leave no room. */
 	if (oom_score != start->oom_score && !set_oom_score(start->oom_score))
 		return false;
-	if (getrlimit(RLIMIT_NOFILE, &files) < 0)
+	if (!limit_birth(start->time_limit_ms) || getrlimit(RLIMIT_NOFILE, &files) < 0)
 		return false;
 	files.rlim_cur = files.rlim_max < OPEN_FILES ? files.rlim_max : OPEN_FILES;
 	if (setrlimit(RLIMIT_NOFILE, &files) < 0)
@@ -199,11 +214,13 @@ static enum stage prepare_and_execute(struct birth *birth)
 	if (!unblock_signals())
 		return STAGE_STDIO;
 	/* From here on the job's own paths are resolved. */
+	birth->reached = STAGE_CWD;
 	if (chdir(request->cwd) < 0)
 		return STAGE_CWD;
 	/* The supervisor goes on when the job has been executed, and by then a short job may have ended. */
 	birth->born.started_ns = now_ns(CLOCK_REALTIME);
 	birth->born.started_clock_ns = now_ns(CLOCK_MONOTONIC);
+	birth->reached = STAGE_EXEC;
 	execute(request->argv, request->envp);
 	return STAGE_EXEC;
 }
@@ -256,6 +273,24 @@ static long clone3_call(struct clone_args *args, struct birth *birth)
 	return result;
 }
 
+/* Whether a child was killed before it was executed: the kernel keeps a mark of that (PF_FORKNOEXEC, proc_pid_stat(5)). */
+static bool died_unborn(pid_t pid)
+{
+	enum { FORKNOEXEC = 0x40 };
+	siginfo_t child = { 0 };
+	char path[32], text[512] = "";
+	unsigned flags = 0;
+	/* A zombie keeps its number. Most children live, and cost no more than this call. */
+	if (waitid(P_PID, (id_t)pid, &child, WEXITED | WNOHANG | WNOWAIT) < 0 || child.si_pid == 0)
+		return false;
+	snprintf(path, sizeof path, "/proc/%d/stat", pid);
+	int fd = open(path, O_RDONLY | O_CLOEXEC);
+	bool done = fd >= 0 && read(fd, text, sizeof text - 1) > 0;
+	close_if_open(fd);
+	const char *name_end = strrchr(text, ')');
+	return done && name_end && sscanf(name_end, ") %*c %*d %*d %*d %*d %*d %u", &flags) == 1 && flags & FORKNOEXEC;
+}
+
 /*
  * Clones a process into the cgroup (a directory's descriptor, or -1), so that its
  * limits hold from its first instruction, and has it execute the request's program.
@@ -272,6 +307,7 @@ enum stage give_birth(const struct request *request, int cgroup, int out, int er
 		.stack = (uint64_t)(uintptr_t)stack,
 		.stack_size = sizeof stack,
 	};
+	int64_t began_ns = now_ns(CLOCK_MONOTONIC);
 	long pid = clone3_call(&args, &birth);
 	/* Container engines' seccomp profiles deny clone3, whose flags they cannot see; only a cgroup needs it. */
 	if (pid == -ENOSYS && cgroup < 0) {
@@ -285,6 +321,11 @@ enum stage give_birth(const struct request *request, int cgroup, int out, int er
 	}
 	*born = birth.born;
 	born->inner = (pid_t)pid;
+	if (!birth.failure.stage && died_unborn((pid_t)pid)) {
+		int64_t limit_ms = request->start.time_limit_ms;
+		bool late = limit_ms > 0 && (now_ns(CLOCK_MONOTONIC) - began_ns) / 1000000 >= limit_ms;
+		birth.failure = (struct failure){ (int32_t)birth.reached, late ? ETIMEDOUT : ECANCELED };
+	}
 	if (birth.failure.stage) {
 		waitpid((pid_t)pid, NULL, 0);
 		errno = birth.failure.error;

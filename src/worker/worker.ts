@@ -1,5 +1,6 @@
 import { rmdirSync } from "node:fs";
 import { resolve } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
 import { type Moves, openArchive } from "./archive/archive.ts";
 import { moveLog } from "./archive/move.ts";
 import { openGroupsAhead } from "./cgroup/groups-ahead.ts";
@@ -145,11 +146,18 @@ async function openContext(options: CheckedOptions, opened: AsyncDisposableStack
   };
 }
 
+/** A start or an update takes milliseconds; after this long it waits for something that may never come. */
+const HANGING_MS = 3000;
+
 /** Lets starts and updates under way finish, and ends everybody's waiting. The jobs go on. */
 async function leaveJobs(context: Context): Promise<void> {
   const { spawner, tracked } = context;
   context.closed = true;
-  await Promise.allSettled([...tracked.values()].flatMap(({ launched, updates }) => [launched.promise, updates]));
+  const underWay = [...tracked.values()].flatMap(({ launched, updates }) => [launched.promise, updates]);
+  const late = new AbortController();
+  // The next daemon finds out what became of a start that still waits for a file.
+  await Promise.race([Promise.allSettled(underWay), delay(HANGING_MS, undefined, late).catch(() => {})]);
+  late.abort();
   await spawner.close();
   for (const entry of tracked.values()) {
     unwatch(entry);

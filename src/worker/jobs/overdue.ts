@@ -38,6 +38,23 @@ function later(context: Context, entry: TrackedJob, next: typeof wait, ms: numbe
   }, ms).unref();
 }
 
+/**
+ * Resolves when a job has been started. Kills a start that still waits for a file after the grace period, and rejects then,
+ * as for every start that fails.
+ */
+export async function launchedInTime(context: Context, entry: TrackedJob, graceMs: number): Promise<void> {
+  const kill = (): void => {
+    if (entry.group !== undefined) killAll(entry.group);
+    else killTree({ ...rootsOf(entry), startedMs: nowMs() }, context.journal.boot);
+  };
+  const late = setTimeout(kill, Math.min(graceMs + PATIENCE_MS, LONGEST_MS)).unref();
+  try {
+    await entry.launched.promise;
+  } finally {
+    clearTimeout(late);
+  }
+}
+
 export function rootsOf({ job, startedMs, supervisor }: TrackedJob): Roots {
   return { pid: job.pid, born: job.birth, startedMs, ...(supervisor !== undefined && { supervisor }) };
 }

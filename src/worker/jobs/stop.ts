@@ -5,7 +5,7 @@ import { GRACE_MS, order } from "../supervisor/control.ts";
 import { signalMain } from "../system/process.ts";
 import { withReserve } from "../system/reserve.ts";
 import { type Context, find, isTracked } from "./context.ts";
-import { doWithout, rootsOf, seeToEnd } from "./overdue.ts";
+import { doWithout, launchedInTime, rootsOf, seeToEnd } from "./overdue.ts";
 import { endOf } from "./tracked-job.ts";
 
 export interface StopOptions {
@@ -34,7 +34,7 @@ export async function stop(
     throw invalid("grace", `${graceMs} ms is not a grace period; give 0 or more`);
   const entry = find(context, id);
   if (!isTracked(entry) || entry.job.state === "ended") return { job: entry.job, killed: 0 };
-  await entry.launched.promise.catch(() => {
+  await launchedInTime(context, entry, graceMs).catch(() => {
     throw notFound(id);
   });
   context.journal.stopping(id, by);

@@ -6,6 +6,7 @@ import type { Launch } from "./frame.ts";
 export function failureAt(stage: string, errno: string, launch: Launch): JobError {
   const facts = { stage, errno };
   const command = quoted(launch.argv[0] ?? "");
+  if (errno === "ETIMEDOUT" || errno === "ECANCELED") return hung(stage, errno, launch);
   if (stage === "exec" && errno === "ENOENT")
     return invalid("command", `${command} was not found, or its interpreter was not${shellHint(launch.argv)}`, facts);
   if (errno === "EAGAIN" && PROCESSES.has(stage)) return tooManyProcesses(stage, launch, facts);
@@ -51,6 +52,15 @@ function tooManyProcesses(stage: string, launch: Launch, facts: Readonly<Record<
       ? "this host takes no further process: pids.max of a cgroup, kernel.threads-max or kernel.pid_max is reached"
       : `too many processes run as ${who}: its limit of them (RLIMIT_NPROC; --rlimit nproc) is reached`;
   return new JobError("exhausted", `no room for another job: ${why}`, { facts });
+}
+
+/** A file system that does not answer, or a lease on the file, kept the start waiting until its end. */
+function hung(stage: string, errno: string, { argv, cwd, timeLimitMs }: Launch): JobError {
+  const path = stage === "cwd" ? cwd : (argv[0] ?? "");
+  const until = errno === "ETIMEDOUT" ? `its time limit of ${timeLimitMs} ms passed` : "it was stopped";
+  return new JobError("unavailable", `the start waited for ${quoted(path)} until ${until}`, {
+    facts: { stage, errno },
+  });
 }
 
 /** For a whole command line that was given as a program's name. */
