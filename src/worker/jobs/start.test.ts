@@ -1,5 +1,6 @@
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
+import { needsRoot } from "../../testing/root.ts";
 import { AHEAD } from "../cgroup/groups-ahead.ts";
 import type { JobSpec } from "../model/job.ts";
 import {
@@ -9,6 +10,7 @@ import {
   openFiles,
   refused,
   run,
+  someUids,
   testWorker,
   until,
   type TestWorker,
@@ -83,6 +85,16 @@ describe.each(modes)("a start %s", (_mode, options) => {
     );
     expect((await worker.start({ ...run("true"), requestId: "r" })).alreadyStarted).toBe(false);
   });
+});
+
+test("a start that is refused uses up no uid", needsRoot, async () => {
+  const jobUids = someUids(10);
+  await using worker = await testWorker({ jobUids });
+  const { user } = await finished(worker, run("true"));
+  for (const bad of [{ cwd: "tmp" }, { log: { archive: true } }, { resources: { pids: { limit: -2n } } }])
+    await refused(() => worker.start({ ...run("true"), ...bad }));
+  const following = Number(user) === jobUids.last ? jobUids.first : Number(user) + 1;
+  expect((await finished(worker, run("true"))).user).toBe(String(following));
 });
 
 describe.each(modes)("a request id %s", (_mode, options) => {

@@ -14,17 +14,12 @@ import {
   sh,
   startReady,
   testDirectory,
+  someUids,
   testWorker,
   until,
   waits,
 } from "../testing/worker.ts";
 import { openUids, rangeOf } from "./uids.ts";
-
-/** Of `size` uids, for one test: nobody else is to have them. */
-function someUids(size: number): UidRange {
-  const first = 2_110_000_000 + 1000 * Math.floor(Math.random() * 30_000);
-  return { first, last: first + size - 1 };
-}
 
 const uidOf = ({ user }: Job): number => Number(user);
 

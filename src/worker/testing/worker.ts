@@ -21,7 +21,7 @@ import { type Source, startOf } from "../log/log.ts";
 import type { Gap } from "../log/reader.ts";
 import { JobError } from "../model/errors.ts";
 import type { Job, JobSpec } from "../model/job.ts";
-import type { WorkerOptions } from "../model/options.ts";
+import type { UidRange, WorkerOptions } from "../model/options.ts";
 import { SPARE } from "../supervisor/spare.ts";
 import { openWorker, type Worker } from "../worker.ts";
 import { isRoot } from "../../testing/root.ts";
@@ -50,6 +50,12 @@ function hostHasCgroups(): boolean {
   if (host.kind === "none") return false;
   rmGroup(host.path);
   return true;
+}
+
+/** A range of `size` uids at random, so that tests that run side by side do not share any. */
+export function someUids(size: number): UidRange {
+  const first = 2_110_000_000 + 1000 * Math.floor(Math.random() * 30_000);
+  return { first, last: first + size - 1 };
 }
 
 /** Removes an empty group. `rm` cannot, because of the files in it. */
