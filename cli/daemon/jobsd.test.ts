@@ -52,7 +52,7 @@ describe("jobsd", () => {
       [{ state: file }, /state directory/],
       [{ audit: join(host.dir, "no", "audit") }, /audit/],
       [{ audit: join(host.dir, "taken") }, /EISDIR.*taken/],
-      [{ "audit-limit": "1023K" }, /--audit-limit 1023K: 1M is the least/],
+      [{ "audit-limit": "1023K" }, /--audit-limit 1023K is too small; give at least 1M/],
       [{ "health-socket": file }, /is no socket, and was left as it is/],
       [{ "max-calls": "1" }, /--max-calls/],
     ];
@@ -94,8 +94,8 @@ describe("jobsd", () => {
     [{ "shutdown-timeout": "10" }, /--shutdown-timeout "10" is not a duration/],
     [{ archive: "s3:/logs" }, /--archive "s3:\/logs" is not an archive; give s3:\/\/BUCKET\/PREFIX/],
     [{ archive: "ftp://logs" }, /--archive "ftp:\/\/logs" is not an archive/],
-    [{ archive: "/srv/logs", "archive-region": "eu-west-1" }, /--archive-region is of --archive s3:\/\/BUCKET/],
-    [{ "archive-endpoint": "http://127.0.0.1:9000" }, /--archive-endpoint is of --archive s3/],
+    [{ archive: "/srv/logs", "archive-region": "eu-west-1" }, /--archive-region is for --archive s3:\/\/BUCKET/],
+    [{ "archive-endpoint": "http://127.0.0.1:9000" }, /--archive-endpoint is for --archive s3/],
     [
       { archive: "s3://logs", "archive-endpoint": "127.0.0.1:9000" },
       /--archive-endpoint "127.0.0.1:9000" is not an endpoint/,
