@@ -176,13 +176,13 @@ describe.each(kinds)("%s", (_kind, options) => {
 
   test("a supervisor that was stopped while no worker ran is continued by the next one, and keeps its time limit", async () => {
     await using worker = await testWorker(options);
-    const { id } = await startReady(worker, { ...waits, timeLimitMs: 300 });
+    const { id } = await startReady(worker, { ...waits, timeLimitMs: 2000 });
     await worker.close();
     const supervisor = supervisorOf(worker.directory(id));
     process.kill(supervisor, "SIGSTOP");
     await until("it is stopped", () => statOf(supervisor)?.[0] === "T");
     await using again = await testWorker({ ...options, stateDir: worker.stateDir });
-    expect((await again.wait(id)).ended?.how).toEqual({ kind: "timed-out", limitMs: 300 });
+    expect((await again.wait(id)).ended?.how).toEqual({ kind: "timed-out", limitMs: 2000 });
   });
 
   test("a job whose FIFO was removed while no worker ran is lost for that reason, and is removed with its supervisor", async () => {
