@@ -113,6 +113,23 @@ export interface Host extends AsyncDisposable {
   crash(meanwhile?: () => unknown): Promise<void>;
 }
 
+type Jobs = Host["jobs"];
+
+/** Ends a daemon and its jobs. Throws Error when it had died. */
+async function endHost(dir: string, { child, ended, output }: Running, jobs: Jobs): Promise<void> {
+  const died = child.exitCode !== null;
+  if (!died) {
+    const { stdout } = await jobs(["list", "-q", "--state", "starting,running,stopping", "--limit", "0"]);
+    const left = stdout.split("\n").filter(Boolean);
+    if (left.length > 0) await jobs(["stop", "--grace", "0", ...left]);
+    child.kill("SIGTERM");
+    await ended;
+  }
+  for (const each of launched) each.kill("SIGKILL");
+  await rm(dir, { recursive: true, force: true });
+  if (died) throw new Error(`the daemon died:\n${output.stderr}`);
+}
+
 /**
  * Resolves once the daemon is ready: one with `env`, launched with these options, and certificates that are valid from
  * `now` on. Disposing stops its jobs, ends it and removes all that it made.
@@ -129,45 +146,40 @@ export async function startHost(
   await issueAll({ out: join(dir, "certs"), bits: 2048, now });
   const file = (name: string): string => join(dir, "certs", name);
   const tls = ["--ca", file("ca.crt"), "--cert", file("worker.crt"), "--key", file("worker.key")];
-  const boot = async (listen: string): Promise<{ daemon: Running; server: string }> => {
-    const daemon = launch(
-      "jobsd",
-      ["--listen", listen, "--state", join(dir, "state"), ...tls, ...who, ...flags],
-      env,
-      options,
-    );
-    await daemon.shows("\n");
-    return { daemon, server: daemon.output.stdout.trim().replace("listening on ", "") };
+  const words = ["--state", join(dir, "state"), ...tls, ...who, ...flags];
+  const boot = async (listen: string): Promise<Running> => {
+    const booted = launch("jobsd", ["--listen", listen, ...words], env, options);
+    await booted.shows("\n");
+    return booted;
   };
-  const as = (role: "reader" | "writer"): NodeJS.ProcessEnv => ({
+  let daemon = await boot("127.0.0.1:0");
+  const server = daemon.output.stdout.trim().replace("listening on ", "");
+  const as: Host["as"] = (role) => ({
     JOBS_SERVER: server,
     JOBS_CA: file("ca.crt"),
     JOBS_CERT: file(`${role}.crt`),
     JOBS_KEY: file(`${role}.key`),
   });
-  let { daemon, server } = await boot("127.0.0.1:0");
-  const end = async (signal: "SIGKILL" | "SIGTERM"): Promise<() => Promise<void>> => {
+  const end: Host["end"] = async (signal) => {
     daemon.child.kill(signal);
     await daemon.ended;
     return async () => {
-      ({ daemon } = await boot(server));
+      daemon = await boot(server);
     };
   };
-  const jobs = (args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<Ran> =>
-    launch("jobs", args, { ...as("writer"), ...env }).ended;
+  const launchAsWriter: Host["launch"] = (args, own = {}) => launch("jobs", args, { ...as("writer"), ...own });
+  const jobs: Jobs = (args, own) => launchAsWriter(args, own).ended;
   return {
     dir,
     get pid() {
       return daemon.child.pid ?? 0;
     },
-    get server() {
-      return server;
-    },
+    server,
     file,
     certificates: { JOBSD_CA: file("ca.crt"), JOBSD_CERT: file("worker.crt"), JOBSD_KEY: file("worker.key") },
     as,
     jobs,
-    launch: (args, env = {}) => launch("jobs", args, { ...as("writer"), ...env }),
+    launch: launchAsWriter,
     async start(...command) {
       const { stdout, stderr } = await jobs(["start", "--", ...command]);
       if (stdout === "") throw new Error(stderr);
@@ -175,22 +187,10 @@ export async function startHost(
     },
     end,
     async crash(meanwhile) {
-      const boot = await end("SIGKILL");
+      const again = await end("SIGKILL");
       await meanwhile?.();
-      await boot();
+      await again();
     },
-    async [Symbol.asyncDispose]() {
-      const died = daemon.child.exitCode !== null;
-      if (!died) {
-        const { stdout } = await jobs(["list", "-q", "--state", "starting,running,stopping", "--limit", "0"]);
-        const left = stdout.split("\n").filter(Boolean);
-        if (left.length > 0) await jobs(["stop", "--grace", "0", ...left]);
-        daemon.child.kill("SIGTERM");
-        await daemon.ended;
-      }
-      for (const child of launched) child.kill("SIGKILL");
-      await rm(dir, { recursive: true, force: true });
-      if (died) throw new Error(`the daemon died:\n${daemon.output.stderr}`);
-    },
+    [Symbol.asyncDispose]: () => endHost(dir, daemon, jobs),
   };
 }

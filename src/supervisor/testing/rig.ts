@@ -155,13 +155,87 @@ export function sanitizerErrors(reports: string): string[] {
     .filter((report) => /ERROR|runtime error/.test(report));
 }
 
-/** Opens a rig. `own.directory` is where jobs' directories are made, if not in the rig's. */
+/** The parts of a launch that a spec leaves out. */
+const PLAIN = {
+  cwd: "/",
+  credentials: CREDENTIALS,
+  timeLimitMs: 0,
+  graceMs: 0,
+  logLimitBytes: 0,
+  logKeep: "newest",
+  network: "host",
+  privateTmp: false,
+  mergeOutput: false,
+  userNamespaces: false,
+  rlimits: [],
+  umask: 0o022,
+  oomScoreAdj: 0,
+} as const satisfies Partial<Launch>;
+
+/** Starts a job, which is in `started` until its end has been waited for. */
+async function startJob(spawner: Spawner, launch: Launch, started: Set<Job>): Promise<Job> {
+  const { promise: gone, resolve } = Promise.withResolvers<void>();
+  const pid = await spawner.launch(
+    launch,
+    () => {},
+    () => resolve(),
+  );
+  const job: Job = {
+    pid,
+    supervisor: readLog(launch.directory).supervisor,
+    directory: launch.directory,
+    cgroup: launch.cgroup,
+    gone,
+    async ended() {
+      await soon(gone, `job ${pid} is gone`);
+      started.delete(job);
+      if (launch.cgroup) await removeGroup(launch.cgroup);
+      return readExit(launch.directory);
+    },
+    output: () => readFileSync(join(launch.directory, "output"), "latin1"),
+    wrote: (text) => until(() => job.output().includes(text), `the job writes ${JSON.stringify(text)}`),
+    stop: (signal, graceMs) => order(launch.directory, signal, graceMs),
+  };
+  started.add(job);
+  return job;
+}
+
+/** Ends the jobs and the spawner. Throws Error where processes outlive them, or the sanitizers have reported errors. */
+async function close(directory: string, spawner: Spawner, started: ReadonlySet<Job>, group: string): Promise<void> {
+  const ends = await endAll(started);
+  await until(() => existsSync(pidFile(directory)), "the spawner has begun");
+  const pid = spawnerOf(directory);
+  spawner[Symbol.dispose]();
+  await until(() => !runs(pid), "the spawner ends with its daemon");
+  // The spares of a spawner that was killed end when they hear of it.
+  await until(() => marked(directory).length === 0, "nothing runs").catch(() => {});
+  const left = marked(directory);
+  for (const stray of left) process.kill(stray, "SIGKILL");
+  if (group) await removeGroup(group);
+  const errors = sanitizerErrors(join(directory, "reports"));
+  rmSync(directory, { recursive: true });
+  for (const end of ends) if (end.status === "rejected") throw end.reason;
+  expectNothing(errors, "sanitizers");
+  expectNothing(left, "processes outlived the test");
+}
+
+/** The file in which the script that becomes the spawner writes its pid. */
+function pidFile(directory: string): string {
+  return join(directory, `child-of-${process.pid}`);
+}
+
+function spawnerOf(directory: string): number {
+  return Number(readFileSync(pidFile(directory), "utf8"));
+}
+
+/** Opens a rig. Jobs' directories are made in `own.jobs`, or in the rig's directory. */
 export async function rig(
   { mode, build }: Variant,
   own: { prelude?: string; jobs?: string; isolation?: Partial<Isolation> } = {},
 ): Promise<Rig> {
   const directory = mkdtempSync(join(tmpdir(), "supervisor-"));
   chmodSync(directory, 0o755);
+  const { jobs = directory, prelude = "" } = own;
   const cuePath = join(directory, "cue");
   execFileSync("mkfifo", ["-m", "666", cuePath]);
   const cue = openSync(cuePath, "r+"); // a FIFO's both ends: neither side waits for the other
@@ -169,76 +243,26 @@ export async function rig(
   if (group) mkdirSync(group);
   const isolation = { ...(mode === "isolated" ? FULL : LEAST), ...own.isolation };
   const logged: string[] = [];
-  const spawner = openSpawner(
-    wrap(directory, build, own.prelude ?? ""),
-    own.jobs ?? directory,
-    isolation,
-    (message) => void logged.push(message),
-  );
+  const told = (message: string): unknown => logged.push(message);
+  const spawner = openSpawner(wrap(directory, build, prelude), jobs, isolation, told);
   const started = new Set<Job>();
   let count = 0;
-  const pidPath = join(directory, `child-of-${process.pid}`);
-  const spawnerPid = (): number => Number(readFileSync(pidPath, "utf8"));
 
   function launchOf({ script = "", env, ...rest }: Spec): Launch {
     const name = `job-${++count}`;
-    const made = { directory: join(own.jobs ?? directory, name), cgroup: group && join(group, name) };
+    const made = { directory: join(jobs, name), cgroup: group && join(group, name) };
     if (rest.cgroup === undefined && group) mkdirSync(made.cgroup);
-    return {
-      ...made,
-      cwd: "/",
-      argv: ["sh", "-c", script],
-      env: new Map(Object.entries(env ?? { PATH: "/usr/bin:/bin", CUE: cuePath, RIG: directory })),
-      credentials: CREDENTIALS,
-      timeLimitMs: 0,
-      graceMs: 0,
-      logLimitBytes: 0,
-      logKeep: "newest",
-      network: "host",
-      privateTmp: false,
-      mergeOutput: false,
-      userNamespaces: false,
-      rlimits: [],
-      umask: 0o022,
-      oomScoreAdj: 0,
-      ...rest,
-    };
+    const variables = env ?? { PATH: "/usr/bin:/bin", CUE: cuePath, RIG: directory };
+    return { ...PLAIN, ...made, argv: ["sh", "-c", script], env: new Map(Object.entries(variables)), ...rest };
   }
 
-  async function start(spec: Spec): Promise<Job> {
-    const launch = launchOf(spec);
-    const { promise: gone, resolve } = Promise.withResolvers<void>();
-    const pid = await spawner.launch(
-      launch,
-      () => {},
-      () => resolve(),
-    );
-    const job: Job = {
-      pid,
-      supervisor: readLog(launch.directory).supervisor,
-      directory: launch.directory,
-      cgroup: launch.cgroup,
-      gone,
-      async ended() {
-        await soon(gone, `job ${pid} is gone`);
-        started.delete(job);
-        if (launch.cgroup) await removeGroup(launch.cgroup);
-        return readExit(launch.directory);
-      },
-      output: () => readFileSync(join(launch.directory, "output"), "latin1"),
-      wrote: (text) => until(() => job.output().includes(text), `the job writes ${JSON.stringify(text)}`),
-      stop: (signal, graceMs) => order(launch.directory, signal, graceMs),
-    };
-    started.add(job);
-    return job;
-  }
-
+  const start = (spec: Spec): Promise<Job> => startJob(spawner, launchOf(spec), started);
   return {
     directory,
-    jobs: own.jobs ?? directory,
+    jobs,
     spawner,
     logged,
-    pid: spawnerPid,
+    pid: () => spawnerOf(directory),
     launchOf,
     daemon: (launch) => [
       JSON.stringify({ ...launch, env: Object.fromEntries(launch.env) }),
@@ -251,22 +275,11 @@ export async function rig(
     },
     cue: () => writeSync(cue, "\n"),
     async [Symbol.asyncDispose]() {
-      const ends = await endAll(started);
-      closeSync(cue);
-      await until(() => existsSync(pidPath), "the spawner has begun");
-      const pid = spawnerPid();
-      spawner[Symbol.dispose]();
-      await until(() => !runs(pid), "the spawner ends with its daemon");
-      // The spares of a spawner that was killed end when they hear of it.
-      await until(() => marked(directory).length === 0, "nothing runs").catch(() => {});
-      const left = marked(directory);
-      for (const stray of left) process.kill(stray, "SIGKILL");
-      if (group) await removeGroup(group);
-      const errors = sanitizerErrors(join(directory, "reports"));
-      rmSync(directory, { recursive: true });
-      for (const end of ends) if (end.status === "rejected") throw end.reason;
-      expectNothing(errors, "sanitizers");
-      expectNothing(left, "processes outlived the test");
+      try {
+        await close(directory, spawner, started, group);
+      } finally {
+        closeSync(cue);
+      }
     },
   };
 }
