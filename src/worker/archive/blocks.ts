@@ -1,7 +1,7 @@
 import type { Bytes } from "../log/seekable.ts";
 import type { Stored } from "./store.ts";
 
-/** One request of an archive takes as long as many bytes of it. */
+/** The size of a block: a request to an archive takes as long as so many bytes of its answer. */
 export const BLOCK_BYTES = 1024 * 1024;
 
 /** Readers that hold two blocks each. */
@@ -26,7 +26,7 @@ export function inBlocks({ size, read }: Pick<Stored, "size" | "read">): Bytes &
   function block(index: number): Promise<Buffer> {
     const found = held.get(index) ?? load(index);
     held.set(index, found);
-    // Whoever waits for it hears of it, and the next one tries again.
+    // The reader that waits gets the error, and the next read tries again.
     found.catch(() => held.delete(index));
     return found;
   }

@@ -18,7 +18,7 @@ export function directoryStore(root: string): Store {
       await using source = await open(path);
       const partial = join(directory, `.partial-${key.slice(key.lastIndexOf("/") + 1)}`);
       const wanted = await copy(source, partial, signal).catch(async (error: unknown) => {
-        // What it has taken of a full disk.
+        // A full disk gets its room back.
         await rm(partial, { force: true }).catch(() => {});
         throw error;
       });
@@ -28,7 +28,7 @@ export function directoryStore(root: string): Store {
       if ((await digest(stored, signal)) !== wanted) throw new Error(`${target} does not read as it was written`);
     },
     async has(key) {
-      // Where nothing of the worker is, it may not be the archive: a mount point without its mount is a directory, too.
+      // A directory without anything of this worker may be a mount point whose mount is missing.
       await stat(join(root, dirname(dirname(key))));
       try {
         await stat(join(root, key));
@@ -77,7 +77,7 @@ export async function readFully(file: FileHandle, buffer: Buffer, offset: number
   return count;
 }
 
-/** Those below `root`, which is to be there. */
+/** Makes directories below `root`, which has to exist. */
 async function makeDirectories(root: string, below: string): Promise<void> {
   let directory = root;
   for (const name of below.split("/")) {

@@ -8,7 +8,7 @@ import { JobError } from "../model/errors.ts";
 import { BLOCK_BYTES, inBlocks } from "./blocks.ts";
 import type { Store, Stored } from "./store.ts";
 
-/** Of an index: thousands of readers may hold one each. */
+/** The largest index that is kept in memory, because thousands of readers may hold one each. */
 const MOST_IN_MEMORY_BYTES = 16 * 1024;
 
 interface Archived extends AsyncDisposable {
@@ -48,7 +48,7 @@ export async function openArchivedLog(
   return { log, [Symbol.asyncDispose]: () => kept.disposeAsync() };
 }
 
-/** A file that is gone when it is closed, or with this process. */
+/** Opens a file without a name, which is gone when it is closed or this process ends. */
 async function nameless(directory: string): Promise<FileHandle> {
   const path = join(directory, `.index-${crypto.randomUUID()}`);
   const file = await open(path, constants.O_RDWR | constants.O_CREAT | constants.O_EXCL, 0o600);
@@ -56,7 +56,7 @@ async function nameless(directory: string): Promise<FileHandle> {
   return file;
 }
 
-/** All of `stored`, which is closed. A full disk has room for no file: most indexes need none. */
+/** Copies all of `stored`, and closes it. Most indexes need no file, for which a full disk has no room. */
 async function fetched(stored: Stored, directory: string, opened: AsyncDisposableStack): Promise<LocalBytes> {
   await using source = stored;
   const { size } = source;

@@ -7,7 +7,7 @@ import { COMPRESSED_FILES, LOG_FILES, logFilesIn, PLAIN_FILES } from "../log/fil
 import { isFailing } from "../model/failure.ts";
 import { type Store, unavailable } from "./store.ts";
 
-/** Where a worker has its jobs' logs, and what it knows of them. */
+/** The logs of a worker's jobs, and its record of them. */
 interface Home {
   readonly jobsDir: string;
   readonly journal: Journal;
@@ -36,7 +36,7 @@ export async function moveLog(
   const directory = join(jobsDir, id);
   const key = (file: string): string => objectKey(journal.instance, id, file);
   const place = logs.of(id)?.kind;
-  // Until then its files are all that tells.
+  // Before its end is recorded, a job's files alone tell of it.
   if (place === undefined) throw new Error("that the job has ended is not on the disk yet");
   if (place === "pruned") return;
   if (place === "archived") return letGo({ jobsDir, journal }, id);
@@ -74,7 +74,7 @@ export async function isCompressedIn(
   }
 }
 
-/** Where the journal has no room to say so, the log makes it: whoever finds none here asks the archive. */
+/** Records that a log is archived. Where the journal has no room for that, the log's files go first: readers ask the archive then. */
 function archived({ logs }: Pick<Journal, "logs">, id: string, directory: string, compressed: boolean): void {
   try {
     logs.archived(id, compressed);
@@ -85,7 +85,7 @@ function archived({ logs }: Pick<Journal, "logs">, id: string, directory: string
   }
 }
 
-/** Of a log that is in the archive: the job's record here tells so, should the journal be lost, and the files go. */
+/** Removes the local files of an archived log. The file `job` says that it is archived, should the journal be lost. */
 export async function letGo({ jobsDir, journal }: Home, id: string): Promise<void> {
   const directory = join(jobsDir, id);
   try {

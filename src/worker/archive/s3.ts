@@ -25,7 +25,7 @@ export const PART_BYTES = 8 * 1024 * 1024;
 /** https://docs.aws.amazon.com/AmazonS3/latest/userguide/qfacts.html */
 const MOST_PARTS = 10_000;
 const SILENCE_MS = 30_000;
-/** To put away what a failed upload has left; the next try for that key puts it away otherwise. */
+/** How long a failed upload may take to remove its parts; the next try for that key removes them otherwise. */
 const ABORT_MS = 2000;
 
 /** An object's name, as each request has it. */
@@ -77,13 +77,13 @@ export async function openS3(place: Place & { readonly kind: "s3" }): Promise<St
       const target = targetOf(key);
       try {
         await client.send(new HeadObjectCommand(target), { abortSignal: signal }).catch((error: unknown) => {
-          // It does not say why: for one, wrong credentials are met with it.
+          // A 403 has no reason: it may be that of wrong credentials.
           if (statusOf(error) !== 403) throw error;
           return readRange(client, target, Buffer.alloc(1), 0, signal);
         });
         return true;
       } catch (error) {
-        // Who may not list a bucket is denied what is not there.
+        // A client that may not list a bucket gets AccessDenied for objects that do not exist.
         if (statusOf(error) === 404 || (error instanceof Error && error.name === "AccessDenied")) return false;
         throw new Error(saidBy(error), { cause: error });
       }
@@ -114,7 +114,7 @@ function statusOf(error: unknown): number | undefined {
   return error instanceof S3ServiceException ? error.$metadata.httpStatusCode : undefined;
 }
 
-/** The answer to a HEAD has no body to say what is wrong. */
+/** Returns what an error says; the answer to a HEAD has no body, so its status has to do. */
 function saidBy(error: unknown): string {
   if (!(error instanceof S3ServiceException)) return reasonOf(error);
   const status = error.$metadata.httpStatusCode ?? 0;
@@ -126,7 +126,7 @@ function sha256(bytes: Buffer): Buffer {
   return createHash("sha256").update(bytes).digest();
 }
 
-/** The file's parts, in one buffer. */
+/** Reads the file's parts, one after another into one buffer. */
 async function* partsOf({ file, size, partBytes }: Source): AsyncGenerator<Buffer> {
   const buffer = Buffer.allocUnsafeSlow(Math.min(size, partBytes));
   for (let offset = 0; offset < size || offset === 0; offset += partBytes) {
@@ -172,7 +172,7 @@ async function putParts(client: S3Client, target: Target, source: Source, abortS
   return digests;
 }
 
-/** Parts that were never made an object cost as one does, and are in no list of objects. */
+/** Removes the parts of cut uploads, which cost as much as objects and are in no list of them. */
 async function abortLeftovers(client: S3Client, { Bucket, Key }: Target, abortSignal: AbortSignal): Promise<void> {
   try {
     const { Uploads = [] } = await client.send(new ListMultipartUploadsCommand({ Bucket, Prefix: Key }), {
@@ -186,8 +186,8 @@ async function abortLeftovers(client: S3Client, { Bucket, Key }: Target, abortSi
 }
 
 /**
- * By the checksum that the server made, of a file in parts that of the parts' digests; where it makes none, or another,
- * by reading all of it back. https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html
+ * Compares the checksum that the server made, which for a file in parts is that of the parts' digests. Where the server makes
+ * none, or another, all of the file is read back. https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity-upload.html
  */
 async function verify(
   client: S3Client,

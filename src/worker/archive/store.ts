@@ -12,7 +12,7 @@ export interface Stored extends AsyncDisposable {
 
 /** Keys are paths of three parts: `WORKER/JOB/FILE`. */
 export interface Store extends Disposable {
-  /** Where it is, for people. */
+  /** The place of the store, for people. */
   readonly place: string;
   /**
    * Copies a file. Resolves once what is stored has been found to be what is on this disk, by checksum; what a try
@@ -25,7 +25,7 @@ export interface Store extends Disposable {
   open(key: string, signal: AbortSignal): Promise<Stored>;
 }
 
-/** Of an archive that does not give a file out. */
+/** Makes the error for a file that the archive does not give out. */
 export function unavailable(key: string, error: unknown): JobError {
   return new JobError("unavailable", `the archive does not give ${key}: ${reasonOf(error)}`, {
     reason: "archive-unavailable",

@@ -31,7 +31,7 @@ export function databasePath(stateDir: string): string {
   return join(stateDir, "journal.db");
 }
 
-/** Whether there is any job's directory. */
+/** Returns whether any job has a directory. */
 export function hasJobs(jobsDir: string): boolean {
   if (!existsSync(jobsDir)) return false;
   using directory = opendirSync(jobsDir);
@@ -43,7 +43,7 @@ function sizeOf(path: string): number {
   return statSync(path, { throwIfNoEntry: false })?.size ?? 0;
 }
 
-/** One line that says what is wrong, that nothing was touched, and what to do. */
+/** Makes an error of one line that says what is wrong, that nothing was touched, and what to do. */
 function damaged(path: string, what: string, cause?: unknown): JobError {
   return new JobError(
     "unavailable",
@@ -71,10 +71,10 @@ export function inaccessible(path: string, error: unknown): JobError {
   return new JobError("unavailable", `the journal ${path} ${told}`, { facts: { errno: code }, cause: error });
 }
 
-/** What SQLite says of a database that is damaged: also that a row is not in an index, or is there twice. */
+/** Matches what SQLite says of a damaged database: also that a row is missing in an index, or is there twice. */
 const DAMAGE = /malformed|not a database|corrupt|no such (table|column|index)|constraint failed|datatype mismatch/i;
 
-/** What SQLite threw, as a JobError with what can be done. */
+/** Makes a JobError of what SQLite threw, which says what can be done. */
 export function unusable(path: string, error: unknown): JobError {
   if (error instanceof JobError) return error;
   const message = reasonOf(error);
@@ -126,7 +126,7 @@ function checkFile(path: string, jobs: boolean): "new" | "there" {
 export function look(path: string, see: (database: DatabaseSync) => void): void {
   const url = pathToFileURL(path);
   const aside = ["-wal", "-shm"].map((suffix) => `${path}${suffix}`).filter((file) => !existsSync(file));
-  // Without a -wal there is nothing but the file; "immutable" keeps SQLite from making one.
+  // When there is no -wal, "immutable" keeps SQLite from making one.
   if (sizeOf(`${path}-wal`) === 0) url.search = "?immutable=1";
   try {
     using database = new DatabaseSync(url, { readOnly: true });

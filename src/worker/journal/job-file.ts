@@ -17,7 +17,7 @@ export interface Told {
   readonly job: Job;
   readonly stoppedBy?: string;
   readonly requestId?: string;
-  /** Of the journal that it was in; absent when there is no `job`. */
+  /** The instance of the journal that the job was in; absent when the directory has no `job`. */
   readonly instance?: string;
 }
 
@@ -30,7 +30,7 @@ export function writeJobFile(
   directory: string,
   { job, requestId, stoppedBy }: Readonly<{ job: Job; requestId: string | undefined; stoppedBy: string | undefined }>,
 ): void {
-  // What else becomes of a log shows in the directory.
+  // The directory shows any other place of a log.
   const log = job.log?.kind === "archived" ? job.log : undefined;
   const head = JSON.stringify({ version: 1, instance, requestId, stoppedBy, log });
   const line = `${head.slice(0, -1)},"job":${encode(job)}}`;
@@ -45,11 +45,11 @@ export function writeJobFile(
 }
 
 /**
- * What is known of the job in `directory`; undefined when it never ran. A `job` that is damaged counts as none. Throws
- * when there is none, and what else would tell cannot be read.
+ * Returns what the files in `directory` tell of its job; undefined when the job never ran. A damaged `job` counts as none.
+ * Throws when there is no `job` and the other files cannot be read.
  */
 export function readJob(directory: string): Told | undefined {
-  // There is a `job` only of what has been exec'ed.
+  // A `job` is written only after the exec.
   const told = readJobFile(directory);
   if (told) return told;
   const started = startOf({ directory });

@@ -11,7 +11,7 @@ import { logRecords, type LogRecords } from "./log-records.ts";
 import { encode, keptIn, type JobRecord } from "./record.ts";
 
 /**
- * What makes a database of each version from one of the version before. A version that was released does not change.
+ * Each step makes a database of one version from the version before. A step that was released does not change.
  *
  * The columns of `jobs`: `crc32` is that of `job`, which is JSON. Times are ms since the epoch. `log` is where the log of an
  * ended job is; `log_bytes` what it takes on this disk; `log_at` when it was archived or pruned; `log_until` when it is pruned
@@ -48,9 +48,9 @@ const MIGRATIONS: readonly string[] = [
 ];
 export const VERSION = MIGRATIONS.length;
 
-/** What SQLite looks for, so that other rows are not decoded. */
+/** Conditions that SQLite checks, so that other rows are not decoded. */
 export interface Only {
-  /** Those that have not ended. */
+  /** Only jobs that have not ended. */
   readonly alive?: boolean;
   readonly label?: readonly [string, string] | undefined;
 }
@@ -60,7 +60,7 @@ export interface Only {
  * needs is damaged. A row of which only the content is damaged is one job that says so, and fails nothing.
  */
 export interface Journal extends Disposable {
-  /** Of the state directory, for good: names this worker's cgroup. */
+  /** The name of the state directory, which never changes. This worker's cgroup is called by it. */
   readonly instance: string;
   readonly boot: Boot;
   /** Why nothing that ran when the journal was last open can run now; undefined when it can. */
@@ -80,9 +80,9 @@ export interface Journal extends Disposable {
   newest(): string | undefined;
   /** The uid of the newest job, among the last thousand, that ran as a number of this range; a damaged record has none. */
   lastUid(range: { readonly first: number; readonly last: number }): number | undefined;
-  /** Of all jobs. */
+  /** Returns the ids of all jobs. */
   ids(): Set<string>;
-  /** Those that have not ended, as far as is known. */
+  /** Returns the jobs that have not ended, as far as is known. */
   alive(): JobRecord[];
   /** Those that `keep` wants, newest first, below `before`: `limit` at most, and what is found until `untilMs` of performance.now(). */
   list(keep: (job: Job) => boolean, before: number, limit: number, only?: Only, untilMs?: number): Found;
@@ -109,7 +109,7 @@ type Unnumbered = Pick<JobRecord, "job"> & { readonly requestId?: string | null;
 /** Opens or makes `journal.db` in `stateDir`. Throws JobError `unavailable`, which says what is wrong; nothing has been changed then. */
 export function openJournal(stateDir: string): Journal {
   const path = databasePath(stateDir);
-  // What a start reads first is read before anything is written.
+  // A start reads these rows first: they are checked before anything is written.
   const { database, written } = openDatabase(path, VERSION, (seen) => {
     seen.prepare("SELECT * FROM meta").all();
     const alive = seen.prepare("SELECT * FROM jobs WHERE state <> 'ended'");

@@ -26,7 +26,7 @@ export function lockDirectory(stateDir: string): Disposable {
   return { [Symbol.dispose]: () => held.close() };
 }
 
-/** Of a file that another process holds. */
+/** Makes the error for a file that another process has locked. */
 export function lockedBy(path: string, cause: unknown): JobError {
   return new JobError("unavailable", `another jobsd uses the state directory (${path} is locked)`, {
     facts: { reason: "locked" },

@@ -26,9 +26,9 @@ export function patient(
   log: (level: "info" | "error", message: string, facts?: object) => void,
 ): PatientJournal {
   const pending = new Map<string, Write>();
-  /** Of starts that failed, and are in the journal yet. */
+  /** Ids of starts that failed and are still in the journal. */
   const removed = new Set<string>();
-  /** Jobs whose records are damaged, and that the log tells of. */
+  /** Ids of the damaged records that were logged. */
   const told = new Set<string>();
   let timer: NodeJS.Timeout | undefined;
   let failures = 0;
@@ -48,7 +48,7 @@ export function patient(
     flush();
   }
 
-  /** In the order that they came; true when none is left. */
+  /** Writes what was kept, in order. Returns true when nothing is left. */
   function flush(): boolean {
     const failedBefore = timer !== undefined;
     for (const [key, { run, recorded }] of pending) {

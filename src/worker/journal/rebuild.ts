@@ -28,12 +28,12 @@ import type { JobRecord } from "./record.ts";
 import { lockDirectory } from "./lock.ts";
 import { salvage } from "./salvage.ts";
 
-/** What a recovery has made. */
+/** The outcome of a recovery. */
 export interface Recovered {
   /** The journal that there was; absent when there was none. */
   readonly aside?: string;
   readonly instance: string;
-  /** In the new journal: all, and of these: */
+  /** All jobs in the new journal, which are: */
   readonly jobs: number;
   readonly ended: number;
   /** those that run: the next daemon takes them up, */
@@ -54,7 +54,7 @@ export interface Recovered {
 
 type Entry = Omit<JobRecord, "seq">;
 
-/** Holds what is made until it is whole. */
+/** The directory in which the new journal is made. */
 const WORK = ".recover";
 
 /**
@@ -82,7 +82,7 @@ export function recoverJournal(stateDirectory: string, now = new Date()): Recove
     const fresh = join(work, "journal.db");
     makeJournal(fresh, instance, entries);
     const aside = putAside(path, twin ?? `${path}.damaged-${now.toISOString().replaceAll(/[-:]|\.\d+/g, "")}`);
-    // With a -wal that is another's the new one would be damaged.
+    // The old -wal is gone for good before the new journal has its name: it would damage that.
     sync(stateDir);
     renameSync(fresh, path);
     sync(stateDir);
@@ -103,7 +103,7 @@ function checkUnused(path: string): void {
   }
 }
 
-/** What a recovery that was killed has put aside, if one was: the journal by a second name, with its -wal. */
+/** Returns the second name that a killed recovery gave to the journal; undefined when there is none. */
 function twinOf(stateDir: string, path: string): string | undefined {
   const inode = statSync(path, { throwIfNoEntry: false })?.ino;
   return readdirSync(stateDir)
@@ -123,7 +123,7 @@ function walOf(path: string, twin: string | undefined): string {
   return statSync(aside).mtimeMs < statSync(path).mtimeMs ? own : aside;
 }
 
-/** Reading a database may write to it, or to its -wal. */
+/** Copies the journal, because reading a database may write to it or to its -wal. */
 function copyOf(path: string, wal: string, work: string): string {
   const copy = join(work, "old.db");
   for (const [from, to] of [
@@ -133,7 +133,7 @@ function copyOf(path: string, wal: string, work: string): string {
     try {
       copyFileSync(from, to, constants.COPYFILE_FICLONE);
     } catch (error) {
-      // Of what the disk does not give back, or what is no file, nothing can be salvaged.
+      // Nothing can be salvaged of a file that the disk does not give back.
       if (codeOf(error) === "EACCES") throw inaccessible(path, error);
     }
   }
@@ -150,7 +150,7 @@ function putAside(path: string, aside: string): string | undefined {
   return found && aside;
 }
 
-/** What the old journal and the directories tell together, in the order of the jobs' starts. */
+/** Merges what the old journal and the directories tell, in the order of the jobs' starts. */
 function merge(
   jobsDir: string,
   kept: readonly JobRecord[],
@@ -172,7 +172,7 @@ function merge(
     }
     instance ??= told?.instance ?? (told && instanceOfGroup(told.job));
     if (!told && !row) unstarted.push(id);
-    // What has ended is as it is for good; else a `job` is never older than its row.
+    // An end is final. Before it, a `job` is never older than its row.
     if (!told || row?.job.state === "ended") continue;
     if (told.instance === undefined && row) continue;
     if (row) salvaged--;
@@ -204,7 +204,7 @@ function merge(
   };
 }
 
-/** Of a directory that is damaged no more than that is known; the others are told all the same. */
+/** Returns the error instead of throwing it: one damaged directory keeps no other from being told. */
 function orError<T>(read: () => T): T | Error {
   try {
     return read();
@@ -218,7 +218,7 @@ function startedIn(id: string): string {
   return id.slice(id.lastIndexOf(".") + 1);
 }
 
-/** A request id is one job's. */
+/** Removes request ids that two jobs of one owner have: the later job loses its own. */
 function onceEach(entries: readonly Entry[]): Entry[] {
   const seen = new Set<string>();
   return entries.map(({ requestId, ...rest }) => {
@@ -229,7 +229,7 @@ function onceEach(entries: readonly Entry[]): Entry[] {
   });
 }
 
-/** Of a job that runs: its group is in the one that the instance names. */
+/** Returns the instance that the cgroup of a running job names. */
 function instanceOfGroup({ id, pid }: Job): string | undefined {
   try {
     const [, instance, job] = /\/jobs-([0-9a-f]{8})\/([^/\n]+)/.exec(readFileSync(`/proc/${pid}/cgroup`, "utf8")) ?? [];

@@ -5,7 +5,7 @@ import { VERSION } from "./journal.ts";
 import type { Row } from "./log-place.ts";
 import { keptIn, type JobRecord } from "./record.ts";
 
-/** What can still be read of a journal that is damaged. */
+/** The rows of a damaged journal that can still be read. */
 export interface Salvaged {
   readonly instance: string | undefined;
   readonly kept: readonly JobRecord[];
@@ -13,7 +13,7 @@ export interface Salvaged {
   readonly unread: number;
 }
 
-/** No row is smaller. */
+/** The size of the smallest row. */
 const LEAST_ROW_BYTES = 64;
 
 /** Reads the journal at `path`, a copy. Throws JobError when it is of a newer version. */
@@ -41,7 +41,7 @@ function instanceIn(database: DatabaseSync): string | undefined {
   }
 }
 
-/** From both ends to the first page that is damaged, and what lies between row by row. */
+/** Reads rows from both ends up to the first damaged page, and the rows between one by one. */
 function rowsOf(database: DatabaseSync, bytes: number): Omit<Salvaged, "instance"> {
   const kept = new Map<number, JobRecord>();
   let unread = 0;

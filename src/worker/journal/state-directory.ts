@@ -6,11 +6,11 @@ import { JobError } from "../model/errors.ts";
 import { withReserve } from "../system/reserve.ts";
 import { exposureOf } from "../system/exposure.ts";
 
-/** What a state directory holds beside files. */
+/** The directories in a state directory. */
 export interface Directories {
-  /** Of the jobs' own. */
+  /** Holds a directory for each job. */
   readonly jobsDir: string;
-  /** Of those that have no job yet: on the same file system, and found without reading all the others. */
+  /** Holds directories made ahead, on the same file system; apart, so that they are found without reading all jobs. */
   readonly sparesDir: string;
 }
 
@@ -42,7 +42,7 @@ export function checkOwn(stateDir: string): void {
   throw new JobError("unavailable", `the state directory cannot be used: ${reason}; ${remedy}`, { facts });
 }
 
-/** Who removes the same directory is done with it by then. */
+/** After so many tries nobody else can still be removing the same directory. */
 const TRIES = 1000;
 
 /**

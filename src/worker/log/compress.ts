@@ -35,7 +35,7 @@ export async function compressLog(directory: string, signal: AbortSignal, leastB
     for (const name of COMPRESSED_FILES) await rename(join(directory, `${name}.new`), join(directory, name));
     await sync(directory);
   } catch (error) {
-    // What it has taken of a full disk.
+    // A full disk gets its room back.
     await removeUnfinished(directory);
     throw error;
   }
@@ -43,7 +43,7 @@ export async function compressLog(directory: string, signal: AbortSignal, leastB
   return true;
 }
 
-/** What compressing has left that was cut. */
+/** Removes the files that a cut compression has left. */
 export async function removeUnfinished(directory: string): Promise<void> {
   await removeAll(directory, NEW_FILES);
 }
@@ -119,7 +119,7 @@ async function writeIndex(log: Log, file: FileHandle, outputs: number, signal: A
   let offset = 0;
   for (let length = -1; length !== 0; offset += length) {
     signal.throwIfAborted();
-    // Behind the header comes the first record that holds.
+    // The first record that holds follows the header.
     const head = offset === 0 ? log.index.read(buffer.subarray(0, HEADER_BYTES), 0) : 0;
     if (offset === 0) buffer.writeBigUInt64LE(0n, FIRST_RECORD_AT);
     length = head + log.index.read(buffer.subarray(head), skipped + offset + head);

@@ -5,7 +5,7 @@ import type { JobLog } from "../model/job.ts";
 /** A log as it is written, and compressed; the index first: what is left without it is no empty log. */
 export const PLAIN_FILES = ["index", "output"] as const;
 export const COMPRESSED_FILES = ["index.zst", "output.zst"] as const;
-/** While it is being compressed. */
+/** The files of a log that is being compressed. */
 export const NEW_FILES = ["index.zst.new", "output.zst.new"] as const;
 export const LOG_FILES = [...PLAIN_FILES, ...COMPRESSED_FILES, ...NEW_FILES] as const;
 
@@ -21,7 +21,10 @@ export function bytesOnDisk(directory: string): number {
   return blocks.reduce((sum, count) => sum + count * 512, 0); // st_blocks, stat(2)
 }
 
-/** What there is of a log in a job's directory: one that is compressed is whole without the plain files. Throws what keeps it from being known. */
+/**
+ * Returns which files of a log are in a job's directory: `compressed` and `plain` logs are whole. Throws when the directory
+ * cannot be looked at.
+ */
 export function logFilesIn(directory: string): "compressed" | "plain" | "part" | "none" {
   const there = (file: string): boolean => statSync(join(directory, file), { throwIfNoEntry: false }) !== undefined;
   const [plain, compressed] = [PLAIN_FILES.map(there), COMPRESSED_FILES.map(there)];
@@ -30,7 +33,7 @@ export function logFilesIn(directory: string): "compressed" | "plain" | "part" |
   return [...plain, ...compressed].some(Boolean) ? "part" : "none";
 }
 
-/** Where the log of a job that has ended is, as its directory tells; `due` when something is to be done with it. */
+/** Returns where the log of an ended job is, as its directory shows it. `due` says that something is yet to be done with it. */
 export function logIn(directory: string, due: boolean): JobLog {
   const compressed = existsSync(join(directory, "output.zst")) && !existsSync(join(directory, "output"));
   const kind = compressed ? "compressed" : "kept";

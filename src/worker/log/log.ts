@@ -15,10 +15,10 @@ export type Source = "stdout" | "stderr";
 
 export const HEADER_BYTES = 64;
 export const RECORD_BYTES = 16;
-/** In the header. */
+/** The position of the field `first_record` in the header. */
 export const FIRST_RECORD_AT = 16;
 const BLOCK_RECORDS = 256;
-/** What `runEnd` looks at before it lets its caller breathe: a millisecond. */
+/** The most pieces that `runEnd` looks at in one call, which takes a millisecond. */
 const MOST_PIECES = 4096;
 /** A piece is what one source wrote in a millisecond: an index that tells of more is damaged. */
 const MOST_PIECE_BYTES = 2 ** 30;
@@ -37,7 +37,7 @@ interface Header {
     readonly pid: number;
     readonly supervisor: number;
     readonly at: Date;
-    /** Of CLOCK_MONOTONIC; absent in logs of before there was this. */
+    /** The same, in ms of CLOCK_MONOTONIC. */
     readonly ms?: number;
   };
 }
@@ -221,12 +221,12 @@ export function logOf(index: LocalBytes, bytes: Bytes, end = endless): Log {
     return search(offset);
   }
 
-  /** Of an offset that no record reaches. */
+  /** Returns the piece at an offset that is behind the last record; undefined when a record was written meanwhile. */
   function behindRecords(offset: number, start: number): Piece | undefined {
     const end = output.size();
     // Bytes that are being dropped now are in no record yet: they lie between the file's end and the log's.
     if (offset >= end) return { source: undefined, timeMs: 0, start: end, end: Infinity };
-    // Of bytes that are there the record was written before them.
+    // A record is written before its bytes, so bytes without one have it by now.
     if (start === Infinity || offsetOf(at + 1) <= offset) return undefined;
     return pieceOf(at, offsetOf(at + 1) === Infinity ? end : offsetOf(at + 1));
   }
@@ -248,7 +248,7 @@ export function logOf(index: LocalBytes, bytes: Bytes, end = endless): Log {
         const piece = behindRecords(offset, start);
         if (piece) return piece;
       } else if (start <= offset && offset < end) return pieceOf(at, end);
-      // What was let go meanwhile is in no record any more.
+      // Bytes that were let go meanwhile are in no record any more.
       const { first } = header();
       if (offset < first) return { source: undefined, timeMs: 0, start: offset, end: first };
       at = -1;

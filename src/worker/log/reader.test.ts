@@ -480,6 +480,50 @@ describe("a follower", () => {
   });
 });
 
+test.each([
+  { source: "stdout", most: 64 },
+  { source: undefined, most: 64 },
+] as const)(
+  "a tail of one line, of a log of 200 GiB, reads the end of it alone ($source)",
+  async ({ source, most }) => {
+    const [pieces, pieceBytes, line] = [3200, 64 * 2 ** 20, 64] as const;
+    const size = pieces * pieceBytes;
+    const index = Buffer.alloc(HEADER_BYTES + pieces * RECORD_BYTES);
+    index.write("jobslog1", 0, "latin1");
+    for (let i = 0; i < pieces; i++) {
+      index.writeUIntLE(i * pieceBytes, HEADER_BYTES + i * RECORD_BYTES, 6);
+      index.writeUInt16LE(1, HEADER_BYTES + i * RECORD_BYTES + 6);
+      index.writeUIntLE(1_790_000_000_000 + i, HEADER_BYTES + i * RECORD_BYTES + 8, 6);
+    }
+    const read = { index: 0, output: 0 };
+    const log = logOf(
+      {
+        size: () => index.length,
+        read(buffer, offset) {
+          read.index++;
+          return index.copy(buffer, 0, offset);
+        },
+      },
+      {
+        size: () => size,
+        read(buffer, offset) {
+          read.output += buffer.length;
+          buffer.fill("x");
+          for (let at = line - 1 - (offset % line); at < buffer.length; at += line) buffer[at] = 0x0a;
+          return buffer.length;
+        },
+      },
+    );
+    const live: Live = { ended: () => true, subscribe: () => ({ [Symbol.dispose]() {} }) };
+    const position = { kind: "tail-lines", count: 1 } as const;
+    const found = [];
+    for await (const piece of readOutput(log, live, { position, ...(source && { source }) })) found.push(piece.offset);
+    expect(found).toEqual([size - line]);
+    expect(read.output).toBeLessThanOrEqual(256 * 1024 + line);
+    expect(read.index).toBeLessThanOrEqual(most);
+  },
+);
+
 describe("a tail that has a gap of 64 TiB before it", () => {
   /** stdout at 0 and after the gap, ten bytes each. */
   const starts = [0, 10, 2 ** 46];

@@ -3,7 +3,7 @@ import { JobError } from "../model/errors.ts";
 import type { OutputExtent } from "../model/job.ts";
 import type { Log, Source } from "./log.ts";
 
-/** Where a stream begins; the first byte that is kept when absent. */
+/** The place that a stream begins at. Without one a stream begins at the first byte that was kept. */
 export type Position =
   | { readonly kind: "offset"; readonly offset: number }
   | { readonly kind: "tail-bytes"; readonly count: number }
@@ -25,7 +25,7 @@ export interface StreamOptions {
 export interface Chunk {
   readonly kind: "chunk";
   readonly source: Source;
-  /** Of the first byte, ms since the epoch. */
+  /** The time of the first byte, in ms since the epoch. */
   readonly timeMs: number;
   readonly offset: number;
   readonly bytes: Buffer;
@@ -38,31 +38,31 @@ export interface Gap {
   readonly length: number;
 }
 
-/** What a reader must know of the job while it runs. */
+/** The job of a log, as a reader needs to know it while the job runs. */
 export interface Live {
-  /** Nothing will be written any more. */
+  /** Returns true when nothing will be written any more. */
   ended(): boolean;
   /** Calls `wake` whenever there may be more, or the end, until disposed. */
   subscribe(wake: () => void): Disposable;
 }
 
 const CHUNK_BYTES = 256 * 1024;
-/** A chunk of the most readers. */
+/** The smallest chunk, which readers get when there are very many. */
 const LEAST_CHUNK_BYTES = 16 * 1024;
-/** What the buffers of all readers may take before their chunks become smaller. */
+/** The most that the buffers of all readers take before their chunks become smaller. */
 const BUFFERS_BYTES = 32 * 2 ** 20;
 
-/** Readers that have buffers. */
+/** How many readers have buffers. */
 let reading = 0;
 
-/** How much a reader reads at a time, by how many there are. */
+/** Returns how many bytes a reader reads at a time: fewer, the more readers there are. */
 function share(): number {
   let bytes = CHUNK_BYTES;
   while (bytes > LEAST_CHUNK_BYTES && reading * 2 * bytes > BUFFERS_BYTES) bytes /= 2;
   return bytes;
 }
 
-/** Where a stream of the log's last `count` bytes or lines of `source` begins. */
+/** Returns the offset at which a stream of the log's last `count` bytes or lines of `source` begins. */
 async function tailOffset(
   log: Log,
   { size, first }: OutputExtent,
@@ -76,7 +76,7 @@ async function tailOffset(
   if (left <= 0) return size;
   for (let high = Math.min(size, log.output.size()); high > first;) {
     await rest();
-    // A gap may be as long as all that was not kept.
+    // A gap may be terabytes long: it is passed in one step.
     const above = log.pieceAt(high - 1);
     if (above.source === undefined) {
       high = Math.min(high - 1, above.start);
@@ -109,7 +109,7 @@ async function tailOffset(
   return first;
 }
 
-/** The bytes from `low` to `high`, of which those that lie in no run may be any: a gap's cannot be read. */
+/** Reads the bytes from `low` to `high`. Bytes outside of all runs are undefined: a gap has none. */
 async function windowOf(
   log: Log,
   low: number,
@@ -185,7 +185,7 @@ export async function* readOutput(log: Log, live: Live, options: StreamOptions):
     buffers.reverse();
     const bytes = buffers[0].subarray(0, end - from);
     const count = log.output.read(bytes, from);
-    // It may fail while nobody waits for it yet.
+    // A read may fail before anybody waits for it.
     if (typeof count !== "number") count.catch(() => {});
     return { offset: from, end, source: found, timeMs, bytes, count };
   }

@@ -92,7 +92,7 @@ export function openIndex(file: LocalBytes): { readonly index: LocalBytes; reado
 interface Holder {
   held?: { readonly n: number; readonly bytes: Promise<Buffer> } | undefined;
 }
-/** Those that hold a frame, the one that asked last at the end: what thousands of readers hold is bounded. */
+/** The readers that hold a frame, the one that asked last at the end. Their number is bounded, because there may be thousands. */
 const holders = new Set<Holder>();
 
 function hold(holder: Holder): void {

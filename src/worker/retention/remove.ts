@@ -58,7 +58,7 @@ async function empty(directory: string): Promise<void> {
       );
       await handle.truncate();
     } catch {
-      // It is not there, or it goes all the same.
+      // The file does not exist, or is removed all the same.
     }
   }
 }

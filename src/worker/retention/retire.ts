@@ -46,7 +46,7 @@ async function compress(parts: Parts, job: Job, found: "plain" | "compressed", s
     if (await compressLog(directory, signal, holed ? 0 : undefined))
       journal.logs.compressed(job.id, bytesOnDisk(directory));
   } catch (error) {
-    // It may leave a full disk as it is, which makes room.
+    // A log that leaves a full disk uncompressed makes room, too.
     if (signal.aborted || !archives(parts, job)) throw error;
     options.log("warn", `a log is archived as it is: ${reasonOf(error)}`, { job: job.id });
   }
