@@ -149,7 +149,6 @@ describe("a connection is refused, the person is told why, and it is recorded", 
     ["when the certificate has expired", "expired", /^CERT_HAS_EXPIRED$/, "expired at "],
     ["when the certificate is not valid yet", "future", /^CERT_NOT_YET_VALID$/, "is valid only from "],
     ["when the certificate is made for a server", "server", /^INVALID_PURPOSE$/, "is not for clients"],
-    ["when the certificate is the worker's own", "worker", /^INVALID_PURPOSE$/, "is not for clients"],
   ])("%s", async (_, party, reason, fault) => {
     const { result, records } = await recorded(async () => ({
       list: await daemon.jobs(party, "list"),

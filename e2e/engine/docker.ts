@@ -1,13 +1,13 @@
 import { CommandError, run, type RunOptions } from "./process.ts";
 
-/** A Docker engine that can be asked, and whether it is the virtual machine of vm.ts, which an earlier run left on. */
+/** A Docker engine that can be asked, and whether it is the virtual machine of another run (machine.ts). */
 export interface Docker {
   readonly host: string;
   readonly isMachine: boolean;
 }
 
-/** Of the engine in a virtual machine, which cannot build images itself; its value is the machine's name. */
-export const MACHINE_LABEL = "jobs.e2e.machine";
+/** The label of an engine in a virtual machine, which cannot build images itself. */
+const MACHINE_LABEL = "jobs.e2e.machine";
 
 /** Runs `docker ARGS` against the engine at `host`, such as `unix:///run/docker.sock`. */
 export function docker(host: string, args: readonly string[], options: RunOptions): Promise<string> {

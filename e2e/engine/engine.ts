@@ -1,11 +1,13 @@
-import { copyFile, readFile, rm } from "node:fs/promises";
+import { mkdir, mkdtempDisposable } from "node:fs/promises";
+import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { buildImage, buildWithoutRegistry } from "./builder.ts";
-import { type Cache, openCache } from "./cache.ts";
+import { type BuiltImage, buildImage, buildWithoutRegistry } from "./builder.ts";
+import { openCache } from "./cache.ts";
 import { docker, findDocker, describeImage } from "./docker.ts";
-import { bootMachine, makeGuest } from "./machine.ts";
+import { sharedLayers, withoutLayers } from "./layers.ts";
+import { makeGuest, startMachine } from "./machine.ts";
 import { installPrograms, obstacle, PATH } from "./packages.ts";
-import { both, CommandError, run } from "./process.ts";
+import { both, CommandError } from "./process.ts";
 import { say, step } from "./steps.ts";
 
 const TAG = "jobs:e2e";
@@ -17,7 +19,7 @@ export interface Engine extends AsyncDisposable {
 }
 
 /**
- * Takes the Docker engine that is there, or boots a virtual machine that is one, and builds the image of this checkout.
+ * Takes the Docker engine that is there, or starts a virtual machine that is one, and builds the image of this checkout.
  * When it is disposed of, what it started is gone.
  *
  * @throws CommandError with what is missing when there is no engine and the machine cannot be had
@@ -35,42 +37,27 @@ export async function openEngine(signal: AbortSignal): Promise<Engine> {
   process.env["PATH"] = PATH;
   await installPrograms(signal);
   await using cache = await openCache(signal);
-  if ("host" in found) return await loadInto(found.host, cache, signal);
-  const [guest, image] = await both(
-    signal,
-    (signal) => makeGuest(cache, signal),
-    (signal) => buildWithoutRegistry(cache, TAG, signal),
-  );
-  const { host, [Symbol.asyncDispose]: dispose } = await bootMachine(guest, join(image, "docker.img"), signal);
-  return { host, image: TAG, [Symbol.asyncDispose]: dispose };
-}
-
-/** The virtual machine of another run, which only gets the image, and only when it has another one. */
-async function loadInto(host: string, cache: Cache, signal: AbortSignal): Promise<Engine> {
-  const built = await buildWithoutRegistry(cache, TAG, signal);
-  const here = await readFile(join(built, "image"), "utf8");
-  const there = await describeImage(host, TAG, signal);
-  if (here !== there) await step("image loaded", () => load(host, join(built, "image.tar"), sharedLayers(here, there)));
-  return { host, image: TAG, [Symbol.asyncDispose]: async () => {} };
-
-  /** Without the first `known` layers, which Docker does not read when it has them; the way into the machine is slow. */
-  async function load(host: string, archive: string, known: number): Promise<void> {
-    const copy = `${archive}.part`;
-    await copyFile(archive, copy);
-    try {
-      const manifest = await run("tar", ["-xOf", archive, "manifest.json"], { signal });
-      const paths = manifest.match(/[0-9a-f]{64}\/layer\.tar/g)?.slice(0, known) ?? [];
-      if (paths.length > 0) await run("tar", ["--delete", "-f", copy, ...paths], { signal });
-      await docker(host, ["load", "--input", copy], { signal });
-    } finally {
-      await rm(copy);
-    }
+  const build = (signal: AbortSignal): Promise<BuiltImage> => buildWithoutRegistry(cache, TAG, signal);
+  await using stack = new AsyncDisposableStack();
+  if ("host" in found) {
+    await load(found.host, await build(signal), signal);
+    return { host: found.host, image: TAG, [Symbol.asyncDispose]: async () => {} };
   }
+  const [guest, image] = await both(signal, (signal) => makeGuest(cache, signal), build);
+  const { host } = stack.use(await startMachine(cache, guest, image, signal));
+  await load(host, image, signal);
+  const rest = stack.move();
+  return { host, image: TAG, [Symbol.asyncDispose]: () => rest.disposeAsync() };
 }
 
-/** How many layers two images have in common, from the first on; as describeImage has them. */
-function sharedLayers(one: string, other = ""): number {
-  const [layers, others] = [one.split(" ").slice(1), other.split(" ").slice(1)];
-  const differing = layers.findIndex((layer, i) => layer !== others[i]);
-  return differing === -1 ? layers.length : differing;
+/** Puts the image into a virtual machine that has another one, without the layers that both have: the way is slow. */
+async function load(host: string, { tag, archive, description }: BuiltImage, signal: AbortSignal): Promise<void> {
+  const there = await describeImage(host, tag, signal);
+  if (there === description) return;
+  await step("image loaded", async () => {
+    await using files = await mkdtempDisposable(join(tmpdir(), "jobs-image-"));
+    await mkdir(join(files.path, "rest"));
+    const rest = await withoutLayers(archive, sharedLayers(description, there), join(files.path, "rest"), signal);
+    await docker(host, ["load", "--input", rest], { signal });
+  });
 }

@@ -1,20 +1,42 @@
-import { randomBytes } from "node:crypto";
+import { once } from "node:events";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
+import { connect } from "node:net";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { putOnDisk, type BuiltImage } from "./builder.ts";
 import { type Cache, keyOf } from "./cache.ts";
-import { docker, MACHINE_LABEL } from "./docker.ts";
+import { docker } from "./docker.ts";
 import { CommandError, ready, run, start, tail, type Service } from "./process.ts";
 import { step } from "./steps.ts";
 
-/** Of the ports that Docker publishes, which the guest and this machine give the same numbers. */
+/** How many ports Docker can publish; the guest and this machine give them the same numbers. */
 const PORTS = 32;
 const FIRST_PORT = 42000;
 const LAST_PORT = 43000;
 /** Stock kernels do not come up under KVM everywhere, and under TCG, QEMU's own emulation, they do. */
 const ACCELERATOR = process.env["JOBS_E2E_ACCEL"] || "tcg,thread=multi,tb-size=1024";
-const BOOT_TIMEOUT_MS = 180_000;
+/**
+ * What a later processor has, as AVX, five levels of page tables and SMAP, takes an emulator time: a process costs a
+ * third less without. Memory that was saved can be loaded by the same hardware only.
+ */
+const HARDWARE = [
+  "-accel",
+  ACCELERATOR,
+  "-cpu",
+  "Westmere,+rdrand",
+  "-smp",
+  "2",
+  "-m",
+  "4096",
+  "-display",
+  "none",
+  "-no-reboot",
+];
+/** clearcpuid=112 is for copies by moves: a string instruction is a loop to the emulator. */
+const FAST = "mitigations=off init_on_alloc=0 randomize_kstack_offset=off preempt=none clearcpuid=112";
+const KERNEL_WORDS = `console=ttyS0 panic=-1 root=/dev/vda rw init=/sbin/engine-init quiet ${FAST}`;
+const BOOT_TIMEOUT_MS = 300_000;
 
 /** Makes the guest's kernel and root: a Debian with a Docker engine. Returns their directory. */
 export async function makeGuest(cache: Cache, signal: AbortSignal): Promise<string> {
@@ -29,69 +51,135 @@ export interface Machine extends AsyncDisposable {
   readonly host: string;
 }
 
+/** A port of this machine that the virtual machine needs is another program's. */
+class PortsTaken extends Error {}
+
 /**
- * Boots the virtual machine, with `docker.img` under /var/lib/docker. What the guest writes is kept in a temporary file
- * and gone with it.
+ * Starts the virtual machine as it was when its Docker had come up: the first run boots it and saves its memory and its
+ * disks. What the guest writes from then on is gone with it. Its Docker has the image of the run that saved it.
  *
  * @throws CommandError with the end of the console's log when its Docker does not answer
  */
-export async function bootMachine(guest: string, dockerImage: string, signal: AbortSignal): Promise<Machine> {
+export async function startMachine(
+  cache: Cache,
+  guest: string,
+  image: BuiltImage,
+  signal: AbortSignal,
+): Promise<Machine> {
+  const version = await run("qemu-system-x86_64", ["--version"], { signal });
+  const key = keyOf(version, guest, image.bases, KERNEL_WORDS, String(PORTS), ...HARDWARE);
   for (let first = FIRST_PORT; first < LAST_PORT; first += PORTS + 1) {
-    const machine = await bootWithPorts(guest, dockerImage, first, signal);
-    if (machine) return machine;
+    try {
+      const saved = await cache.entry(`machine-${first}`, key, (directory) =>
+        save(guest, image, first, directory, signal),
+      );
+      const machine = await power(guest, saved, first, ["-snapshot", "-incoming", `exec:cat ${saved}/memory`]);
+      return await step("virtual machine started", () => machine.up(signal));
+    } catch (error) {
+      if (!(error instanceof PortsTaken)) throw error;
+    }
   }
   throw new CommandError(`no ${PORTS + 1} ports in a row are free between ${FIRST_PORT} and ${LAST_PORT}`);
 }
 
-/** Undefined when one of the ports from `first` on is taken. */
-async function bootWithPorts(
+/** Boots the machine and leaves root.img, docker.img and memory in `directory`, as they were at one moment. */
+async function save(
   guest: string,
-  dockerImage: string,
+  image: BuiltImage,
   first: number,
+  directory: string,
   signal: AbortSignal,
-): Promise<Machine | undefined> {
+): Promise<void> {
+  await run("cp", ["--sparse=always", join(guest, "root.img"), directory], { signal });
+  await step("image put on a disk", () => putOnDisk(image, join(directory, "docker.img"), signal));
+  const machine = await power(guest, directory, first, []);
+  await using booted = await step("virtual machine booted", () => machine.up(signal));
+  // Reads into memory what every container is started with.
+  const container = ["run", "--rm", "--privileged", "--publish", "1", image.tag, "--version"];
+  await step("first container run", () => docker(booted.host, container, { signal }));
+  await step("virtual machine saved", async () => {
+    const said = await machine.monitor([
+      "migrate_set_parameter max-bandwidth 8G",
+      `migrate "exec:cat > ${directory}/memory"`,
+      "info migrate",
+      "quit",
+    ]);
+    if (!said.includes("Migration status: completed")) throw new CommandError("the memory could not be saved", said);
+  });
+}
+
+interface Powered {
+  /** Resolves when the Docker answers and the clock is right; stops the machine when neither comes. */
+  up(signal: AbortSignal): Promise<Machine>;
+  /** Gives QEMU's monitor commands of which the last is quit, and resolves to what it answered. */
+  monitor(commands: readonly string[]): Promise<string>;
+}
+
+/** @param disks the directory of root.img and docker.img */
+async function power(guest: string, disks: string, first: number, more: readonly string[]): Promise<Powered> {
   await using stack = new AsyncDisposableStack();
   const scratch = await mkdtemp(join(tmpdir(), "jobs-engine-"));
   stack.defer(() => rm(scratch, { recursive: true, force: true }));
-  const name = randomBytes(8).toString("hex");
-  const console = join(scratch, "console");
+  const [console, clock, monitor] = ["console", "clock", "monitor"].map((name) => join(scratch, name));
   const last = first + PORTS - 1;
   const api = last + 1;
   const ports = Array.from({ length: PORTS }, (_, i) => first + i);
   const forwards = ports.map((port) => `hostfwd=tcp:127.0.0.1:${port}-:${port}`);
-  const hardware = ["-accel", ACCELERATOR, "-cpu", "max", "-smp", "2", "-m", "4096", "-display", "none", "-no-reboot"];
   const kernel = ["-kernel", join(guest, "vmlinuz"), "-initrd", join(guest, "initrd.img")];
-  const words = `console=ttyS0 panic=-1 root=/dev/vda rw init=/sbin/engine-init quiet mitigations=off ports=${first}-${last} machine=${name}`;
-  const disks = [join(guest, "root.img"), dockerImage].flatMap((path) => [
+  const words = ["-append", `${KERNEL_WORDS} ports=${first}-${last}`];
+  const drives = ["root.img", "docker.img"].flatMap((name) => [
     "-drive",
-    `file=${path},format=raw,if=virtio,snapshot=on`,
+    `file=${join(disks, name)},format=raw,if=virtio,cache=unsafe`,
   ]);
+  const lines = ["-serial", `file:${console}`, "-serial", `unix:${clock},server=on,wait=off`];
+  const control = ["-monitor", `unix:${monitor},server=on,wait=off`];
   const network = `user,model=virtio-net-pci,hostfwd=tcp:127.0.0.1:${api}-:2375,${forwards.join(",")}`;
-  const args = [...hardware, ...kernel, "-append", words, ...disks, "-serial", `file:${console}`, "-nic", network];
+  const args = [...HARDWARE, ...kernel, ...words, ...drives, ...lines, ...control, "-nic", network, ...more];
   const qemu: Service = stack.use(start("qemu-system-x86_64", args, join(scratch, "qemu"), 5000));
   const host = `tcp://127.0.0.1:${api}`;
-  try {
-    await step("virtual machine booted", () =>
-      ready("the virtual machine's Docker", qemu, (signal) => answers(host, name, signal), {
-        signal,
-        timeoutMs: BOOT_TIMEOUT_MS,
-      }),
-    );
-  } catch (error) {
-    signal.throwIfAborted();
-    if (qemu.output().includes("Could not set up host forwarding rule")) return undefined;
-    const said = await readFile(console, "utf8").catch(() => "");
-    throw new CommandError(
-      "the virtual machine did not come up",
-      `${error instanceof Error ? error.message : String(error)}\nits console:\n${tail(said)}`,
-    );
-  }
-  const rest = stack.move();
-  return { host, [Symbol.asyncDispose]: () => rest.disposeAsync() };
+  const lifetime = stack.move();
+
+  return {
+    async up(signal) {
+      await using failed = new AsyncDisposableStack();
+      failed.use(lifetime);
+      const check = async (limit: AbortSignal): Promise<void> => {
+        await setClock(clock ?? "", limit);
+        await docker(host, ["version"], { signal: limit });
+      };
+      try {
+        await ready("the virtual machine's Docker", qemu, check, { signal, timeoutMs: BOOT_TIMEOUT_MS });
+      } catch (error) {
+        signal.throwIfAborted();
+        if (qemu.output().includes("Could not set up host forwarding rule")) throw new PortsTaken();
+        const said = await readFile(console ?? "", "utf8").catch(() => "");
+        throw new CommandError(
+          "the virtual machine did not come up",
+          `${error instanceof Error ? error.message : String(error)}\nits console:\n${tail(said)}`,
+        );
+      }
+      const rest = failed.move();
+      return { host, [Symbol.asyncDispose]: () => rest.disposeAsync() };
+    },
+    async monitor(commands) {
+      const socket = connect(monitor ?? "").setEncoding("utf8");
+      let said = "";
+      socket.on("data", (text: string) => (said += text));
+      socket.write(commands.map((command) => `${command}\n`).join(""));
+      await once(socket, "close");
+      return said;
+    },
+  };
 }
 
-/** Throws unless this very machine answers: another one may have had the port first. */
-async function answers(host: string, name: string, signal: AbortSignal): Promise<void> {
-  const labels = await docker(host, ["info", "--format", "{{.Labels}}"], { signal });
-  if (!labels.includes(`${MACHINE_LABEL}=${name}`)) throw new Error("another engine answers");
+/** Tells the guest what time it is, and resolves when it has set its clock: guest-init waits for a line. */
+async function setClock(path: string, signal: AbortSignal): Promise<void> {
+  const socket = connect(path);
+  try {
+    await once(socket, "connect", { signal });
+    socket.write(`${(Date.now() / 1000).toFixed(3)}\n`);
+    await once(socket, "data", { signal });
+  } finally {
+    socket.destroy();
+  }
 }

@@ -4,7 +4,7 @@ import { basename, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { docker } from "../engine/docker.ts";
 import { openEngine } from "../engine/engine.ts";
-import { openPlace, type Place } from "../engine/place.ts";
+import { openPlace } from "../engine/place.ts";
 import { CommandError, run } from "../engine/process.ts";
 
 // Breaks one promise after another in a copy of the checkout, and sees whether the suite that guards it fails.
@@ -17,8 +17,9 @@ const PATCHES = fileURLToPath(new URL(".", import.meta.url));
 interface Sabotage {
   readonly name: string;
   readonly file: string;
-  /** The suite that must fail, and the tests of it: a part of their names. */
+  /** The suite that must fail: one of e2e/ by its name, one that needs no Docker by its path, or FAULTS. */
   readonly suite: string;
+  /** The tests of it: a part of their names. */
   readonly tests: string;
   /** What it breaks. */
   readonly what: string;
@@ -57,8 +58,7 @@ async function main(names: readonly string[]): Promise<number> {
   try {
     const all = await sabotages(names);
     await using made = new AsyncDisposableStack();
-    // Most suites need Docker; the one of faults/ does not.
-    const engine = all.some(({ suite }) => suite !== FAULTS) ? await engineOf(made) : undefined;
+    const engine = all.some(({ suite }) => needsDocker(suite)) ? await engineOf(made) : undefined;
     const copy = await copyCheckout(made);
     let unnoticed = 0;
     for (const sabotage of all) {
@@ -79,13 +79,17 @@ async function main(names: readonly string[]): Promise<number> {
   }
 }
 
+function needsDocker(suite: string): boolean {
+  return suite !== FAULTS && !suite.includes("/");
+}
+
 /** Each patch begins with a line "SUITE: what it breaks" and a line "noticed by: a part of the names of its tests". */
 async function sabotages(names: readonly string[]): Promise<Sabotage[]> {
   const files = (await readdir(PATCHES)).filter((file) => file.endsWith(".patch")).toSorted();
   const all = await Promise.all(
     files.map(async (entry) => {
       const file = join(PATCHES, entry);
-      const head = /^(\w+): (.+)\nnoticed by: (.+)\n/.exec(await readFile(file, "utf8"));
+      const head = /^([\w/.-]+): (.+)\nnoticed by: (.+)\n/.exec(await readFile(file, "utf8"));
       if (!head) throw new CommandError(`${file}: must begin with "SUITE: what it breaks" and "noticed by: TESTS"`, "");
       const [, suite = "", what = "", tests = ""] = head;
       return { name: basename(entry, ".patch"), file, suite, tests, what };
@@ -125,11 +129,12 @@ async function attempt(
     if (!(error instanceof CommandError)) throw error;
     return { noticed: false, by: `there is nothing to run: ${error.message}` };
   }
-  if (engine === undefined || suite === FAULTS) return await judgeFaults(tests, copy);
+  if (suite === FAULTS) return await judgeFaults(tests, copy);
+  if (engine === undefined || !needsDocker(suite)) return await judge(suite, tests, copy, process.env);
   const image = `jobs:sabotage-${name}-${process.pid}`;
   await derive(image, copy, engine);
   await using place = await openPlace(engine.host, image);
-  return await judge(suite, tests, copy, place);
+  return await judge(`e2e/${suite}.test.ts`, tests, copy, place.env, ["--config", "e2e/vitest.config.ts"]);
 }
 
 /** An image with what the copy has built over the good image: to build it whole would take a minute each time. */
@@ -146,12 +151,18 @@ async function derive(tag: string, copy: string, { host, image }: Engine): Promi
 }
 
 /** Noticed is only what an assertion failed for: that a container did not start, or a file did not load, proves nothing. */
-async function judge(suite: string, tests: string, copy: string, { env }: Place): Promise<Verdict> {
+async function judge(
+  file: string,
+  tests: string,
+  copy: string,
+  env: NodeJS.ProcessEnv,
+  config: readonly string[] = [],
+): Promise<Verdict> {
   const report = join(copy, "build", "report.json");
   await rm(report, { force: true });
   const vitest = join(copy, "node_modules/vitest/vitest.mjs");
-  const what = [`e2e/${suite}.test.ts`, "--testNamePattern", RegExp.escape(tests), "--bail=1"];
-  const how = ["--config", "e2e/vitest.config.ts", "--reporter=json", `--outputFile=${report}`];
+  const what = [file, "--testNamePattern", RegExp.escape(tests), "--bail=1"];
+  const how = [...config, "--reporter=json", `--outputFile=${report}`];
   const ran = run(process.execPath, [vitest, "run", ...what, ...how], { signal, cwd: copy, env });
   const error = await ran.then(
     () => undefined,
