@@ -18,6 +18,9 @@ import {
   waits,
 } from "../testing/worker.ts";
 
+/** Without root the namespaces are made in a user namespace. */
+const own = isRoot ? [] : ["user"];
+
 describe.each(modes)("a job %s", (_mode, options) => {
   test("runs and ends, and its record says so at every point", async () => {
     await using worker = await testWorker(options);
@@ -82,7 +85,7 @@ describe.each(modes)("a job %s", (_mode, options) => {
     function without({ text: _text, ...rest }: typeof job): Job {
       return rest;
     }
-    const parts = [...(worker.cgroup === undefined ? [] : ["cgroup"]), "ipc", "mount", "pid", "uts"];
+    const parts = [...own, ...(worker.cgroup === undefined ? [] : ["cgroup"]), "ipc", "mount", "pid", "uts"];
     expect(job.isolation?.toSorted()).toEqual([...parts, "no-capabilities", "no-new-privileges", "seccomp"].toSorted());
     expect(worker.host).toContain(`isolation: ${job.isolation?.join(", ")}`);
   });
@@ -91,10 +94,11 @@ describe.each(modes)("a job %s", (_mode, options) => {
     await using worker = await testWorker({ ...options, isolationOff: ["mount", "ipc"] });
     const { text, isolation } = await finished(worker, sh("readlink /proc/self/ns/mnt /proc/self/ns/pid"));
     expect(text).toBe(`${readlinkSync("/proc/self/ns/mnt")}\n${readlinkSync("/proc/self/ns/pid")}\n`);
-    expect(isolation).toEqual(["uts", "no-new-privileges", "no-capabilities", "seccomp"]);
+    const parts = [...own, "uts", "no-new-privileges", "no-capabilities", "seccomp"];
+    expect(isolation).toEqual(parts);
     const error = await refused(() => worker.start({ ...run("true"), privateTmp: true }));
     expect(error).toMatchObject({ code: "unsupported", field: "private_tmp" });
-    expect(worker.host).toContain("isolation: uts, no-new-privileges, no-capabilities, seccomp");
+    expect(worker.host).toContain(`isolation: ${parts.join(", ")}`);
   });
 
   test("can make a user namespace only if it asks to and the worker allows it", async () => {

@@ -1,7 +1,7 @@
 import { writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { isRoot } from "../../testing/root.ts";
+import { needsRoot } from "../../testing/root.ts";
 import type { JobSpec } from "../model/job.ts";
 import { modes, refused, run, testDirectory, testWorker, waits } from "../testing/worker.ts";
 import { checkSpec, environmentOf } from "./spec.ts";
@@ -79,11 +79,10 @@ describe.each(modes)("a start %s is refused, names the field, and leaves nothing
     expect(worker.traces()).toEqual([]);
   });
 
-  test("a working directory that the job's user may not enter", async () => {
+  test("a working directory that the job's user may not enter", needsRoot, async () => {
     await using worker = await testWorker(options);
-    const { job } = await worker.start({ ...waits, cwd: isRoot ? "/tmp" : worker.stateDir });
-    expect(job.cwd).toBe(isRoot ? "/tmp" : worker.stateDir);
-    if (!isRoot) return;
+    const { job } = await worker.start({ ...waits, cwd: "/tmp" });
+    expect(job.cwd).toBe("/tmp");
     const error = await refused(() => worker.start({ ...waits, cwd: worker.stateDir }));
     expect(error).toMatchObject({ code: "invalid", field: "cwd", facts: { stage: "cwd", errno: "EACCES" } });
     expect(error.message).toContain("nobody");

@@ -21,6 +21,7 @@ import { isSupervised } from "../supervisor/control.ts";
 import {
   finished,
   JOB,
+  modes,
   open,
   readAll,
   refused,
@@ -84,20 +85,27 @@ const REPLACED: readonly (readonly [string, string, (path: string) => void])[] =
   ["output is a link to itself now", "output", (path) => symlinkSync(path, path)],
 ];
 
-test.each(REPLACED)("a job whose %s is stopped, also by the next worker", async (_what, file, replace) => {
-  await using worker = await testWorker();
-  const [one, other] = [await startReady(worker, waits), await startReady(worker, waits)];
-  for (const { id } of [one, other]) {
-    rmSync(join(worker.directory(id), file), { recursive: true });
-    replace(join(worker.directory(id), file));
-  }
-  const { job } = await worker.stop(one.id, { by: "tester", graceMs: 0 });
-  expect(job.state).toBe("ended");
-  await worker.close();
-  await using again = await testWorker({ stateDir: worker.stateDir });
-  expect((await again.stop(other.id, { by: "tester", graceMs: 0 })).job.state).toBe("ended");
-  expect([one.pid, other.pid].filter(runs)).toEqual([]);
-});
+// Without a cgroup nothing leads the next worker from a directory that is gone to the processes of the job.
+const needsCgroups = unless(modes.length > 1 ? undefined : "this host has no usable cgroup v2");
+
+test.each(REPLACED)(
+  "a job whose %s is stopped, also by the next worker",
+  needsCgroups,
+  async (_what, file, replace) => {
+    await using worker = await testWorker();
+    const [one, other] = [await startReady(worker, waits), await startReady(worker, waits)];
+    for (const { id } of [one, other]) {
+      rmSync(join(worker.directory(id), file), { recursive: true });
+      replace(join(worker.directory(id), file));
+    }
+    const { job } = await worker.stop(one.id, { by: "tester", graceMs: 0 });
+    expect(job.state).toBe("ended");
+    await worker.close();
+    await using again = await testWorker({ stateDir: worker.stateDir });
+    expect((await again.stop(other.id, { by: "tester", graceMs: 0 })).job.state).toBe("ended");
+    expect([one.pid, other.pid].filter(runs)).toEqual([]);
+  },
+);
 
 describe("the output of a job that has ended", () => {
   const lines = sh("echo one; echo two");

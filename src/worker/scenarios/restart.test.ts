@@ -1,4 +1,4 @@
-import { existsSync, mkdirSync, readlinkSync, rmSync } from "node:fs";
+import { readFileSync, existsSync, mkdirSync, rmSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { openHierarchy } from "../cgroup/hierarchy.ts";
@@ -28,7 +28,7 @@ const by = "tester";
 /** The spawner of a daemon: its child that has a socket and no job. */
 async function spawnerOf(pid: number): Promise<number> {
   return until("the spawner runs", () =>
-    childrenOf(pid).find((child) => readlinkSync(`/proc/${child}/exe`).includes("supervisor")),
+    childrenOf(pid).find((child) => readFileSync(`/proc/${child}/comm`, "utf8").includes("supervisor")),
   );
 }
 
