@@ -110,12 +110,14 @@ async function openContext(options: CheckedOptions, opened: AsyncDisposableStack
   const { jobsDir, sparesDir } = openDirectory(stateDir);
   const uidRange = rangeOf(options);
   opened.use(lockDirectory(stateDir));
+  let groups: readonly string[] = [];
+  // After the journal, which removes the groups of the jobs whose ends it writes last.
+  opened.defer(() => removeEmpty(groups));
   const journal = opened.use(patient(openJournal(stateDir), log));
   const newest = journal.newest();
   if (newest !== undefined) sortBehind(newest);
   const hierarchy = openHierarchy(`jobs-${journal.instance}`, options.cgroup);
-  const groups = journal.groupsIn(hierarchy.kind === "none" ? undefined : hierarchy.path);
-  opened.defer(() => removeEmpty(groups));
+  groups = journal.groupsIn(hierarchy.kind === "none" ? undefined : hierarchy.path);
   const groupsAhead = opened.use(openGroupsAhead(name, hierarchy));
   removeSpares(sparesDir);
   const uids = uidRange && openUids(uidRange, journal.lastUid(uidRange));
