@@ -7,11 +7,12 @@ import { LOOK_MS, NOTHING, type OfEach, openTarget, type Target } from "./testin
 
 const DEADLINE = { timeout: 60_000, interval: 500 };
 
+const made = new AsyncDisposableStack();
 let target: Target;
 beforeAll(async () => {
-  target = await openTarget();
+  target = made.use(await openTarget());
 }, LOOK_MS);
-afterAll(() => target[Symbol.asyncDispose]());
+afterAll(() => made.disposeAsync());
 
 holdsOf(() => target);
 

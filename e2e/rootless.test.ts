@@ -4,10 +4,11 @@ import { LOOK_MS, openTarget, type Target } from "./testing/target.ts";
 
 // The attacks once more, on a daemon that is nobody's.
 
+const made = new AsyncDisposableStack();
 let target: Target;
 beforeAll(async () => {
-  target = await openTarget({ withoutRoot: true });
+  target = made.use(await openTarget({ withoutRoot: true }));
 }, LOOK_MS);
-afterAll(() => target[Symbol.asyncDispose]());
+afterAll(() => made.disposeAsync());
 
 holdsOf(() => target, { withoutRoot: true });
