@@ -7,7 +7,7 @@
  *   index: a header of 64 bytes, then records of 16 bytes, little-endian.
  *   header: "jobslog1", first (u64), first_record (u64), dropped (u64), gap_end (u64),
  *           started in ns since the epoch (i64, 0 until exec), main process, supervisor (i32 each),
- *           started in ns of CLOCK_MONOTONIC (i64, 0 in logs of before there was this)
+ *           started in ns of CLOCK_MONOTONIC (i64)
  *   record: offset (48 bits), source (16 bits), time in ms since the epoch (64 bits);
  *           it holds from its offset to the next record's. Source 0 is a gap.
  *

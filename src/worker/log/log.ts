@@ -38,7 +38,7 @@ interface Header {
     readonly supervisor: number;
     readonly at: Date;
     /** The same, in ms of CLOCK_MONOTONIC. */
-    readonly ms?: number;
+    readonly ms: number;
   };
 }
 
@@ -157,37 +157,36 @@ export function compressedLogOf(
   };
 }
 
-/** A log of an index, and what it tells of. */
-export function logOf(index: LocalBytes, bytes: Bytes, end = endless): Log {
-  const output: Bytes = { ...bytes, size: () => Math.min(bytes.size(), end()) };
-  const scratch = Buffer.alloc(HEADER_BYTES);
+/** Reads the header into `scratch`. Throws JobError `data-loss` when it is damaged. */
+function headerIn(index: LocalBytes, scratch: Buffer): Header {
+  const there = index.read(scratch, 0);
+  if (there < HEADER_BYTES || scratch.toString("latin1", 0, 8) !== MAGIC) throw damaged();
+  const [first = 0, firstRecord = 0, dropped = 0, gapEnd = 0] = [8, 16, 24, 32].map((i) =>
+    Number(scratch.readBigUInt64LE(i)),
+  );
+  const startedMs = Number(scratch.readBigInt64LE(40)) / 1e6;
+  const ms = Number(scratch.readBigInt64LE(56)) / 1e6;
+  const pids = { pid: scratch.readInt32LE(48), supervisor: scratch.readInt32LE(52) };
+  const started = { ...pids, at: new Date(startedMs), ms };
+  // No count of bytes or records is above what a file can have.
+  if (![first, firstRecord, dropped, gapEnd].every(Number.isSafeInteger)) throw damaged();
+  return { first, firstRecord, dropped, gapEnd, ...(startedMs > 0 && { started }) };
+}
+
+interface Records {
+  /** Returns the offset that record `n` holds from; Infinity past the last record. */
+  readonly offsetOf: (n: number) => number;
+  /** Returns the piece of record `n`, which ends at `end`. Throws JobError `data-loss` when the record is damaged. */
+  readonly pieceOf: (n: number, end: number) => Piece;
+}
+
+/** Reads records by their numbers, a block of them at a time. */
+function recordsIn(index: LocalBytes): Records {
   const block = Buffer.alloc(BLOCK_RECORDS * RECORD_BYTES);
   let blockFirst = 0;
   let blockCount = 0;
-  /** The record of the last call. */
-  let at = -1;
 
-  function header(): Header {
-    const there = index.read(scratch, 0);
-    if (there < HEADER_BYTES || scratch.toString("latin1", 0, 8) !== MAGIC) throw damaged();
-    const [first = 0, firstRecord = 0, dropped = 0, gapEnd = 0] = [8, 16, 24, 32].map((i) =>
-      Number(scratch.readBigUInt64LE(i)),
-    );
-    const startedMs = Number(scratch.readBigInt64LE(40)) / 1e6;
-    const ms = Number(scratch.readBigInt64LE(56)) / 1e6;
-    const pids = { pid: scratch.readInt32LE(48), supervisor: scratch.readInt32LE(52) };
-    const started = { ...pids, at: new Date(startedMs), ...(ms > 0 && { ms }) };
-    // No count of bytes or records is above what a file can have.
-    if (![first, firstRecord, dropped, gapEnd].every(Number.isSafeInteger)) throw damaged();
-    return { first, firstRecord, dropped, gapEnd, ...(startedMs > 0 && { started }) };
-  }
-
-  function extent(): OutputExtent {
-    const { first, dropped, gapEnd } = header();
-    return { size: Math.max(output.size(), gapEnd), first, dropped };
-  }
-
-  /** Position of record `n` in `block`, which is read when it is not there, with the record before it; -1 past the last. */
+  /** Returns the position of record `n` in `block`, which is read again when it lacks the record; -1 past the last record. */
   function record(n: number): number {
     if (n < blockFirst || n >= blockFirst + blockCount) {
       blockFirst = Math.max(0, n - 1);
@@ -200,6 +199,26 @@ export function logOf(index: LocalBytes, bytes: Bytes, end = endless): Log {
     const position = record(n);
     return position < 0 ? Infinity : block.readUIntLE(position, 6);
   }
+
+  function pieceOf(n: number, end: number): Piece {
+    const position = record(n);
+    const kind = block.readUInt16LE(position + 6);
+    const [start, timeMs] = [block.readUIntLE(position, 6), block.readUIntLE(position + 8, 6)];
+    if (kind >= SOURCES.length || timeMs === 0 || (kind > 0 && end - start > MOST_PIECE_BYTES)) throw damaged();
+    return { source: SOURCES[kind], timeMs, start, end };
+  }
+
+  return { offsetOf, pieceOf };
+}
+
+/** Opens a log of an index and the output that it is of. */
+export function logOf(index: LocalBytes, bytes: Bytes, end = endless): Log {
+  const output: Bytes = { ...bytes, size: () => Math.min(bytes.size(), end()) };
+  const scratch = Buffer.alloc(HEADER_BYTES);
+  const { offsetOf, pieceOf } = recordsIn(index);
+  const header = (): Header => headerIn(index, scratch);
+  /** The record of the last call. */
+  let at = -1;
 
   /** The last record at or before `offset`; the first that holds, where all are behind it. */
   function search(offset: number): number {
@@ -231,14 +250,6 @@ export function logOf(index: LocalBytes, bytes: Bytes, end = endless): Log {
     return pieceOf(at, offsetOf(at + 1) === Infinity ? end : offsetOf(at + 1));
   }
 
-  function pieceOf(n: number, end: number): Piece {
-    const position = record(n);
-    const kind = block.readUInt16LE(position + 6);
-    const [start, timeMs] = [block.readUIntLE(position, 6), block.readUIntLE(position + 8, 6)];
-    if (kind >= SOURCES.length || timeMs === 0 || (kind > 0 && end - start > MOST_PIECE_BYTES)) throw damaged();
-    return { source: SOURCES[kind], timeMs, start, end };
-  }
-
   function pieceAt(offset: number): Piece {
     for (let tries = 0; tries < TRIES; tries++) {
       at = seek(offset);
@@ -260,19 +271,24 @@ export function logOf(index: LocalBytes, bytes: Bytes, end = endless): Log {
     index,
     output,
     header,
-    extent,
-    pieceAt,
-    runEnd(offset, most, times) {
-      const { source, timeMs, end } = pieceAt(offset);
-      let reached = end;
-      for (let pieces = 1; reached < most && pieces < MOST_PIECES; pieces++) {
-        const next = pieceAt(reached);
-        if (next.source !== source || (times && next.timeMs !== timeMs)) break;
-        reached = next.end;
-      }
-      return Math.min(reached, most);
+    extent() {
+      const { first, dropped, gapEnd } = header();
+      return { size: Math.max(output.size(), gapEnd), first, dropped };
     },
+    pieceAt,
+    runEnd: (...where) => runEnd(pieceAt, ...where),
   };
+}
+
+function runEnd(pieceAt: Log["pieceAt"], offset: number, most: number, times: boolean): number {
+  const { source, timeMs, end } = pieceAt(offset);
+  let reached = end;
+  for (let pieces = 1; reached < most && pieces < MOST_PIECES; pieces++) {
+    const next = pieceAt(reached);
+    if (next.source !== source || (times && next.timeMs !== timeMs)) break;
+    reached = next.end;
+  }
+  return Math.min(reached, most);
 }
 
 function damaged(): JobError {
