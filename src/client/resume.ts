@@ -154,10 +154,9 @@ function outages(
     const pauseMs = pauseAfter(++outage.failures, PAUSES);
     attempt = { beganMs: now };
     if (now + pauseMs > outage.endMs) return undefined;
-    if (!late) {
-      outage.told++;
-      onRetry?.(failure, outage.told);
-    }
+    if (late) return pauseMs;
+    outage.told++;
+    onRetry?.(failure, outage.told);
     return pauseMs;
   }
 
