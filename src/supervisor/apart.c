@@ -81,7 +81,7 @@ static bool refuse_settings_of(pid_t pid)
 	return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter, 0, 0) == 0;
 }
 
-/* Nobody outside is to be sent signals, from Linux 6.12 on, or traced (landlock(7)). Where there is none, so it stays. */
+/* Nobody outside is to be sent signals, from Linux 6.12 on, or traced (landlock(7)). Without Landlock this call is let pass. */
 static bool refuse_signals(void)
 {
 	static const struct {
@@ -96,7 +96,7 @@ static bool refuse_signals(void)
 
 /*
  * Called by a job of the supervisor's user, between the clone and the exec. False with errno when it cannot be had; without
- * no_new_privs it takes CAP_SYS_ADMIN, and who switches that off and has none does without.
+ * no_new_privs this takes CAP_SYS_ADMIN: a daemon that switched it off, and lacks that, does without.
  */
 bool keep_off(pid_t supervisor)
 {

@@ -165,7 +165,7 @@ static const char *search_path(char **envp)
 	return "";
 }
 
-/* As execvpe(3), but a file of no known format is an error and not a shell script. */
+/* Executes as execvpe(3) does, but takes a file of no known format for an error and not for a shell script. */
 static void execute(char **argv, char **envp)
 {
 	char file[4096];
@@ -232,7 +232,7 @@ static _Noreturn void be_born(struct birth *birth)
 	_exit(127);
 }
 
-/* As clone(2) takes it. */
+/* The form of a function that clone(2) takes. */
 static int be_born_of_clone(void *birth)
 {
 	be_born(birth);

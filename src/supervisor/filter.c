@@ -25,8 +25,8 @@ enum { X32 = 0x40000000 }; /* its numbers begin here */
 #define FAIL(error) BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | (error))
 #define ALLOW BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)
 
-/* What filter.awk writes. Calls of 32 bits have other numbers: whoever makes one ends by SIGSYS, for it could not even
- * exit. Those of x32 are higher than all others, and so are absent, as on most kernels. */
+/* filter.awk writes in these words. Calls of 32 bits have other numbers: a process that makes one ends by SIGSYS, because it
+ * could not even exit. The numbers of x32's calls are above all others, so these calls are absent, as on most kernels. */
 #define DENY FAIL(EPERM)
 #define ABSENT FAIL(ENOSYS)
 #define PROLOGUE \
@@ -39,7 +39,7 @@ static bool load(const struct sock_filter *lines, size_t count)
 	return prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &filter, 0, 0) == 0;
 }
 
-/* It takes no_new_privs, or CAP_SYS_ADMIN. */
+/* Loads the filter of a job. This takes no_new_privs, or CAP_SYS_ADMIN. */
 bool filter_calls(bool user_namespaces)
 {
 	return user_namespaces ? load(with_namespaces, sizeof with_namespaces / sizeof *with_namespaces) :

@@ -67,7 +67,7 @@ static bool put_back_scheduling(void)
 		attr.sched_nice = nice;
 		done = syscall(SYS_sched_setattr, 0, &attr, 0);
 	}
-	/* Those of init, which may leave some to others (isolcpus, CPUAffinity of systemd-system.conf(5)). */
+	/* The processors of init, which may leave some to others (isolcpus, CPUAffinity of systemd-system.conf(5)). */
 	if (syscall(SYS_sched_getaffinity, 1, sizeof processors, processors) < 0)
 		memset(processors, 0xff, sizeof processors);
 	return settled(done) && settled(syscall(SYS_sched_setattr, 0, &clamps, 0)) &&
@@ -126,7 +126,7 @@ static bool put_back_limits(void)
 	return true;
 }
 
-/* By the system call: libc refuses to touch its own two signals, which an execve hands on like any other. */
+/* Makes the system call itself: libc refuses to touch its own two signals, which an execve hands on like any other. */
 static bool put_back_signals(void)
 {
 	static const struct {

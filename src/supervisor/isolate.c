@@ -39,7 +39,7 @@ pid_t outer_self(void)
 	return readlinkat(ROOT_FD, "proc/self", pid, sizeof pid - 1) > 0 ? atoi(pid) : getpid();
 }
 
-/* As fork(2), in a pid namespace, and without root in a user namespace. */
+/* Forks into a pid namespace, and without root into a user namespace. Returns as fork(2) does. */
 pid_t fork_isolated(void)
 {
 	unsigned long flags = (isolation.parts & PART_PID ? CLONE_NEWPID : 0) |
@@ -105,7 +105,7 @@ static bool make_read_only(const char *path)
 	return set_attributes(path, (struct mount_attr){ .attr_set = MOUNT_ATTR_RDONLY });
 }
 
-/* What the host mounts below from now on does not come in: it would be as writable as it is there. */
+/* Keeps out mounts that the host makes below from now on: they would be as writable as they are there. */
 static bool close_to_mounts(const char *path)
 {
 	return set_attributes(path, (struct mount_attr){ .propagation = MS_PRIVATE });
@@ -338,7 +338,7 @@ static bool close_devices(void)
  * any more, since it could be one of those; what has come since the supervisor made its own is sealed, too. */
 static bool harden(const struct start *start)
 {
-	/* What a runtime's default configuration has (runtime-spec, config-linux.md, maskedPaths and readonlyPaths). */
+	/* The list of a container runtime's default configuration (runtime-spec, config-linux.md, maskedPaths and readonlyPaths). */
 	static const char *const kernel[] = { "=/proc/bus", "=/proc/fs", "=/proc/irq", "=/proc/sys",
 					      "=/proc/sysrq-trigger", "=/proc/dynamic_debug", "=/proc/mtrr", "-/proc/acpi",
 					      "-/proc/asound", "-/proc/kcore", "-/proc/keys", "-/proc/latency_stats",
@@ -363,7 +363,7 @@ bool is_own(const struct start *start)
 	return !start->set_user || start->uid == geteuid();
 }
 
-/* What only the job's own process can do, or what not every job has. */
+/* Isolates by what only the job's own process can do, or by what not every job has. */
 bool isolate_job(const struct request *request)
 {
 	const struct start *start = &request->start;
@@ -378,7 +378,7 @@ static unsigned isolate_all(uid_t uid, gid_t gid)
 	return lacking ? lacking : isolation.parts & PART_CGROUP && !enter_cgroup(isolation.cgroups) ? PART_CGROUP : 0;
 }
 
-/* One part that cannot be had, and why; no part when all can. */
+/* Returns one part that cannot be had, and why; no part when all can. */
 static struct failure try_parts(void)
 {
 	struct failure failure = { 0 };

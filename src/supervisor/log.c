@@ -82,7 +82,7 @@ static bool write_header(struct log *log)
 	return !log->stale;
 }
 
-/* Of two files that are new: has the header's block be there. False, with errno, when there is no room. */
+/* Writes the first header of two new files, so that its block is there. False, with errno, when there is no room. */
 bool log_prepare(struct log *log)
 {
 	return write_header(log);
@@ -102,7 +102,7 @@ bool log_start(struct log *log, pid_t main, int64_t started_ns, int64_t started_
 	return index.st_nlink > 0;
 }
 
-/* Of a log that is complete: has the header say so. False, with errno, when it could not be written. */
+/* Writes the header of a complete log where it does not say so yet. False, with errno, when that failed. */
 bool log_finish(struct log *log)
 {
 	return !log->stale || write_header(log);

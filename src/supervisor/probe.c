@@ -92,7 +92,7 @@ static int open_nameless(const char *directory)
 	return fd >= 0 && unlink(path) < 0 ? -1 : fd;
 }
 
-/* What bounds a job's log: a hole in a file of the state directory. */
+/* Punches a hole in a file of the state directory, which is how a job's log is bounded. */
 static int try_punch_hole(const char *directory)
 {
 	int fd = open_nameless(directory);

@@ -50,7 +50,7 @@ static int open_pipe(int ends[2])
 
 static enum stage prepare(struct spare *spare)
 {
-	/* What an init is sent goes to its job (supervise.c). */
+	/* An init passes the signals that it is sent on to its job (supervise.c). */
 	static const int forwarded[] = { SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH };
 	sigset_t signals;
 	sigemptyset(&signals);
@@ -63,8 +63,8 @@ static enum stage prepare(struct spare *spare)
 	return open_pipe(spare->out) < 0 || open_pipe(spare->err) < 0 ? STAGE_PIPE : 0;
 }
 
-/* Of a job that was not to be. By the directory itself, which may have the job's name by now; its own name is looked up
- * in the host's mounts, since this process may have a /tmp of its own. */
+/* Removes the files of a start that failed, by the descriptor of their directory: the daemon may have renamed that. The
+ * directory itself is looked up in the host's mounts, because this process may have a /tmp of its own. */
 static void discard(const struct spare *spare, const char *path)
 {
 	static const char *const files[] = { "control", "output", "index", "exit.new" };

@@ -21,7 +21,7 @@
 
 enum { SLICE_NS = 500000 };
 
-/* What a descriptor tells the end of: a pidfd, or the reading end of an adopted job's `control`. */
+/* A supervisor whose end a descriptor tells: a pidfd, or the reading end of an adopted job's `control`. */
 struct watched {
 	uint64_t job;
 	bool child;

@@ -63,7 +63,7 @@ static int64_t after_ms(int64_t ms)
 	return ns;
 }
 
-/* By the host's mounts: in the job's, nobody may write to a cgroup. */
+/* Opens the cgroup by the host's mounts: in those of the job, nobody may write to a cgroup. */
 static int open_tree(struct tree *tree, const char *cgroup)
 {
 	tree->cgroup = tree->events = -1;

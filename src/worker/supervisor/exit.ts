@@ -8,7 +8,7 @@ import { readText } from "../system/file.ts";
 
 const { SIGKILL } = constants.signals;
 
-/** What a supervisor wrote down of its job's end, key by key; src/supervisor/supervise.c writes it. */
+/** The record of a job's end, key by key, as the supervisor has written it (src/supervisor/supervise.c). */
 export type Exit = ReadonlyMap<string, string>;
 
 /** The last line has the CRC-32 of all the lines before it: a record is what its supervisor wrote, or is damaged. */

@@ -2,7 +2,7 @@ import { invalid, JobError, quoted } from "../model/errors.ts";
 import { EXHAUSTED, FAILING } from "../model/failure.ts";
 import type { Launch } from "./frame.ts";
 
-/** Of a supervisor that met `errno` at `stage`. */
+/** Returns the error for a start whose supervisor met `errno` at `stage`. */
 export function failureAt(stage: string, errno: string, launch: Launch): JobError {
   const facts = { stage, errno };
   const command = quoted(launch.argv[0] ?? "");
@@ -42,7 +42,7 @@ export function failureAt(stage: string, errno: string, launch: Launch): JobErro
   return new JobError("internal", `the job could not be started (${stage}: ${errno})`, { facts });
 }
 
-/** Where the kernel counts processes: clone(2), setresuid(2) and the execve(2) after it. */
+/** Stages at which the kernel counts processes: clone(2), setresuid(2) and the execve(2) after it. */
 const PROCESSES = new Set(["clone", "user", "exec"]);
 
 function tooManyProcesses(stage: string, launch: Launch, facts: Readonly<Record<string, string>>): JobError {
@@ -63,14 +63,14 @@ function hung(stage: string, errno: string, { argv, cwd, timeLimitMs }: Launch):
   });
 }
 
-/** For a whole command line that was given as a program's name. */
+/** Returns advice where a whole command line was given as a program's name. */
 function shellHint(argv: readonly string[]): string {
   return argv.length === 1 && /\s/.test(argv[0] ?? "")
     ? `; a command line goes to a shell: sh -c ${quoted(argv[0] ?? "")}`
     : "";
 }
 
-/** Of device rules that the kernel did not take. */
+/** Returns the error for device rules that the kernel did not take. */
 export function devicesFailure(stage: string, errno: string): JobError {
   const facts = { stage, errno };
   if (EXHAUSTED.has(errno)) return new JobError("exhausted", `no room for device rules (${errno})`, { facts });
@@ -84,7 +84,7 @@ export function devicesFailure(stage: string, errno: string): JobError {
   });
 }
 
-/** Of a supervisor, or the spawner, that is no more. */
+/** Returns the error for a supervisor or a spawner that has ended. */
 export function died(message: string): JobError {
   return new JobError("internal", message, { facts: { stage: "supervisor" } });
 }

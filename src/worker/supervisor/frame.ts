@@ -3,9 +3,9 @@ import { bytesOf } from "../../os/bytes.ts";
 import type { Rlimit } from "../limits/rlimits.ts";
 import type { Chosen } from "../system/users.ts";
 
-/* What is said to the native spawner and its supervisors, and by them; src/supervisor/supervisor.h has the frames. */
+/* Messages to the native spawner and its supervisors, and from them; src/supervisor/supervisor.h has the frames. */
 
-/** What is sent to the native supervisor for a job. */
+/** A start, as a supervisor is told it. */
 export interface Launch {
   readonly directory: string;
   /** The job's cgroup, or "" where the host has none. */
@@ -30,14 +30,14 @@ export interface Launch {
   readonly devices?: Uint8Array;
 }
 
-/** Of a frame. */
+/** The size of a frame's header. */
 export const HEADER_BYTES = 16;
 const START_BYTES = 88;
 const RLIMIT_BYTES = 24;
 const REPLY_BYTES = 24;
 const FRAME = { start: 1, adopt: 2, spare: 3, devices: 4 } as const;
 const REPLIES = [undefined, "started", "failed", "gone", "ready", "lacks", "done"] as const;
-/** Of a start, as the supervisor numbers them. */
+/** The stages of a start, in the order of the supervisor's numbers. */
 const STAGES = [
   "",
   "request",
@@ -54,7 +54,7 @@ const STAGES = [
   "isolation",
   "devices",
 ];
-/** Backwards, so that 11 is EAGAIN and not EWOULDBLOCK. */
+/** The list is read backwards, so that 11 is EAGAIN and not EWOULDBLOCK. */
 const ERRNO_NAMES = new Map(
   Object.entries(os.errno)
     .toReversed()
@@ -73,7 +73,7 @@ function frame(type: number, job: number, bodyBytes: number, strings: readonly s
   return bytes;
 }
 
-/** Of a safe integer; BigInt would cost a microsecond each. */
+/** Writes a safe integer; BigInt would cost a microsecond each. */
 function writeUInt64(bytes: Buffer, value: number, offset: number): void {
   bytes.writeUInt32LE(value % 2 ** 32, offset);
   bytes.writeUInt32LE(Math.floor(value / 2 ** 32), offset + 4);
@@ -143,7 +143,7 @@ export function startFrame(job: number, launch: Launch): Buffer {
   return bytes;
 }
 
-/** What the spawner tells of a supervisor. */
+/** A message from the spawner about one supervisor. */
 export interface Reply {
   readonly supervisor: number;
   /** Undefined for what this daemon does not know. */
@@ -153,7 +153,7 @@ export interface Reply {
    * killed a supervisor that is gone.
    */
   readonly pid: number;
-  /** Where a start failed, and why; of a supervisor that is gone, why it wrote no exit record. "0" for no reason. */
+  /** The stage at which a start failed, and why; or why a supervisor wrote no exit record. "0" is no reason. */
   readonly stage: string;
   readonly errno: string;
 }

@@ -1,7 +1,7 @@
 import { cgroupMounts, type Hierarchy } from "../cgroup/hierarchy.ts";
 import { type Part, PARTS, withDependants } from "../model/isolation.ts";
 
-/** What the spawner is told of isolation. */
+/** The isolation that the spawner is asked for. */
 export interface Isolation {
   readonly wanted: ReadonlySet<Part>;
   /** Where cgroup v2 is mounted. */
@@ -13,7 +13,7 @@ export interface Isolation {
   readonly ownTmp: boolean;
 }
 
-/** As the supervisor has it, beside the parts. */
+/** The supervisor's bit for it, beside those of the parts. */
 const OWN_TMP = 1 << 30;
 
 /** All but what is switched off, and what makes no sense without another. */
@@ -38,13 +38,13 @@ function mountOf(group: string): string | undefined {
   return cgroupMounts().findLast(({ mountPoint }) => group.startsWith(`${mountPoint}/`))?.mountPoint;
 }
 
-/** As the supervisor's command line has it. */
+/** Returns the isolation as arguments of the spawner's program. */
 export function isolationArguments({ wanted, cgroups, hidden, sealed, ownTmp }: Isolation): string[] {
   const bits = bitsOf(wanted) | (ownTmp ? OWN_TMP : 0);
   return [String(bits), cgroups, ...hidden.map((path) => `-${path}`), ...sealed.map((path) => `=${path}`)];
 }
 
-/** What of it this host gives. */
+/** Returns the parts that this host gives. */
 export function holding({ wanted }: Isolation, lacking: ReadonlyMap<Part, string>): Part[] {
   const lost = withDependants(lacking.keys());
   return Array.from(wanted).filter((part) => !lost.has(part));

@@ -13,7 +13,7 @@ export const SPARE = ".spare-";
 
 /** Written to a FIFO whole or not at all; PIPE_BUF, pipe(7). */
 const ATOMIC_BYTES = 4096;
-/** What follows a start: it may run, or is not to be. */
+/** Written behind a start: the job may run, or is given up. */
 const GO = Buffer.of(1);
 const ABORT = Buffer.of(0);
 
@@ -35,7 +35,7 @@ export async function give(
   { launch, record }: { readonly launch: Launch; readonly record: (supervisor: number) => void },
 ): Promise<boolean> {
   const bytes = startFrame(number, launch);
-  // What is longer than a FIFO holds is written while the supervisor reads it.
+  // A start that is longer than a FIFO holds is written while the supervisor reads it.
   const long = bytes.length > ATOMIC_BYTES ? new Socket({ fd: control, readable: false }) : undefined;
   let last = ABORT;
   try {
@@ -54,13 +54,13 @@ export async function give(
   }
 }
 
-/** Has a spare end that is of no use: what it is told is no frame, so it puts its files away. */
+/** Ends a spare that is of no use: it is sent what is no frame, and puts its files away. */
 export function dismiss(directory: string): void {
   try {
     const flags = constants.O_WRONLY | constants.O_NONBLOCK;
     withReserve(() => end(openSync(join(directory, "control"), flags), Buffer.alloc(HEADER_BYTES)));
   } catch {
-    // It has died, or ends with the spawner.
+    // The spare has died, or ends with the spawner.
   }
 }
 
@@ -84,7 +84,7 @@ function end(control: number, last: Buffer): void {
   try {
     writeSync(control, last);
   } catch {
-    // It has failed already, and said so, or died.
+    // The supervisor has failed already, and said so, or has died.
   } finally {
     closeSync(control);
   }

@@ -41,7 +41,7 @@ export interface Spawner extends Disposable {
   devices(cgroup: string, program: Uint8Array): Promise<void>;
   /** Has as many spares made as are missing: for when nobody waits. A start asks for no more than half of them. */
   refill(): void;
-  /** What of the isolation holds, and what this host does not give, with an errno's name. Known once `ready` is. */
+  /** The parts of the isolation that hold, and those that this host lacks, with an errno's name. Known once `ready` is. */
   readonly parts: readonly Part[];
   readonly lacking: ReadonlyMap<Part, string>;
   /** Resolves when a first supervisor is ready, or cannot be had. */

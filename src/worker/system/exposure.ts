@@ -5,7 +5,7 @@ import { credentialsOf, uidsOfGroup } from "./users.ts";
 /** Why users other than root and this process's could change a directory's files, or put another directory in its place. */
 export interface Exposure {
   readonly path: string;
-  /** Of `path`, as in "ada (1000)". */
+  /** The owner of `path`, as in "ada (uid 1000)". */
   readonly owner: string;
   readonly reason: string;
   readonly remedy: string;
@@ -14,7 +14,7 @@ export interface Exposure {
 const GROUP_WRITES = 0o020;
 const OTHERS_WRITE = 0o002;
 const STICKY = 0o1000;
-/** As many links as the kernel follows (path_resolution(7)). */
+/** The kernel follows no more links (path_resolution(7)). */
 const MOST_LINKS = 40;
 
 /** Looks at the way to a directory, at the directory, and at what lies in it, as far as these exist; changes nothing. */

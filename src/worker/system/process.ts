@@ -13,7 +13,7 @@ interface Process {
   readonly ticks: string;
 }
 
-/** What `/proc/PID/stat` says, also of one that has ended and is to be reaped. */
+/** A process as `/proc/PID/stat` tells it, also one that has ended and is to be reaped. */
 function stat(pid: number): (Process & { readonly threads: number; readonly state: string }) | undefined {
   try {
     const text = readFileSync(`/proc/${pid}/stat`, "latin1");
@@ -39,15 +39,15 @@ export function isLeaderless(pid: number): boolean {
   return found !== undefined && /[ZX]/.test(found.state) && found.threads > 1;
 }
 
-/** What a process cannot outlive. */
+/** The boots of a host and of a container, which no process outlives. */
 export interface Boot {
-  /** Of the kernel. */
+  /** The kernel's. */
   readonly host: string;
-  /** Of the init of this pid namespace, which in a container is another each time that one is started. */
+  /** That of this pid namespace's init, which is another one each time that a container is started. */
   readonly init: string;
 }
 
-/** Of CLOCK_MONOTONIC, which is the same in all processes of a boot. */
+/** Returns CLOCK_MONOTONIC, in ms, which is the same in all processes of a boot. */
 export function nowMs(): number {
   return Number(process.hrtime.bigint()) / 1e6;
 }
@@ -86,15 +86,15 @@ export function bootOf(born: string): Boot {
   return { host, init };
 }
 
-/** What is known of a job's processes. */
+/** The processes from which all others of a job descend, as far as they are known. */
 export interface Roots {
-  /** Of the main process; 0 where nobody knows. */
+  /** The main process's pid; 0 where nobody knows it. */
   readonly pid: number;
-  /** What the main process has to fit; see birthOf(). */
+  /** The main process's birth; see birthOf(). */
   readonly born: string | undefined;
   /** While its supervisor lives, and for a moment after: when its exec was told, as nowMs() has it. */
   readonly startedMs: number | undefined;
-  /** Of its supervisor, where that may live. */
+  /** The supervisor's pid, where the supervisor may live. */
   readonly supervisor?: number;
 }
 
@@ -123,7 +123,7 @@ export function killTree(roots: Roots, boot: Boot): number {
   return Math.max(most, killed.size);
 }
 
-/** It had its number before the exec that was told at `startedMs`: whoever has it after is younger. */
+/** Returns whether a process is as old as an exec that was told at `startedMs`: one that has its pid later is younger. */
 function isOf({ ticks }: Process, startedMs: number): boolean {
   const uptimeMs = Number(readFileSync("/proc/uptime", "latin1").split(" ")[0]) * 1000;
   const ageMs = uptimeMs - Number(ticks) * TICK_MS;

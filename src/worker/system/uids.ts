@@ -11,7 +11,7 @@ import { accountWithin, rows } from "./users.ts";
  * /etc/login.defs for subordinate ids (to 600,100,000) give these.
  */
 const HOST: UidRange = { first: 2_100_000_000, last: 2_100_065_535 };
-/** What a user namespace of the usual 65,536 ids has for that (systemd, DynamicUser=). */
+/** The range in a user namespace of the usual 65,536 ids (systemd, DynamicUser=). */
 const NESTED: UidRange = { first: 61_184, last: 65_519 };
 
 /** Gives uids out. */
@@ -24,7 +24,7 @@ export interface Uids {
   readonly free: (user: string) => void;
 }
 
-/** They go on behind `before`, or at random. */
+/** Begins behind `before`, or at random. */
 export function openUids(range: UidRange, before: number | undefined): Uids {
   const { first, last } = range;
   const taken = new Set<string>();

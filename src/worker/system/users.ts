@@ -2,7 +2,7 @@ import { existsSync, readFileSync, statSync } from "node:fs";
 import { forbidden, invalid, quoted } from "../model/errors.ts";
 import type { WorkerOptions } from "../model/options.ts";
 
-/** Who a job runs as. */
+/** The user and the groups that a job runs as. */
 export interface Credentials {
   readonly user: string;
   readonly group: string;
@@ -16,7 +16,7 @@ interface Accounts {
   readonly stamp: string;
   readonly users: readonly (readonly string[])[];
   readonly groups: readonly (readonly string[])[];
-  /** What they were asked for: a host has few users and many starts. */
+  /** Answers that were given before: a host has few users and many starts. */
   readonly known: Map<string, Credentials>;
 }
 
@@ -89,7 +89,7 @@ function lookUp(user: string, group?: string): Credentials {
   };
 }
 
-/** Who a job runs as; whether it has to become that, and whether nothing else may run under its uid then. */
+/** The user that a job runs as; whether the job has to become it, and whether nothing else may run under the uid then. */
 export type Chosen = Credentials & { readonly change: boolean; readonly alone?: boolean };
 
 type Rules = Pick<WorkerOptions, "user" | "allowRoot" | "allowUsers" | "allowGroups">;
@@ -116,7 +116,7 @@ function account(user = "nobody", group?: string): Chosen {
   return { ...credentialsOf(user, group), change: true };
 }
 
-/** Of no account. Where it has a home, its start says so. */
+/** Returns a user without an account. Where the job has a home, its start says so. */
 function stranger(uid: number, group: string | undefined): Chosen {
   const name = String(uid);
   const own = { user: name, group: name, uid, gid: uid, groups: [uid], home: "/" };
