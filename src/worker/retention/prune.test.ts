@@ -14,7 +14,7 @@ import {
 import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { describe, expect, test } from "vitest";
-import { unless } from "../../testing/root.ts";
+import { needsRoot, unless } from "../../testing/root.ts";
 import { noMounts, smallDisk } from "../../testing/disks.ts";
 import { openJournal } from "../journal/journal.ts";
 import type { Job, JobSpec } from "../model/job.ts";
@@ -153,7 +153,7 @@ describe("logs are pruned, those that ended first first,", () => {
     },
   );
 
-  test("though one of them cannot be removed", async () => {
+  test("though one of them cannot be removed", needsRoot, async () => {
     await using worker = await testWorker();
     const ids = await some(worker, 3, run("echo", "said"));
     await worker.close();
