@@ -37,8 +37,8 @@ async function crashAfter(bytes: number): Promise<Proxy> {
     sockets.add(client.on("error", () => {}).on("close", () => sockets.delete(client)));
     await booted;
     const [, port] = host.server.split(":");
-    const daemon = connectTo(Number(port), "127.0.0.1").on("error", () => client.destroy());
-    daemon.pipe(client);
+    const daemon = connectTo(Number(port), "127.0.0.1").on("error", () => {});
+    daemon.pipe(client, { end: false });
     // A loaded machine may take longer to boot a daemon than a first start waits for one.
     daemon.on("close", () => void Promise.resolve(booted).then(() => client.destroy()));
     client.on("close", () => daemon.destroy());
