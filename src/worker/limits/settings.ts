@@ -3,10 +3,9 @@ import { checkSizes, type LinuxResources } from "../model/resources.ts";
 import { cpusetSettings, cpuSettings } from "./cpu.ts";
 import { ioSettings, THROTTLES } from "./io.ts";
 import { hugetlbSettings, memorySettings } from "./memory.ts";
-import { type Host, limit, type Setting } from "./setting.ts";
+import { pidsSettings } from "./pids.ts";
+import type { Host, Setting } from "./setting.ts";
 import { rdmaSettings, unifiedSettings } from "./unified.ts";
-
-const PIDS_MAX = 4_194_304n; // PID_MAX_LIMIT, include/linux/threads.h
 
 /** The fields of each group that are converted. */
 const CONVERTED: Readonly<Record<string, readonly string[]>> = {
@@ -38,13 +37,6 @@ function refuseTheRest(resources: LinuxResources): void {
       throw unsupported(`resources.${group}.${key}`, why);
     }
   }
-}
-
-function pidsSettings(asked: bigint | undefined): Setting[] {
-  if (asked === undefined) return [];
-  // pids.max must be 1 for the job itself, so 0 means that the job may not fork, as in opencontainers/cgroups.
-  const value = asked === 0n ? "1" : limit("resources.pids.limit", asked, PIDS_MAX);
-  return [{ file: "pids.max", value, controller: "pids", field: "resources.pids.limit" }];
 }
 
 /**
