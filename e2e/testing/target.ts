@@ -11,11 +11,15 @@ export const LOOK_MS = 300_000;
 const DEADLINE = { timeout: 60_000, interval: 500 };
 export const NOTHING = { nobody: "", root: "" };
 
-/** What no job may get of the daemon: its descriptors, its environment. */
+/**
+ * What no job may get of the daemon: its descriptors, its environment. Its number is one that no job has in its own
+ * namespace, where an attack on it would be one on the job itself.
+ */
 const ENTRYPOINT = [
   "bash",
   "-c",
   `exec 9< /etc/jobs/worker.key 50< /etc/shadow 251> /tmp/stray
+   for number in $(seq 40); do (:); done
    export WORD=kept-from-jobs LD_PRELOAD=libm.so.6 NODE_OPTIONS=--no-warnings
    exec tini -- node /opt/jobs/dist/jobsd.js "$@"`,
   "bash",
