@@ -174,11 +174,16 @@ async function power(guest: string, disks: string, first: number, more: readonly
 
 /** Tells the guest what time it is, and resolves when it has set its clock: guest-init waits for a line. */
 async function setClock(path: string, signal: AbortSignal): Promise<void> {
-  const socket = connect(path);
+  const socket = connect(path).setEncoding("utf8");
+  let said = "";
+  socket.on("data", (text: string) => (said += text));
   try {
     await once(socket, "connect", { signal });
-    socket.write(`${(Date.now() / 1000).toFixed(3)}\n`);
-    await once(socket, "data", { signal });
+    // The first line may come without its beginning, from before the machine went on: the second one counts.
+    for (const answers of ["set\n", "set\nset\n"]) {
+      socket.write(`${(Date.now() / 1000).toFixed(3)}\n`);
+      while (said !== answers) await once(socket, "data", { signal });
+    }
   } finally {
     socket.destroy();
   }
