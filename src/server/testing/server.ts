@@ -190,7 +190,12 @@ export function cpuMs(): number {
 /** Opens a client's session of HTTP/2, without gRPC's manners. */
 export function rawSession(port: number, ca: Pair, pair: Pair, settings: Settings = {}) {
   const session = connectHttp2(`https://localhost:${port}`, { ca: ca.cert, ...pair, settings });
-  session.on("error", () => undefined);
+  let failure: unknown;
+  session.on("error", (error) => (failure = error));
+  /** Throws why the connection is no more. */
+  const check = (): void => {
+    if (session.closed || session.destroyed) throw new Error("the connection is closed", { cause: failure });
+  };
   const request = (method: string, headers: Record<string, string> = {}) =>
     session
       .request({
@@ -201,5 +206,5 @@ export function rawSession(port: number, ca: Pair, pair: Pair, settings: Setting
         te: "trailers",
       })
       .on("error", () => undefined);
-  return { request, [Symbol.dispose]: () => session.destroy() };
+  return { request, check, [Symbol.dispose]: () => session.destroy() };
 }
