@@ -42,6 +42,7 @@ interface Source {
 }
 
 /** An archive in a bucket. Throws JobError `invalid` when no region is known. */
+// oxlint-disable-next-line max-lines-per-function -- one method for each operation of a store, over one client
 export async function openS3(place: Place & { readonly kind: "s3" }): Promise<Store> {
   const { bucket, prefix, endpoint, silenceMs = SILENCE_MS } = place;
   const region = place.region ?? (endpoint === undefined ? undefined : "us-east-1");

@@ -21,6 +21,7 @@ interface Write {
  * no kernel tells when a disk has room. Only `insert` is refused: JobError `exhausted`. What is kept is the newest write
  * of each kind and job, so it is bounded by the jobs that run; the files of those tell the next daemon the same.
  */
+// oxlint-disable-next-line max-lines-per-function -- one short method for each write of a journal, over one set of writes that wait
 export function patient(
   journal: Journal,
   log: (level: "info" | "error", message: string, facts?: object) => void,

@@ -212,6 +212,7 @@ function recordsIn(index: LocalBytes): Records {
 }
 
 /** Opens a log of an index and the output that it is of. */
+// oxlint-disable-next-line max-lines-per-function -- one short method for each question about a log, over one header
 export function logOf(index: LocalBytes, bytes: Bytes, end = endless): Log {
   const output: Bytes = { ...bytes, size: () => Math.min(bytes.size(), end()) };
   const scratch = Buffer.alloc(HEADER_BYTES);

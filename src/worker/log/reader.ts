@@ -151,6 +151,7 @@ interface Ahead {
  * Memory: two buffers of 256 KiB while there is something to read, smaller ones with more than 64 readers, none while
  * waiting.
  */
+// oxlint-disable-next-line max-lines-per-function -- a generator yields from one function; its buffers and its read ahead are one state
 export async function* readOutput(log: Log, live: Live, options: StreamOptions): AsyncGenerator<Chunk | Gap, number> {
   const { follow = false, source, times = false, signal } = options;
   let woken = false;
