@@ -1,6 +1,6 @@
 import { readFile } from "node:fs/promises";
 import { connect, type ConnectionOptions } from "node:tls";
-import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import type { AuditRecord } from "./testing/api.ts";
 import { issueOdd } from "./testing/certificates.ts";
 import { type Daemon, startDaemon } from "./testing/daemon.ts";
@@ -15,11 +15,13 @@ beforeAll(async () => {
 });
 afterAll(() => made.disposeAsync());
 
-/** The records that `act` leaves. */
+/** The records that `act` leaves, of which there is one at least: a client may know of its refusal before the audit log does. */
 async function recorded<Result>(act: () => Promise<Result>): Promise<{ result: Result; records: AuditRecord[] }> {
   const before = (await daemon.audit()).length;
   const result = await act();
-  return { result, records: (await daemon.audit()).slice(before) };
+  const left = async (): Promise<AuditRecord[]> => (await daemon.audit()).slice(before);
+  await vi.waitUntil(async () => (await left()).length > 0, { timeout: 20_000, interval: 200 });
+  return { result, records: await left() };
 }
 
 /** The record of a call that was not allowed. */

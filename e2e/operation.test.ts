@@ -165,7 +165,7 @@ describe("a container without privileges", () => {
     expect(job.warnings).toEqual([
       expect.stringContaining("no usable cgroup v2"),
       expect.stringContaining("jobs share the host's: pid (EPERM)"),
-      expect.stringContaining("this one has the host's /tmp"),
+      expect.stringContaining("this job has the host's /tmp"),
     ]);
   });
 });
