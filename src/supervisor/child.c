@@ -273,22 +273,23 @@ static long clone3_call(struct clone_args *args, struct birth *birth)
 	return result;
 }
 
-/* Whether a child was killed before it was executed: the kernel keeps a mark of that (PF_FORKNOEXEC, proc_pid_stat(5)). */
+/*
+ * Tells whether a child was killed before its program was executed: the kernel keeps a mark until then (PF_FORKNOEXEC in
+ * the flags of proc_pid_stat(5)). vfork returns within the exec, before the mark goes, and within the exit, before there
+ * is a zombie: only a child that exits (PF_EXITING) and has the mark was killed. Costs 3 us.
+ */
 static bool died_unborn(pid_t pid)
 {
-	enum { FORKNOEXEC = 0x40 };
-	siginfo_t child = { 0 };
+	enum { EXITING = 0x4, FORKNOEXEC = 0x40 };
 	char path[32], text[512] = "";
 	unsigned flags = 0;
-	/* A zombie keeps its number. Most children live, and cost no more than this call. */
-	if (waitid(P_PID, (id_t)pid, &child, WEXITED | WNOHANG | WNOWAIT) < 0 || child.si_pid == 0)
-		return false;
 	snprintf(path, sizeof path, "/proc/%d/stat", pid);
 	int fd = open(path, O_RDONLY | O_CLOEXEC);
 	bool done = fd >= 0 && read(fd, text, sizeof text - 1) > 0;
 	close_if_open(fd);
 	const char *name_end = strrchr(text, ')');
-	return done && name_end && sscanf(name_end, ") %*c %*d %*d %*d %*d %*d %u", &flags) == 1 && flags & FORKNOEXEC;
+	return done && name_end && sscanf(name_end, ") %*c %*d %*d %*d %*d %*d %u", &flags) == 1 && flags & EXITING &&
+	       flags & FORKNOEXEC;
 }
 
 /*
