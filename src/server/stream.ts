@@ -41,22 +41,27 @@ export async function streamOutput(
   }
 }
 
-/** Streams what a job uses until it has ended. The next sample is taken when HTTP/2 has the one before it. */
+/**
+ * Streams what a job uses until it has ended. The next sample is taken when HTTP/2 has the one before it. The first sample
+ * and each message have turns, since many may watch one job, and its end is told to all of them at once.
+ */
 export async function streamStats(
   worker: Worker,
   call: ServerWritableStream<StatsRequest, StatsResponse>,
-  { signal }: CallContext,
+  { signal, turn }: CallContext,
 ): Promise<void> {
   await using samples = worker.stats(call.request.jobId, toStatsOptions(call.request, signal));
   const write = writer(call, signal);
   for (;;) {
-    const next = await samples.next();
+    const next = await turn(() => samples.next());
     signal.throwIfAborted();
     const usage = next.done ? next.value.usage : next.value;
-    const end = next.done ? fromJob(brief(next.value)) : undefined;
-    const sent = write({ time: new Date(), usage: usage && fromUsage(usage), end });
+    const sent = await turn(() => {
+      const end = next.done ? fromJob(brief(next.value)) : undefined;
+      return { taken: write({ time: new Date(), usage: usage && fromUsage(usage), end }) };
+    });
     if (next.done) return;
-    await sent;
+    await sent.taken;
   }
 }
 
