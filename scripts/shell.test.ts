@@ -19,7 +19,10 @@ test("npm's shell is a shell for all else", () => {
   expect(shell('printf %s "$0 $((1 + 1))"; exit 3')).toMatchObject({ status: 3, stdout: "./scripts/shell 2" });
 });
 
-test.each(Object.entries(manifest.scripts))("npm run %s: what it says of itself runs nothing", (_name, script) => {
-  const [said = ""] = script.split(" && ", 1);
-  expect(shell(said)).toMatchObject({ status: 0, stdout: "", stderr: "" });
-});
+test.each(Object.entries(manifest.scripts).filter(([, script]) => script.startsWith(": ")))(
+  "npm run %s: what it says of itself runs nothing",
+  (_name, script) => {
+    const [said = ""] = script.split(" && ", 1);
+    expect(shell(said)).toMatchObject({ status: 0, stdout: "", stderr: "" });
+  },
+);
