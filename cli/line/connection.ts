@@ -11,7 +11,7 @@ const PARTS = ["server", "ca", "cert", "key"] as const;
 type Part = (typeof PARTS)[number];
 type Parts = Readonly<Partial<Record<Part, string>>>;
 
-/** Where to connect, as file names, and where that was found. */
+/** A server to connect to, the files to connect with, and where these were found. */
 export interface Connection extends Readonly<Record<Part, string>> {
   readonly sources: string;
 }

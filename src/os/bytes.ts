@@ -10,7 +10,7 @@ const LONE = /[\udc80-\udcff]/gu;
 export function textOf(bytes: Uint8Array): string {
   const buffer = Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength);
   const text = buffer.toString();
-  // Without U+FFFD decoding has replaced nothing; with it the text may contain a real U+FFFD.
+  // Decoding has replaced nothing where there is no U+FFFD. Where there is one, it may be real.
   if (!text.includes("\ufffd")) return text;
   const units = new Uint16Array(buffer.length);
   let size = 0;

@@ -35,7 +35,7 @@ export interface AuditFile {
 
 /** As many files share the limit. */
 const FILES = 8;
-/** What `turn` puts behind the name of a file that another follows: `.2026-11-29T21-56-00.123Z`, and -N where that is taken. */
+/** Suffix that `turn` puts behind the name of a file that another follows: `.2026-11-29T21-56-00.123Z`, and -N where that is taken. */
 const TURNED = /^\.\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d{3}Z(-\d+)?$/;
 
 /**
@@ -105,7 +105,7 @@ export function openAuditFile(path: string, limits: AuditLimits, failed: (error:
 
 /** A file that is open, with its path where it is a regular file, its length, and the age of its first line. */
 function openFile(path: string): { fd: number; at: string | undefined; bytes: number; sinceMs: number } {
-  // Without a reader a FIFO would hold the daemon until there is one.
+  // A FIFO that nobody reads would hold the daemon until somebody does.
   const { O_WRONLY, O_APPEND, O_CREAT, O_NONBLOCK } = constants;
   const fd = openSync(path, O_WRONLY | O_APPEND | O_CREAT | O_NONBLOCK, 0o600);
   try {

@@ -51,7 +51,7 @@ export interface Audit {
 }
 
 const MAX_LATE = 1000;
-/** In a line that is longer, texts and lists are cut. */
+/** Characters that a line may have; the texts and lists of a longer line are cut. */
 const LINE_LENGTH = 4096;
 const TEXT_LENGTH = 256;
 const LIST_LENGTH = 16;

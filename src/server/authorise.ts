@@ -25,7 +25,7 @@ export function denial(identity: Identity, path: string): Failure | undefined {
   return { code: status.PERMISSION_DENIED, reason: "ROLE_NOT_ALLOWED", message, facts: { role, method } };
 }
 
-/** What calls share, by the client whose connection they come on. */
+/** Limits that calls share, by the client whose connection they come on. */
 export interface Room {
   readonly calls: Shares;
   readonly turns: Turns;

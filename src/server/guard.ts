@@ -31,7 +31,7 @@ export type Call = Parameters<ServerInterceptor>[1];
 export type Method = Parameters<ServerInterceptor>[0];
 type Outbound = Parameters<Call["sendStatus"]>[0];
 
-/** What an interceptor does in one call. Each hook has to call `next` for the call to go on. */
+/** Hooks of an interceptor in one call. Each hook has to call `next` for the call to go on. */
 export interface Hooks {
   readonly start?: (next: (listener?: ServerListener) => void) => void;
   readonly sendMessage?: (message: unknown, next: (message: unknown) => void) => void;
@@ -87,7 +87,7 @@ function guardedListener(
   };
 }
 
-/** What a handler knows of its call beside the request. */
+/** Context that a handler has of its call beside the request. */
 export interface CallContext {
   readonly principal: Principal;
   /** Aborted when the client has gone, when the deadline has passed, and for handlers that last when the server shuts down. */

@@ -1,4 +1,4 @@
-/* What is told to the daemon and heard from it; and two calls that most files make. */
+/* Tells the daemon and hears from it; and has two calls that most files make. */
 #define _GNU_SOURCE
 #include "supervisor.h"
 

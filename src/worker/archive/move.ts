@@ -36,7 +36,7 @@ export async function moveLog(
   const directory = join(jobsDir, id);
   const key = (file: string): string => objectKey(journal.instance, id, file);
   const place = logs.of(id)?.kind;
-  // Before its end is recorded, a job's files alone tell of it.
+  // A job's files alone tell of it before its end is recorded.
   if (place === undefined) throw new Error("that the job has ended is not on the disk yet");
   if (place === "pruned") return;
   if (place === "archived") return letGo({ jobsDir, journal }, id);

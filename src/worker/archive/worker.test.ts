@@ -5,7 +5,6 @@ import {
   mkdirSync,
   readdirSync,
   readFileSync,
-  readlinkSync,
   renameSync,
   rmSync,
   statSync,
@@ -23,6 +22,7 @@ import type { StreamOptions } from "../log/reader.ts";
 import type { Job } from "../model/job.ts";
 import type { WorkerOptions } from "../model/options.ts";
 import {
+  openDescriptors,
   finished,
   readAll,
   refused,
@@ -306,13 +306,7 @@ describe("an archive in a directory", () => {
     const { id } = await finished(worker, sh(TALKS));
     await moved(worker, id);
     for (let i = 0; i < 20; i++) for await (const _piece of worker.stream(id, {})) break;
-    const held = readdirSync("/proc/self/fd").filter((fd) => {
-      try {
-        return /\.index-|\/output$/.test(readlinkSync(`/proc/self/fd/${fd}`));
-      } catch {
-        return false; // the one that readdir had
-      }
-    });
+    const held = openDescriptors().filter(({ target }) => /\.index-|\/output$/.test(target));
     expect(held).toEqual([]);
   });
 });

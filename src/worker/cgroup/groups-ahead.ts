@@ -15,7 +15,7 @@ export interface GroupsAhead extends Disposable {
   refill(): void;
 }
 
-/** Without cgroup v2 there are only ids. */
+/** Makes ids alone where there is no cgroup v2. */
 export function openGroupsAhead(name: string | undefined, hierarchy: Hierarchy): GroupsAhead {
   if (hierarchy.kind === "none") return { take: () => newId(name), refill() {}, [Symbol.dispose]() {} };
   const ready: string[] = [];

@@ -6,11 +6,11 @@ import type { Place } from "./controllers.ts";
 import { type Cause, CONTAINER, type Finding, found, textOf } from "./finding.ts";
 
 const UNIFIED = "boot with systemd.unified_cgroup_hierarchy=1";
-// Without KillMode=process systemd ends the jobs with the daemon.
+// systemd ends the jobs with the daemon unless KillMode=process.
 const DELEGATE =
   "run jobsd as root, or in a unit with Delegate=yes: systemd-run --user -p Delegate=yes -p KillMode=process jobsd …";
 
-/** Where a daemon makes its jobs' groups, or would make them; undefined when no cgroup v2 is mounted. */
+/** Returns the directory in which a daemon makes its jobs' groups, or would make them; undefined when no cgroup v2 is mounted. */
 export function placeOf(parent: string | undefined, hierarchy: Hierarchy | undefined): Place | undefined {
   const named = parent !== undefined;
   if (hierarchy?.kind === "cgroup2") return { base: dirname(hierarchy.path), named, hierarchy };

@@ -22,7 +22,7 @@ import {
 import { type Who, whoFindings } from "./who.ts";
 
 const MIB = 1024 ** 2;
-/** What the journal needs beside a log. */
+/** Bytes that the journal needs beside a log. */
 const LEAST_FREE_BYTES = 512 * MIB;
 
 /** The options of a worker that decide what it can enforce. Without `stateDir` no state directory is examined. */

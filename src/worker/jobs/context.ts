@@ -13,7 +13,7 @@ import type { Uids } from "../system/uids.ts";
 import type { JobFiles } from "./job-files.ts";
 import { type TrackedJob, trackedJob } from "./tracked-job.ts";
 
-/** What the parts of an open worker share. */
+/** State that the parts of an open worker share. */
 export interface Context {
   readonly options: CheckedOptions;
   /** Holds each job's directory. */
@@ -29,7 +29,7 @@ export interface Context {
   readonly spawner: Spawner;
   readonly archive: Archive | undefined;
   readonly retirement: Retirement;
-  /** By job id, what to call when the job's log is pruned. */
+  /** Functions to call when a job's log is pruned, by the job's id. */
   readonly readers: Map<string, Set<() => void>>;
   /** The jobs that this process tracks, by id. */
   readonly tracked: Map<string, TrackedJob>;

@@ -1,21 +1,12 @@
 import { createHash, randomBytes } from "node:crypto";
-import {
-  closeSync,
-  openSync,
-  readdirSync,
-  readFileSync,
-  readlinkSync,
-  rmSync,
-  statSync,
-  writeFileSync,
-  writeSync,
-} from "node:fs";
+import { closeSync, openSync, readFileSync, rmSync, statSync, writeFileSync, writeSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
 import { SPARE } from "../supervisor/spare.ts";
 import {
   finished,
   open,
+  openDescriptors,
   readAll,
   refused,
   run,
@@ -40,13 +31,7 @@ function sha256(bytes: Uint8Array): string {
 
 /** This process's descriptors of jobs' files, without those of spare supervisors, and its inotify watches. */
 function held({ stateDir }: TestWorker): { readonly files: number; readonly watches: number } {
-  const descriptors = readdirSync("/proc/self/fd").flatMap((fd) => {
-    try {
-      return [{ fd, target: readlinkSync(`/proc/self/fd/${fd}`) }];
-    } catch {
-      return []; // The one that readdir had.
-    }
-  });
+  const descriptors = openDescriptors();
   const watches = descriptors
     .filter(({ target }) => target === "anon_inode:inotify")
     .map(({ fd }) => readFileSync(`/proc/self/fdinfo/${fd}`, "utf8").split("inotify wd:").length - 1);

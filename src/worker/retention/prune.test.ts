@@ -1,16 +1,5 @@
 import { execFileSync } from "node:child_process";
-import {
-  existsSync,
-  fstatSync,
-  mkdirSync,
-  readdirSync,
-  readlinkSync,
-  renameSync,
-  rmSync,
-  statfsSync,
-  truncateSync,
-  writeFileSync,
-} from "node:fs";
+import { existsSync, fstatSync, mkdirSync, renameSync, rmSync, statfsSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { describe, expect, test } from "vitest";
@@ -22,6 +11,7 @@ import type { PruneLimits } from "../model/options.ts";
 import {
   JOB,
   jobDirectories,
+  openDescriptors,
   readAll,
   refused,
   run,
@@ -427,13 +417,7 @@ describe("a start that asks for more than its worker keeps is refused:", () => {
 
 /** This process's descriptor of a file. */
 function heldOpen(path: string): number {
-  const found = readdirSync("/proc/self/fd").find((fd) => {
-    try {
-      return readlinkSync(`/proc/self/fd/${fd}`) === path;
-    } catch {
-      return false; // the one that readdir had
-    }
-  });
+  const found = openDescriptors().find(({ target }) => target === path);
   if (found === undefined) throw new Error(`${path} is not open`);
-  return Number(found);
+  return Number(found.fd);
 }

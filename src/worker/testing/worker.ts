@@ -270,14 +270,19 @@ export function supervisorOf(directory: string): number {
 
 /** The paths of the files that this process has open, but for the FIFOs of supervisors that wait for a job. */
 export function openFiles(): string[] {
-  const paths = readdirSync("/proc/self/fd").flatMap((fd) => {
+  const paths = openDescriptors().map(({ target }) => target);
+  return paths.filter((path) => !path.includes(SPARE)).toSorted();
+}
+
+/** Lists this process's descriptors, and what each is open on. */
+export function openDescriptors(): { readonly fd: string; readonly target: string }[] {
+  return readdirSync("/proc/self/fd").flatMap((fd) => {
     try {
-      return [readlinkSync(`/proc/self/fd/${fd}`)];
+      return [{ fd, target: readlinkSync(`/proc/self/fd/${fd}`) }];
     } catch {
       return []; // the descriptor that lists them
     }
   });
-  return paths.filter((path) => !path.includes(SPARE)).toSorted();
 }
 
 /** Lets a script go on that waits with `until [ -e "$1" ]; do sleep 0.01; done`. */
