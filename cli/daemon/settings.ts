@@ -27,7 +27,7 @@ export const flags: readonly Flag[] = [
     about: `parts of the isolation to leave out: ${SWITCHES.join(",")}`,
   },
   { name: "allow-user-namespaces", about: "a start may ask that its job can make user namespaces" },
-  { name: "max-jobs", value: "N", about: "jobs that may run at once; no limit when not given" },
+  { name: "max-jobs", value: "N", about: "jobs that may run at once, 10000 when not given" },
   {
     name: "max-connections",
     value: "N",
