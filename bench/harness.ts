@@ -68,7 +68,7 @@ export interface Bench extends AsyncDisposable {
   adopt<Child extends ChildProcess>(child: Child): Child;
 }
 
-/** The Node that bin/jobs and bin/jobsd run on. */
+/** The Node that bin/jobsctl and bin/jobsd run on. */
 export function node(): string {
   const [path] = globSync(join(ROOT, "node_modules/node-linux-*/bin/node"));
   if (path === undefined) throw new Error("Node 26 is not installed here: run npm ci");
@@ -82,7 +82,7 @@ export function checkout(path: string): string {
 
 /** The built files that are missing. */
 export function unbuilt(): string[] {
-  return ["dist/jobs.js", "dist/jobsd.js", "build/supervisor"].filter((path) => !existsSync(checkout(path)));
+  return ["dist/jobsctl.js", "dist/jobsd.js", "build/supervisor"].filter((path) => !existsSync(checkout(path)));
 }
 
 /**

@@ -51,7 +51,7 @@ export interface CertificateDescription {
 export interface RequestDescription {
   readonly kind: "request";
   readonly subject: string;
-  /** Absent when it asks for none. `jobs certs sign` ignores it; other signers may copy it. */
+  /** Absent when it asks for none. `jobsctl certs sign` ignores it; other signers may copy it. */
   readonly role?: Role | "malformed";
   readonly hosts: readonly string[];
   readonly key: KeyDescription;
@@ -122,7 +122,7 @@ export function format(described: Description): string[] {
           ["request of", subject],
           [
             "asks for",
-            described.role && `role ${described.role}; jobs certs sign decides by --role, openssl by its signer`,
+            described.role && `role ${described.role}; jobsctl certs sign decides by --role, openssl by its signer`,
           ],
           ["hosts", hosts.join(", ")],
           ["key", formatKey(key)],

@@ -63,7 +63,7 @@ describe("a reader", () => {
       stop: await daemon.jobs("reader", "stop", "--grace", "0", id),
     }));
     const needs = (method: string): string =>
-      `jobs: ${method} needs the role writer; the certificate of "reader" has reader\n`;
+      `jobsctl: ${method} needs the role writer; the certificate of "reader" has reader\n`;
     expect(result).toEqual({
       start: { code: 125, stdout: "", stderr: needs("Start") },
       run: { code: 125, stdout: "", stderr: needs("Start") },
@@ -128,7 +128,7 @@ describe("a certificate of the right CA lets nobody in", () => {
       list: await daemon.jobs(party, "list"),
       start: await daemon.jobs(party, "start", "--label", `test=${party}`, "--", "true"),
     }));
-    const stderr = `jobs: certificate of "${party}": ${fault}; sign one with role reader or writer\n`;
+    const stderr = `jobsctl: certificate of "${party}": ${fault}; sign one with role reader or writer\n`;
     expect(result).toEqual({ list: { code: 1, stdout: "", stderr }, start: { code: 125, stdout: "", stderr } });
     const denied = (method: string) => denial(method, { name: party }, reason);
     expect(records).toMatchObject([denied("List"), denied("Start")]);
@@ -158,7 +158,7 @@ describe("a connection is refused, the person is told why, and it is recorded", 
     }));
     expect(result).toMatchObject({ list: { code: 1, stdout: "" }, start: { code: 125, stdout: "" } });
     for (const { stderr } of Object.values(result)) {
-      expect(stderr).toContain(`jobs: no connection: your certificate (CN=${party}) ${fault}`);
+      expect(stderr).toContain(`jobsctl: no connection: your certificate (CN=${party}) ${fault}`);
     }
     // A client that gives up in the middle of another attempt has shown nothing yet.
     const shown = records.filter(({ presented }) => presented);

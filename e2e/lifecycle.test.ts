@@ -118,7 +118,7 @@ describe("a stop", () => {
     await vi.waitFor(() => expect(running.stdout()).toBe("up\n"), DEADLINE);
     const id = (await daemon.jobs("reader", "list", "-q", "--label", "test=obeys")).stdout.trim();
     const stopped = await daemon.jobs("writer", "stop", "--grace", "60s", id);
-    expect(stopped).toEqual({ code: 0, stdout: `${id}\n`, stderr: `jobs: job ${id}: stopped by writer\n` });
+    expect(stopped).toEqual({ code: 0, stdout: `${id}\n`, stderr: `jobsctl: job ${id}: stopped by writer\n` });
     expect(await running.ended).toMatchObject({ code: 7, stdout: "up\ncleaned up\n" });
     expect((await daemon.query(id)).job.ended).toMatchObject({
       stopped: { by: "writer", escalated: false },

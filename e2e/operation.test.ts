@@ -84,7 +84,7 @@ describe("a privileged container", () => {
     expect(performance.now() - askedAt).toBeLessThan(20_000);
     expect(daemon.log()).toContain('"msg":"closed"');
     const told =
-      "jobs: connection lost (the worker is shutting down; its jobs keep running, try again); connecting again\n";
+      "jobsctl: connection lost (the worker is shutting down; its jobs keep running, try again); connecting again\n";
     await vi.waitFor(() => {
       for (const client of clients) expect(client.stderr()).toBe(told);
     }, DEADLINE);
@@ -136,7 +136,7 @@ describe("a container without privileges", () => {
     ] as const) {
       const { code, stdout, stderr } = await daemon.jobs("writer", "start", flag, value, "--", "true");
       expect({ code, stdout }).toEqual({ code: 125, stdout: "" });
-      expect(stderr).toContain(`jobs: ${field}: `);
+      expect(stderr).toContain(`jobsctl: ${field}: `);
       expect(stderr).toContain(`this host enforces no limits; the ${controller} controller is missing`);
     }
     expect(await daemon.jobs("writer", "start", "--device", "/dev/null", "--", "true")).toMatchObject({

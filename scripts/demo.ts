@@ -16,10 +16,13 @@ function say(line: string): void {
   process.stdout.write(`\n${styleText("bold", line)}\n`);
 }
 
-/** Runs `jobs` as `role`, with its output shown; resolves to what it wrote to stdout. Throws on another exit code. */
-async function jobs(role: string, args: readonly string[], expected = 0): Promise<string> {
+/** Runs `jobsctl` as `role`, with its output shown; resolves to what it wrote to stdout. Throws on another exit code. */
+async function jobsctl(role: string, args: readonly string[], expected = 0): Promise<string> {
   process.stdout.write(
-    styleText("dim", `$ jobs ${args.map((arg) => (/[\s;$]/.test(arg) ? `'${arg}'` : arg)).join(" ")}   # as ${role}\n`),
+    styleText(
+      "dim",
+      `$ jobsctl ${args.map((arg) => (/[\s;$]/.test(arg) ? `'${arg}'` : arg)).join(" ")}   # as ${role}\n`,
+    ),
   );
   const env = {
     ...process.env,
@@ -28,10 +31,10 @@ async function jobs(role: string, args: readonly string[], expected = 0): Promis
     JOBS_CERT: join(certs, `${role}.crt`),
     JOBS_KEY: join(certs, `${role}.key`),
   };
-  const child = spawn(join(root, "bin/jobs"), args, { env, stdio: ["ignore", "pipe", "inherit"] });
+  const child = spawn(join(root, "bin/jobsctl"), args, { env, stdio: ["ignore", "pipe", "inherit"] });
   child.stdout.pipe(process.stdout, { end: false });
   const [output, [code]] = await Promise.all([text(child.stdout), once(child, "exit")]);
-  if (code !== expected) throw new Error(`jobs ${args.join(" ")} exited with ${String(code)}, not ${expected}`);
+  if (code !== expected) throw new Error(`jobsctl ${args.join(" ")} exited with ${String(code)}, not ${expected}`);
   return output;
 }
 
@@ -67,31 +70,31 @@ if (!/^\S+ \S+ \S+ \S+ \S+ .*- cgroup2 /m.test(readFileSync("/proc/self/mountinf
   say("This host has no cgroup v2, so there will be no limits; `mount -t cgroup2 none /sys/fs/cgroup` gives it one.");
 try {
   say("1. A certificate authority, and certificates of a worker, a writer and a reader (RSA 4096)");
-  await jobs("writer", ["certs", "init", "--out", certs]);
+  await jobsctl("writer", ["certs", "init", "--out", certs]);
 
   say("2. The daemon");
   const daemon = await startDaemon();
 
   say("3. A job, its output as it comes, and its exit code");
   const script = 'for i in 1 2 3; do echo "step $i of 3"; sleep 0.3; done; echo "done, with a warning" >&2; exit 3';
-  const output = await jobs("writer", ["run", "--", "sh", "-c", script], 3);
+  const output = await jobsctl("writer", ["run", "--", "sh", "-c", script], 3);
   check(output === "step 1 of 3\nstep 2 of 3\nstep 3 of 3\n", "stdout came whole, and stderr apart");
 
   say("4. A job in the background: its state and usage, and its output for a reader");
   const id = (
-    await jobs("writer", ["start", "--label", "demo=yes", "--", "sh", "-c", "echo working; while :; do :; done"])
+    await jobsctl("writer", ["start", "--label", "demo=yes", "--", "sh", "-c", "echo working; while :; do :; done"])
   ).trim();
-  await jobs("writer", ["list"]);
-  const status = await jobs("reader", ["query", id]);
+  await jobsctl("writer", ["list"]);
+  const status = await jobsctl("reader", ["query", id]);
   check(status.includes("running"), "the job runs");
-  check((await jobs("reader", ["stream", id])) === "working\n", "a reader may stream");
+  check((await jobsctl("reader", ["stream", id])) === "working\n", "a reader may stream");
 
   say("5. A reader may look, and may not start");
-  await jobs("reader", ["start", "--", "true"], 125);
+  await jobsctl("reader", ["start", "--", "true"], 125);
 
   say("6. Stop it, with all that it started");
-  await jobs("writer", ["stop", id]);
-  const pid = /"pid":\s*(\d+)/.exec(await jobs("reader", ["query", "--output", "json", id]))?.[1];
+  await jobsctl("writer", ["stop", id]);
+  const pid = /"pid":\s*(\d+)/.exec(await jobsctl("reader", ["query", "--output", "json", id]))?.[1];
   check(pid !== undefined && !existsSync(`/proc/${pid}`), "its process is gone");
 
   say("7. Stop the daemon");

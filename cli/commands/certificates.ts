@@ -4,7 +4,7 @@ import { parseCount, UsageError } from "../line/parse.ts";
 import type { Given } from "../line/program.ts";
 import * as certs from "./certs.ts";
 
-/** `jobs certs init|request|sign|inspect`. */
+/** `jobsctl certs init|request|sign|inspect`. */
 export async function certificates(given: Given): Promise<number> {
   const { value, text } = await make(given);
   await (given.text("output") === "json" ? printJson(value) : print(text));

@@ -17,11 +17,11 @@ beforeAll(async () => {
   return () => temporary.remove();
 });
 
-describe("jobs certs", () => {
+describe("jobsctl certs", () => {
   it("makes a party's key and request, signs it and shows the certificate", async () => {
     const requested = await request({ name: "alice@example", out: join(dir, "alice"), bits: 2048 });
     expect((await stat(requested.key)).mode & 0o777).toBe(0o600);
-    expect(formatRequest(requested).join("\n")).toContain(`jobs certs sign ${requested.csr}`);
+    expect(formatRequest(requested).join("\n")).toContain(`jobsctl certs sign ${requested.csr}`);
 
     const signed = await sign({ csr: requested.csr, ca, role: "writer", days: 30, minBits: 2048 });
     expect(signed.crt).toBe(join(dir, "alice", "alice@example.crt"));
@@ -118,7 +118,7 @@ describe("with what openssl has made", unless(withoutOpenssl), () => {
     const described = await inspect({ file: file(csr) });
     expect(described).toMatchObject({ kind: "request", subject: "CN=ada", role });
     expect(formatInspect(described).join("\n")).toContain(
-      `asks for    role ${role}; jobs certs sign decides by --role`,
+      `asks for    role ${role}; jobsctl certs sign decides by --role`,
     );
   });
 

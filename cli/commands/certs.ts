@@ -11,7 +11,7 @@ import { createRequest, parseRequest, requireName } from "../../certs/request.ts
 // Every command returns plain data for `--output json`; the format… functions make its text for people.
 // All throw CertError, whose message names the flag or the file and says what would be right.
 
-/** `jobs certs init --out DIR [--host NAME]… [--days N] [--bits N] [--force]`: a CA, a worker, a writer, a reader. */
+/** `jobsctl certs init --out DIR [--host NAME]… [--days N] [--bits N] [--force]`: a CA, a worker, a writer, a reader. */
 export function init(options: IssueOptions): Promise<Issued[]> {
   return issueAll(options);
 }
@@ -33,7 +33,7 @@ export interface Requested {
   readonly csr: string;
 }
 
-/** `jobs certs request NAME --out DIR`: run by the party itself, whose key never leaves its machine. */
+/** `jobsctl certs request NAME --out DIR`: run by the party itself, whose key never leaves its machine. */
 export async function request(options: RequestOptions): Promise<Requested> {
   const { name, out, hosts, bits, force = false } = options;
   requireName(name);
@@ -78,7 +78,7 @@ export interface Signed {
   readonly certificate: CertificateDescription;
 }
 
-/** `jobs certs sign CSR --ca DIR --role ROLE`: run by whoever holds the CA's key. */
+/** `jobsctl certs sign CSR --ca DIR --role ROLE`: run by whoever holds the CA's key. */
 export async function sign(options: SignOptions): Promise<Signed> {
   const { csr, hosts, days, minBits, force = false } = options;
   const profile = parseProfile(options.role);
@@ -96,7 +96,7 @@ export async function sign(options: SignOptions): Promise<Signed> {
   return { crt, ...(verified.role && { asked: verified.role }), certificate: describe(pem, crt) };
 }
 
-/** `jobs certs inspect FILE`: what a certificate or a request says. */
+/** `jobsctl certs inspect FILE`: what a certificate or a request says. */
 export function inspect(options: { readonly file: string }): Promise<Description> {
   return inspectFile(options.file);
 }
@@ -107,7 +107,7 @@ export const formatInspect: (described: Description) => string[] = format;
 export function formatRequest({ key, csr }: Requested): string[] {
   return [
     `${key}  private key, for this party alone`,
-    `${csr}  to be signed: jobs certs sign ${csr} --ca DIR --role ROLE`,
+    `${csr}  to be signed: jobsctl certs sign ${csr} --ca DIR --role ROLE`,
   ];
 }
 

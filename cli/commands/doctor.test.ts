@@ -26,7 +26,7 @@ function ofWorker({ findings }: Examined): string[] {
   return findings.flatMap(({ area, name, state }) => (area === "client" ? [] : [`${area} ${name} ${state}`]));
 }
 
-describe("jobs doctor", () => {
+describe("jobsctl doctor", () => {
   it("tells what of the client's own matters, then the worker's findings, and exits as they are", async () => {
     const { code, stdout, stderr } = await host.jobs(["doctor"], host.as("reader"));
     const text = Buffer.from(stdout, "latin1").toString();
@@ -59,7 +59,7 @@ describe("jobs doctor", () => {
   it("without a worker tells what it knows, why nobody answers, and what to do, and exits with 125", async () => {
     const refused = await host.jobs(["doctor"], { JOBS_SERVER: "127.0.0.1:1" });
     expect(Buffer.from(refused.stdout, "latin1").toString()).toMatch(/^client +✓ certificate .*\n +✓ role .*\n$/);
-    expect(refused.stderr).toMatch(/^jobs: no connection: nobody listens at 127\.0\.0\.1:1\n +check the address/);
+    expect(refused.stderr).toMatch(/^jobsctl: no connection: nobody listens at 127\.0\.0\.1:1\n +check the address/);
     expect(refused.code).toBe(125);
     const files = { JOBS_CERT: host.file("worker.crt"), JOBS_KEY: host.file("worker.key") };
     const wrong = await host.jobs(["doctor", "-o", "json"], files);

@@ -26,7 +26,7 @@ const TIMEOUT_MS = 30_000;
 const DAY_MS = 24 * 3600 * 1000;
 const SKEW_MS = 5_000;
 
-/** `jobs doctor`: what of the client's own matters, then what the worker's host can enforce. */
+/** `jobsctl doctor`: what of the client's own matters, then what the worker's host can enforce. */
 export async function doctor(given: Given): Promise<number> {
   const connection = await findConnection(given, environment());
   const own = ownFindings(await readCredentials(connection));
@@ -71,7 +71,7 @@ function certificateFinding(certificate: X509Certificate, credentials: Credentia
   if (!ending) return { ...row, state: "enforced" };
   const what = ending === certificate ? "it" : `the certificate of ${nameOf(ending)}, which it depends on,`;
   const reason = `${what} ends on ${ending.validToDate.toISOString().slice(0, 10)}`;
-  return { ...row, state: "limited", reason, remedy: "sign a new one: jobs certs sign" };
+  return { ...row, state: "limited", reason, remedy: "sign a new one: jobsctl certs sign" };
 }
 
 /** Examines the role by the rule that the worker uses. */

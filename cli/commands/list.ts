@@ -11,7 +11,7 @@ const DEFAULT_LIMIT = 100;
 /** The number of jobs that a worker returns at most in one answer. */
 const PAGE = 1000;
 
-/** `jobs list [flags]`: a job a line, newest first. */
+/** `jobsctl list [flags]`: a job a line, newest first. */
 export async function list(given: Given): Promise<number> {
   const words = given.list("state").flatMap((text) => text.split(","));
   const states = words.map((word) => parseEnum("--state", word, "STATE", State));

@@ -8,7 +8,7 @@ import type { Given } from "../line/program.ts";
 
 const TIMEOUT_MS = 30_000;
 
-/** `jobs query [flags] ID…`: all that is known of a job. */
+/** `jobsctl query [flags] ID…`: all that is known of a job. */
 export async function query(given: Given): Promise<number> {
   const json = given.text("output") === "json";
   return withClient(given, async (client) => {

@@ -5,7 +5,7 @@ import { text } from "node:stream/consumers";
 import { readFile, symlink } from "node:fs/promises";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type Host, JOBS, startHost } from "../testing/host.ts";
+import { type Host, JOBSCTL, startHost } from "../testing/host.ts";
 
 let host: Host;
 beforeAll(async () => {
@@ -15,7 +15,7 @@ afterAll(async () => {
   await host[Symbol.asyncDispose]();
 });
 
-describe("jobs run", () => {
+describe("jobsctl run", () => {
   it.each([0, 1, 2, 125, 255])("exits with the job's code %i", async (code) => {
     const ran = await host.jobs(["run", "--", "sh", "-c", `echo out; echo err >&2; exit ${code}`]);
     expect(ran).toEqual({ code, stdout: "out\n", stderr: "err\n" });
@@ -67,7 +67,7 @@ describe("jobs run", () => {
       "more open files than the host has",
       ["--rlimit", "nofile=99999999999", "--", "true"],
       125,
-      /^jobs: rlimits: nofile: 99999999999 is above \d+, (this host's fs.nr_open|the limit that this worker has, .*)\n$/,
+      /^jobsctl: rlimits: nofile: 99999999999 is above \d+, (this host's fs.nr_open|the limit that this worker has, .*)\n$/,
     ],
   ])("understands %s, or says what is right", async (_, args, code, shown) => {
     const ran = await host.jobs(["run", ...args]);
@@ -129,7 +129,7 @@ describe("jobs run", () => {
         const { code, stderr } = await running.ended;
         expect(code).toBe(128 + constants.signals[signal]);
         expect(stderr).toContain(
-          `job ${id} may still be running: jobs stream --follow ${id} shows it, jobs stop ${id}`,
+          `job ${id} may still be running: jobsctl stream --follow ${id} shows it, jobsctl stop ${id}`,
         );
       } finally {
         process.kill(host.pid, "SIGCONT");
@@ -139,10 +139,10 @@ describe("jobs run", () => {
   );
 
   it("stops the job when its output finds no room", async () => {
-    const script = `exec "$NODE" -- "$JOBS" run --label full=yes -- sh -c 'echo up; exec sleep 600' >/dev/full`;
-    const env = { ...process.env, ...host.as("writer"), NODE: process.execPath, JOBS };
+    const script = `exec "$NODE" -- "$JOBSCTL" run --label full=yes -- sh -c 'echo up; exec sleep 600' >/dev/full`;
+    const env = { ...process.env, ...host.as("writer"), NODE: process.execPath, JOBSCTL };
     const { status, stderr } = spawnSync("sh", ["-c", script], { env, encoding: "utf8" });
-    expect({ status, stderr }).toEqual({ status: 125, stderr: expect.stringMatching(/^jobs: stdout: ENOSPC/) });
+    expect({ status, stderr }).toEqual({ status: 125, stderr: expect.stringMatching(/^jobsctl: stdout: ENOSPC/) });
     const [id = ""] = (await host.jobs(["ps", "-q", "--label", "full=yes"])).stdout.split("\n");
     expect((await host.jobs(["wait", id])).stdout).toContain("stopped by writer");
   });
@@ -154,7 +154,7 @@ describe("jobs run", () => {
     });
     await running.shows("up\n");
     running.child.kill("SIGCONT");
-    expect(await running.ended).toMatchObject({ code: 125, stderr: "jobs: oops\n" });
+    expect(await running.ended).toMatchObject({ code: 125, stderr: "jobsctl: oops\n" });
     const [id = ""] = (await host.jobs(["ps", "-q", "--label", "crash=yes"])).stdout.split("\n");
     expect((await host.jobs(["wait", id])).stdout).toContain("stopped by writer");
   });
@@ -183,7 +183,7 @@ describe("jobs run", () => {
   });
 });
 
-describe("jobs stream", () => {
+describe("jobsctl stream", () => {
   it("only detaches on an interrupt", async () => {
     const id = await host.start("sh", "-c", "echo up; exec sleep 60");
     const running = host.launch(["stream", "-f", id]);
@@ -198,7 +198,7 @@ describe("the launchers in bin/", () => {
   const launcher = (name: string): string => fileURLToPath(new URL(`../../bin/${name}`, import.meta.url));
 
   it("leave signals ignored that the caller has ignored, as nohup does", async () => {
-    const script = `trap "" HUP INT QUIT; exec "${launcher("jobs")}" run -- sh -c 'echo up; sleep 0.5; echo done'`;
+    const script = `trap "" HUP INT QUIT; exec "${launcher("jobsctl")}" run -- sh -c 'echo up; sleep 0.5; echo done'`;
     const child = spawn("sh", ["-c", script], { env: { ...process.env, ...host.as("writer") } });
     const output: string[] = [];
     child.stdout.on("data", (text) => output.push(String(text)));
@@ -218,16 +218,16 @@ describe("the launchers in bin/", () => {
     expect(log).toContain('"signal":"SIGTERM"');
   });
 
-  it.each(["jobs", "jobsd"])("%s give Node nothing of the command line, and nothing of NODE_OPTIONS", (name) => {
+  it.each(["jobsctl", "jobsd"])("%s give Node nothing of the command line, and nothing of NODE_OPTIONS", (name) => {
     const env = { ...process.env, NODE_OPTIONS: "--no-such-option" };
-    const args = name === "jobs" ? ["start", "--env-file", "/none", "--", "true"] : ["--env-file=/none"];
+    const args = name === "jobsctl" ? ["start", "--env-file", "/none", "--", "true"] : ["--env-file=/none"];
     const { status, stderr } = spawnSync(launcher(name), args, { env, encoding: "utf8" });
     expect({ status, stderr }).toEqual({ status: 125, stderr: expect.stringContaining("no flag --env-file") });
   });
 
   it("let a job have the caller's NODE_OPTIONS", () => {
     const env = { ...process.env, ...host.as("writer"), NODE_OPTIONS: "--no-such-option" };
-    const { stdout } = spawnSync(launcher("jobs"), ["run", "-e", "NODE_OPTIONS", "--", "env"], {
+    const { stdout } = spawnSync(launcher("jobsctl"), ["run", "-e", "NODE_OPTIONS", "--", "env"], {
       env,
       encoding: "utf8",
     });
@@ -237,8 +237,8 @@ describe("the launchers in bin/", () => {
 
   it("find the checkout through a symlink and pass the exit code on, or say that it is not built", async () => {
     const link = `${host.dir}/link`;
-    await symlink(launcher("jobs"), link);
+    await symlink(launcher("jobsctl"), link);
     const { stderr } = spawnSync(link, ["nosuchcommand"], { cwd: "/", encoding: "utf8" });
-    expect(stderr).toMatch(/^jobs: (no command "nosuchcommand"|not built: run npm ci in \/)/);
+    expect(stderr).toMatch(/^jobsctl: (no command "nosuchcommand"|not built: run npm ci in \/)/);
   });
 });

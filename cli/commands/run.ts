@@ -28,7 +28,7 @@ const ENDING = [
 ] as const;
 
 /**
- * `jobs run [flags] -- CMD ARGS…`: starts a job, streams its output and exits as it does. The job belongs to this
+ * `jobsctl run [flags] -- CMD ARGS…`: starts a job, streams its output and exits as it does. The job belongs to this
  * program: whatever ends this program stops the job first, or it is said that the job goes on.
  */
 export async function run(given: Given): Promise<number> {
@@ -58,11 +58,11 @@ async function started(client: Client, request: StartInput): Promise<StartRespon
 const UNANSWERED: ReadonlySet<string> = new Set(["UNAVAILABLE", "CANCELLED", "DEADLINE_EXCEEDED"]);
 
 function mayHaveStarted(requestId: string): string {
-  return `the worker may have started the job: jobs start --request-id ${requestId} with the same command tells its id`;
+  return `the worker may have started the job: jobsctl start --request-id ${requestId} with the same command tells its id`;
 }
 
 function goesOn(jobId: string): string {
-  return `job ${jobId} may still be running: jobs stream --follow ${jobId} shows it, jobs stop ${jobId} stops it`;
+  return `job ${jobId} may still be running: jobsctl stream --follow ${jobId} shows it, jobsctl stop ${jobId} stops it`;
 }
 
 async function follow(client: Client, jobId: string, crashed: Promise<never>): Promise<Job> {

@@ -27,7 +27,7 @@ const TIMEOUT_MS = 60_000;
 /** A worker that restarts is away for a moment; one that is not there at all should be told of soon. */
 const FIRST_LIMIT_MS = 2_000;
 
-/** `jobs start [flags] -- CMD ARGS…`: prints the job's id. */
+/** `jobsctl start [flags] -- CMD ARGS…`: prints the job's id. */
 export async function start(given: Given): Promise<number> {
   const request = startRequest(given, environment());
   const started = await withClient(given, (client) => startJob(client, request));

@@ -7,7 +7,7 @@ beforeAll(async () => {
 });
 afterAll(() => host[Symbol.asyncDispose]());
 
-describe("jobs stats", () => {
+describe("jobsctl stats", () => {
   it("is a line a sample until the job has ended, then how it ended", async () => {
     const id = await host.start("sleep", "1000");
     const watching = host.launch(["stats", "--interval", "100ms", id], host.as("reader"));
@@ -15,7 +15,7 @@ describe("jobs stats", () => {
     await expect.poll(() => lines().length, { timeout: 20_000 }).toBeGreaterThan(3);
     await host.jobs(["stop", "--grace", "0", id]);
     const { code, stderr } = await watching.ended;
-    expect({ code, stderr }).toEqual({ code: 0, stderr: `jobs: job ${id}: stopped by writer\n` });
+    expect({ code, stderr }).toEqual({ code: 0, stderr: `jobsctl: job ${id}: stopped by writer\n` });
     const [header, ...rows] = lines();
     expect(header).toMatch(
       /^ELAPSED +CPU +THROTTLED +MEMORY +PEAK +SWAP +READ\/S +WRITE\/S +PIDS +WAITS:CPU +MEM +IO$/,
@@ -41,7 +41,7 @@ describe("jobs stats", () => {
     const id = await host.start("true");
     await host.jobs(["wait", id]);
     const { code, stdout, stderr } = await host.jobs(["stats", id]);
-    expect({ code, stderr }).toEqual({ code: 0, stderr: `jobs: job ${id}: exited with code 0\n` });
+    expect({ code, stderr }).toEqual({ code: 0, stderr: `jobsctl: job ${id}: exited with code 0\n` });
     expect(stdout.split("\n")).toHaveLength(3);
   });
 
@@ -64,7 +64,7 @@ describe("jobs stats", () => {
   });
 });
 
-describe("jobs update", () => {
+describe("jobsctl update", () => {
   it("is for something to change, of a job that has not ended, and for writers", async () => {
     const id = await host.start("sleep", "1000");
     const nothing = await host.jobs(["update", id]);
@@ -73,6 +73,10 @@ describe("jobs update", () => {
     expect(reader).toMatchObject({ code: 1, stderr: expect.stringContaining("needs the role writer") });
     await host.jobs(["stop", "--grace", "0", id]);
     const late = await host.jobs(["update", "--pids", "5", id]);
-    expect(late).toEqual({ code: 1, stdout: "", stderr: `jobs: job ${id} has ended, and has no limits to change\n` });
+    expect(late).toEqual({
+      code: 1,
+      stdout: "",
+      stderr: `jobsctl: job ${id} has ended, and has no limits to change\n`,
+    });
   });
 });

@@ -11,7 +11,7 @@ import { type Given, optional } from "../line/program.ts";
 
 const LEAST_INTERVAL_MS = 100;
 
-/** `jobs stats [flags] ID`: a line a sample until the job has ended; on a terminal one line, written again and again. */
+/** `jobsctl stats [flags] ID`: a line a sample until the job has ended; on a terminal one line, written again and again. */
 export async function stats(given: Given): Promise<number> {
   const [jobId = ""] = given.operands;
   const intervalMs = optional(given, "interval", parseDurationMs);

@@ -12,7 +12,7 @@ const DEFAULT_GRACE_MS = 10_000;
 /** After the grace period: even SIGKILL takes a moment for a large tree. */
 const MARGIN_MS = 60_000;
 
-/** `jobs stop [flags] ID…`: prints each id once nothing of the job runs any more. */
+/** `jobsctl stop [flags] ID…`: prints each id once nothing of the job runs any more. */
 export async function stop(given: Given): Promise<number> {
   const json = given.text("output") === "json";
   const signalText = given.text("signal");

@@ -9,7 +9,7 @@ import { exitBy, printBytes, printMessage, say, stdoutClosed } from "../tell/out
 import { parseCount, parseEnum, UsageError } from "../line/parse.ts";
 import type { Given } from "../line/program.ts";
 
-/** `jobs stream [flags] ID`: the job's stdout to stdout, its stderr to stderr, byte for byte. */
+/** `jobsctl stream [flags] ID`: the job's stdout to stdout, its stderr to stderr, byte for byte. */
 export async function stream(given: Given): Promise<number> {
   const [jobId = ""] = given.operands;
   const source = given.text("source");
@@ -47,7 +47,7 @@ export async function copy(client: Client, request: StreamInput, write: Write = 
   } catch (error) {
     stdoutClosed.throwIfAborted();
     if (error instanceof ClientError && error.code === "UNAVAILABLE" && next !== undefined) {
-      say(`to go on later: jobs stream --follow --offset ${next} ${request.jobId}`);
+      say(`to go on later: jobsctl stream --follow --offset ${next} ${request.jobId}`);
     }
     throw error;
   }

@@ -10,11 +10,11 @@ import { resources } from "../line/resources.ts";
 /** The worker's kernel first reclaims the memory above a lowered limit, which takes time. */
 const TIMEOUT_MS = 5 * 60_000;
 
-/** `jobs update [flags] ID`: prints the id, and tells the limits that the job then has. */
+/** `jobsctl update [flags] ID`: prints the id, and tells the limits that the job then has. */
 export async function update(given: Given): Promise<number> {
   const [jobId = ""] = given.operands;
   const asked = resources(given);
-  if (!asked) throw new UsageError("nothing to change; give a limit, as in jobs update --memory 256M ID");
+  if (!asked) throw new UsageError("nothing to change; give a limit, as in jobsctl update --memory 256M ID");
   return withClient(given, async (client) => {
     const answer = await client.update({ jobId, resources: asked }, { timeoutMs: TIMEOUT_MS });
     if (given.text("output") === "json") await printMessage("UpdateResponse", UpdateResponse.encode(answer));

@@ -7,7 +7,7 @@ import { checkJob, riding } from "../tell/outage.ts";
 import { print, printAnswers } from "../tell/output.ts";
 import type { Given } from "../line/program.ts";
 
-/** `jobs wait ID…`: until all have ended; exits with the code of the first of them that did not exit with 0. */
+/** `jobsctl wait ID…`: until all have ended; exits with the code of the first of them that did not exit with 0. */
 export async function wait(given: Given): Promise<number> {
   const json = given.text("output") === "json";
   return withClient(given, async (client) => {

@@ -37,7 +37,7 @@ async function certificateFindings(given: Given): Promise<Told[]> {
     return warnings.length > 0 ? warnings : [{ ...row, state: "enforced", meaning: cert }];
   } catch (error) {
     const reason = reasonOf(error);
-    const remedy = "jobs certs init makes one; so do jobs certs request and sign";
+    const remedy = "jobsctl certs init makes one; so do jobsctl certs request and sign";
     return [{ ...row, state: "missing", meaning: "no daemon starts", reason, remedy }];
   }
 }

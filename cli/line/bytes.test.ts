@@ -2,7 +2,7 @@ import { execFile } from "node:child_process";
 import { join } from "node:path";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type Host, JOBS, JOBSD, startHost } from "../testing/host.ts";
+import { type Host, JOBSCTL, JOBSD, startHost } from "../testing/host.ts";
 
 const run = promisify(execFile);
 /** A byte that is no UTF-8, which a shell alone can put into a word. */
@@ -16,9 +16,9 @@ afterAll(async () => {
   await host[Symbol.asyncDispose]();
 });
 
-/** Has a shell run a command line, in which $JOBS is the client; resolves to the code and the bytes that it printed. */
+/** Has a shell run a command line, in which $JOBSCTL is the client; resolves to the code and the bytes that it printed. */
 async function shell(line: string): Promise<{ code: number; stdout: string; stderr: string }> {
-  const env = { ...process.env, ...host.as("writer"), NODE: process.execPath, JOBS, JOBSD };
+  const env = { ...process.env, ...host.as("writer"), NODE: process.execPath, JOBSCTL, JOBSD };
   try {
     return { code: 0, ...(await run("sh", ["-c", line], { encoding: "latin1", env })) };
   } catch (error) {
@@ -35,36 +35,36 @@ describe("bytes that are not UTF-8", () => {
     ["a replacement character beside them", `-- printf %s "\ufffd${BYTE}"`, "\xef\xbf\xbd\xff"],
     ["the program's path", `-- "/bin/../bin/echo${BYTE}"`, ""],
   ])("reach a job in %s as they were given", async (what, line, output) => {
-    const ran = await shell(`exec "$NODE" "$JOBS" run ${Buffer.from(line).toString()}`);
+    const ran = await shell(`exec "$NODE" "$JOBSCTL" run ${Buffer.from(line).toString()}`);
     if (what === "the program's path")
       expect(ran).toMatchObject({ code: 127, stderr: expect.stringContaining("echo") });
     else expect(ran).toMatchObject({ code: 0, stdout: expect.stringContaining(output) });
   });
 
   it("reach a job in a variable that the client's environment has", async () => {
-    const ran = await shell(`V="x${BYTE}" exec "$NODE" "$JOBS" run --env V -- sh -c 'printf %s "$V"'`);
+    const ran = await shell(`V="x${BYTE}" exec "$NODE" "$JOBSCTL" run --env V -- sh -c 'printf %s "$V"'`);
     expect(ran).toEqual({ code: 0, stdout: "x\xff", stderr: "" });
   });
 
   it("reach a job in its directory's name, and are told in text and in JSON", async () => {
     const made = `d="${host.dir}/d${BYTE}"; mkdir -p "$d"; chmod 755 "$d"`;
     const ran = await shell(
-      `${made}; "$NODE" "$JOBS" run --cwd "$d" --label of=bytes -- sh -c 'pwd; : "$0"' "${BYTE}'"`,
+      `${made}; "$NODE" "$JOBSCTL" run --cwd "$d" --label of=bytes -- sh -c 'pwd; : "$0"' "${BYTE}'"`,
     );
     expect(ran).toMatchObject({ code: 0, stdout: `${join(host.dir, "d\xff")}\n` });
-    const listed = await shell(`"$NODE" "$JOBS" list --label of=bytes`);
+    const listed = await shell(`"$NODE" "$JOBSCTL" list --label of=bytes`);
     expect(listed.stdout).toContain("$'\\xff\\''");
-    const queried = await shell(`"$NODE" "$JOBS" list --label of=bytes -o json`);
+    const queried = await shell(`"$NODE" "$JOBSCTL" list --label of=bytes -o json`);
     const [job] = (JSON.parse(queried.stdout) as { jobs: Record<string, string>[] }).jobs;
     expect(job?.["args"]).toEqual(["-c", 'pwd; : "$0"', "\\xff'"]);
     expect(Buffer.from(job?.["cwdBytes"] ?? "", "base64").toString("latin1")).toBe(join(host.dir, "d\xff"));
   });
 
   it.each([
-    ["a label", `"$JOBS" run --label "a=${BYTE}" -- true`, "--label"],
-    ["a user", `"$JOBS" run --user "${BYTE}" -- true`, "--user"],
-    ["an id", `"$JOBS" query "${BYTE}"`, "query"],
-    ["a setting of the client", `"$JOBS" list`, "JOBS_CERT", `JOBS_CERT="${BYTE}" `],
+    ["a label", `"$JOBSCTL" run --label "a=${BYTE}" -- true`, "--label"],
+    ["a user", `"$JOBSCTL" run --user "${BYTE}" -- true`, "--user"],
+    ["an id", `"$JOBSCTL" query "${BYTE}"`, "query"],
+    ["a setting of the client", `"$JOBSCTL" list`, "JOBS_CERT", `JOBS_CERT="${BYTE}" `],
     ["a flag of the daemon", `"$JOBSD" --state "/tmp/${BYTE}"`, "--state"],
     ["a setting of the daemon", `"$JOBSD" --check`, "JOBSD_CGROUP", `JOBSD_CGROUP="${BYTE}" `],
   ])("are refused in %s, which is named", async (_, line, name, before = "") => {

@@ -35,7 +35,7 @@ const commands: readonly Command[] = [
   },
 ];
 const program: Program = {
-  name: "jobs",
+  name: "jobsctl",
   version: "1.2.3",
   flags: [{ name: "server", value: "HOST:PORT", about: "where" }],
   commands,
@@ -101,7 +101,7 @@ describe("a command line", () => {
 
   it("has operands behind -- where no job's command stands there", () => {
     expect(given("stop", "--now", "--", "-x", "--help", "--").operands).toEqual(["-x", "--help", "--"]);
-    expect(complaint("stream", "a", "--", "b")).toMatch(/^jobs stream takes no "b"$/);
+    expect(complaint("stream", "a", "--", "b")).toMatch(/^jobsctl stream takes no "b"$/);
   });
 
   it("means the same whichever way its flags are written, and in whichever order with its operands", () => {
@@ -179,16 +179,20 @@ describe("a command line", () => {
     [
       "an unknown flag of the job, with where it goes",
       ["start", "ls", "-la"],
-      /^no flag -l; .* jobs start \[flags\] -- CMD ARGS/,
+      /^no flag -l; .* jobsctl start \[flags\] -- CMD ARGS/,
     ],
-    ["a command without --", ["start", "ls", "x"], /^jobs start takes no "ls"; .*: jobs start \[flags\] -- ls x$/],
+    [
+      "a command without --",
+      ["start", "ls", "x"],
+      /^jobsctl start takes no "ls"; .*: jobsctl start \[flags\] -- ls x$/,
+    ],
     ["an unknown command, with the nearest", ["strt"], /^no command "strt", did you mean start\?/],
     ["half an alias", ["en"], /did you mean end\?/],
     ["an unknown command of two words", ["certs", "sing"], /^no command "certs sing", did you mean certs sign\?/],
     ["no command", [], /^no command: start, stop/],
     ["no command after flags", ["--server", "h:1"], /^no command: start/],
-    ["a missing operand", ["stop"], /^no <id...>; give jobs stop <id...>$/],
-    ["an operand too many", ["stream", "a", "b"], /^jobs stream takes no "b"$/],
+    ["a missing operand", ["stop"], /^no <id...>; give jobsctl stop <id...>$/],
+    ["an operand too many", ["stream", "a", "b"], /^jobsctl stream takes no "b"$/],
     ["a value that is missing at the end", ["start", "--memory"], /^--memory needs a value: --memory=SIZE/],
     ["a value that looks like a flag", ["start", "--memory", "-1"], /^--memory needs a value/],
     ["a value that is empty", ["stop", "--server=", "a"], /^--server needs a value/],
@@ -222,7 +226,7 @@ describe("a command line", () => {
   ])("asks for help with %s, which is on stdout", (...argv) => {
     const log = vi.spyOn(console, "log").mockReturnValue(undefined);
     expect(parse(program, argv)).toBeUndefined();
-    const right = argv[0] === "--version" ? "jobs, 1.2.3" : expect.stringContaining("Usage");
+    const right = argv[0] === "--version" ? "jobsctl, 1.2.3" : expect.stringContaining("Usage");
     expect(log.mock.calls).toEqual([[right]]);
     log.mockRestore();
   });

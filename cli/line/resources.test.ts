@@ -108,7 +108,7 @@ describe("the flags of limits", () => {
   });
 });
 
-describe("jobs start --resources", () => {
+describe("jobsctl start --resources", () => {
   it("takes a file, and says what in it this host does not keep", async () => {
     await writeFile(file, '{ "memory": { "swappiness": 60 } }');
     expect(await host.jobs(["start", "--resources", file, "--", "true"])).toMatchObject({

@@ -85,7 +85,7 @@ describe("through a daemon that is killed and comes back", () => {
     await open(3);
     for (const each of [running, streaming, waiting]) {
       const { stderr } = await each.ended;
-      expect(stderr).toMatch(/^(jobs: connection lost .*\njobs: connected again.*\n){2}$/);
+      expect(stderr).toMatch(/^(jobsctl: connection lost .*\njobsctl: connected again.*\n){2}$/);
     }
     expect(await running.ended).toMatchObject({ code: 7, stdout: "up\n1\n2\n3\n" });
     expect(await streaming.ended).toMatchObject({ code: 0, stdout: "up\n1\n2\n3\n" });
@@ -136,7 +136,7 @@ describe("through a daemon that is killed and comes back", () => {
     await boot();
     expect(await streaming.ended).toMatchObject({ code: 0, stdout: "up\n1\n2\n3\n" });
     expect(streaming.output.stderr).toMatch(
-      /^jobs: connection lost .*\njobs: connected again, going on at offset 3\n$/,
+      /^jobsctl: connection lost .*\njobsctl: connected again, going on at offset 3\n$/,
     );
   });
 
@@ -168,7 +168,7 @@ it.each([
 ])("a worker that is not there is no outage for %s", async (...args) => {
   const { code, stderr } = await host.jobs(args, { JOBS_SERVER: "127.0.0.1:1" });
   expect([1, 125]).toContain(code);
-  expect(stderr).toMatch(/^jobs: no connection: /);
+  expect(stderr).toMatch(/^jobsctl: no connection: /);
 });
 
 describe("what is no outage is told at once, in the worker's words:", () => {
@@ -193,7 +193,7 @@ describe("what is no outage is told at once, in the worker's words:", () => {
     const streamed = await own.jobs(["stream", "--follow", archived]);
     await rename(away, archive);
     expect(streamed).toMatchObject({ code: 1, stdout: "" });
-    expect(streamed.stderr).toMatch(/^jobs: the archive does not give .*\n$/);
+    expect(streamed.stderr).toMatch(/^jobsctl: the archive does not give .*\n$/);
     expect(await own.jobs(["stream", archived])).toMatchObject({ code: 0, stdout: "kept\n" });
   });
 
@@ -210,7 +210,7 @@ describe("what is no outage is told at once, in the worker's words:", () => {
     await without.ended;
     await boot();
     expect(streamed).toMatchObject({ code: 1, stdout: "" });
-    expect(streamed.stderr).toMatch(/^jobs: .* is in an archive, which this daemon is not told of \(--archive\)\n$/);
+    expect(streamed.stderr).toMatch(/^jobsctl: .* is in an archive, which this daemon is not told of \(--archive\)\n$/);
   });
 
   it("a job's record that is damaged", async () => {
@@ -248,7 +248,7 @@ describe("what is no outage is told at once, in the worker's words:", () => {
     ] as const) {
       const ran = await own.jobs([command, archived]);
       expect(ran).toMatchObject({ code, stdout: "" });
-      expect(ran.stderr).toMatch(/^jobs: the journal .* is damaged .*jobsd --recover.*\n$/);
+      expect(ran.stderr).toMatch(/^jobsctl: the journal .* is damaged .*jobsd --recover.*\n$/);
     }
   });
 });

@@ -186,7 +186,7 @@ describe("a session", () => {
     const id = await host.start("true");
     const asked = await host.jobs(["query", "nope", id, "neither"]);
     expect(asked).toMatchObject({ code: 1, stdout: expect.stringMatching(new RegExp(`^id: +${id}$`, "m")) });
-    expect(asked.stderr).toMatch(/^jobs: .*nope.*\njobs: .*neither.*\n$/);
+    expect(asked.stderr).toMatch(/^jobsctl: .*nope.*\njobsctl: .*neither.*\n$/);
   });
 
   it.each(["nosuchjob", "../../etc/passwd"])("knows no job %s", async (id) => {

@@ -18,7 +18,7 @@ async function ended(flags: readonly string[], script: string): Promise<string> 
   return stdout.trim();
 }
 
-/** What `jobs query` says, once it has a line. */
+/** What `jobsctl query` says, once it has a line. */
 async function queried(id: string, line: RegExp): Promise<string> {
   for (;;) {
     const { stdout } = await host.jobs(["query", id]);

@@ -35,7 +35,7 @@ describe("certificates that openssl alone has made, as docs/certificates.md says
 
   function jobs(role: string, args: readonly string[], env: NodeJS.ProcessEnv = {}): Promise<Ran> {
     const tls = { JOBS_CA: file("ca.crt"), JOBS_CERT: file(`${role}.crt`), JOBS_KEY: file(`${role}.key`) };
-    return launch("jobs", args, { JOBS_SERVER: server, ...tls, ...env }).ended;
+    return launch("jobsctl", args, { JOBS_SERVER: server, ...tls, ...env }).ended;
   }
 
   it("start a job, by its address and by its name", async () => {

@@ -34,7 +34,7 @@ describe("a connection that fails says why, and what to do", () => {
     const { code, stdout, stderr } = await host.jobs(["list"], { JOBS_SERVER: "127.0.0.1:1" });
     expect({ code, stdout }).toEqual({ code: 1, stdout: "" });
     expect(stderr).toMatch(
-      /^jobs: no connection: nobody listens at 127\.0\.0\.1:1\n {2}check the address, and that jobsd runs/,
+      /^jobsctl: no connection: nobody listens at 127\.0\.0\.1:1\n {2}check the address, and that jobsd runs/,
     );
     expect(stderr).toContain("with server 127.0.0.1:1, ca ");
     expect(await host.jobs(["run", "--", "true"], { JOBS_SERVER: "127.0.0.1:1" })).toMatchObject({ code: 125 });
@@ -60,7 +60,7 @@ describe("a connection that fails says why, and what to do", () => {
     const { code, stderr } = await host.jobs(["list"], other);
     expect(code).toBe(1);
     expect(stderr).toMatch(
-      /your certificate \(CN=writer\) is signed by another CA of the same name, .*\n.*jobs certs sign/,
+      /your certificate \(CN=writer\) is signed by another CA of the same name, .*\n.*jobsctl certs sign/,
     );
   });
 
@@ -89,20 +89,20 @@ describe("a connection that fails says why, and what to do", () => {
     const { code, stderr } = await host.jobs(["list"], { JOBS_KEY: key, JOBS_SERVER: "127.0.0.1:1" });
     expect({ code, stderr }).toEqual({
       code: 1,
-      stderr: `jobs: ${key}: others can read this private key (mode 0644): chmod 600 ${key}\n`,
+      stderr: `jobsctl: ${key}: others can read this private key (mode 0644): chmod 600 ${key}\n`,
     });
   });
 
   it("when a file is missing", async () => {
     const { stderr } = await host.jobs(["list"], { JOBS_CA: "/nonexistent/ca.crt" });
-    expect(stderr).toBe("jobs: /nonexistent/ca.crt: no such file or directory\n");
+    expect(stderr).toBe("jobsctl: /nonexistent/ca.crt: no such file or directory\n");
   });
 
   it("when the address is none", async () => {
     const { code, stderr } = await host.jobs(["list"], { JOBS_SERVER: "localhost" });
     expect({ code, stderr }).toEqual({
       code: 125,
-      stderr: expect.stringMatching(/^jobs: server: "localhost" is not an address/),
+      stderr: expect.stringMatching(/^jobsctl: server: "localhost" is not an address/),
     });
   });
 });

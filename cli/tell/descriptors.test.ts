@@ -4,7 +4,7 @@ import { constants, existsSync, readFileSync } from "node:fs";
 import { writeFile } from "node:fs/promises";
 import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type Host, JOBS, JOBSD, startHost } from "../testing/host.ts";
+import { type Host, JOBSCTL, JOBSD, startHost } from "../testing/host.ts";
 
 const run = promisify(execFile);
 
@@ -15,7 +15,16 @@ beforeAll(async () => {
   host = await startHost();
   id = await host.start("sh", "-c", "echo up; exec sleep 600");
   const daemon = { JOBSD_LISTEN: "127.0.0.1:0", JOBSD_STATE: `${host.dir}/other`, ...host.certificates };
-  env = { ...process.env, ...host.as("writer"), ...daemon, NODE: process.execPath, JOBS, JOBSD, ID: id, DIR: host.dir };
+  env = {
+    ...process.env,
+    ...host.as("writer"),
+    ...daemon,
+    NODE: process.execPath,
+    JOBSCTL,
+    JOBSD,
+    ID: id,
+    DIR: host.dir,
+  };
 });
 afterAll(async () => {
   await host[Symbol.asyncDispose]();
@@ -23,9 +32,9 @@ afterAll(async () => {
 
 describe("a descriptor that the caller shares with other programs stays as it was", () => {
   const programs = [
-    ["jobs stream", `"$NODE" -- "$JOBS" stream --follow "$ID"`],
-    ["jobs stats", `"$NODE" -- "$JOBS" stats "$ID"`],
-    ["jobs run", `"$NODE" -- "$JOBS" run -- sh -c "echo up; exec sleep 600"`],
+    ["jobsctl stream", `"$NODE" -- "$JOBSCTL" stream --follow "$ID"`],
+    ["jobsctl stats", `"$NODE" -- "$JOBSCTL" stats "$ID"`],
+    ["jobsctl run", `"$NODE" -- "$JOBSCTL" run -- sh -c "echo up; exec sleep 600"`],
     ["jobsd", `"$NODE" -- "$JOBSD"`],
   ] as const;
   const pipes = programs.map(([name, line]) => [name, "pipe", line, "2>&1 | cat"] as const);
@@ -44,13 +53,13 @@ describe("a descriptor that the caller shares with other programs stays as it wa
   });
 
   it("so that they can write to it while its reader waits", async () => {
-    const script = `( "$NODE" -- "$JOBS" stream --follow "$ID" & seq 1 300000; echo $? >"$DIR/seq"; kill $! ) | (sleep 2; tail -n 1)`;
+    const script = `( "$NODE" -- "$JOBSCTL" stream --follow "$ID" & seq 1 300000; echo $? >"$DIR/seq"; kill $! ) | (sleep 2; tail -n 1)`;
     expect((await run("sh", ["-c", script], { env })).stdout).toBe("300000\n");
     expect(readFileSync(`${host.dir}/seq`, "utf8")).toBe("0\n");
   });
 
   it("and what is written to one file by way of two stays in order", async () => {
-    const script = `"$NODE" -- "$JOBS" stream "$1" >"$DIR/both" 2>&1`;
+    const script = `"$NODE" -- "$JOBSCTL" stream "$1" >"$DIR/both" 2>&1`;
     const job = await host.start("sh", "-c", "for i in 1 2 3 4 5 6; do echo $i; echo $i >&2; sleep 0.02; done");
     await host.jobs(["wait", job]);
     await run("sh", ["-c", script, "sh", job], { env });
@@ -60,14 +69,14 @@ describe("a descriptor that the caller shares with other programs stays as it wa
 
 describe("stdout that takes no more", () => {
   it.each(["list", "query", "stream"])("ends jobs %s with what is wrong", async (command) => {
-    const script = `"$NODE" -- "$JOBS" ${command} ${command === "list" ? "" : `"$ID"`} >/dev/full`;
+    const script = `"$NODE" -- "$JOBSCTL" ${command} ${command === "list" ? "" : `"$ID"`} >/dev/full`;
     const full = run("sh", ["-c", script], { env });
-    await expect(full).rejects.toMatchObject({ code: 1, stderr: expect.stringMatching(/^jobs: stdout: ENOSPC/) });
+    await expect(full).rejects.toMatchObject({ code: 1, stderr: expect.stringMatching(/^jobsctl: stdout: ENOSPC/) });
   });
 
   it.each(["list", "--help", "query"])("ends jobs %s quietly, where its reader has gone", async (command) => {
     const status = `${host.dir}/status-${command}`;
-    const script = `{ sleep 0.5; "$NODE" -- "$JOBS" ${command} ${command === "query" ? '"$ID"' : ""}; echo $? >"${status}"; } | true`;
+    const script = `{ sleep 0.5; "$NODE" -- "$JOBSCTL" ${command} ${command === "query" ? '"$ID"' : ""}; echo $? >"${status}"; } | true`;
     const { stderr } = await run("sh", ["-c", script], { env });
     for (let tries = 0; !existsSync(status) && tries < 100; tries++) await new Promise((next) => setTimeout(next, 100));
     expect({ stderr, status: readFileSync(status, "utf8") }).toEqual({ stderr: "", status: "141\n" });
@@ -78,7 +87,7 @@ it("the help, which is to be there at once, loads neither sockets nor terminals 
   const telling = `process.on("exit", () => require("node:fs").writeFileSync(process.env.LOADED, process.moduleLoadList.join("\\n")))`;
   const loaded = `${host.dir}/loaded`;
   await writeFile(`${host.dir}/telling.cjs`, telling);
-  const script = `"$NODE" --require "$DIR/telling.cjs" -- "$JOBS" --help >/dev/null`;
+  const script = `"$NODE" --require "$DIR/telling.cjs" -- "$JOBSCTL" --help >/dev/null`;
   await run("sh", ["-c", script], { env: { ...env, LOADED: loaded } });
   const modules = readFileSync(loaded, "utf8").split("\n");
   expect(modules).toContain("NativeModule fs");

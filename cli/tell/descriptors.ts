@@ -67,7 +67,7 @@ function atOnce(fd: number): Writable {
   });
 }
 
-/** Loads node:net only where it is needed: it is a fifth of what `jobs --help` adds to an empty Node. */
+/** Loads node:net only where it is needed: it is a fifth of what `jobsctl --help` adds to an empty Node. */
 function socketOf(fd: number): Socket {
   const { Socket } = process.getBuiltinModule("node:net");
   return new Socket({ fd, readable: false, writable: true });

@@ -52,7 +52,7 @@ export function exitCodeOfError(error: unknown, command: string): number {
   return error.facts["errno"] === "ENOENT" ? EXIT.notFound : EXIT.notExecutable;
 }
 
-/** Whoever read stdout has gone, as in `jobs stream ID | head`. */
+/** Whoever read stdout has gone, as in `jobsctl stream ID | head`. */
 export class ClosedPipe extends Error {
   override readonly name = "ClosedPipe";
 }

@@ -77,7 +77,7 @@ export async function printJson(value: unknown, { compact = false } = {}): Promi
 
 /** Tells a person something on stderr; `more` stands in lines of its own below it. */
 export function say(message: string, more: readonly string[] = []): void {
-  sayAs("jobs", message, more);
+  sayAs("jobsctl", message, more);
 }
 
 /** Does the same as say(), for another program. */
@@ -87,7 +87,7 @@ export function sayAs(program: string, message: string, more: readonly string[] 
 }
 
 /** Tells an error; nothing when stdout's reader has gone. */
-export function sayError(error: unknown, program = "jobs"): void {
+export function sayError(error: unknown, program = "jobsctl"): void {
   if (error instanceof ClosedPipe) return;
   const more = error instanceof Error && "more" in error && Array.isArray(error.more) ? error.more.map(String) : [];
   sayAs(program, reasonOf(error), more);

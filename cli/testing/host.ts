@@ -14,10 +14,10 @@ const CACHE = join(ROOT, "node_modules/.cache/jobs-tests");
 /**
  * The built programs. They are built anew where a source has changed since; test files run at once, and one of them builds.
  */
-export const [JOBS, JOBSD] = [join(ROOT, "dist/jobs.js"), join(ROOT, "dist/jobsd.js")];
+export const [JOBSCTL, JOBSD] = [join(ROOT, "dist/jobsctl.js"), join(ROOT, "dist/jobsd.js")];
 const BUNDLE = `[ -e "$0" ] && [ -z "$(find cli src certs proto/generated package.json rolldown.config.ts -newer "$0" -name '*.*s*' ! -name '*.test.ts' -print -quit)" ] ||
   "$1" node_modules/rolldown/bin/cli.mjs --config rolldown.config.ts`;
-execFileSync("flock", [ROOT, "sh", "-c", BUNDLE, JOBS, process.execPath], {
+execFileSync("flock", [ROOT, "sh", "-c", BUNDLE, JOBSCTL, process.execPath], {
   cwd: ROOT,
   stdio: ["ignore", "ignore", "inherit"],
 });
@@ -51,13 +51,13 @@ interface LaunchOptions {
 
 /** Runs one of the programs. */
 export function launch(
-  program: "jobs" | "jobsd",
+  program: "jobsctl" | "jobsd",
   args: readonly string[],
   env: NodeJS.ProcessEnv = {},
   { stdout, stderr, cwd }: LaunchOptions = {},
 ): Running {
   const opened = [stdout, stderr].map((path) => (path === undefined ? "pipe" : openSync(path, "a")));
-  const child = spawn(process.execPath, ["--", program === "jobs" ? JOBS : JOBSD, ...args], {
+  const child = spawn(process.execPath, ["--", program === "jobsctl" ? JOBSCTL : JOBSD, ...args], {
     env: { PATH: process.env["PATH"], HOME: "/nonexistent", NODE_COMPILE_CACHE: CACHE, ...env },
     stdio: ["pipe", ...opened],
     cwd,
@@ -102,7 +102,7 @@ export interface Host extends AsyncDisposable {
   readonly certificates: NodeJS.ProcessEnv;
   /** The environment of a client with a role. */
   as(role: "reader" | "writer"): NodeJS.ProcessEnv;
-  /** Runs `jobs` as the writer. */
+  /** Runs `jobsctl` as the writer. */
   jobs(args: readonly string[], env?: NodeJS.ProcessEnv): Promise<Ran>;
   launch(args: readonly string[], env?: NodeJS.ProcessEnv): Running;
   /** Starts a job and returns its id. */
@@ -167,7 +167,7 @@ export async function startHost(
       daemon = await boot(server);
     };
   };
-  const launchAsWriter: Host["launch"] = (args, own = {}) => launch("jobs", args, { ...as("writer"), ...own });
+  const launchAsWriter: Host["launch"] = (args, own = {}) => launch("jobsctl", args, { ...as("writer"), ...own });
   const jobs: Jobs = (args, own) => launchAsWriter(args, own).ended;
   return {
     dir,

@@ -3,7 +3,7 @@ import { createHash } from "node:crypto";
 import { once } from "node:events";
 import { fileURLToPath } from "node:url";
 
-const JOBS = fileURLToPath(new URL("../../bin/jobs", import.meta.url));
+const JOBSCTL = fileURLToPath(new URL("../../bin/jobsctl", import.meta.url));
 
 /** How a program ended and what it wrote, a character a byte. */
 export interface Ran {
@@ -24,9 +24,9 @@ export interface Running {
   received(): number;
 }
 
-/** Runs bin/jobs with no other environment than `env`, for as long as `limitMs`: what hangs is killed. */
+/** Runs bin/jobsctl with no other environment than `env`, for as long as `limitMs`: what hangs is killed. */
 export function launch(env: NodeJS.ProcessEnv, args: readonly string[], limitMs: number): Running {
-  const child = spawn(JOBS, args, {
+  const child = spawn(JOBSCTL, args, {
     env: { PATH: process.env["PATH"], HOME: "/nonexistent", ...env },
     stdio: ["ignore", "pipe", "pipe"],
     timeout: limitMs,

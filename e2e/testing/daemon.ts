@@ -32,10 +32,10 @@ export interface DaemonOptions {
 export interface Daemon extends AsyncDisposable {
   readonly server: string;
   readonly certificates: Certificates;
-  /** Runs `jobs` with the certificate of a party. */
+  /** Runs `jobsctl` with the certificate of a party. */
   jobs(party: string, ...args: readonly string[]): Promise<Ran>;
   launch(party: string, ...args: readonly string[]): Running;
-  /** `jobs start` as the writer: flags, "--", the command. Returns the job's id; throws what `jobs` said. */
+  /** `jobsctl start` as the writer: flags, "--", the command. Returns the job's id; throws what `jobsctl` said. */
   start(...args: readonly string[]): Promise<string>;
   query(id: string): Promise<Query>;
   /** Runs a command as root in the container and returns its stdout; throws when it fails. */
@@ -91,12 +91,12 @@ export async function startDaemon(options: DaemonOptions = {}): Promise<Daemon> 
     launch: (party, ...args) => start(party, args, FOLLOW_MS),
     async start(...args) {
       const { code, stdout, stderr } = await jobs("writer", "start", ...args);
-      if (code !== 0) throw new Error(`jobs start ${args.join(" ")}: ${stderr}`);
+      if (code !== 0) throw new Error(`jobsctl start ${args.join(" ")}: ${stderr}`);
       return stdout.trim();
     },
     async query(id) {
       const { code, stdout, stderr } = await jobs("reader", "query", "--output", "json", id);
-      if (code !== 0) throw new Error(`jobs query ${id}: ${stderr}`);
+      if (code !== 0) throw new Error(`jobsctl query ${id}: ${stderr}`);
       return JSON.parse(stdout);
     },
     inside,

@@ -54,22 +54,22 @@ const REASONS: Readonly<Record<FaultKind, CertificateReason>> = {
 const REMEDIES: Readonly<Record<CertificateReason, { readonly server: string; readonly own: string }>> = {
   expired: {
     server: "the worker needs a new certificate, or its CA does; or check this machine's clock",
-    own: "sign a new certificate (jobs certs sign); where a CA's has expired, that has to be renewed before",
+    own: "sign a new certificate (jobsctl certs sign); where a CA's has expired, that has to be renewed before",
   },
   "not-yet-valid": { server: "check this machine's clock", own: "check this machine's clock" },
   weak: {
     server: "the worker needs a certificate with RSA of 2048 bits or more and SHA-256",
-    own: "sign a new certificate with RSA of 2048 bits or more and SHA-256: jobs certs request, jobs certs sign",
+    own: "sign a new certificate with RSA of 2048 bits or more and SHA-256: jobsctl certs request, jobsctl certs sign",
   },
   purpose: {
-    server: "the worker needs a certificate for servers: jobs certs sign --role worker",
+    server: "the worker needs a certificate for servers: jobsctl certs sign --role worker",
     own: "give a reader's or writer's certificate, not a worker's",
   },
   chain: { server: "the worker's chain has to be signed anew", own: "your chain has to be signed anew" },
   untrusted: {
     server:
       "give the certificate of the CA that signed the worker's; an intermediate CA's belongs behind the worker's own",
-    own: "give a certificate that this CA signed (jobs certs sign), with its intermediate CA's behind it",
+    own: "give a certificate that this CA signed (jobsctl certs sign), with its intermediate CA's behind it",
   },
 };
 /** The fault that each error code of OpenSSL stands for. */

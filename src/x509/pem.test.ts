@@ -161,7 +161,7 @@ describe("files that openssl has made", unless(withoutOpenssl), () => {
       ["a key for a certificate", { cert: "leaf.key" }, "leaf.key: holds PRIVATE KEY (line 1), no certificate"],
       ["a certificate for a key", { key: "root.crt" }, "root.crt: holds CERTIFICATE (line 1), no private key"],
       ["a public key", { key: "public.key" }, "public.key: holds PUBLIC KEY (line 1), no private key"],
-      ["a request", { cert: "leaf.csr" }, "has to be signed first: jobs certs sign"],
+      ["a request", { cert: "leaf.csr" }, "has to be signed first: jobsctl certs sign"],
       ["UTF-16", { ca: "utf16.crt" }, "utf16.crt: is UTF-16; save it as plain text"],
       ["PEM without its end", { ca: "unended.crt" }, "unended.crt:1: the CERTIFICATE that begins here has no -----END"],
       ["a wrong character", { ca: "typo.crt" }, "typo.crt:3: is not base64, in the CERTIFICATE of line 1"],

@@ -100,7 +100,7 @@ export function certificatesIn(contents: string | Uint8Array, from: string): rea
     .map((block) => parsed(block.der, `${from}:${block.line}`, `${from}:${block.line}: the certificate is damaged`));
   if (first) return [first, ...more];
   const request = blocks.some(({ label }) => label.endsWith("CERTIFICATE REQUEST"));
-  const signing = request ? " (a request has to be signed first: jobs certs sign)" : "";
+  const signing = request ? " (a request has to be signed first: jobsctl certs sign)" : "";
   throw wrongKind(contents, blocks, from, "no certificate", `${wanted}${signing}`);
 }
 

@@ -101,7 +101,7 @@ const startFlags: readonly Flag[] = [
 const commands: readonly Command[] = [
   {
     name: "start",
-    about: ["Starts a job and prints its id: jobs start [options] -- CMD ARGS..."],
+    about: ["Starts a job and prints its id: jobsctl start [options] -- CMD ARGS..."],
     takesCommand: true,
     flags: [...startFlags, output],
     examples: ["start --memory 256M --time-limit 10m -- make all"],
@@ -110,9 +110,9 @@ const commands: readonly Command[] = [
   {
     name: "run",
     about: [
-      "Starts a job, streams its output, exits with its code: jobs run [options] -- CMD ARGS...",
+      "Starts a job, streams its output, exits with its code: jobsctl run [options] -- CMD ARGS...",
       "Ctrl-C stops the job, a second one kills it.",
-      "Exits with 128+N for signal N, 124 when timed out, 125 when jobs failed, 126/127 when CMD cannot run/be found.",
+      "Exits with 128+N for signal N, 124 when timed out, 125 when jobsctl failed, 126/127 when CMD cannot run/be found.",
     ],
     takesCommand: true,
     flags: startFlags,
@@ -250,7 +250,7 @@ function certs(verb: string, operands: string | undefined, about: string, flags:
   };
 }
 
-const program: Program = { name: "jobs", version: manifest.version, flags: connectionFlags, commands };
+const program: Program = { name: "jobsctl", version: manifest.version, flags: connectionFlags, commands };
 
 replaceNodes();
 keepIgnored();
