@@ -6,6 +6,7 @@ import { docker } from "../engine/docker.ts";
 import { openEngine } from "../engine/engine.ts";
 import { openPlace } from "../engine/place.ts";
 import { CommandError, run } from "../engine/process.ts";
+import { type Verdict, verdictOf } from "./verdict.ts";
 
 // Breaks one promise after another in a copy of the checkout, and sees whether the suite that guards it fails.
 
@@ -28,23 +29,6 @@ interface Sabotage {
 interface Engine {
   readonly host: string;
   readonly image: string;
-}
-
-interface Verdict {
-  readonly noticed: boolean;
-  /** The test that failed, or why nothing was learnt. */
-  readonly by: string;
-}
-
-/** What vitest's JSON reporter writes, as far as it is looked at. */
-interface Report {
-  readonly testResults: readonly { readonly message: string; readonly assertionResults: readonly TestResult[] }[];
-}
-
-interface TestResult {
-  readonly fullName: string;
-  readonly status: string;
-  readonly failureMessages: readonly string[];
 }
 
 const interrupted = new AbortController();
@@ -150,7 +134,6 @@ async function derive(tag: string, copy: string, { host, image }: Engine): Promi
   await rm(context, { recursive: true });
 }
 
-/** Noticed is only what an assertion failed for: that a container did not start, or a file did not load, proves nothing. */
 async function judge(
   file: string,
   tests: string,
@@ -187,26 +170,4 @@ async function judgeFaults(complaint: string, copy: string): Promise<Verdict> {
     if (told === undefined) return { noticed: false, by: `could not be run: ${error.message}` };
     return { noticed: new RegExp(complaint).test(told), by: told };
   }
-}
-
-function verdictOf({ testResults }: Report, tests: string): Verdict {
-  const all = testResults.flatMap(({ assertionResults }) => assertionResults);
-  const failures = all.filter(({ status }) => status === "failed");
-  for (const { fullName, failureMessages } of failures) {
-    // expect.poll tells its last failure as a plain Error.
-    const assertion = failureMessages.find((text) => /^(AssertionError|Error: expected )/.test(text));
-    if (assertion) return { noticed: true, by: `${fullName}: ${firstLine(assertion)}` };
-  }
-  const messages = [
-    ...failures.flatMap(({ failureMessages }) => failureMessages),
-    ...testResults.map((one) => one.message),
-  ];
-  const why = messages.find((message) => message !== "");
-  if (why !== undefined) return { noticed: false, by: `failed by no assertion: ${firstLine(why)}` };
-  const passed = all.filter(({ status }) => status === "passed").length;
-  return { noticed: false, by: passed > 0 ? "all passed" : `no test is named ${JSON.stringify(tests)}` };
-}
-
-function firstLine(text: string): string {
-  return text.split("\n")[0] ?? "";
 }
