@@ -23,7 +23,7 @@ import { lockedBy } from "./lock.ts";
 const MAGIC = "SQLite format 3\0";
 const HEADER_BYTES = 100;
 /** "jobs": what file(1) and others know our databases by (sqlite.org/fileformat2.html, "Application ID"). */
-export const APPLICATION_ID = 0x6a6f6273;
+const APPLICATION_ID = 0x6a6f6273;
 /** Above it a whole check takes longer than a start may wait for it. */
 const MOST_CHECKED_BYTES = 64 * 1024 * 1024;
 
@@ -156,6 +156,19 @@ function number(database: DatabaseSync, pragma: string): number {
   return Number(database.prepare(`PRAGMA ${pragma}`).get()?.[pragma]);
 }
 
+/**
+ * Returns the version that is noted in the table `meta`, as text; undefined when there is none. It tells a journal whose
+ * header is damaged from one of a newer version, and from another program's database.
+ */
+function notedVersion(database: DatabaseSync): string | undefined {
+  try {
+    return database.prepare("SELECT value FROM meta WHERE key = 'version'").get()?.["value"]?.toString();
+  } catch (error) {
+    if (/no such (table|column)/.test(reasonOf(error))) return undefined;
+    throw error;
+  }
+}
+
 function checkContent(
   path: string,
   database: DatabaseSync,
@@ -164,14 +177,18 @@ function checkContent(
 ): void {
   const written = number(database, "user_version");
   const application = number(database, "application_id");
-  const tables = database
-    .prepare("SELECT name FROM sqlite_master WHERE type = 'table'")
-    .all()
-    .map((row) => row["name"]);
-  if (application !== 0 && application !== APPLICATION_ID) throw foreign(path, "is another program's database");
-  if (written === 0 && tables.length === 0) return;
-  if (written === 0 || !tables.includes("jobs") || !tables.includes("meta"))
+  const noted = notedVersion(database);
+  if (noted === undefined) {
+    const tables = database
+      .prepare("SELECT name FROM sqlite_master WHERE type = 'table'")
+      .all()
+      .map((row) => row["name"]);
+    if (written === 0 && application === 0 && tables.length === 0) return;
     throw foreign(path, `is another program's database (tables: ${tables.slice(0, 5).join(", ") || "none"})`);
+  }
+  if (application !== APPLICATION_ID) throw damaged(path, `is damaged (malformed: application id ${application})`);
+  if (noted !== String(written))
+    throw damaged(path, `is damaged (malformed: of version ${written} by its header, ${noted} by its table)`);
   if (written > version)
     throw new JobError(
       "unavailable",
@@ -187,10 +204,17 @@ function checkContent(
   see(database);
 }
 
-/** Makes one step whole, or none of it. */
+/** Makes one step whole, or none of it. The version is in the header, where SQLite has it, and in the table `meta`. */
 function step(database: DatabaseSync, text: string, version: number): void {
   try {
-    database.exec(`BEGIN; ${text} PRAGMA user_version = ${version}; COMMIT;`);
+    database.exec(`
+      BEGIN;
+      ${text}
+      INSERT OR REPLACE INTO meta VALUES ('version', '${version}');
+      PRAGMA application_id = ${APPLICATION_ID};
+      PRAGMA user_version = ${version};
+      COMMIT;
+    `);
   } catch (error) {
     if (database.isTransaction) database.exec("ROLLBACK");
     throw error;

@@ -1,5 +1,5 @@
 import { execFileSync } from "node:child_process";
-import { readdirSync, rmSync, statSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { describe, expect, test } from "vitest";
@@ -211,7 +211,7 @@ test("only its owner can look into the state directory", async () => {
 
 describe("a database of an earlier version", () => {
   const steps = [
-    "CREATE TABLE t (a TEXT NOT NULL);",
+    "CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL); CREATE TABLE t (a TEXT NOT NULL);",
     "ALTER TABLE t ADD COLUMN b INTEGER; UPDATE t SET b = length(a);",
     "CREATE INDEX t_b ON t (b);",
   ];
@@ -244,8 +244,29 @@ describe("a database of an earlier version", () => {
     using directory = testDirectory();
     openJournal(directory.path)[Symbol.dispose]();
     using database = new DatabaseSync(join(directory.path, "journal.db"));
-    database.exec(`PRAGMA user_version = ${VERSION + 1}`);
+    migrate(database, VERSION, [...Array<string>(VERSION).fill(""), ""]);
     database.close();
     expect(await refused(() => openJournal(directory.path))).toMatchObject({ facts: { reason: "newer" } });
   });
+});
+
+test.each([
+  ["version", 60],
+  ["application id", 68],
+])("a journal with any bit of its %s changed is damaged: neither newer nor another program's", async (_what, from) => {
+  using directory = testDirectory();
+  openJournal(directory.path)[Symbol.dispose]();
+  mkdirSync(join(directory.path, "jobs"), { recursive: true });
+  const path = join(directory.path, "journal.db");
+  const whole = readFileSync(path);
+  for (let bit = 0; bit < 32; bit++) {
+    const bytes = Buffer.from(whole);
+    const at = from + (bit >> 3);
+    bytes[at] = (bytes[at] ?? 0) ^ (1 << (bit & 7));
+    writeFileSync(path, bytes);
+    expect(await refused(() => openJournal(directory.path))).toMatchObject({ facts: { reason: "damaged" } });
+    expect(readFileSync(path).equals(bytes)).toBe(true);
+  }
+  expect(recoverJournal(directory.path)).toMatchObject({ instance: expect.stringMatching(/^[0-9a-f]{8}$/), jobs: 0 });
+  openJournal(directory.path)[Symbol.dispose]();
 });

@@ -5,13 +5,14 @@ import { isFailing } from "../model/failure.ts";
 import type { Job } from "../model/job.ts";
 import { makePrivate } from "../system/file.ts";
 import { type Boot, interruption, thisBoot } from "../system/process.ts";
-import { APPLICATION_ID, databasePath, migrate, openDatabase, unusable } from "./database.ts";
+import { databasePath, migrate, openDatabase, unusable } from "./database.ts";
 import { PLACE_COLUMNS, PLACE_NAMES, placeValues } from "./log-place.ts";
 import { logRecords, type LogRecords } from "./log-records.ts";
 import { encode, keptIn, type JobRecord } from "./record.ts";
 
 /**
- * Each step makes a database of one version from the version before. A step that was released does not change.
+ * Each step makes a database of one version from the version before. A step that was released does not change. Each
+ * version keeps the table `meta`, in which its number is noted.
  *
  * The columns of `jobs`: `crc32` is that of `job`, which is JSON. Times are ms since the epoch. `log` is where the log of an
  * ended job is; `log_bytes` what it takes on this disk; `log_at` when it was archived or pruned; `log_until` when it is pruned
@@ -219,7 +220,7 @@ function markOpen(database: DatabaseSync, meta: Meta, boot: Boot): boolean {
     meta.set("init", boot.init);
     meta.set("open", "1");
     // Written into the database itself: when a -wal is removed, the next start notices that jobs may be missing.
-    database.exec(`PRAGMA application_id = ${APPLICATION_ID}; COMMIT; PRAGMA wal_checkpoint(TRUNCATE)`);
+    database.exec("COMMIT; PRAGMA wal_checkpoint(TRUNCATE)");
     return true;
   } catch (error) {
     if (database.isTransaction) database.exec("ROLLBACK");

@@ -20,22 +20,24 @@ const LEAST_ROW_BYTES = 64;
 export function salvage(path: string): Salvaged {
   try {
     using database = new DatabaseSync(path);
-    const version = Number(database.prepare("PRAGMA user_version").get()?.["user_version"]);
+    const header = database.prepare("PRAGMA user_version").get()?.["user_version"];
+    const version = Number(noted(database, "version") ?? header);
     if (version > VERSION)
       throw new JobError(
         "unavailable",
         `the journal is of a newer version of jobs (${version}; this one writes ${VERSION})`,
       );
-    return { instance: instanceIn(database), ...rowsOf(database, statSync(path).size) };
+    return { instance: noted(database, "instance"), ...rowsOf(database, statSync(path).size) };
   } catch (error) {
     if (error instanceof JobError) throw error;
     return { instance: undefined, kept: [], unread: 0 };
   }
 }
 
-function instanceIn(database: DatabaseSync): string | undefined {
+/** Returns what the table `meta` has under `key`; undefined where it cannot be read. */
+function noted(database: DatabaseSync, key: string): string | undefined {
   try {
-    return database.prepare("SELECT value FROM meta WHERE key = 'instance'").get()?.["value"]?.toString();
+    return database.prepare("SELECT value FROM meta WHERE key = ?").get(key)?.["value"]?.toString();
   } catch {
     return undefined;
   }
