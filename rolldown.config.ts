@@ -3,7 +3,7 @@ import { defineConfig } from "rolldown";
 // Two programs and what they share. Commands are chunks of their own, so that `jobsctl --help` loads no gRPC. CommonJS, because
 // Node's loader of modules costs the help a tenth more: it makes every export of node:fs, and loads what they need.
 export default defineConfig({
-  input: { jobsctl: "cli/jobsctl.ts", jobsd: "cli/jobsd.ts" },
+  input: { jobsctl: "cli/main.ts", jobsd: "cli/jobsd.ts" },
   platform: "node",
   plugins: [
     {

@@ -1,12 +1,8 @@
 import manifest from "../package.json" with { type: "json" };
-import { commandLine } from "./line/bytes.ts";
-import { keepIgnored } from "./line/caller.ts";
-import { EXIT } from "./tell/exit.ts";
-import { finish, replaceNodes } from "./tell/output.ts";
-import { parseWord } from "./line/parse.ts";
-import { type Command, type Flag, parse, type Program } from "./line/program.ts";
+import type { Command, Flag, Program } from "./line/program.ts";
 
-const output: Flag = { name: "output", short: "o", value: "text|json", about: "json: the API's own messages" };
+/** Of every command that can answer in the API's own messages. */
+export const output: Flag = { name: "output", short: "o", value: "text|json", about: "json: the API's own messages" };
 const force: Flag = { name: "force", about: "replace files that are there" };
 const host: Flag = { name: "host", value: "NAME", about: "DNS name or address of the worker; repeatable" };
 const bits: Flag = { name: "bits", value: "N", about: "size of the RSA keys, 4096 when not given" };
@@ -250,23 +246,5 @@ function certs(verb: string, operands: string | undefined, about: string, flags:
   };
 }
 
-const program: Program = { name: "jobsctl", version: manifest.version, flags: connectionFlags, commands };
-
-replaceNodes();
-keepIgnored();
-const { name, run } = understand(commandLine());
-void finish(name, run);
-
-/** Returns what a command line asks for, as a function. */
-function understand(argv: readonly string[]): { name: string; run: () => Promise<number> } {
-  try {
-    const parsed = parse(program, argv);
-    // Help and version are written already.
-    if (!parsed) return { name: "", run: () => Promise.resolve(EXIT.ok) };
-    const { command, given } = parsed;
-    if (command.flags.includes(output)) parseWord("--output", given.text("output") ?? "text", ["text", "json"]);
-    return { name: command.name, run: () => command.run(given) };
-  } catch (error) {
-    return { name: "", run: () => Promise.reject(error) };
-  }
-}
+/** The program: what it understands, for whoever runs it, or describes it to people and shells. */
+export const jobsctl: Program = { name: "jobsctl", version: manifest.version, flags: connectionFlags, commands };

@@ -21,7 +21,8 @@ export async function main(root: string, version: string): Promise<number> {
   }
 }
 
-function program(root: string, version: string): Program {
+/** The program: what it understands, for whoever runs it, or describes it to people and shells. */
+export function program(root: string, version: string): Program {
   return {
     name: "jobsd",
     version,
