@@ -11,6 +11,7 @@ import { type Bench, openBench, unbuilt } from "./harness.ts";
 import { logs } from "./logs.ts";
 import { memory } from "./memory.ts";
 import { table, type Row } from "./report.ts";
+import { peer } from "./peer.ts";
 import { restart } from "./restart.ts";
 import { soak } from "./soak.ts";
 import { flight, heap, isolation, start } from "./start.ts";
@@ -19,6 +20,7 @@ import { stream } from "./stream.ts";
 /** The benchmarks in their order: starts come before anything has filled the disk. */
 const BENCHMARKS: Readonly<Record<string, (bench: Bench) => Promise<Row[]>>> = {
   start,
+  peer,
   heap,
   isolation,
   flight,

@@ -1,7 +1,8 @@
 /** One measured figure, what it is compared with in the same run, and its target. */
 export interface Row {
   readonly name: string;
-  readonly value: number;
+  /** Null when it could not be measured; `comparedWith` says why. */
+  readonly value: number | null;
   readonly unit: string;
   /** The other figure, in the same unit unless its name says another; null when there is none. */
   readonly comparedWith: string | null;
@@ -63,7 +64,7 @@ export function table(rows: readonly Row[]): string {
     ["", "measured", "compared with", "ratio", "target"],
     ...rows.map(({ name, value, unit, comparedWith, ratio, target }) => [
       name,
-      `${format(value)} ${unit}`,
+      value === null ? "" : `${format(value)} ${unit}`,
       comparedWith ?? "",
       ratio === null ? "" : format(ratio),
       verdict(target),
