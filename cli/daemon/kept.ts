@@ -12,7 +12,7 @@ export interface Place {
 }
 
 /** The kernel follows no more links than that (path_resolution(7)). */
-const MOST_LINKS = 40;
+export const MOST_LINKS = 40;
 const OF_CERTIFICATES = /\.(key|crt|cer|pem|csr|srl|crl)$/;
 
 /**
@@ -33,7 +33,7 @@ export function placeOf(file: string): Place {
 }
 
 /** Returns where a link leads; undefined when the path is not a link, or is not there. */
-function targetOf(path: string): string | undefined {
+export function targetOf(path: string): string | undefined {
   try {
     return readlinkSync(path);
   } catch {

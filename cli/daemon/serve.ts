@@ -9,7 +9,9 @@ import { EXIT } from "../tell/exit.ts";
 import { print } from "../tell/output.ts";
 import { sharedFindings } from "./kept.ts";
 import { linesTo } from "./lines.ts";
+import { oneByOne, renewTls } from "./reload.ts";
 import { settings } from "./settings.ts";
+import { watchFiles } from "./watch.ts";
 
 /** `jobsd`: serves until a signal ends it. Resolves to the exit code; throws what keeps it from starting. */
 export async function serveUntilSignal(given: Given, root: string, version: string): Promise<number> {
@@ -17,16 +19,21 @@ export async function serveUntilSignal(given: Given, root: string, version: stri
   /** Actions of a SIGHUP. One that comes early does nothing, and does not end the process. */
   const onHangup = new Set<() => void>();
   process.on("SIGHUP", () => onHangup.forEach((each) => each()));
-  const { listen, worker: workerOptions, level, secrets, ...served } = await settings(given, root);
+  const { listen, worker: workerOptions, level, secrets, tlsFiles, ...served } = await settings(given, root);
   const { host, port: wanted } = parseTarget(listen, "--listen");
   const log = openLog(level);
   const worker = await openWorker({ ...workerOptions, log: (at, message, facts) => log[at](facts ?? {}, message) });
   try {
     const server = await serve({ ...served, worker, host, port: wanted, log });
+    const renew = oneByOne(() => renewTls(server, tlsFiles, log));
     onHangup.add(() => {
       log.info("SIGHUP: files are opened anew");
       server.reopen();
+      renew();
     });
+    using _watched = watchFiles(Object.values(tlsFiles), renew, (directory, error) =>
+      log.warn({ err: error }, `changes of certificates in ${directory} are taken on SIGHUP alone`),
+    );
     logCrashes(log);
     const address = formatTarget({ host, port: server.port });
     log.info({ address, host: worker.host, version }, "listening");

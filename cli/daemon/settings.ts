@@ -76,6 +76,8 @@ export interface Settings {
   /** The addon that verifies chains in a thread of its own. */
   readonly verifier: string;
   readonly tls: { readonly ca: string; readonly cert: string; readonly key: string };
+  /** The files that `tls` was read from. */
+  readonly tlsFiles: { readonly ca: string; readonly cert: string; readonly key: string };
   /** The files that no job may read. */
   readonly secrets: readonly string[];
   readonly worker: WorkerOptions;
@@ -142,11 +144,12 @@ export async function settings(given: Given, root: string): Promise<Settings> {
   };
   const level = parseWord("--log-level", given.text("log-level") ?? "info", ["debug", "info", "warn", "error"]);
   const shutdownMs = parseDurationMs("--shutdown-timeout", given.text("shutdown-timeout") ?? "10s");
-  const tls = await readTlsFiles({ ca: text("ca"), cert: text("cert"), key: text("key") });
+  const tlsFiles = { ca: text("ca"), cert: text("cert"), key: text("key") };
   return {
     listen: text("listen"),
     verifier: join(root, "build/verify.node"),
-    tls,
+    tls: await readTlsFiles(tlsFiles),
+    tlsFiles,
     secrets,
     worker,
     healthSocket: given.text("health-socket"),

@@ -32,6 +32,7 @@ export interface Connections {
   /** Tells who is at the other end; refused when the connection is not in the table, or its certificate is not valid now. */
   identify(ends: Ends): Identity;
   has(ends: Ends): boolean;
+  sockets(): readonly TLSSocket[];
   /** Resolves when no connection is left. */
   empty(): Promise<void>;
   destroy(): void;
@@ -96,6 +97,7 @@ export function connectionTable(most: number): Connections {
       return connection ? identify(connection.der) : NO_CERTIFICATE;
     },
     has: (ends) => open.has(endsKey(ends) ?? ""),
+    sockets: () => [...open.values()].map(({ socket }) => socket),
     empty: () => (open.size === 0 ? Promise.resolve() : new Promise((resolve) => (emptied = resolve))),
     destroy() {
       for (const { socket } of open.values()) socket.destroy();

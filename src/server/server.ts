@@ -54,6 +54,8 @@ export interface Served {
   readonly address: string;
   /** Opens the audit log anew, since its path may name another file now. A failure is logged, and changes nothing. */
   reopen(): void;
+  /** Checks what the server is to go on with. Returns what takes it, and cannot fail. Throws ServeError. */
+  renew(next: Pick<ServeOptions, "tls">): () => void;
   /** Ends streams with UNAVAILABLE, lets other calls finish, and is done after `shutdownMs` at the latest. */
   close(): Promise<void>;
 }
@@ -112,6 +114,7 @@ export async function serve({
     port: listener.port,
     address: listener.address,
     reopen: () => reopen(audit, log),
+    renew: (next) => listener.renew(next.tls),
     close: () =>
       (closed ??= drain({ probe, listener, calls, injector, connections, shutdownMs }).finally(() => opened.dispose())),
   };

@@ -1,10 +1,10 @@
 import { constants, type X509Certificate } from "node:crypto";
-import { createServer, type AddressInfo, type Server } from "node:net";
+import { createServer, type AddressInfo, type Server, type Socket } from "node:net";
 import { createServer as createTlsServer, type TLSSocket } from "node:tls";
 import type { Logger } from "pino";
-import { faultsOf, presented } from "../x509/chain.ts";
+import { type Fault, faultsOf, pathOf, presented } from "../x509/chain.ts";
 import { nameOf, type TlsFiles, type TlsPem } from "../x509/pem.ts";
-import { peerOf, type Connections } from "./connections.ts";
+import { peerOf, type Connections, type Ends } from "./connections.ts";
 import { openHandshakes } from "./handshakes.ts";
 import { BACKLOG, HANDSHAKE_TIMEOUT_MS } from "./limits.ts";
 import { problemsOf, readTls, ServeError } from "./pem.ts";
@@ -22,6 +22,11 @@ export interface Refusal {
 export interface TlsListener {
   readonly port: number;
   readonly address: string;
+  /**
+   * Checks files to go on with. Returns what takes them: handshakes that begin from then on use them, and connections stay,
+   * but for those whose certificates no CA of these files stands behind. Throws ServeError for files that cannot work.
+   */
+  renew(tls: TlsPem): () => void;
   /** Takes no more connections, and ends handshakes that are not over. */
   stop(): void;
 }
@@ -46,10 +51,67 @@ interface ListenOptions {
  * @throws ServeError
  */
 export async function listenTls(options: ListenOptions): Promise<TlsListener> {
-  const { host, port, tls, verifier, log, connections, onConnection, onRefused } = options;
-  const files = readTls(tls);
+  const { host, port, tls, verifier, log, connections, onRefused } = options;
   stopAtFirstFault(verifier);
-  const handshaker = createTlsServer({
+  // Files may be renewed during a handshake: what has begun with the old ones must satisfy the new ones, too.
+  const handshakerOf = (files: TlsFiles): Handshaker =>
+    openHandshaker(files, {
+      ...options,
+      refuse: (socket) => (files === current.files ? undefined : distrust(socket, current.files)),
+      done: (socket) => handshakes.done(socket),
+    });
+  let current = handshakerOf(readTls(tls));
+  const handshakes = openHandshakes(
+    (socket) => current.begin(socket),
+    (peer, reason) => onRefused({ peer, reason }),
+  );
+  const server = createServer((socket) => handshakes.arrive(socket));
+  const { port: bound, address } = await listening(server, host, port);
+  server.on("error", (error) => log.error({ err: error }, "listener failed"));
+  const warn = (): void => warnOf(current.files, log);
+  warn();
+  const timer = setInterval(warn, WATCH_MS).unref();
+  return {
+    port: bound,
+    address,
+    renew(pem) {
+      const next = handshakerOf(readTls(pem));
+      return () => {
+        current = next;
+        for (const socket of connections.sockets()) {
+          const reason = distrust(socket, current.files);
+          if (reason === undefined) continue;
+          const certificate = socket.getPeerX509Certificate();
+          onRefused({ peer: peerOf(socket), reason, ...(certificate && { certificate }) });
+          socket.destroy();
+        }
+        warn();
+      };
+    },
+    stop() {
+      clearInterval(timer);
+      server.close();
+      handshakes.stop();
+    },
+  };
+}
+
+/** One set of files, and what shakes hands with them. */
+interface Handshaker {
+  readonly files: TlsFiles;
+  begin(socket: Socket): void;
+}
+
+interface HandshakerOptions extends Pick<ListenOptions, "log" | "connections" | "onConnection" | "onRefused"> {
+  /** Says why a client that these files let in is not let in all the same. */
+  readonly refuse: (socket: TLSSocket) => string | undefined;
+  /** Is told of each handshake that is over; false when it was over before. */
+  readonly done: (ends: Ends) => boolean;
+}
+
+function openHandshaker(files: TlsFiles, options: HandshakerOptions): Handshaker {
+  const { log, connections, onConnection, onRefused, refuse, done } = options;
+  const server = createTlsServer({
     ...files.pem,
     minVersion: "TLSv1.3",
     requestCert: true,
@@ -59,18 +121,18 @@ export async function listenTls(options: ListenOptions): Promise<TlsListener> {
     ALPNProtocols: ["h2"],
     handshakeTimeout: HANDSHAKE_TIMEOUT_MS,
   });
-  handshaker.on("tlsClientError", (error: NodeJS.ErrnoException, socket) => {
+  server.on("tlsClientError", (error: NodeJS.ErrnoException, socket) => {
     // A client that has gone has no address any more. The end of its TCP connection is recorded instead.
-    if (handshakes.done(socket)) onRefused({ peer: peerOf(socket), reason: error.code ?? error.message });
+    if (done(socket)) onRefused({ peer: peerOf(socket), reason: error.code ?? error.message });
     socket.destroy();
   });
-  handshaker.on("secureConnection", (socket) => {
-    handshakes.done(socket);
+  server.on("secureConnection", (socket) => {
+    done(socket);
     let certificate: X509Certificate | undefined;
     let reason: string | undefined;
     try {
       certificate = socket.getPeerX509Certificate();
-      reason = refusalOf(socket, certificate, files.authorities);
+      reason = refusalOf(socket, certificate, files.authorities) ?? refuse(socket);
     } catch (error) {
       // A stranger's certificate must not end the process.
       log.error({ err: error }, "a client's certificate could not be looked at");
@@ -87,23 +149,15 @@ export async function listenTls(options: ListenOptions): Promise<TlsListener> {
       onRefused({ peer: peerOf(socket), reason: "TOO_MANY_CONNECTIONS", certificate });
     if (added === "in" || added === "over") onConnection(socket);
   });
-  const handshakes = openHandshakes(
-    (socket) => void handshaker.emit("connection", socket),
-    (peer, reason) => onRefused({ peer, reason }),
-  );
-  const server = createServer((socket) => handshakes.arrive(socket));
-  const { port: bound, address } = await listening(server, host, port);
-  server.on("error", (error) => log.error({ err: error }, "listener failed"));
-  const stopWatching = watchCertificates(files, log);
-  return {
-    port: bound,
-    address,
-    stop() {
-      stopWatching();
-      server.close();
-      handshakes.stop();
-    },
-  };
+  return { files, begin: (socket) => void server.emit("connection", socket) };
+}
+
+/** Says why files that others have followed would not let in a client; undefined when they would. */
+function distrust(socket: TLSSocket, { authorities }: TlsFiles): string | undefined {
+  const [leaf, ...others] = presented(socket);
+  if (!leaf) return "NO_CERTIFICATE";
+  const [fault] = faultsOf(pathOf(leaf, others, authorities), "client");
+  return fault && faultCode(fault);
 }
 
 /** Has OpenSSL stop at the first fault of a chain, in this process from now on: see verify.c. */
@@ -116,16 +170,10 @@ function stopAtFirstFault(verifier: string): void {
   }
 }
 
-/** Warns of faults of the server's certificates now and once a day. Returns a function that ends this. */
-function watchCertificates(files: TlsFiles, log: Logger): () => void {
-  const look = (): void => {
-    for (const { certificate, message } of problemsOf(files)) {
-      log.warn({ certificate: `${nameOf(certificate)}, serial ${certificate.serialNumber}` }, message);
-    }
-  };
-  look();
-  const timer = setInterval(look, WATCH_MS).unref();
-  return () => clearInterval(timer);
+/** Warns of the faults of the server's own certificates. */
+function warnOf(files: TlsFiles, log: Logger): void {
+  for (const { certificate, message } of problemsOf(files))
+    log.warn({ certificate: `${nameOf(certificate)}, serial ${certificate.serialNumber}` }, message);
 }
 
 function refusalOf(
@@ -144,7 +192,11 @@ function refusalOf(
   const top = sent.at(-1);
   const root = authorities.find((authority) => top?.checkIssued(authority) && !top.raw.equals(authority.raw));
   const [fault] = faultsOf({ certificates: root ? [...sent, root] : sent }, "client");
-  return fault ? `CERTIFICATE_${fault.kind.toUpperCase().replaceAll("-", "_")}` : code;
+  return fault ? faultCode(fault) : code;
+}
+
+function faultCode({ kind }: Fault): string {
+  return `CERTIFICATE_${kind.toUpperCase().replaceAll("-", "_")}`;
 }
 
 /** Ends a connection with its certificate: a stream on it would outlive that. */
