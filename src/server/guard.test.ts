@@ -3,6 +3,7 @@ import { credentials, Metadata, Server, ServerCredentials, status } from "@grpc/
 import { beforeAll, describe, expect, test } from "vitest";
 import {
   StartRequest,
+  StopRequest,
   StreamRequest,
   WorkerServiceClient,
   WorkerServiceService,
@@ -127,6 +128,24 @@ describe("a handler that fails", () => {
       { code: "INVALID_ARGUMENT" },
       { code: "DEADLINE_EXCEEDED" },
     ]);
+  });
+
+  test("tells the worker of a client that gives its start or its stop up", async () => {
+    const given: AbortSignal[] = [];
+    const wait = (_what: unknown, ...more: unknown[]): Promise<never> => {
+      given.push(...more.filter((each) => each instanceof AbortSignal));
+      return new Promise(() => {});
+    };
+    await using server = await running(trusted, { start: wait, stop: wait });
+    using client = clientOf(server.port, trusted.ca, writer);
+    const calls = [
+      client.start(StartRequest.fromPartial({ command: "true" }), () => {}),
+      client.stop(StopRequest.fromPartial({ jobId: JOB.id }), () => {}),
+    ];
+    await until(() => given.length === 2, "the worker has both");
+    expect(given.map(({ aborted }) => aborted)).toEqual([false, false]);
+    for (const call of calls) call.cancel();
+    await until(() => given.every(({ aborted }) => aborted), "the worker is told");
   });
 });
 

@@ -27,8 +27,8 @@ type Service = Omit<WorkerServiceServer, "stream" | "list" | "query" | "wait"> &
 /** Serves a worker as WorkerService: translates requests and answers, and decides nothing. */
 export function workerService(worker: Worker, { unary, streaming }: Handlers): Service {
   return {
-    start: unary(async (request, { principal }) => {
-      const { job, alreadyStarted } = await worker.start(toJobSpec(request, principal.name));
+    start: unary(async (request, { principal, signal }) => {
+      const { job, alreadyStarted } = await worker.start(toJobSpec(request, principal.name), signal);
       return { jobId: job.id, pid: job.pid, alreadyStarted };
     }),
     stop: unary(async (request, { principal, signal }) => {

@@ -37,8 +37,11 @@ import { checkRules } from "./system/users.ts";
 
 /** Runs jobs. Every method throws JobError; those that take a job's id throw `not-found` when there is no such job. */
 export interface Worker {
-  /** Starts a job, once for each owner and request id. Resolves when the command has been exec'ed. */
-  start(spec: JobSpec): Promise<Started>;
+  /**
+   * Starts a job, once for each owner and request id. Resolves when the command has been exec'ed. `signal` ends a start that
+   * waits for a file, if no other call waits for the same one.
+   */
+  start(spec: JobSpec, signal?: AbortSignal): Promise<Started>;
   /** Ends a job. Resolves when nothing of it runs any more; `signal` ends only the waiting. */
   stop(id: string, options: StopOptions, signal?: AbortSignal): Promise<Stopped>;
   query(id: string): Job;
@@ -79,7 +82,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
 
   return {
     host: describeHost(context),
-    start: (spec) => start(context, spec),
+    start: (spec, signal) => start(context, spec, signal),
     stop: (id, how, signal) => stop(context, id, how, signal),
     query(id) {
       const entry = find(context, id);

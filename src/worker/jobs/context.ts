@@ -34,9 +34,18 @@ export interface Context {
   /** The jobs that this process tracks, by id. */
   readonly tracked: Map<string, TrackedJob>;
   /** The starts that are under way, by owner and request id. */
-  readonly requests: Map<string, Promise<Job>>;
+  readonly requests: Map<string, Starting>;
   /** Set by close(): what happens from then on is recorded by the next daemon. */
   closed: boolean;
+}
+
+/** A start that is under way. */
+export interface Starting {
+  readonly job: Promise<Job>;
+  /** How many calls wait for it. */
+  callers: number;
+  /** What it has made so far. */
+  readonly made: { entry?: TrackedJob };
 }
 
 /** Tracks a job from now on, and keeps its uid from others. */

@@ -8,7 +8,7 @@ import type { TrackedJob } from "./tracked-job.ts";
 /* A stop that a job's supervisor does not carry out goes on without it. */
 
 /** Time from the end of the grace period until this process kills the job's processes, and from then until it kills the supervisor. */
-const PATIENCE_MS = 1000;
+export const PATIENCE_MS = 1000;
 const LAST_MS = 500;
 /** The longest that setTimeout() can wait. */
 const LONGEST_MS = 2 ** 31 - 1;
@@ -43,16 +43,18 @@ function later(context: Context, entry: TrackedJob, next: typeof wait, ms: numbe
  * as for every start that fails.
  */
 export async function launchedInTime(context: Context, entry: TrackedJob, graceMs: number): Promise<void> {
-  const kill = (): void => {
-    if (entry.group !== undefined) killAll(entry.group);
-    else killTree({ ...rootsOf(entry), startedMs: nowMs() }, context.journal.boot);
-  };
-  const late = setTimeout(kill, Math.min(graceMs + PATIENCE_MS, LONGEST_MS)).unref();
+  const late = setTimeout(() => killStart(context, entry), Math.min(graceMs + PATIENCE_MS, LONGEST_MS)).unref();
   try {
     await entry.launched.promise;
   } finally {
     clearTimeout(late);
   }
+}
+
+/** Kills a start that waits for a file. */
+export function killStart({ journal }: Context, entry: TrackedJob): void {
+  if (entry.group !== undefined) killAll(entry.group);
+  else killTree({ ...rootsOf(entry), startedMs: nowMs() }, journal.boot);
 }
 
 export function rootsOf({ job, startedMs, supervisor }: TrackedJob): Roots {

@@ -7,9 +7,10 @@ import type { Job, JobSpec } from "../model/job.ts";
 import { order } from "../supervisor/control.ts";
 import { nowMs } from "../system/process.ts";
 import { withReserve } from "../system/reserve.ts";
-import { type Context, track, untrack } from "./context.ts";
+import { type Context, type Starting, track, untrack } from "./context.ts";
 import { gone, lostBy } from "./end.ts";
 import { type Plan, planOf } from "./plan.ts";
+import { killStart, PATIENCE_MS } from "./overdue.ts";
 import type { TrackedJob } from "./tracked-job.ts";
 import { checkSpec } from "./spec.ts";
 
@@ -21,30 +22,61 @@ export interface Started {
   readonly alreadyStarted: boolean;
 }
 
-/** Starts a job, once for each owner and request id. Resolves when the command has been exec'ed. Throws JobError. */
-export async function start(context: Context, spec: JobSpec): Promise<Started> {
+/**
+ * Starts a job, once for each owner and request id. Resolves when the command has been exec'ed. When `signal` of each call
+ * that waits for the start is aborted, a start that cannot get on, as with a program that cannot be opened, is ended a second
+ * later. Throws JobError.
+ */
+export async function start(context: Context, spec: JobSpec, signal?: AbortSignal): Promise<Started> {
   const { journal, requests, tracked } = context;
   if (context.closed) throw new JobError("unavailable", "the worker is closing");
   checkSpec(spec);
-  if (spec.requestId === undefined) return { job: await begin(context, spec), alreadyStarted: false };
+  if (spec.requestId === undefined)
+    return { job: await startedFor(context, begin(context, spec), signal), alreadyStarted: false };
   const key = JSON.stringify([spec.owner, spec.requestId]);
   const inFlight = requests.get(key);
-  if (inFlight) return { job: await inFlight, alreadyStarted: true };
+  if (inFlight) return { job: await startedFor(context, inFlight, signal), alreadyStarted: true };
   const earlier = journal.findRequest(spec.owner, spec.requestId);
   if (earlier) return { job: tracked.get(earlier.job.id)?.job ?? earlier.job, alreadyStarted: true };
   const starting = begin(context, spec);
   requests.set(key, starting);
   try {
-    return { job: await starting, alreadyStarted: false };
+    return { job: await startedFor(context, starting, signal), alreadyStarted: false };
   } finally {
     requests.delete(key);
   }
 }
 
-async function begin(context: Context, spec: JobSpec): Promise<Job> {
+/** Waits for a start on behalf of one call, and ends it when no call is left that does. */
+async function startedFor(context: Context, starting: Starting, signal: AbortSignal | undefined): Promise<Job> {
+  let late: NodeJS.Timeout | undefined;
+  const leave = (): void => {
+    if (--starting.callers > 0) return;
+    late = setTimeout(() => {
+      // A client whose connection broke may have asked for it again.
+      if (starting.callers === 0 && starting.made.entry) killStart(context, starting.made.entry);
+    }, PATIENCE_MS).unref();
+  };
+  starting.callers++;
+  if (signal?.aborted) leave();
+  signal?.addEventListener("abort", leave);
+  try {
+    return await starting.job;
+  } finally {
+    clearTimeout(late);
+    signal?.removeEventListener("abort", leave);
+  }
+}
+
+function begin(context: Context, spec: JobSpec): Starting {
+  const made = {};
+  return { job: attempts(context, spec, made), made, callers: 0 };
+}
+
+async function attempts(context: Context, spec: JobSpec, made: Starting["made"]): Promise<Job> {
   for (let left = MOST_TAKEN; ; left--) {
     try {
-      return await launch(context, planOf(context, spec));
+      return await launch(context, planOf(context, spec), made);
     } catch (error) {
       if (!isTaken(error) || left === 0) throw refusal(error);
     }
@@ -57,10 +89,12 @@ function isTaken(error: unknown): boolean {
 }
 
 /** Carries out a plan. Rejects when the kernel, the disk or the supervisor refuses it, and then leaves nothing of it. */
-async function launch(context: Context, { job: planned, launch: told, settings, requestId }: Plan): Promise<Job> {
+async function launch(context: Context, plan: Plan, made: Starting["made"]): Promise<Job> {
+  const { job: planned, launch: told, settings, requestId } = plan;
   const { files, groupsAhead, hierarchy, journal, options, spawner } = context;
   const job = { ...planned, id: groupsAhead.take(), createdAt: new Date() };
   const entry = track(context, job, hierarchy);
+  made.entry = entry;
   entry.requestId = requestId;
   const record = (supervisor: number): void => {
     entry.supervisor = supervisor;

@@ -2,7 +2,9 @@ import { type ChildProcess, execFileSync, spawn } from "node:child_process";
 import { once } from "node:events";
 import { chmodSync, copyFileSync } from "node:fs";
 import { join } from "node:path";
+import { setTimeout as delay } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
+import type { Started } from "../jobs/start.ts";
 import { finished, modes, refused, run, testDirectory, testWorker, until } from "../testing/worker.ts";
 
 /* A job's program may lie on a file system that does not answer. A lease on the program stands for that here. */
@@ -46,6 +48,39 @@ describe.each(modes)("%s, a start whose program cannot be opened", (_mode, optio
     expect(await start).toMatchObject({ code: "unavailable", facts: { stage: "exec", errno: "ECANCELED" } });
     expect(await stop).toMatchObject({ code: "not-found" });
     expect(worker.list({ states: ["starting", "running"], limit: 1 }).jobs).toEqual([]);
+  });
+
+  test("is ended when the call that asked for it is given up", async () => {
+    using files = testDirectory();
+    using held = await heldProgram(files.path);
+    await using worker = await testWorker(options);
+    const given = AbortSignal.timeout(100);
+    expect(await refused(() => worker.start(run(held.program), given))).toMatchObject({
+      code: "unavailable",
+      facts: { stage: "exec", errno: "ECANCELED" },
+    });
+    expect(worker.traces()).toEqual([]);
+  });
+
+  test("goes on while one call is left that asked for it, by its request id", async () => {
+    using files = testDirectory();
+    await using worker = await testWorker(options);
+    const up = new AbortController();
+    let start: Promise<Started>;
+    let again: Promise<Started>;
+    {
+      using held = await heldProgram(files.path);
+      const spec = { ...run(held.program), requestId: "once" };
+      start = worker.start(spec, up.signal);
+      await until("it is being started", () => worker.list({ states: ["starting"], limit: 1 }).jobs.length === 1);
+      up.abort();
+      again = worker.start(spec, new AbortController().signal);
+      // One that nobody waits for would be killed after a second.
+      await delay(2000);
+    }
+    const [one, other] = await Promise.all([start, again]);
+    expect(other).toEqual({ job: one.job, alreadyStarted: true });
+    expect(await worker.wait(one.job.id)).toMatchObject({ ended: { how: { kind: "exited", code: 0 } } });
   });
 
   test("does not keep the worker from closing", async () => {
