@@ -31,13 +31,28 @@ test("a request is decoded as it was encoded, with a byte order mark and every p
   expect(read(StartRequest.encode(request).finish())).toEqual(request);
 });
 
-test("a start with as many arguments or variables as it may have is decoded, and a start with millions of empty ones is not", () => {
-  const args = StartRequest.fromPartial({ command: "a", args: Array.from({ length: 233_000 }, () => "") });
-  expect(read(StartRequest.encode(args).finish())).toEqual(args);
-  const env = new Map(Array.from({ length: 110_000 }, (_, i) => [String(i), ""]));
-  expect(read(StartRequest.encode(StartRequest.fromPartial({ command: "a", env })).finish())).toMatchObject({ env });
-  const error = read(Buffer.alloc(4 << 20, Buffer.of(0x12, 0)));
-  expect(error).toMatchObject({ code: "invalid", message: expect.stringContaining("more fields than 2 MiB") });
+test("a start with as many arguments, variables and limits as it may have is decoded", () => {
+  const args = Array.from({ length: 193_000 }, () => "");
+  const env = new Map(Array.from({ length: 19_000 }, (_, i) => [String(i), ""]));
+  const resources = { devices: Array.from({ length: 500 }, () => ({ allow: true, type: "c", access: "rw" })) };
+  const whole = StartRequest.fromPartial({ command: "a", args, env, resources });
+  expect(read(StartRequest.encode(whole).finish())).toEqual(whole);
+});
+
+const TAGS = { args: 0x12, resources: 0x1a, env: 0x22, labels: 0x42, rlimits: 0x6a, argvBytes: 0x8a };
+
+test.each<[string, readonly number[], RegExp]>([
+  ["arguments", [TAGS.args, 0], /more than 233016 arguments/],
+  ["arguments in bytes", [TAGS.argvBytes, 1, 0], /or 58254 in bytes/],
+  ["variables", [TAGS.env, 0], /more than 20000 variables/],
+  ["labels", [TAGS.labels, 0], /more than 20000 variables, labels/],
+  ["resource limits", [TAGS.rlimits, 0], /more than 20000 variables, labels and limits/],
+  ["limits", [TAGS.resources, 0], /more than 20000 variables, labels and limits/],
+])("a start with a million empty %s is refused before the event loop has been held for long", (_, field, message) => {
+  const request = Buffer.alloc(1_000_000 * field.length, Buffer.from(field));
+  const beganMs = cpuMs();
+  expect(read(request)).toMatchObject({ code: "invalid", message: expect.stringMatching(message) });
+  expect(cpuMs() - beganMs).toBeLessThan(50);
 });
 
 test.each([

@@ -10,11 +10,12 @@ import type { Failure } from "./status.ts";
 
 const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
 
-/**
- * A start's 2 MiB of arguments and variables have fewer tags and lengths than this: an argument counts as 9 bytes at least
- * and has two of them, a variable counts as 19 and has six.
- */
-const MOST_NUMBERS = 700_000;
+/** The most arguments of a start: 2 MiB of them, each of which takes a pointer and a NUL at least (execve(2)). */
+const MOST_TEXTS = 233_016;
+/** An argument that is sent as bytes takes as long to decode as four that are sent as text. */
+const TEXTS_OF_BYTES = 4;
+/** The most variables, labels and limits of a start: each is a message, which takes as long to decode as eight texts. */
+const MOST_MESSAGES = 20_000;
 
 /** A longer request takes milliseconds to decode. */
 const SHORT_BYTES = 4096;
@@ -57,13 +58,34 @@ export function decoded(request: unknown, later: (work: () => void) => void, pas
   else pass(request);
 }
 
-/** Makes the reader throw after MOST_NUMBERS: an empty field is 2 bytes, and takes as long as a full one. */
+/**
+ * Makes the reader throw when a request has too many parts, before they have taken many milliseconds: an empty part is 2
+ * bytes, and takes as long as a full one. A text has two numbers, its tag and its length; so has a message.
+ */
 function counting(reader: BinaryReader): BinaryReader {
-  const read = reader.uint32.bind(reader);
+  const number = reader.uint32.bind(reader);
+  const text = reader.string.bind(reader);
+  const bytes = reader.bytes.bind(reader);
+  let texts = 0;
   let numbers = 0;
+  const count = (more: number): void => {
+    texts += more;
+    numbers -= 2;
+    if (texts > MOST_TEXTS)
+      throw new RangeError(`it has more than ${MOST_TEXTS} arguments, or ${MOST_TEXTS / TEXTS_OF_BYTES} in bytes`);
+  };
   reader.uint32 = () => {
-    if (++numbers > MOST_NUMBERS) throw new RangeError("it has more fields than 2 MiB of arguments and variables need");
-    return read();
+    if (++numbers > 2 * MOST_MESSAGES)
+      throw new RangeError(`it has more than ${MOST_MESSAGES} variables, labels and limits`);
+    return number();
+  };
+  reader.string = () => {
+    count(1);
+    return text();
+  };
+  reader.bytes = () => {
+    count(TEXTS_OF_BYTES);
+    return bytes();
   };
   return reader;
 }

@@ -13,12 +13,12 @@ const UMASK_MAX = 0o777;
 const OOM_SCORE_ADJ_MAX = 1000; // proc_pid_oom_score_adj(5)
 const TIME_LIMIT_MS = 10 * 365 * 24 * 3600 * 1000;
 
-/** Returns the bytes that a text takes of what execve(2) can pass: its own, a NUL, and a pointer. */
-function checkText(field: string, text: string): number {
-  if (text.includes("\0")) throw invalid(field, "contains a NUL character, which no argument or variable can hold");
-  if (!isBytes(text)) throw invalid(field, "contains half a surrogate pair, which stands for no bytes");
+/** Returns the bytes that a text takes of what execve(2) can pass: its own, a NUL, and a pointer. `field` is named in an error. */
+function checkText(field: () => string, text: string): number {
+  if (text.includes("\0")) throw invalid(field(), "contains a NUL character, which no argument or variable can hold");
+  if (!isBytes(text)) throw invalid(field(), "contains half a surrogate pair, which stands for no bytes");
   const bytes = byteLengthOf(text);
-  if (bytes >= ARGUMENT_BYTES) throw invalid(field, `is longer than ${ARGUMENT_BYTES} bytes`);
+  if (bytes >= ARGUMENT_BYTES) throw invalid(field(), `is longer than ${ARGUMENT_BYTES} bytes`);
   return bytes + 9;
 }
 
@@ -36,17 +36,17 @@ function checkLabels(labels: ReadonlyMap<string, string>): void {
 /** Throws `invalid`, naming the field, for a start that no host could run. */
 export function checkSpec(spec: JobSpec): void {
   if (spec.command === "") throw invalid("command", "is empty; give a path, or a name to look up in PATH");
-  let bytes = checkText("command", spec.command);
-  for (const [i, arg] of (spec.args ?? []).entries()) bytes += checkText(`args[${i}]`, arg);
+  let bytes = checkText(() => "command", spec.command);
+  for (const [i, arg] of (spec.args ?? []).entries()) bytes += checkText(() => `args[${i}]`, arg);
   for (const [name, value] of spec.env ?? []) {
     if (name === "" || name.includes("="))
       throw invalid("env", `${quoted(name)} is not the name of a variable: it is empty or contains "="`);
-    bytes += checkText(`env ${quoted(name)}`, `${name}=${value}`);
+    bytes += checkText(() => `env ${quoted(name)}`, `${name}=${value}`);
   }
   if (bytes > TOTAL_BYTES)
     throw invalid("args", `arguments and environment take ${bytes} bytes; ${TOTAL_BYTES} is the most`);
   if (spec.cwd !== undefined) {
-    checkText("cwd", spec.cwd);
+    checkText(() => "cwd", spec.cwd);
     if (!spec.cwd.startsWith("/")) throw invalid("cwd", `${quoted(spec.cwd)} is not an absolute path`);
   }
   if (spec.timeLimitMs !== undefined && !(spec.timeLimitMs >= 1 && spec.timeLimitMs <= TIME_LIMIT_MS))
