@@ -30,6 +30,7 @@ const ROOMS: Readonly<Record<string, { readonly rooms: readonly string[]; readon
     rooms: ["src/os", "src/worker", "src/x509", "proto"],
     packages: ["@grpc/grpc-js", "pino", "@bufbuild/protobuf"],
   },
+  "src/metrics": { rooms: ["src/os", "src/server", "src/worker"], packages: ["prom-client"] },
   "src/client": { rooms: ["src/os", "src/x509", "proto"], packages: ["@grpc/grpc-js", "@bufbuild/protobuf"] },
   certs: { rooms: ["src/os", "src/x509"], packages: ["@peculiar/x509", "reflect-metadata"] },
   cli: { rooms: ["src/client", "cli/line", "cli/tell", "cli/commands", "cli/daemon"] },
@@ -37,7 +38,7 @@ const ROOMS: Readonly<Record<string, { readonly rooms: readonly string[]; readon
   "cli/tell": { rooms: ["src/os", "src/client", "certs", "proto", "cli/line"], packages: ["@bufbuild/protobuf"] },
   "cli/commands": { rooms: ["src/os", "src/client", "src/x509", "certs", "proto", "cli/line", "cli/tell"] },
   "cli/daemon": {
-    rooms: ["src/os", "src/client", "src/server", "src/worker", "cli/line", "cli/tell"],
+    rooms: ["src/os", "src/client", "src/server", "src/worker", "src/metrics", "cli/line", "cli/tell"],
     packages: ["pino"],
   },
   docker: { rooms: [] },

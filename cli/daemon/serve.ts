@@ -1,6 +1,6 @@
 import { type Logger, pino } from "pino";
 import { formatTarget, parseTarget } from "../../src/client/target.ts";
-import { serve } from "../../src/server/server.ts";
+import { serve, type Served } from "../../src/server/server.ts";
 import { openWorker } from "../../src/worker/index.ts";
 import { isIgnored } from "../line/caller.ts";
 import type { Given } from "../line/program.ts";
@@ -9,6 +9,7 @@ import { EXIT } from "../tell/exit.ts";
 import { print } from "../tell/output.ts";
 import { sharedFindings } from "./kept.ts";
 import { linesTo } from "./lines.ts";
+import { openMetrics } from "./metrics.ts";
 import { oneByOne, renewTls } from "./reload.ts";
 import { settings } from "./settings.ts";
 import { watchFiles } from "./watch.ts";
@@ -19,12 +20,22 @@ export async function serveUntilSignal(given: Given, root: string, version: stri
   /** Actions of a SIGHUP. One that comes early does nothing, and does not end the process. */
   const onHangup = new Set<() => void>();
   process.on("SIGHUP", () => onHangup.forEach((each) => each()));
-  const { listen, worker: workerOptions, level, secrets, tlsFiles, ...served } = await settings(given, root);
+  const settled = await settings(given, root);
+  const { listen, worker: workerOptions, level, secrets, tlsFiles, metrics: scraped, ...served } = settled;
   const { host, port: wanted } = parseTarget(listen, "--listen");
   const log = openLog(level);
-  const worker = await openWorker({ ...workerOptions, log: (at, message, facts) => log[at](facts ?? {}, message) });
+  await using metrics = scraped && (await openMetrics(scraped, version, log));
+  const meter = metrics?.worker;
+  const worker = await openWorker({
+    ...workerOptions,
+    meter,
+    log: (at, message, facts) => log[at](facts ?? {}, message),
+  });
   try {
-    const server = await serve({ ...served, worker, host, port: wanted, log });
+    const serving = Promise.withResolvers<Served>();
+    await metrics?.listen({ worker, server: serving.promise, stateDir: workerOptions.stateDir });
+    const server = await serve({ ...served, worker, host, port: wanted, log, meter: metrics?.server });
+    serving.resolve(server);
     const renew = oneByOne(() => renewTls(server, tlsFiles, log));
     onHangup.add(() => {
       log.info("SIGHUP: files are opened anew");

@@ -5,6 +5,7 @@ import { readTlsFiles } from "../line/connection.ts";
 import { placeOf } from "./kept.ts";
 import { parseCount, parseDurationMs, parseSizeBytes, parseWord, UsageError } from "../line/parse.ts";
 import { type Flag, type Given, optional } from "../line/program.ts";
+import { metricsFlags, metricsOptions } from "./metrics.ts";
 import { logFlags, logOptions } from "./retention.ts";
 import { whoFlags, whoOptions } from "./who.ts";
 
@@ -55,6 +56,7 @@ export const flags: readonly Flag[] = [
     value: "FILE",
     about: "a UNIX socket for gRPC health checks by this user, with no certificate",
   },
+  ...metricsFlags,
   { name: "log-level", value: "LEVEL", about: "debug, info, warn or error; info when not given" },
   { name: "shutdown-timeout", value: "DURATION", about: "how long a shutdown waits for calls, 10s when not given" },
   {
@@ -82,6 +84,7 @@ export interface Settings {
   readonly secrets: readonly string[];
   readonly worker: WorkerOptions;
   readonly healthSocket: string | undefined;
+  readonly metrics: ReturnType<typeof metricsOptions>;
   readonly audit: string;
   readonly auditLimits: Partial<AuditLimits>;
   readonly level: "debug" | "info" | "warn" | "error";
@@ -153,6 +156,7 @@ export async function settings(given: Given, root: string): Promise<Settings> {
     secrets,
     worker,
     healthSocket: given.text("health-socket"),
+    metrics: metricsOptions(given),
     audit,
     auditLimits: {
       ...(limitBytes !== undefined && { limitBytes }),

@@ -8,6 +8,7 @@ import { peerOf, type Connections, type Ends } from "./connections.ts";
 import type { Few } from "./few.ts";
 import { guardedInterceptor, type Method } from "./guard.ts";
 import { boundRequest, decoded, isCompressed, COMPRESSED } from "./requests.ts";
+import type { ServerMeter } from "./meter.ts";
 import { mutates, needsRecord } from "./roles.ts";
 import { statusOf, type Failure } from "./status.ts";
 
@@ -20,11 +21,12 @@ const UNRECORDED: Failure = {
 };
 
 /** The parts of the server that recording needs. */
-interface Recording {
+export interface Recording {
   readonly audit: Audit;
   readonly connections: Connections;
   /** Decides which denied calls of a client have a record each. */
   readonly few: Few;
+  readonly meter: ServerMeter;
   readonly log: Logger;
 }
 
@@ -82,7 +84,7 @@ export function auditCalls(recording: Recording, room: Room): ServerInterceptor 
 }
 
 /** Makes the records of one call. */
-function callRecords({ audit, connections, few, log }: Recording, { path, responseStream }: Method, ends: Ends) {
+function callRecords({ audit, connections, few, meter, log }: Recording, { path, responseStream }: Method, ends: Ends) {
   const startedMs = performance.now();
   const identity = connections.identify(ends);
   const certificate = identity.ok ? identity.principal : identity.certificate;
@@ -96,6 +98,7 @@ function callRecords({ audit, connections, few, log }: Recording, { path, respon
   };
   let allowed = false;
   let ended = false;
+  meter.opened(path);
 
   function record(more: Partial<AuditRecord>): boolean {
     return writeRecord(audit, log, { ...facts, decision: allowed ? "allowed" : "denied", ...more });
@@ -104,6 +107,8 @@ function callRecords({ audit, connections, few, log }: Recording, { path, respon
   function end(code: status, reason?: string): void {
     if (ended) return;
     ended = true;
+    meter.closed(path, status[code]);
+    if (!allowed) meter.refused(reason ?? status[code]);
     if (!allowed && !few.pass(`${connections.ownerOf(ends)}: ${reason ?? status[code]}`)) return;
     record({
       ...(twice && allowed && { stage: "end" }),

@@ -22,6 +22,7 @@ import { noMounts, smallDisk } from "../testing/disks.ts";
 import { openAudit, type AuditRecord } from "./audit.ts";
 import { fewOf } from "./few.ts";
 import { FEW } from "./limits.ts";
+import { NO_METER } from "./meter.ts";
 import { recordRefusals } from "./refusals.ts";
 import { authority, type Authority, type Pair } from "./testing/authority.ts";
 import { answer, clientOf, errorOf, JOB, logTo, running, until } from "./testing/server.ts";
@@ -140,7 +141,7 @@ test("the first few refused connections of a kind in a minute are recorded, and 
   const records: AuditRecord[] = [];
   const audit = { write: (record: AuditRecord) => void records.push(record) };
   const log = logTo(() => undefined);
-  using record = recordRefusals(audit, log, { ...FEW, windowMs: 200 });
+  using record = recordRefusals(audit, log, NO_METER, { ...FEW, windowMs: 200 });
   for (let i = 0; i < 1000; i++) record({ peer: `192.0.2.1:${i}`, reason: "TOO_MANY_HANDSHAKES" });
   record({ peer: "192.0.2.2:1", reason: "CERT_HAS_EXPIRED" });
   expect(records.map(({ reason }) => reason)).toEqual([

@@ -1,6 +1,4 @@
-import { once } from "node:events";
-import { chmod, lstat, rm } from "node:fs/promises";
-import { connect } from "node:net";
+import { chmod } from "node:fs/promises";
 import { Server, ServerCredentials } from "@grpc/grpc-js";
 import type { Logger } from "pino";
 import {
@@ -8,7 +6,8 @@ import {
   type HealthServer,
   HealthService,
 } from "../../proto/generated/grpc/health/v1/health.ts";
-import { codeOf, reasonOf } from "../os/errno.ts";
+import { reasonOf } from "../os/errno.ts";
+import { removeStale } from "../os/socket.ts";
 import { JobError, quoted } from "../worker/index.ts";
 import { type Caller, handlers, type Handlers } from "./guard.ts";
 import type { Principal } from "../x509/identity.ts";
@@ -75,7 +74,7 @@ export async function serveHealth(path: string, { service }: Health, log: Logger
   const server = new Server(grpcOptions(MAX_WATCHERS));
   server.addService(HealthService, service(handlers({ get: () => LOCAL_CALLER }, log)));
   try {
-    await removeStale(path);
+    await removeStale(path, "--health-socket");
     await new Promise<void>((resolve, reject) =>
       server.bindAsync(`unix:${path}`, ServerCredentials.createInsecure(), (error) =>
         error ? reject(error) : resolve(),
@@ -87,35 +86,5 @@ export async function serveHealth(path: string, { service }: Health, log: Logger
     server.forceShutdown();
     const reason = reasonOf(error);
     throw new ServeError("cannot-listen", `cannot listen on ${path}: ${reason}`, error);
-  }
-}
-
-/** Removes a socket that nobody listens on: a killed daemon left it. Throws for anything else at `path`, and leaves it. */
-async function removeStale(path: string): Promise<void> {
-  // A symbolic link is not followed, because it may name anything.
-  const found = await lstat(path).catch((error: unknown) => {
-    if (codeOf(error) === "ENOENT") return undefined;
-    throw error;
-  });
-  if (!found) return;
-  if (!found.isSocket())
-    throw new Error("what is there is no socket, and was left as it is: remove it, or give another --health-socket");
-  if (await isAnswered(path))
-    throw new Error("another process listens on it: end that one, or give another --health-socket");
-  await rm(path, { force: true });
-}
-
-async function isAnswered(path: string): Promise<boolean> {
-  const socket = connect(path);
-  try {
-    await once(socket, "connect");
-    return true;
-  } catch (error) {
-    if (["ECONNREFUSED", "ENOENT"].includes(codeOf(error))) return false;
-    // EAGAIN means that the listener's queue is full.
-    if (codeOf(error) === "EAGAIN") return true;
-    throw error;
-  } finally {
-    socket.destroy();
   }
 }

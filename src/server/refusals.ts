@@ -3,10 +3,12 @@ import { subscribe, unsubscribe } from "node:diagnostics_channel";
 import type { IncomingHttpHeaders, ServerHttp2Stream } from "node:http2";
 import type { Logger } from "pino";
 import { audited, writeRecord, type Audit } from "./audit.ts";
-import { peerOf, type Connections } from "./connections.ts";
-import { fewOf, type Few } from "./few.ts";
+import type { Recording } from "./audit-calls.ts";
+import { peerOf } from "./connections.ts";
+import { fewOf } from "./few.ts";
 import { inspect } from "../x509/identity.ts";
 import { FEW } from "./limits.ts";
+import type { ServerMeter } from "./meter.ts";
 import { METHODS } from "./roles.ts";
 import type { Refusal } from "./tls.ts";
 
@@ -16,11 +18,13 @@ const MAX_PATH_CHARS = 256;
 export function recordRefusals(
   audit: Pick<Audit, "write">,
   log: Logger,
+  meter: ServerMeter,
   few: typeof FEW = FEW,
 ): Disposable & ((refusal: Refusal) => void) {
   const refused = { event: "connection", decision: "denied" } as const;
   const first = fewOf((rest) => void writeRecord(audit, log, { id: randomUUID(), ...refused, ...rest }), few);
   const record = ({ peer, reason, certificate }: Refusal): void => {
+    meter.refusedConnection(reason);
     if (!first.pass(reason)) return;
     const presented = certificate && inspect(certificate);
     writeRecord(audit, log, {
@@ -41,7 +45,7 @@ const STREAM_START = "http2.server.stream.start";
  * Records the requests that grpc-js answers without an interceptor: methods that do not exist, and requests that are not
  * gRPC. Removes deadlines that are too far away from all requests. Returns a function that ends this.
  */
-export function recordUnknownMethods(audit: Audit, connections: Connections, few: Few, log: Logger): () => void {
+export function recordUnknownMethods({ audit, connections, few, meter, log }: Recording): () => void {
   function onStart(message: unknown): void {
     try {
       const request = startOf(message);
@@ -52,6 +56,7 @@ export function recordUnknownMethods(audit: Audit, connections: Connections, few
       const known = METHODS.has(path);
       if (known && contentType.startsWith("application/grpc")) return;
       const reason = known ? "NOT_GRPC" : "UNKNOWN_METHOD";
+      meter.refused(reason);
       if (!few.pass(`${connections.ownerOf(ends)}: ${reason}`)) return;
       const identity = connections.identify(ends);
       const certificate = identity.ok ? identity.principal : identity.certificate;

@@ -17,6 +17,7 @@ import { fewOf } from "./few.ts";
 import { type Caller, type Handlers, handlers } from "./guard.ts";
 import { type Health, health, serveHealth } from "./health.ts";
 import { AUDIT_LIMITS, grpcOptions, MAX_CALLS, MAX_CONNECTIONS } from "./limits.ts";
+import { metered, NO_METER, type ServerFigures, type ServerMeter } from "./meter.ts";
 import { recordRefusals, recordUnknownMethods } from "./refusals.ts";
 import { workerService } from "./service.ts";
 import { shares, sums } from "./shares.ts";
@@ -41,6 +42,7 @@ export interface ServeOptions {
   /** Limits of the audit log where it is a file; those that are absent are those of AUDIT_LIMITS. */
   readonly auditLimits?: Partial<AuditLimits>;
   readonly log: Logger;
+  readonly meter?: ServerMeter | undefined;
   /** How long a shutdown waits for calls that are being answered, in ms. */
   readonly shutdownMs: number;
   /** How many connections all clients have at once; 1024 when absent. One client has a half at most: shares.ts. */
@@ -56,6 +58,8 @@ export interface Served {
   reopen(): void;
   /** Checks what the server is to go on with. Returns what takes it, and cannot fail. Throws ServeError. */
   renew(next: Pick<ServeOptions, "tls">): () => void;
+  /** What the server has open now, and the certificates that it uses. */
+  figures(): ServerFigures;
   /** Ends streams with UNAVAILABLE, lets other calls finish, and is done after `shutdownMs` at the latest. */
   close(): Promise<void>;
 }
@@ -75,48 +79,49 @@ export async function serve({
   audit: target,
   auditLimits,
   log,
+  meter = NO_METER,
   shutdownMs,
   maxConnections = MAX_CONNECTIONS,
   maxCalls = MAX_CALLS,
 }: ServeOptions): Promise<Served> {
   using opening = new DisposableStack();
-  const audit = opening.adopt(
-    openAudit(target, { ...AUDIT_LIMITS, ...auditLimits }, (error) =>
-      log.error({ err: error }, "the audit log goes on in the same file, or keeps more than it should"),
-    ),
-    (each) => each.close(),
+  const opened = openAudit(target, { ...AUDIT_LIMITS, ...auditLimits }, (error) =>
+    log.error({ err: error }, "the audit log goes on in the same file, or keeps more than it should"),
   );
+  const audit = opening.adopt(metered(opened, meter), (each) => each.close());
   const few = opening.use(
     fewOf((rest) => writeRecord(audit, log, { id: randomUUID(), event: "call", decision: "denied", ...rest })),
   );
-  const onRefused = opening.use(recordRefusals(audit, log));
+  const onRefused = opening.use(recordRefusals(audit, log, meter));
   const connections = connectionTable(maxConnections);
   const room = { calls: shares(maxCalls), turns: fairTurns(), requests: sums(), unread: sums() };
   const callers = new WeakMap<Metadata, Caller>();
   const calls = handlers(callers, log);
   const probe = health();
+  const recording = { audit, connections, few, meter, log };
   const server = new Server({
     ...grpcOptions(Math.ceil(maxCalls / 2)),
-    interceptors: [auditCalls({ audit, connections, few, log }, room), authorise(connections, callers, room, log)],
+    interceptors: [auditCalls(recording, room), authorise(connections, callers, room, log)],
   });
-  server.addService(strictly(SERVICE), workerService(worker, calls));
+  server.addService(strictly(SERVICE), workerService(worker, calls, meter));
   server.addService(HealthService, probe.service(calls));
   // grpc-js takes the connections for insecure: what is injected is a TLS connection that has been verified.
   const injector = server.createConnectionInjector(ServerCredentials.createInsecure());
-  opening.defer(recordUnknownMethods(audit, connections, few, log));
+  opening.defer(recordUnknownMethods(recording));
   if (healthSocket !== undefined)
     opening.adopt(await serveHealth(healthSocket, probe, log), (each) => each.forceShutdown());
   const onConnection = (socket: TLSSocket): void => injector.injectConnection(socket);
   const listener = await listenTls({ host, port, tls, verifier, log, connections, onConnection, onRefused });
-  const opened = opening.move();
+  const open = opening.move();
   let closed: Promise<void> | undefined;
   return {
     port: listener.port,
     address: listener.address,
     reopen: () => reopen(audit, log),
     renew: (next) => listener.renew(next.tls),
+    figures: () => ({ connections: connections.sockets().length, certificates: listener.certificates() }),
     close: () =>
-      (closed ??= drain({ probe, listener, calls, injector, connections, shutdownMs }).finally(() => opened.dispose())),
+      (closed ??= drain({ probe, listener, calls, injector, connections, shutdownMs }).finally(() => open.dispose())),
   };
 }
 

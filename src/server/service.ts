@@ -12,6 +12,7 @@ import {
 import { brief, type Job, type Worker } from "../worker/index.ts";
 import type { CallContext, Handlers } from "./guard.ts";
 import { listJobs } from "./list.ts";
+import type { ServerMeter } from "./meter.ts";
 import { type StreamMessage, streamOutput, streamStats } from "./stream.ts";
 import { toResources } from "./translate-resources.ts";
 import { fromFinding, fromJob, toJobSpec, toStop } from "./translate.ts";
@@ -25,7 +26,7 @@ type Service = Omit<WorkerServiceServer, "stream" | "list" | "query" | "wait"> &
 };
 
 /** Serves a worker as WorkerService: translates requests and answers, and decides nothing. */
-export function workerService(worker: Worker, { unary, streaming }: Handlers): Service {
+export function workerService(worker: Worker, { unary, streaming }: Handlers, meter: ServerMeter): Service {
   return {
     start: unary(async (request, { principal, signal }) => {
       const { job, alreadyStarted } = await worker.start(toJobSpec(request, principal.name), signal);
@@ -55,7 +56,7 @@ export function workerService(worker: Worker, { unary, streaming }: Handlers): S
       const findings = await worker.examine();
       return { findings: findings.map(fromFinding), time: new Date() };
     }),
-    stream: streaming((call, context) => streamOutput(worker, call, context)),
+    stream: streaming((call, context) => streamOutput(worker, call, context, meter)),
   };
 }
 

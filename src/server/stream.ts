@@ -9,6 +9,7 @@ import {
 } from "../../proto/generated/jobs/v1/worker.ts";
 import { brief, type Chunk, type Gap, type Job, type Worker } from "../worker/index.ts";
 import type { CallContext } from "./guard.ts";
+import type { ServerMeter } from "./meter.ts";
 import { fromJob, fromUsage, toStatsOptions, toStreamOptions } from "./translate.ts";
 
 /** The last message: the job as it is, and the offset to resume from. */
@@ -25,6 +26,7 @@ export async function streamOutput(
   worker: Worker,
   call: ServerWritableStream<StreamRequest, StreamMessage>,
   { signal }: CallContext,
+  meter: ServerMeter,
 ): Promise<void> {
   await using output = worker.stream(call.request.jobId, toStreamOptions(call.request, signal));
   const write = writer(call, signal);
@@ -37,6 +39,8 @@ export async function streamOutput(
       void write({ kind: "end", ...next.value });
       return;
     }
+    if (next.value.kind === "chunk") meter.sent(next.value.bytes.length);
+    else meter.gap(next.value.length);
     sent = write(next.value);
   }
 }

@@ -7,6 +7,7 @@ import { nameOf, type TlsFiles, type TlsPem } from "../x509/pem.ts";
 import { peerOf, type Connections, type Ends } from "./connections.ts";
 import { openHandshakes } from "./handshakes.ts";
 import { BACKLOG, HANDSHAKE_TIMEOUT_MS } from "./limits.ts";
+import type { ServerCertificate } from "./meter.ts";
 import { problemsOf, readTls, ServeError } from "./pem.ts";
 
 /** How often the server looks at its own certificates. */
@@ -27,6 +28,8 @@ export interface TlsListener {
    * but for those whose certificates no CA of these files stands behind. Throws ServeError for files that cannot work.
    */
   renew(tls: TlsPem): () => void;
+  /** The certificates of the present files. */
+  certificates(): readonly ServerCertificate[];
   /** Takes no more connections, and ends handshakes that are not over. */
   stop(): void;
 }
@@ -66,8 +69,7 @@ export async function listenTls(options: ListenOptions): Promise<TlsListener> {
     (peer, reason) => onRefused({ peer, reason }),
   );
   const server = createServer((socket) => handshakes.arrive(socket));
-  const { port: bound, address } = await listening(server, host, port);
-  server.on("error", (error) => log.error({ err: error }, "listener failed"));
+  const { port: bound, address } = await listening(server, host, port, log);
   const warn = (): void => warnOf(current.files, log);
   warn();
   const timer = setInterval(warn, WATCH_MS).unref();
@@ -88,6 +90,7 @@ export async function listenTls(options: ListenOptions): Promise<TlsListener> {
         warn();
       };
     },
+    certificates: () => certificatesOf(current.files),
     stop() {
       clearInterval(timer);
       server.close();
@@ -176,6 +179,15 @@ function warnOf(files: TlsFiles, log: Logger): void {
     log.warn({ certificate: `${nameOf(certificate)}, serial ${certificate.serialNumber}` }, message);
 }
 
+function certificatesOf({ own, authorities }: TlsFiles): ServerCertificate[] {
+  const told = (use: ServerCertificate["use"], certificate: X509Certificate): ServerCertificate => ({
+    use,
+    subject: nameOf(certificate),
+    notAfter: certificate.validToDate,
+  });
+  return [told("worker", own), ...authorities.map((each) => told("ca", each))];
+}
+
 function refusalOf(
   socket: TLSSocket,
   certificate: X509Certificate | undefined,
@@ -208,7 +220,7 @@ function endWhenExpired(socket: TLSSocket, certificate: X509Certificate): void {
   socket.once("close", () => clearTimeout(timer));
 }
 
-function listening(server: Server, host: string, port: number): Promise<AddressInfo> {
+function listening(server: Server, host: string, port: number, log: Logger): Promise<AddressInfo> {
   return new Promise((resolve, reject) => {
     server.once("error", (error: NodeJS.ErrnoException) => {
       const where = `${host}:${port}`;
@@ -221,6 +233,7 @@ function listening(server: Server, host: string, port: number): Promise<AddressI
     server.listen({ host, port, backlog: BACKLOG }, () => {
       const address = server.address();
       server.removeAllListeners("error");
+      server.on("error", (error) => log.error({ err: error }, "listener failed"));
       if (address !== null && typeof address === "object") resolve(address);
     });
   });

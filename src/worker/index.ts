@@ -26,6 +26,7 @@ export type {
   State,
   Usage,
 } from "./model/job.ts";
+export type { Figures, WorkerMeter } from "./model/meter.ts";
 export type { Place, UidRange, WorkerOptions } from "./model/options.ts";
 export type {
   LinuxBlockIO,

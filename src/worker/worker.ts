@@ -9,6 +9,7 @@ import { examine } from "./doctor/examine.ts";
 import type { Finding } from "./doctor/finding.ts";
 import { type Context, find, isTracked } from "./jobs/context.ts";
 import { describeHost } from "./jobs/enforceable.ts";
+import { figuresOf, meteredStart } from "./jobs/figures.ts";
 import { openJobFiles } from "./jobs/job-files.ts";
 import { list, type Listed, type ListFilter } from "./jobs/list.ts";
 import { current, endOf, unwatch } from "./jobs/tracked-job.ts";
@@ -26,6 +27,7 @@ import type { StreamOptions } from "./log/reader.ts";
 import { JobError } from "./model/errors.ts";
 import { sortBehind } from "./model/id.ts";
 import type { Job, JobSpec } from "./model/job.ts";
+import type { Figures } from "./model/meter.ts";
 import { type CheckedOptions, checkOptions, type WorkerOptions } from "./model/options.ts";
 import type { LinuxResources } from "./model/resources.ts";
 import { openRetirement } from "./retention/retirement.ts";
@@ -57,6 +59,8 @@ export interface Worker {
   stats(id: string, options: StatsOptions): Stats;
   /** Examines what this host can enforce. Calls at the same time share one examination. */
   examine(): Promise<readonly Finding[]>;
+  /** What there is to do now. */
+  figures(): Figures;
   /** What this host can enforce, in one line, as it was when the worker opened. */
   readonly host: string;
   /** Closes the worker. Its jobs keep running. */
@@ -78,11 +82,12 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   fillReserve();
   await context.spawner.ready;
   const opened = opening.move();
+  const { meter } = options;
   let examining: Promise<readonly Finding[]> | undefined;
 
   return {
     host: describeHost(context),
-    start: (spec, signal) => start(context, spec, signal),
+    start: (spec, signal) => (meter ? meteredStart(context, spec, { meter, signal }) : start(context, spec, signal)),
     stop: (id, how, signal) => stop(context, id, how, signal),
     query(id) {
       const entry = find(context, id);
@@ -96,6 +101,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
     stream: (id, how) => stream(context, id, how),
     update: (id, resources) => update(context, id, resources),
     stats: (id, how) => stats(context, id, how),
+    figures: () => figuresOf(context),
     examine() {
       const { options: asked, hierarchy } = context;
       return (examining ??= examine({ ...asked, hierarchy }).finally(() => (examining = undefined)));

@@ -141,6 +141,14 @@ function none(id: string): JobError {
 function workerOf(methods: Partial<Worker>): Worker {
   return {
     host: "memory",
+    figures: () => ({
+      jobs: { starting: 0, running: 1, stopping: 0 },
+      maxJobs: 10,
+      waitingStarts: 0,
+      waitingWrites: 0,
+      waitingLogs: 0,
+      waitingArchive: 0,
+    }),
     start: () => Promise.resolve({ job: JOB, alreadyStarted: false }),
     stop: (id) => Promise.reject(none(id)),
     query: (id) => {

@@ -60,6 +60,7 @@ async function finish(context: Context, entry: TrackedJob, lost: string | undefi
     files.write(entry);
     if (!context.closed) spawner.refill();
     void recorded.promise.then(() => context.closed || retirement.ended(entry.job));
+    options.meter?.ended(entry.job);
     options.log("info", "job ended", { job: entry.job.id, how: entry.job.ended?.how });
   });
 }

@@ -8,6 +8,8 @@ import type { JobRecord } from "./record.ts";
 export interface PatientJournal extends Journal {
   /** `recorded` is called once it is on the disk: before this returns, where that can be had. */
   update(job: Job, recorded?: () => void): void;
+  /** How many writes wait until the disk takes them. */
+  waiting(): number;
 }
 
 interface Write {
@@ -86,6 +88,7 @@ export function patient(
         throw refusal(error);
       }
     },
+    waiting: () => pending.size,
     update: (job, recorded) => write("update", job.id, () => journal.update(job), recorded),
     stopping: (id, by) => write("stopping", id, () => journal.stopping(id, by)),
     remove(id) {

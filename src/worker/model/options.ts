@@ -2,6 +2,7 @@ import { fileURLToPath } from "node:url";
 import type { Pauses } from "../../os/pause.ts";
 import { invalid } from "./errors.ts";
 import type { Part } from "./isolation.ts";
+import type { WorkerMeter } from "./meter.ts";
 
 export interface WorkerOptions {
   /** Holds the journal and the jobs' directories; made with mode 0700 when it does not exist. */
@@ -49,6 +50,8 @@ export interface WorkerOptions {
   readonly sealed?: readonly string[];
   /** The native supervisor's binary. */
   readonly supervisor?: string;
+  /** Hears of starts and ends. */
+  readonly meter?: WorkerMeter | undefined;
   readonly log?: (level: "debug" | "info" | "warn" | "error", message: string, facts?: object) => void;
 }
 

@@ -12,6 +12,8 @@ export interface Retirement extends AsyncDisposable {
   wanted(job: Job): boolean;
   /** The job has ended, and that is recorded. */
   ended(job: Job): void;
+  /** How many logs wait for their turn. */
+  waiting(): number;
 }
 
 /** Goes on with what the daemon before has left. */
@@ -47,6 +49,7 @@ export function openRetirement(parts: Parts): Retirement {
   for (const id of logs.due()) queue.add(id);
   pruner.run();
   return {
+    waiting: () => queue.waiting(),
     wanted: (job) => compresses(parts, job) || archives(parts, job),
     ended(job) {
       const due = job.log && "due" in job.log && job.log.due;

@@ -41,6 +41,8 @@ export interface Spawner extends Disposable {
   devices(cgroup: string, program: Uint8Array): Promise<void>;
   /** Has as many spares made as are missing: for when nobody waits. A start asks for no more than half of them. */
   refill(): void;
+  /** How many starts wait for a supervisor. */
+  waiting(): number;
   /** The parts of the isolation that hold, and those that this host lacks, with an errno's name. Known once `ready` is. */
   readonly parts: readonly Part[];
   readonly lacking: ReadonlyMap<Part, string>;
@@ -105,6 +107,7 @@ export function openSpawner(
       return changed;
     },
     refill: () => ask(pool, SPARES),
+    waiting: () => pool.waiting.length,
     get parts() {
       return (parts ??= holding(isolation, lacking));
     },

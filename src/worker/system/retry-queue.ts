@@ -7,6 +7,8 @@ const PAUSES: Pauses = { firstMs: 1000, lastMs: 5 * 60_000 };
 /** Jobs whose logs wait for something, one at a time, each until it has worked. Disposing ends what is under way. */
 export interface RetryQueue extends AsyncDisposable {
   add(id: string): void;
+  /** How many have not had a turn in which it worked. */
+  waiting(): number;
   /** Returns the id whose turn it is. */
   busy(): string | undefined;
 }
@@ -69,6 +71,7 @@ export function openRetryQueue({ work, told, log, pauses = PAUSES }: Work): Retr
       waiting.add(id);
       working ??= workAll();
     },
+    waiting: () => waiting.size,
     busy: () => busy,
     async [Symbol.asyncDispose]() {
       closing.abort();
