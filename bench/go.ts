@@ -51,7 +51,7 @@ async function startBare(bench: Bench, program: string, pems: readonly string[])
   mkdirSync(directory);
   const jobs = group === "" ? "" : join(group, "jobs");
   const [command, ...args] = within(group, [program, ...pems, jobs, directory]);
-  const child = bench.adopt(spawn(command, args, { stdio: ["ignore", "pipe", "inherit"] }));
+  const child = bench.adopt(spawn(command, args, { detached: true, stdio: ["ignore", "pipe", "inherit"] }));
   const found = await address(child, () => "the bare Go server did not start");
   const client = connect(credentialsOf(found, bench.pem, "writer"));
   return {

@@ -4,8 +4,6 @@
 
 #include <errno.h>
 #include <fcntl.h>
-#include <linux/sched.h>
-#include <linux/sched/types.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -18,8 +16,6 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-enum { SLICE_NS = 500000 };
 
 /* A supervisor whose end a descriptor tells: a pidfd, or the reading end of an adopted job's `control`. */
 struct watched {
@@ -221,21 +217,6 @@ static bool prepare_descriptors(void)
 	return stops >= 0 && epoll_ctl(epoll, EPOLL_CTL_ADD, stops, &event) == 0;
 }
 
-/*
- * The daemon works in bursts shorter than a slice, and often is woken on a processor where a job runs. With a slice of
- * the length of its bursts it takes its turn at once (Linux 6.12, sched_setattr(2)); elsewhere nothing changes.
- */
-static void hasten(pid_t daemon)
-{
-	struct sched_attr attr = { .size = sizeof attr };
-	if (syscall(SYS_sched_getattr, daemon, &attr, sizeof attr, 0) < 0 || attr.sched_policy != SCHED_NORMAL)
-		return;
-	attr.sched_runtime = SLICE_NS;
-	attr.sched_flags |= SCHED_FLAG_RESET_ON_FORK; /* or the jobs of the next spawner would have it, too */
-	if (syscall(SYS_sched_setattr, daemon, &attr, 0) < 0)
-		return; /* it goes on as it was */
-}
-
 static bool prepare(void)
 {
 	sigset_t all;
@@ -248,6 +229,7 @@ static bool prepare(void)
 	    getrlimit(RLIMIT_NOFILE, &files) < 0)
 		return false;
 	hasten(getppid());
+	give_weight(getppid());
 	/* Whoever has the user of the spawner, a supervisor or a job before its exec could look into them, and trace them. */
 	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
 		return false;

@@ -201,6 +201,10 @@ bool keep_off(pid_t supervisor);
 
 /* inherit.c: what is put back once for all jobs. */
 bool put_back_inherited(void);
+/* advise.c */
+void hasten(pid_t process); /* 0 for this one */
+void give_weight(pid_t daemon);
+
 bool read_oom_score(void);
 extern int oom_score; /* the spawner's oom_score_adj, which it has from the daemon */
 bool join_own_keyring(void);
