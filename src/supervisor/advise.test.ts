@@ -13,7 +13,11 @@ function weightOf(pid: number): { readonly own: number; readonly session: string
   const session = `/proc/${pid}/autogroup`;
   return {
     own: getPriority(pid),
-    session: existsSync(session) ? readFileSync(session, "utf8").trim().replace(/.* nice /, "") : undefined,
+    session: existsSync(session)
+      ? readFileSync(session, "utf8")
+          .trim()
+          .replace(/.* nice /, "")
+      : undefined,
   };
 }
 
