@@ -1,8 +1,20 @@
-import { chmodSync, chownSync, lchownSync, mkdirSync, readdirSync, symlinkSync, writeFileSync } from "node:fs";
+import {
+  chmodSync,
+  chownSync,
+  lchownSync,
+  mkdirSync,
+  readdirSync,
+  rmSync,
+  statSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { join } from "node:path";
 import { describe, expect, test } from "vitest";
-import { needsRoot } from "../../testing/root.ts";
+import { noMounts, smallDisk } from "../../testing/disks.ts";
+import { needsRoot, unless } from "../../testing/root.ts";
 import { recoverJournal } from "../journal/rebuild.ts";
+import { openDirectory } from "../journal/state-directory.ts";
 import { testDirectory, testWorker } from "../testing/worker.ts";
 
 const STRANGER = 65534;
@@ -70,4 +82,27 @@ test("a state directory is taken below one with the sticky bit, by a link of one
   symlinkSync("real", join(directory.path, "link"));
   await using worker = await testWorker({ stateDir: join(directory.path, "link") });
   expect(worker.list({ limit: 1 }).jobs).toEqual([]);
+});
+
+// As Kubernetes mounts an emptyDir.
+describe("in a volume that all may write to, of root,", unless(noMounts), () => {
+  test("a state directory is refused with what helps: the sticky bit, or the volume at the directory itself", () => {
+    using files = testDirectory();
+    const path = join(files.path, "volume");
+    using _volume = smallDisk(path, 32 * 2 ** 20);
+    const stateDir = join(path, "state");
+    mkdirSync(stateDir);
+    chmodSync(path, 0o777);
+    const remedy = `chmod og-w ${path}, or chmod +t ${path}, or mount that volume at the state directory itself, or name`;
+    expect(() => openDirectory(stateDir)).toThrow(
+      `${path} of root (uid 0) can be written by other users (mode 777); ${remedy}`,
+    );
+    chmodSync(path, 0o1777);
+    openDirectory(stateDir);
+    rmSync(stateDir, { recursive: true });
+    chmodSync(path, 0o777);
+    openDirectory(path);
+    expect(statSync(path).mode & 0o7777).toBe(0o700);
+    openDirectory(path);
+  });
 });

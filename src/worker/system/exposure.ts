@@ -39,7 +39,7 @@ function exposureOfWay(directory: string): Exposure | undefined {
     const name = names.shift();
     if (name === undefined || !stats.isDirectory()) return undefined;
     // In a directory with the sticky bit users move and remove only what is their own.
-    if (name !== "" && !(stats.mode & STICKY) && isOpen(stats)) return writable(at, stats);
+    if (name !== "" && !(stats.mode & STICKY) && isOpen(stats)) return writable(at, stats, wayOut(at, stats));
     at = resolve(at, name);
   }
   return undefined;
@@ -89,12 +89,18 @@ function foreign(path: string, stats: Stats): Exposure {
   };
 }
 
-function writable(path: string, stats: Stats): Exposure {
+/** The remedies for a directory above the state directory: others may write to it, and not move what is in it. */
+function wayOut(path: string, { dev }: Stats): string {
+  const isVolume = dev !== lstatSync(dirname(path)).dev;
+  return `, or chmod +t ${path}${isVolume ? ", or mount that volume at the state directory itself" : ""}`;
+}
+
+function writable(path: string, stats: Stats, more = ""): Exposure {
   return {
     path,
     owner: nameOf(stats.uid),
     reason: `${path} of ${nameOf(stats.uid)} can be written by other users (mode ${(stats.mode & 0o7777).toString(8)})`,
-    remedy: `chmod og-w ${path}, or name another state directory`,
+    remedy: `chmod og-w ${path}${more}, or name another state directory`,
   };
 }
 
