@@ -13,7 +13,7 @@ import { figuresOf, meteredStart } from "./jobs/figures.ts";
 import { openJobFiles } from "./jobs/job-files.ts";
 import { list, type Listed, type ListFilter } from "./jobs/list.ts";
 import { current, endOf, unwatch } from "./jobs/tracked-job.ts";
-import { start, type Started } from "./jobs/start.ts";
+import { settle, start, type Started } from "./jobs/start.ts";
 import { stats, type Stats, type StatsOptions } from "./jobs/stats.ts";
 import { stop, type StopOptions, type Stopped } from "./jobs/stop.ts";
 import { stream, type Stream } from "./jobs/stream.ts";
@@ -78,6 +78,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   await using opening = new AsyncDisposableStack();
   const context = await openContext({ ...options, stateDir: resolve(options.stateDir) }, opening);
   await takeUpAll(context);
+  settle(context);
   context.groupsAhead.refill();
   fillReserve();
   await context.spawner.ready;
@@ -123,8 +124,8 @@ async function openContext(options: CheckedOptions, opened: AsyncDisposableStack
   // After the journal, which removes the groups of the jobs whose ends it writes last.
   opened.defer(() => removeEmpty(groups));
   const journal = opened.use(patient(openJournal(stateDir), log));
-  const newest = journal.newest();
-  if (newest !== undefined) sortBehind(newest);
+  // The newest record may have been removed since.
+  for (const id of [journal.newest(), journal.settled]) if (id !== undefined) sortBehind(id);
   const hierarchy = openHierarchy(`jobs-${journal.instance}`, options.cgroup);
   groups = journal.groupsIn(hierarchy.kind === "none" ? undefined : hierarchy.path);
   const groupsAhead = opened.use(openGroupsAhead(name, hierarchy));

@@ -24,22 +24,32 @@ export interface Listed {
 }
 
 export function list(
-  { journal, tracked }: Context,
+  context: Context,
   { states, labels = new Map(), limit, pageToken, stepMs = Infinity }: ListFilter,
 ): Listed {
   if (!Number.isInteger(limit) || limit < 1 || limit > MOST_LISTED)
     throw invalid("limit", `${limit} is not between 1 and ${MOST_LISTED}`);
   const before = pageToken === undefined ? Number.MAX_SAFE_INTEGER : Number(pageToken);
   if (!Number.isSafeInteger(before)) throw invalid("page_token", "is not a token that List returned");
+  const { tracked, journal } = context;
   const untilMs = performance.now() + stepMs;
-  // The journal may be behind for a job that runs.
-  const now = (job: Job): Job => tracked.get(job.id)?.job ?? job;
   const wanted = (job: Job): boolean =>
-    (states === undefined || states.includes(now(job).state)) &&
+    (states === undefined || states.includes(job.state)) &&
     [...labels].every(([key, value]) => job.labels.get(key) === value);
-  const [label] = labels;
-  const only = { alive: states?.includes("ended") === false, label };
-  const { records, next } = journal.list(wanted, before, limit + 1, only, untilMs);
+  // The journal may be behind for a job that is tracked, and every job that has not ended is.
+  const now = (job: Job): Job => tracked.get(job.id)?.job ?? job;
+  const unwanted = new Set([...tracked.values()].filter(({ job }) => !wanted(job)).map(({ seq }) => seq));
+  const { records, next } =
+    states?.includes("ended") === false
+      ? { records: trackedBefore(context, before, wanted), next: undefined }
+      : journal.list({
+          before,
+          limit: limit + 1,
+          labels,
+          skip: (seq) => unwanted.has(seq),
+          keep: (job) => wanted(now(job)),
+          untilMs,
+        });
   const page = records.slice(0, limit);
   const from = records.length > limit ? page.at(-1)?.seq : next;
   return {
@@ -49,4 +59,15 @@ export function list(
     }),
     ...(from !== undefined && { nextPageToken: String(from) }),
   };
+}
+
+/** Returns the tracked jobs whose rows are below `before` and that are wanted, newest first. */
+function trackedBefore(
+  { tracked }: Context,
+  before: number,
+  wanted: (job: Job) => boolean,
+): { readonly seq: number; readonly job: Job }[] {
+  return [...tracked.values()]
+    .flatMap(({ seq, job }) => (seq !== undefined && seq < before && wanted(job) ? [{ seq, job }] : []))
+    .toSorted((a, b) => b.seq - a.seq);
 }

@@ -3,6 +3,7 @@ import { killGroup, limitGroup, removeGroup } from "../cgroup/group.ts";
 import { removeDirectory } from "../journal/state-directory.ts";
 import { JobError, notFound } from "../model/errors.ts";
 import { refusal } from "../model/failure.ts";
+import { orderOf } from "../model/id.ts";
 import type { Job, JobSpec } from "../model/job.ts";
 import { order } from "../supervisor/control.ts";
 import { nowMs } from "../system/process.ts";
@@ -14,6 +15,8 @@ import { killStart, PATIENCE_MS } from "./overdue.ts";
 import type { TrackedJob } from "./tracked-job.ts";
 import { checkSpec } from "./spec.ts";
 
+/** How many starts come between two times that the journal is settled. */
+const SETTLED_TOGETHER = 1024;
 /** When so many uids in a row are taken, somebody else uses the range. */
 const MOST_TAKEN = 64;
 
@@ -99,7 +102,7 @@ async function launch(context: Context, plan: Plan, made: Starting["made"]): Pro
   const record = (supervisor: number): void => {
     entry.supervisor = supervisor;
     if (entry.group !== undefined) entry.job = { ...job, limits: limitGroup(entry.group, settings) };
-    journal.insert(entry.job, requestId);
+    entry.seq = journal.insert(entry.job, requestId);
   };
   try {
     const places = { directory: entry.directory, cgroup: entry.group ?? "" };
@@ -120,9 +123,23 @@ async function launch(context: Context, plan: Plan, made: Starting["made"]): Pro
   setImmediate(() => {
     // The start has been answered by now.
     if (!context.closed) groupsAhead.refill();
+    if (!context.closed && (entry.seq ?? 0) % SETTLED_TOGETHER === 0) settle(context);
     options.log("info", "job started", { job: job.id, pid: entry.job.pid, owner: job.owner });
   });
   return entry.job;
+}
+
+/** Has the journal settle what is recorded. Ids are taken in order, so those of starts that are not recorded yet come last. */
+export function settle({ journal, options, tracked }: Context): void {
+  const recording = [...tracked.values()].flatMap(({ seq, job }) => (seq === undefined ? [job.id] : []));
+  const [first = journal.newest()] = recording.toSorted((a, b) => ((orderOf(a) ?? "") < (orderOf(b) ?? "") ? -1 : 1));
+  if (first === undefined) return;
+  try {
+    journal.settle(first);
+  } catch (error) {
+    // The next start after an unclean end looks at more than it would have to.
+    options.log("debug", "the journal could not be settled", { error });
+  }
 }
 
 /** Removes everything that a failed start has made. */

@@ -1,4 +1,4 @@
-import { existsSync, readdirSync, unlinkSync } from "node:fs";
+import { existsSync, opendirSync, readdirSync, unlinkSync } from "node:fs";
 import { constants } from "node:os";
 import { join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
@@ -9,6 +9,7 @@ import type { JobRecord } from "../journal/record.ts";
 import { removeDirectory } from "../journal/state-directory.ts";
 import { logIn } from "../log/files.ts";
 import { startOf } from "../log/log.ts";
+import { orderOf } from "../model/id.ts";
 import { isSupervised, order } from "../supervisor/control.ts";
 import { readExit } from "../supervisor/exit.ts";
 import { bootOf, interruption, signalSupervisor, supervisorState } from "../system/process.ts";
@@ -26,13 +27,12 @@ export function removeSpares(sparesDir: string): void {
 
 /** Takes up the jobs of the previous daemon. */
 export async function takeUpAll(context: Context): Promise<void> {
-  const { groups, jobsDir, journal, options, tracked } = context;
+  const { groups, journal, options, tracked } = context;
   for (const kept of journal.alive())
     if (kept.job.damaged === undefined) await takeUp(context, kept);
     else await takeUpDamaged(context, kept);
   if (!journal.clean) {
-    const known = journal.ids();
-    const found = readdirSync(jobsDir).filter((id) => !id.startsWith(".") && !known.has(id) && takeIn(context, id));
+    const found = unknownIn(context).filter((id) => takeIn(context, id));
     if (found.length > 0)
       options.log("warn", "jobs were not in the journal, and have been taken from their directories", { jobs: found });
     for (const id of found) {
@@ -44,6 +44,20 @@ export async function takeUpAll(context: Context): Promise<void> {
   for (const path of groups)
     for (const each of readdirSync(path, { withFileTypes: true }))
       if (each.isDirectory() && !tracked.has(each.name)) discardGroup(context, join(path, each.name));
+}
+
+/** Returns the ids of directories that the journal does not know, in their order: of those that it may have lost, since there may be a million. */
+function unknownIn({ jobsDir, journal }: Context): string[] {
+  const settled = orderOf(journal.settled ?? "") ?? "";
+  const unknown: string[] = [];
+  using directory = opendirSync(jobsDir);
+  for (let entry; (entry = directory.readSync());) {
+    const { name } = entry;
+    const order = orderOf(name);
+    if (name.startsWith(".") || (order !== undefined && order < settled) || journal.knows(name)) continue;
+    unknown.push(name);
+  }
+  return unknown.toSorted();
 }
 
 /** The hierarchy in which the job's group was made. */
@@ -103,9 +117,10 @@ async function takeUpDamaged(context: Context, kept: JobRecord): Promise<void> {
   return takeUp(context, { ...kept, job, ...(stoppedBy !== undefined && { stoppedBy }) });
 }
 
-async function takeUp(context: Context, { job, stoppedBy, requestId }: JobRecord): Promise<void> {
+async function takeUp(context: Context, { seq, job, stoppedBy, requestId }: JobRecord): Promise<void> {
   const { files, journal, spawner } = context;
   const entry = track(context, job, hierarchyOf(context, job.id));
+  entry.seq = seq;
   entry.stoppedBy = stoppedBy;
   entry.requestId = requestId;
   const { directory, group } = entry;

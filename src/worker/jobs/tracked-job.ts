@@ -11,6 +11,8 @@ import { nowMs } from "../system/process.ts";
 /** A job from its start, or from being taken up, until its end is on the disk and its group is removed. */
 export interface TrackedJob {
   job: Job;
+  /** The number of the job's row in the journal; undefined before it has one. */
+  seq: number | undefined;
   readonly directory: string;
   /** The job's cgroup, undefined without cgroup v2; and the controllers that measure it. */
   readonly group: string | undefined;
@@ -46,6 +48,7 @@ const WAITERS_IN_A_TURN = 16;
 export function trackedJob(job: Job, jobsDir: string, hierarchy: Hierarchy): TrackedJob {
   const entry: TrackedJob = {
     job,
+    seq: undefined,
     directory: join(jobsDir, job.id),
     group: hierarchy.kind === "cgroup2" ? join(hierarchy.path, job.id) : undefined,
     controllers: hierarchy.kind === "cgroup2" ? hierarchy.controllers : new Set(),

@@ -6,8 +6,9 @@ import { describe, expect, test } from "vitest";
 import type { Job } from "../model/job.ts";
 import { JOB, jobDirectories, refused, run, testDaemon, testDirectory, testWorker, waits } from "../testing/worker.ts";
 import { migrate } from "./database.ts";
-import { type Only, openJournal, VERSION } from "./journal.ts";
+import { type Journal, openJournal, VERSION } from "./journal.ts";
 import { recoverJournal } from "./rebuild.ts";
+import type { Search } from "./search.ts";
 
 function job(id: string, more: Partial<Job> = {}): Job {
   return { ...JOB, id, state: "ended", ...more };
@@ -70,59 +71,78 @@ test("who asked first for a job's end is kept, through updates and a restart", (
   expect(journal.alive()).toEqual([]);
 });
 
-test("3,000 jobs are listed newest first, page after page, by state and label, each once", () => {
-  using directory = testDirectory();
-  using journal = openJournal(directory.path);
-  const count = 3000;
-  for (let i = 0; i < count; i++)
-    journal.insert(
-      job(`j${i}`, { state: i % 10 === 0 ? "running" : "ended", labels: new Map([["third", String(i % 3)]]) }),
-      undefined,
-    );
-  const all = Array.from({ length: count }, (_, i) => `j${count - 1 - i}`);
-  const listed: string[] = [];
-  for (let before = Infinity; ;) {
-    const { records, next } = journal.list(() => true, Math.min(before, Number.MAX_SAFE_INTEGER), 1000);
-    listed.push(...records.map((kept) => kept.job.id));
-    if (next === undefined) break;
-    before = next;
-  }
-  expect(listed).toEqual(all);
-  let seen = 0;
-  const ids = (keep: (kept: Job) => boolean, most = Infinity, only: Only = {}): string[] =>
-    journal
-      .list((kept) => ++seen > 0 && keep(kept), Number.MAX_SAFE_INTEGER, most, only)
-      .records.map((kept) => kept.job.id);
-  expect(ids(() => true, Infinity, { alive: true })).toEqual(all.filter((id) => id.endsWith("0")));
-  const third = ["j2998", "j2995", "j2992", "j2989", "j2986"];
-  expect(ids(({ labels }) => labels.get("third") === "1", 5)).toEqual(third);
-  expect(ids(() => false)).toEqual([]);
-  seen = 0;
-  expect(ids(() => true, 5, { label: ["third", "1"] })).toEqual(third);
-  expect(ids(() => true, Infinity, { label: ["fourth", "1"] })).toEqual([]);
-  expect(seen).toBe(5); // the others are not decoded
-  expect(journal.alive()).toHaveLength(count / 10);
-});
+/** All jobs, newest first. */
+const ALL = { before: Number.MAX_SAFE_INTEGER, limit: 5000, keep: () => true } as const;
 
-test.each<[string, Only]>([
-  ["", {}],
-  [" of those that run", { alive: true }],
-  [" of those that have a label", { label: ["third", "1"] }],
-])("a search%s that has no time left goes on where it was, and each step gets on", (_, only) => {
-  using directory = testDirectory();
-  using journal = openJournal(directory.path);
-  for (let i = 0; i < 2000; i++)
-    journal.insert(job(`j${i}`, { state: "running", labels: new Map([["third", String(i % 3)]]) }), undefined);
-  const all = journal.list(() => true, Number.MAX_SAFE_INTEGER, 2000, only).records.map((kept) => kept.job.id);
-  const stepwise: string[] = [];
-  let steps = 0;
-  for (let before: number | undefined = Number.MAX_SAFE_INTEGER; before !== undefined; steps++) {
-    const { records, next } = journal.list(() => true, before, 2000, only, 0);
-    stepwise.push(...records.map((kept) => kept.job.id));
-    before = next;
+/** Ids of j0 to j2999, whose labels tell their remainders; a third of them are bob's. */
+function threeThousand(journal: Journal): string[] {
+  const ids = Array.from({ length: 3000 }, (_, i) => `j${i}`);
+  for (const [i, id] of ids.entries()) {
+    const labels = new Map([3, 7, 500].map((n) => [`by-${n}`, String(i % n)]));
+    journal.insert(job(id, { labels, owner: i % 3 === 0 ? "bob" : "ada" }), undefined);
   }
-  expect(stepwise).toEqual(all);
-  expect(steps).toBe(2000);
+  return ids.toReversed();
+}
+
+type Condition = Pick<Search, "labels" | "owner">;
+const label = (n: number, rest: number): [string, string] => [`by-${n}`, String(rest)];
+const CONDITIONS: readonly (readonly [string, Condition, (i: number) => boolean])[] = [
+  ["all", {}, () => true],
+  ["an owner's", { owner: "bob" }, (i) => i % 3 === 0],
+  ["nobody's", { owner: "eve" }, () => false],
+  ["those with a label", { labels: new Map([label(3, 1)]) }, (i) => i % 3 === 1],
+  ["those with an unknown label", { labels: new Map([["by-4", "1"]]) }, () => false],
+  ["those with two labels", { labels: new Map([label(7, 2), label(3, 1)]) }, (i) => i % 7 === 2 && i % 3 === 1],
+  ["an owner's with two labels", { owner: "bob", labels: new Map([label(500, 9), label(7, 2)]) }, (i) => i === 9],
+  ["those with a label, whom somebody else owns", { owner: "bob", labels: new Map([label(3, 1)]) }, () => false],
+];
+
+test.each(CONDITIONS)(
+  "of 3,000 jobs %s are found newest first, page by page, or a step at a time",
+  (_, only, wanted) => {
+    using directory = testDirectory();
+    using journal = openJournal(directory.path);
+    const all = threeThousand(journal).filter((id) => wanted(Number(id.slice(1))));
+    const pages = (search: Partial<Search>): string[] => {
+      const listed: string[] = [];
+      for (let before: number | undefined = ALL.before; before !== undefined;) {
+        const { records, next } = journal.list({ ...ALL, ...only, ...search, before });
+        listed.push(...records.map((kept) => kept.job.id));
+        before = next;
+      }
+      return listed;
+    };
+    expect(pages({})).toEqual(all);
+    expect(pages({ limit: 100 })).toEqual(all);
+    expect(pages({ untilMs: 0 })).toEqual(all);
+    let seen = 0;
+    expect(pages({ keep: () => ++seen < 0 })).toEqual([]);
+    expect(seen).toBe(all.length); // the others are not decoded
+    expect(pages({ skip: (seq) => seq % 2 === 0 })).toEqual(all.filter((id) => Number(id.slice(1)) % 2 === 0));
+  },
+);
+
+test("a job that is removed is in no page, and its labels are nobody's", () => {
+  using directory = testDirectory();
+  const labels = new Map([["build", "42"]]);
+  {
+    using journal = openJournal(directory.path);
+    for (const id of ["a", "b", "c"]) journal.insert(job(id, { labels }), `request of ${id}`);
+    journal.insert(job("d", { labels, state: "running" }), undefined);
+    expect(journal.removals.begin(["a", "c", "d", "nothing"], true)).toEqual(["a", "c"]);
+    journal.remove("b");
+    expect(journal.list({ ...ALL, labels }).records.map((kept) => kept.job.id)).toEqual(["d"]);
+    expect(journal.findRequest("tester", "request of a")).toBeUndefined();
+    expect(["a", "b", "c", "d"].map((id) => journal.knows(id))).toEqual([true, false, true, true]);
+    expect(journal.removals.pending(10)).toEqual([
+      { id: "a", archived: true },
+      { id: "c", archived: true },
+    ]);
+    journal.removals.done(["a", "c"]);
+    expect(journal.knows("a")).toBe(false);
+  }
+  using database = new DatabaseSync(join(directory.path, "journal.db"));
+  expect(database.prepare("SELECT seq FROM labels").all()).toEqual([{ seq: 4 }]);
 });
 
 test("an instance is named once and for all; another state directory has another", () => {
@@ -238,6 +258,24 @@ describe("a database of an earlier version", () => {
     expect(versionOf(database)).toBe(1);
     migrate(database, 1, steps);
     expect(database.prepare("SELECT a, b FROM t").get()).toEqual({ a: "two", b: 3 });
+  });
+
+  test("1 of this project's is brought to the newest: its jobs are found by owner, label and end", () => {
+    using directory = testDirectory();
+    {
+      using database = new DatabaseSync(join(directory.path, "journal.db"));
+      database.exec(readFileSync(join(import.meta.dirname, "testing/version-1.sql"), "utf8"));
+      database.exec("UPDATE jobs SET job = '{\"labels\":' WHERE seq = 3");
+    }
+    using journal = openJournal(directory.path);
+    const found = (only: Condition): number[] => journal.list({ ...ALL, ...only }).records.map(({ seq }) => seq);
+    expect(found({})).toEqual([3, 2, 1]);
+    expect(found({ owner: "ada" })).toEqual([3, 1]);
+    expect(found({ labels: new Map([["build", "42"]]) })).toEqual([2, 1]);
+    expect(found({ labels: new Map([["say", '"hé\\ \n']]) })).toEqual([1]);
+    expect(journal.removals.endedFirst(10, true).map(({ seq }) => seq)).toEqual([1, 2, 3]);
+    expect(journal.findRequest("ada", "r1")?.job.command).toBe("true");
+    expect(journal.alive()).toEqual([]);
   });
 
   test("of this project's is refused when it is newer", async () => {

@@ -9,6 +9,8 @@ import { databasePath, migrate, openDatabase, unusable } from "./database.ts";
 import { PLACE_COLUMNS, PLACE_NAMES, placeValues } from "./log-place.ts";
 import { logRecords, type LogRecords } from "./log-records.ts";
 import { encode, keptIn, type JobRecord } from "./record.ts";
+import { atomically, removalFrom, type Removals, removalsIn, type Removed } from "./removals.ts";
+import { type Found, labelTexts, type Search, searchIn } from "./search.ts";
 
 /**
  * Each step makes a database of one version from the version before. A step that was released does not change. Each
@@ -18,6 +20,9 @@ import { encode, keptIn, type JobRecord } from "./record.ts";
  * ended job is; `log_bytes` what it takes on this disk; `log_at` when it was archived or pruned; `log_until` when it is pruned
  * by the job's own policy; `log_due` is not null while the log is yet to be compressed, archived or removed, and 2 when the
  * job's own policy keeps it out of the archive.
+ *
+ * `labels` has a row for each label of each job: JSON of the key and the value, and the job's `seq`. `removals` has the jobs
+ * whose records are gone and whose files are yet to go; `archived` is 1 where the copy in the archive goes, too.
  */
 const MIGRATIONS: readonly string[] = [
   `
@@ -46,15 +51,17 @@ const MIGRATIONS: readonly string[] = [
   CREATE INDEX jobs_log_until ON jobs (log_until) WHERE log_until IS NOT NULL;
   CREATE INDEX jobs_log_due ON jobs (log_due) WHERE log_due IS NOT NULL;
 `,
+  // A damaged record keeps no journal from being migrated: it has no labels then, as in every search.
+  `
+  CREATE INDEX jobs_owner ON jobs (owner);
+  CREATE INDEX jobs_ended ON jobs (ended_at, log_due) WHERE ended_at IS NOT NULL;
+  CREATE TABLE labels (label TEXT NOT NULL, seq INTEGER NOT NULL, PRIMARY KEY (label, seq)) WITHOUT ROWID;
+  INSERT OR IGNORE INTO labels
+    SELECT label.value, seq FROM jobs, json_each(iif(json_valid(job), job, '{}'), '$.labels."$map"') AS label;
+  CREATE TABLE removals (id TEXT PRIMARY KEY, archived INTEGER NOT NULL) WITHOUT ROWID;
+`,
 ];
 export const VERSION = MIGRATIONS.length;
-
-/** Conditions that SQLite checks, so that other rows are not decoded. */
-export interface Only {
-  /** Only jobs that have not ended. */
-  readonly alive?: boolean;
-  readonly label?: readonly [string, string] | undefined;
-}
 
 /**
  * The record of all jobs, in SQLite. Held by one process at a time. Every method throws JobError `unavailable` when what it
@@ -68,9 +75,15 @@ export interface Journal extends Disposable {
   readonly interrupted: string | undefined;
   /** It was last closed by whoever had it; else what was recorded last may be missing. */
   readonly clean: boolean;
+  /** An id, as `settle` was given it: no job with an id that sorts before it can be missing. Undefined when that is not known. */
+  readonly settled: string | undefined;
   readonly logs: LogRecords;
+  readonly removals: Removals;
   /** Notes that jobs' groups are made in `path` from now on; returns where they may be: there, and where they were made before. */
   groupsIn(path: string | undefined): readonly string[];
+  /** Brings all that was recorded into the database itself, for good. All jobs with ids that sort before `id` have been inserted. */
+  settle(id: string): void;
+  /** Returns the number of the job's row. */
   insert(job: Job, requestId: string | undefined): number;
   update(job: Job): void;
   stopping(id: string, by: string): void;
@@ -81,18 +94,11 @@ export interface Journal extends Disposable {
   newest(): string | undefined;
   /** The uid of the newest job, among the last thousand, that ran as a number of this range; a damaged record has none. */
   lastUid(range: { readonly first: number; readonly last: number }): number | undefined;
-  /** Returns the ids of all jobs. */
-  ids(): Set<string>;
+  /** Returns whether there is such a job, or was one whose files are yet to go. */
+  knows(id: string): boolean;
   /** Returns the jobs that have not ended, as far as is known. */
   alive(): JobRecord[];
-  /** Those that `keep` wants, newest first, below `before`: `limit` at most, and what is found until `untilMs` of performance.now(). */
-  list(keep: (job: Job) => boolean, before: number, limit: number, only?: Only, untilMs?: number): Found;
-}
-
-/** `next`: where to go on, `before` what was seen; absent when all was. */
-export interface Found {
-  readonly records: readonly JobRecord[];
-  readonly next?: number;
+  list(search: Search): Found;
 }
 
 const COLUMNS = `SELECT seq, id, owner, state, job, crc32, stopped_by, request_id, ended_at, ${PLACE_COLUMNS} FROM jobs`;
@@ -100,9 +106,17 @@ const INSERT = `INSERT INTO jobs (id, owner, request_id, state, stopped_by, job,
   VALUES (?, ?, ?, ?, ?, ?, ?${", ?".repeat(PLACE_NAMES.split(",").length)})`;
 const UPDATE = `UPDATE jobs SET state = ?, job = ?, crc32 = ?, ${PLACE_NAMES.replaceAll(/\w+/g, "$& = ?")} WHERE id = ?`;
 
-function insertedValues({ job, requestId = null, stoppedBy = null }: Unnumbered): (number | string | null)[] {
-  const text = encode(job);
-  return [job.id, job.owner, requestId, job.state, stoppedBy, text, crc32(text), ...placeValues(job)];
+/** Returns a function that inserts the rows of a job, and returns its `seq`. */
+function insertionInto(database: DatabaseSync): (entry: Unnumbered) => number {
+  const insert = database.prepare(INSERT);
+  const label = database.prepare("INSERT INTO labels VALUES (?, ?)");
+  return ({ job, requestId = null, stoppedBy = null }) => {
+    const text = encode(job);
+    const values = [job.id, job.owner, requestId, job.state, stoppedBy, text, crc32(text), ...placeValues(job)];
+    const seq = Number(insert.run(...values).lastInsertRowid);
+    for (const each of labelTexts(job)) label.run(each, seq);
+    return seq;
+  };
 }
 
 type Unnumbered = Pick<JobRecord, "job"> & { readonly requestId?: string | null; readonly stoppedBy?: string | null };
@@ -126,8 +140,15 @@ export function openJournal(stateDir: string): Journal {
   }
 }
 
-/** Makes a journal at `path` that holds `jobs` alone, in this order. It is on the disk when this returns. */
-export function makeJournal(path: string, instance: string, jobs: Iterable<Unnumbered>): void {
+/**
+ * Makes a journal at `path` that holds `jobs` alone, in this order, and the files of `removed` to remove yet. It is on the disk
+ * when this returns.
+ */
+export function makeJournal(
+  path: string,
+  instance: string,
+  { jobs, removed }: { readonly jobs: Iterable<Unnumbered>; readonly removed: readonly Removed[] },
+): void {
   makePrivate(path);
   using database = new DatabaseSync(path);
   database.exec("PRAGMA synchronous = FULL");
@@ -135,8 +156,10 @@ export function makeJournal(path: string, instance: string, jobs: Iterable<Unnum
   database.exec("BEGIN");
   // Marked as open, so that the next daemon looks at all directories.
   database.prepare("INSERT INTO meta VALUES ('instance', ?), ('open', '1')").run(instance);
-  const insert = database.prepare(INSERT);
-  for (const each of jobs) insert.run(...insertedValues(each));
+  const insert = insertionInto(database);
+  for (const each of jobs) insert(each);
+  const remove = database.prepare("INSERT INTO removals VALUES (?, ?)");
+  for (const { id, archived } of removed) remove.run(id, archived ? 1 : 0);
   database.exec("COMMIT");
 }
 
@@ -178,13 +201,16 @@ function journalIn(database: DatabaseSync, path: string): Journal {
     boot,
     interrupted,
     clean,
+    settled: meta.get("settled"),
+    settle: (id) => toldOrFailing(() => settle(database, meta, id)),
     logs: eachIn(logRecords(database), toldOrFailing),
+    removals: eachIn(removalsIn(database, COLUMNS), toldOrFailing),
     groupsIn: (group) => toldOrFailing(() => groupsIn(meta, group)),
     ...eachIn(
       writesOf(database, () => (marked ||= markOpen(database, meta, boot))),
       toldOrFailing,
     ),
-    ...eachIn({ ...lookupsIn(database), list: listIn(database) }, told),
+    ...eachIn({ ...lookupsIn(database), list: searchIn(database, COLUMNS) }, told),
     [Symbol.dispose]() {
       try {
         database.exec("DELETE FROM meta WHERE key = 'open'");
@@ -229,6 +255,12 @@ function markOpen(database: DatabaseSync, meta: Meta, boot: Boot): boolean {
   }
 }
 
+function settle(database: DatabaseSync, meta: Meta, id: string): void {
+  // What of this is in the -wal alone is lost with what comes behind it there.
+  const { log, checkpointed } = database.prepare("PRAGMA wal_checkpoint(PASSIVE)").get() ?? {};
+  if (log === checkpointed) meta.set("settled", id);
+}
+
 function pathsIn(text: string): string[] {
   const found: unknown = JSON.parse(text);
   if (Array.isArray(found) && found.every((each): each is string => typeof each === "string")) return found;
@@ -253,30 +285,38 @@ function writesOf(
   database: DatabaseSync,
   mark: () => void,
 ): Pick<Journal, "insert" | "remove" | "stopping" | "update"> {
-  const insert = database.prepare(INSERT);
+  const insert = insertionInto(database);
   const update = database.prepare(UPDATE);
   const stopping = database.prepare("UPDATE jobs SET stopped_by = coalesce(stopped_by, ?) WHERE id = ?");
-  const remove = database.prepare("DELETE FROM jobs WHERE id = ?");
+  const find = database.prepare(`${COLUMNS} WHERE id = ?`);
+  find.setReadBigInts(true);
+  const removal = removalFrom(database);
   return {
     insert(job, requestId) {
       mark();
-      return Number(insert.run(...insertedValues({ job, requestId: requestId ?? null })).lastInsertRowid);
+      const write = (): number => insert({ job, requestId: requestId ?? null });
+      return job.labels.size === 0 ? write() : atomically(database, write);
     },
     update(job) {
       const text = encode(job);
       update.run(job.state, text, crc32(text), ...placeValues(job), job.id);
     },
     stopping: (id, by) => void stopping.run(by, id),
-    remove: (id) => void remove.run(id),
+    remove(id) {
+      const kept = keptIn(find.get(id));
+      if (kept) atomically(database, () => removal(kept));
+    },
   };
 }
 
 function lookupsIn(
   database: DatabaseSync,
-): Pick<Journal, "alive" | "find" | "findRequest" | "ids" | "lastUid" | "newest"> {
+): Pick<Journal, "alive" | "find" | "findRequest" | "knows" | "lastUid" | "newest"> {
   const newest = database.prepare("SELECT id FROM jobs ORDER BY seq DESC LIMIT 1");
   const recent = database.prepare("SELECT job FROM jobs ORDER BY seq DESC LIMIT 1000");
-  const ids = database.prepare("SELECT group_concat(id, ' ') AS ids FROM jobs");
+  const knows = database.prepare(
+    "SELECT EXISTS (SELECT 1 FROM jobs WHERE id = ?1) OR EXISTS (SELECT 1 FROM removals WHERE id = ?1) AS known",
+  );
   const find = database.prepare(`${COLUMNS} WHERE id = ?`);
   const findRequest = database.prepare(`${COLUMNS} WHERE owner = ? AND request_id = ?`);
   const alive = database.prepare(`${COLUMNS} WHERE state <> 'ended'`);
@@ -291,51 +331,9 @@ function lookupsIn(
       }
       return undefined;
     },
-    ids: () => new Set(String(ids.get()?.["ids"] ?? "").split(" ")),
+    knows: (id) => knows.get(id)?.["known"] === 1,
     find: (id) => keptIn(find.get(id)),
     findRequest: (owner, requestId) => keptIn(findRequest.get(owner, requestId)),
     alive: () => alive.all().map((row) => keptIn(row)),
-  };
-}
-
-const ALIVE_AT_ONCE = 512;
-
-function listIn(database: DatabaseSync): Journal["list"] {
-  const bySeq = database.prepare(`${COLUMNS} WHERE seq = ?`);
-  const aliveBefore = database.prepare(
-    `SELECT seq, 1 AS hit FROM jobs INDEXED BY jobs_alive WHERE state <> 'ended' AND seq < ? ORDER BY seq DESC LIMIT ${ALIVE_AT_ONCE}`,
-  );
-  // instr() finds an empty text everywhere.
-  const allBefore = database.prepare(
-    "SELECT seq, instr(job, ?2) > 0 AS hit FROM jobs WHERE seq < ?1 ORDER BY seq DESC",
-  );
-  for (const each of [bySeq, aliveBefore, allBefore]) each.setReadBigInts(true);
-
-  function* candidates(before: number, { alive, label }: Only): Iterable<{ seq: number; hit: boolean }> {
-    const text = label ? JSON.stringify(label) : "";
-    for (let from = before; ;) {
-      // A statement that is not read to its end holds nothing: what follows it is another one.
-      const rows = alive ? aliveBefore.all(from) : allBefore.iterate(from, text);
-      let count = 0;
-      for (const row of rows) {
-        count++;
-        from = Number(row["seq"]);
-        yield { seq: from, hit: Number(row["hit"]) === 1 };
-      }
-      if (!alive || count < ALIVE_AT_ONCE) return;
-    }
-  }
-
-  return (keep, before, limit, only = {}, untilMs = Infinity) => {
-    const records: JobRecord[] = [];
-    let next = before;
-    for (const { seq, hit } of candidates(before, only)) {
-      // At least one is looked at, so that each call gets on.
-      if (records.length === limit || (next !== before && performance.now() > untilMs)) return { records, next };
-      next = seq;
-      const kept = hit ? keptIn(bySeq.get(seq)) : undefined;
-      if (kept && keep(kept.job)) records.push(kept);
-    }
-    return { records };
   };
 }

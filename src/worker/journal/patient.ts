@@ -107,8 +107,8 @@ export function patient(
       return found && removed.has(found.job.id) ? undefined : tell(found);
     },
     alive: () => journal.alive().map(tell),
-    list(keep, ...rest) {
-      const found = journal.list((job) => !removed.has(job.id) && keep(job), ...rest);
+    list(search) {
+      const found = journal.list({ ...search, keep: (job) => !removed.has(job.id) && search.keep(job) });
       found.records.forEach(tell);
       return found;
     },

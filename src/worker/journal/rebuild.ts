@@ -26,7 +26,7 @@ import { readJob } from "./job-file.ts";
 import { makeJournal } from "./journal.ts";
 import type { JobRecord } from "./record.ts";
 import { lockDirectory } from "./lock.ts";
-import { salvage } from "./salvage.ts";
+import { salvage, type Salvaged } from "./salvage.ts";
 
 /** The outcome of a recovery. */
 export interface Recovered {
@@ -77,10 +77,10 @@ export function recoverJournal(stateDirectory: string, now = new Date()): Recove
   try {
     const twin = twinOf(stateDir, path);
     const old = salvage(copyOf(path, walOf(path, twin), work));
-    const { entries, ...figures } = merge(jobsDir, old.kept);
+    const { entries, ...figures } = merge(jobsDir, old);
     const instance = old.instance ?? figures.instance ?? crypto.randomUUID().slice(0, 8);
     const fresh = join(work, "journal.db");
-    makeJournal(fresh, instance, entries);
+    makeJournal(fresh, instance, { jobs: entries, removed: old.removed });
     const aside = putAside(path, twin ?? `${path}.damaged-${now.toISOString().replaceAll(/[-:]|\.\d+/g, "")}`);
     // The old -wal is gone for good before the new journal has its name: it would damage that.
     sync(stateDir);
@@ -153,17 +153,18 @@ function putAside(path: string, aside: string): string | undefined {
 /** Merges what the old journal and the directories tell, in the order of the jobs' starts. */
 function merge(
   jobsDir: string,
-  kept: readonly JobRecord[],
+  { kept, removed }: Pick<Salvaged, "kept" | "removed">,
 ): Omit<Recovered, "aside" | "instance" | "unread"> & {
   readonly entries: readonly Entry[];
   readonly instance: string | undefined;
 } {
-  const rows = new Map(kept.map((row) => [row.job.id, row]));
+  const gone = new Set(removed.map(({ id }) => id));
+  const rows = new Map(kept.flatMap((row) => (gone.has(row.job.id) ? [] : [[row.job.id, row] as const])));
   const entries = new Map<string, Entry>(rows);
   const [nameless, unstarted, unreadable]: [string[], string[], string[]] = [[], [], []];
   let [ended, running, salvaged] = [0, 0, rows.size];
   let instance: string | undefined;
-  for (const id of readdirSync(jobsDir).filter((name) => !name.startsWith("."))) {
+  for (const id of readdirSync(jobsDir).filter((name) => !name.startsWith(".") && !gone.has(name))) {
     const row = rows.get(id);
     const told = orError(() => readJob(join(jobsDir, id)));
     if (told instanceof Error) {

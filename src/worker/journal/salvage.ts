@@ -4,11 +4,14 @@ import { JobError } from "../model/errors.ts";
 import { VERSION } from "./journal.ts";
 import type { Row } from "./log-place.ts";
 import { keptIn, type JobRecord } from "./record.ts";
+import type { Removed } from "./removals.ts";
 
 /** The rows of a damaged journal that can still be read. */
 export interface Salvaged {
   readonly instance: string | undefined;
   readonly kept: readonly JobRecord[];
+  /** Jobs that were removed, and whose files are yet to go. */
+  readonly removed: readonly Removed[];
   /** Rows that could not be read. */
   readonly unread: number;
 }
@@ -27,10 +30,11 @@ export function salvage(path: string): Salvaged {
         "unavailable",
         `the journal is of a newer version of jobs (${version}; this one writes ${VERSION})`,
       );
-    return { instance: noted(database, "instance"), ...rowsOf(database, statSync(path).size) };
+    const instance = noted(database, "instance");
+    return { instance, removed: removedIn(database), ...rowsOf(database, statSync(path).size) };
   } catch (error) {
     if (error instanceof JobError) throw error;
-    return { instance: undefined, kept: [], unread: 0 };
+    return { instance: undefined, kept: [], removed: [], unread: 0 };
   }
 }
 
@@ -43,8 +47,17 @@ function noted(database: DatabaseSync, key: string): string | undefined {
   }
 }
 
+function removedIn(database: DatabaseSync): Removed[] {
+  try {
+    const rows = database.prepare("SELECT id, archived FROM removals").all();
+    return rows.map(({ id, archived }) => ({ id: String(id), archived: archived === 1 }));
+  } catch {
+    return []; // damaged, or of a version that had none
+  }
+}
+
 /** Reads rows from both ends up to the first damaged page, and the rows between one by one. */
-function rowsOf(database: DatabaseSync, bytes: number): Omit<Salvaged, "instance"> {
+function rowsOf(database: DatabaseSync, bytes: number): Pick<Salvaged, "kept" | "unread"> {
   const kept = new Map<number, JobRecord>();
   let unread = 0;
   let low = 0;

@@ -11,6 +11,12 @@ let unused = Buffer.alloc(0);
 
 let lastMs = 0;
 
+/** Returns the part of an id that sorts by time, whatever worker made it; undefined when the id contains no time. */
+export function orderOf(id: string): string | undefined {
+  const order = id.slice(id.lastIndexOf(".") + 1);
+  return order.length === TIME_CHARS + RANDOM_CHARS && ULID_TIME.test(order) ? order : undefined;
+}
+
 /** When an id was made, in ms since the epoch; undefined when the id contains no time. */
 export function timeOf(id: string): number | undefined {
   const [time] = ULID_TIME.exec(id.slice(id.lastIndexOf(".") + 1)) ?? [];

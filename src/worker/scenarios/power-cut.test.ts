@@ -242,3 +242,17 @@ test("a record that the disk has no room for leaves the one before whole", unles
   expect(readFileSync(join(small.path, "job"), "utf8")).toBe(before);
   expect(existsSync(join(small.path, "job.new"))).toBe(false);
 });
+
+test("of the directories that the journal does not know, those of jobs that it had settled before are not read", async () => {
+  using files = testDirectory();
+  const ids: string[] = [];
+  for (const name of ["first", "second", "third"]) {
+    const worker = await testWorker({ stateDir: files.path });
+    ids.push((await finished(worker, run("echo", name))).id);
+    await worker.close();
+  }
+  for (const id of ids) forget(files.path, id);
+  await using worker = await testWorker({ stateDir: files.path });
+  // The third worker had settled what was there when it was opened: all before the second job.
+  expect(worker.list({ limit: 10 }).jobs.map(({ args }) => args[0])).toEqual(["third", "second"]);
+});

@@ -61,7 +61,7 @@ export function recordIn(directory: string): unknown {
 /** Rows with columns of any kind, which SQLite does not refuse. */
 export function rowTarget(files: string): Opened {
   using journal = openJournal(join(files, FILES.state));
-  const { records: rows } = journal.list(() => true, Number.MAX_SAFE_INTEGER, 1000);
+  const { records: rows } = journal.list({ ...ALL, limit: 1000 });
   const whole = new Map(rows.map(({ job }) => [job.id, encode(job)]));
   const records: readonly { readonly [column: string]: SQLOutputValue }[] = rows.map(({ seq, job }) => ({
     seq: BigInt(seq),
@@ -103,6 +103,9 @@ export function rowTarget(files: string): Opened {
   };
 }
 
+/** All jobs, newest first. */
+const ALL = { before: Number.MAX_SAFE_INTEGER, keep: () => true } as const;
+
 function useJournal(stateDir: string, ids: readonly string[], random: Random): void {
   using journal = openJournal(stateDir);
   // A pointer of SQLite's that is damaged may lead to what a row was before: nothing tells that from a row.
@@ -110,13 +113,19 @@ function useJournal(stateDir: string, ids: readonly string[], random: Random): v
     if (found) tell(found.job, new Map());
   };
   const calls: (() => unknown)[] = [
-    () => journal.list(() => true, Number.MAX_SAFE_INTEGER, 1000).records.forEach(told),
-    () => journal.list(() => true, 10, 5, { label: ["a", "b"] }).records.forEach(told),
-    () => journal.list(() => true, Number.MAX_SAFE_INTEGER, 5, { alive: true }).records.forEach(told),
+    () => journal.list({ ...ALL, limit: 1000 }).records.forEach(told),
+    () => journal.list({ ...ALL, before: 10, limit: 5, labels: new Map([["a", "b"]]) }).records.forEach(told),
+    () => journal.list({ ...ALL, limit: 5, owner: "tester" }).records.forEach(told),
     () => journal.alive().forEach(told),
     () => ids.forEach((id) => told(journal.find(id))),
     () => told(journal.findRequest("tester", "x")),
-    () => journal.ids(),
+    () => ids.forEach((id) => journal.knows(id)),
+    () => journal.removals.pending(10),
+    () => journal.removals.countEnded(),
+    () => journal.removals.endedFirst(10, true),
+    () => journal.removals.begin([ids[2] ?? ""], true),
+    () => journal.removals.done([ids[2] ?? ""]),
+    () => journal.settle(ids[0] ?? ""),
     () => journal.newest(),
     () => journal.groupsIn("/tmp"),
     () => ids.forEach((id) => journal.logs.of(id)),

@@ -1,0 +1,107 @@
+import type { DatabaseSync } from "node:sqlite";
+import { type JobRecord, keptIn } from "./record.ts";
+import { labelTexts } from "./search.ts";
+
+/* Jobs that are removed: from the moment that this is recorded, they are no jobs any more, and their files are to go. */
+
+/** A job whose files are to go. */
+export interface Removed {
+  readonly id: string;
+  /** The copy of its log in the archive goes, too. */
+  readonly archived: boolean;
+}
+
+/** An ended job, as the pruning of jobs sees it. */
+export interface EndedRow {
+  readonly seq: number;
+  readonly id: string;
+  readonly endedMs: number;
+}
+
+export interface Removals {
+  /**
+   * Removes the records of those of the jobs that have ended, and returns their ids. That is on the disk when it returns: the
+   * files go next.
+   */
+  begin(ids: readonly string[], archived: boolean): string[];
+  /** The jobs whose files are yet to go, `limit` at most. */
+  pending(limit: number): Removed[];
+  /** The files of these jobs are gone for good. */
+  done(ids: readonly string[]): void;
+  /** How many jobs have ended. Counts all of them. */
+  countEnded(): number;
+  /**
+   * Jobs that have ended, those that ended first before the others, `limit` at most, behind `after`. With `archiving` none
+   * whose log may wait for the archive.
+   */
+  endedFirst(limit: number, archiving: boolean, after?: Omit<EndedRow, "id">): EndedRow[];
+}
+
+export function removalsIn(database: DatabaseSync, columns: string): Removals {
+  const find = database.prepare(`${columns} WHERE id = ? AND state = 'ended'`);
+  find.setReadBigInts(true);
+  const remove = removalFrom(database);
+  const note = database.prepare("INSERT OR REPLACE INTO removals VALUES (?, ?)");
+  const pending = database.prepare("SELECT id, archived FROM removals LIMIT ?");
+  const done = database.prepare("DELETE FROM removals WHERE id = ?");
+  return {
+    begin(ids, archived) {
+      database.exec("PRAGMA synchronous = FULL");
+      try {
+        return atomically(database, () =>
+          ids.filter((id) => {
+            const kept = keptIn(find.get(id));
+            if (kept === undefined) return false;
+            remove(kept);
+            note.run(id, archived ? 1 : 0);
+            return true;
+          }),
+        );
+      } finally {
+        database.exec("PRAGMA synchronous = NORMAL");
+      }
+    },
+    pending: (limit) => pending.all(limit).map(({ id, archived }) => ({ id: String(id), archived: archived === 1 })),
+    done: (ids) => atomically(database, () => ids.forEach((id) => done.run(id))),
+    ...endedIn(database),
+  };
+}
+
+function endedIn(database: DatabaseSync): Pick<Removals, "countEnded" | "endedFirst"> {
+  const count = database.prepare("SELECT count(*) AS count FROM jobs INDEXED BY jobs_ended WHERE ended_at IS NOT NULL");
+  const endedFirst = database.prepare(
+    `SELECT seq, id, ended_at FROM jobs INDEXED BY jobs_ended
+     WHERE ended_at IS NOT NULL AND (ended_at, seq) > (?, ?) AND (? OR log_due IS NOT 1) ORDER BY ended_at, seq LIMIT ?`,
+  );
+  endedFirst.setReadBigInts(true);
+  return {
+    countEnded: () => Number(count.get()?.["count"]),
+    endedFirst: (limit, archiving, { endedMs, seq } = { endedMs: -Number.MAX_SAFE_INTEGER, seq: 0 }) =>
+      endedFirst
+        .all(endedMs, seq, archiving ? 0 : 1, limit)
+        .map((row) => ({ seq: Number(row["seq"]), id: String(row["id"]), endedMs: Number(row["ended_at"]) })),
+  };
+}
+
+/** Returns a function that removes the rows of a job. */
+export function removalFrom(database: DatabaseSync): (kept: JobRecord) => void {
+  const unlabel = database.prepare("DELETE FROM labels WHERE label = ? AND seq = ?");
+  const remove = database.prepare("DELETE FROM jobs WHERE seq = ?");
+  return ({ job, seq }) => {
+    for (const label of labelTexts(job)) unlabel.run(label, seq);
+    remove.run(seq);
+  };
+}
+
+/** Makes all writes of `run`, or none of them. */
+export function atomically<T>(database: DatabaseSync, run: () => T): T {
+  database.exec("BEGIN");
+  try {
+    const result = run();
+    database.exec("COMMIT");
+    return result;
+  } catch (error) {
+    if (database.isTransaction) database.exec("ROLLBACK");
+    throw error;
+  }
+}
