@@ -97,6 +97,7 @@ function callRecords({ audit, connections, few, meter, log }: Recording, { path,
     ...(certificate && { principal: audited(certificate) }),
   };
   let allowed = false;
+  let begun = false;
   let ended = false;
   meter.opened(path);
 
@@ -126,10 +127,12 @@ function callRecords({ audit, connections, few, meter, log }: Recording, { path,
       allowed = false;
       end(code, reason);
     },
-    /** Notes what the request asks for, and records that where a record comes first; false when the call may not go on. */
+    /** Notes what a request asks for, and records that where a record comes first; false when the call may not go on. */
     begin(request: unknown): boolean {
       facts = { ...facts, ...requestFacts(request) };
-      return !twice || record({ stage: "begin" }) || !needsRecord(path);
+      if (!twice || begun) return true;
+      begun = true;
+      return record({ stage: "begin" }) || !needsRecord(path);
     },
     /** Takes the job's id from the answer. */
     answered(message: unknown): void {

@@ -1,11 +1,13 @@
 import { randomUUID } from "node:crypto";
 import {
+  type handleBidiStreamingCall,
   type handleServerStreamingCall,
   type handleUnaryCall,
   type Metadata,
   ServerInterceptingCall,
   type ServerInterceptor,
   type ServerListener,
+  type ServerDuplexStream,
   type ServerWritableStream,
   status,
 } from "@grpc/grpc-js";
@@ -113,6 +115,10 @@ export interface Handlers {
   readonly streaming: <Q, S>(
     run: (call: ServerWritableStream<Q, S>, context: CallContext) => Promise<void>,
   ) => handleServerStreamingCall<Q, S>;
+  /** Makes a stream in both directions of a function, likewise. Each request is to be read by `readable`. */
+  readonly duplex: <Q, S>(
+    run: (call: ServerDuplexStream<Q, S>, context: CallContext) => Promise<void>,
+  ) => handleBidiStreamingCall<Q, S>;
   /** Ends every call that lasts, with UNAVAILABLE. */
   readonly end: () => void;
 }
@@ -124,8 +130,13 @@ interface AnyCall {
   on(event: "cancelled", listener: () => void): unknown;
 }
 
-/** Returns the request, or throws the error that stands for a request which could not be decoded: requests.ts. */
-function readable<Request>(request: Request): Request {
+interface AnyStream extends AnyCall {
+  end(): unknown;
+  emit(event: "error", outbound: ReturnType<typeof statusOf>): boolean;
+}
+
+/** Returns a request, or throws the error that stands for a request which could not be decoded: requests.ts. */
+export function readable<Request>(request: Request): Request {
   if (request instanceof JobError) throw request;
   return request;
 }
@@ -170,6 +181,10 @@ export function handlers(callers: Pick<WeakMap<Metadata, Caller>, "get">, log: L
     }
   }
 
+  function stream(call: AnyStream, body: (context: CallContext) => Promise<void>): void {
+    void run(call, true, body, { ok: () => call.end(), failed: (outbound) => call.emit("error", outbound) });
+  }
+
   return {
     unary: (body, lasts) => (call, callback) => {
       void run(call, lasts !== undefined, (context) => body(readable(call.request), context), {
@@ -177,16 +192,12 @@ export function handlers(callers: Pick<WeakMap<Metadata, Caller>, "get">, log: L
         failed: (outbound) => callback(outbound),
       });
     },
-    streaming: (body) => (call) => {
-      const bodyOf = (context: CallContext): Promise<void> => {
+    streaming: (body) => (call) =>
+      stream(call, (context) => {
         readable(call.request);
         return body(call, context);
-      };
-      void run(call, true, bodyOf, {
-        ok: () => call.end(),
-        failed: (outbound) => call.emit("error", outbound),
-      });
-    },
+      }),
+    duplex: (body) => (call) => stream(call, (context) => body(call, context)),
     end() {
       ended = true;
       for (const cancel of lasting) cancel.abort(gone);

@@ -18,7 +18,7 @@ import { ServeError } from "./pem.ts";
 const SERVICES: ReadonlySet<string> = new Set(["", "jobs.v1.WorkerService"]);
 
 export interface Health {
-  readonly service: (calls: Handlers) => Pick<HealthServer, "check" | "watch">;
+  readonly service: (calls: Handlers) => Pick<HealthServer, "check" | "watch" | "list">;
   /** Answers NOT_SERVING from now on, and tells watchers. */
   stopServing(): void;
 }
@@ -33,6 +33,7 @@ export function health(): Health {
         if (!SERVICES.has(service)) throw new JobError("not-found", `no service ${quoted(service)} here`);
         return { status: current };
       }),
+      list: unary(() => ({ statuses: new Map([...SERVICES].map((name) => [name, { status: current }])) })),
       watch: streaming(async (call, { signal }) => {
         const known = SERVICES.has(call.request.service);
         const tell = (): void => void call.write({ status: known ? current : ServingStatus.SERVICE_UNKNOWN });

@@ -2,10 +2,12 @@ import { readFileSync } from "node:fs";
 import { expect, test } from "vitest";
 import { HealthService } from "../../proto/generated/grpc/health/v1/health.ts";
 import { WorkerServiceService } from "../../proto/generated/jobs/v1/worker.ts";
+import { REFLECTION } from "./reflection.ts";
 import { METHODS, mutates, rolesOf } from "./roles.ts";
 
-test("every method of both services has its roles, and nothing else has any", () => {
-  const served = [...Object.values(WorkerServiceService), ...Object.values(HealthService)].map(({ path }) => path);
+test("every method of each service has its roles, and nothing else has any", () => {
+  const services = [WorkerServiceService, HealthService, ...REFLECTION];
+  const served: string[] = services.flatMap((service) => Object.values(service).map(({ path }) => path));
   expect([...METHODS].toSorted()).toEqual(served.toSorted());
 });
 

@@ -16,6 +16,9 @@ const ROLES: ReadonlyMap<string, readonly Role[]> = new Map([
   ["/jobs.v1.WorkerService/Examine", ANYONE],
   ["/grpc.health.v1.Health/Check", ANYONE],
   ["/grpc.health.v1.Health/Watch", ANYONE],
+  ["/grpc.health.v1.Health/List", ANYONE],
+  ["/grpc.reflection.v1.ServerReflection/ServerReflectionInfo", ANYONE],
+  ["/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo", ANYONE],
 ]);
 
 /** Returns the roles that may call a method; an unknown method has none. */

@@ -19,6 +19,7 @@ import { type Health, health, serveHealth } from "./health.ts";
 import { AUDIT_LIMITS, grpcOptions, MAX_CALLS, MAX_CONNECTIONS } from "./limits.ts";
 import { metered, NO_METER, type ServerFigures, type ServerMeter } from "./meter.ts";
 import { recordRefusals, recordUnknownMethods } from "./refusals.ts";
+import { REFLECTION, reflection } from "./reflection.ts";
 import { workerService } from "./service.ts";
 import { shares, sums } from "./shares.ts";
 import { strictly } from "./requests.ts";
@@ -105,6 +106,7 @@ export async function serve({
   });
   server.addService(strictly(SERVICE), workerService(worker, calls, meter));
   server.addService(HealthService, probe.service(calls));
+  for (const each of REFLECTION) server.addService(strictly(each), reflection(calls));
   // grpc-js takes the connections for insecure: what is injected is a TLS connection that has been verified.
   const injector = server.createConnectionInjector(ServerCredentials.createInsecure());
   opening.defer(recordUnknownMethods(recording));

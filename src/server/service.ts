@@ -80,6 +80,7 @@ async function inTurns(job: Job, { turn }: CallContext): Promise<Buffer> {
   return turn(() => queryResponse(job, translated));
 }
 
-function onWire({ buffer, byteOffset, byteLength }: Uint8Array): Buffer {
+/** Returns the same bytes, as grpc-js takes a message that is serialised already. */
+export function onWire({ buffer, byteOffset, byteLength }: Uint8Array): Buffer {
   return Buffer.from(buffer, byteOffset, byteLength);
 }

@@ -74,7 +74,7 @@ export async function streamStats(
  * grpc-js's callback nor its 'drain' comes after that. Waiting bounds a call's memory to one message, and the one that is
  * read meanwhile. It also has each chunk serialised before its buffer is used again: grpc-js would queue 16 as they are.
  */
-function writer<Message>(call: ServerWritableStream<unknown, Message>, signal: AbortSignal) {
+export function writer<Message>(call: Pick<ServerWritableStream<unknown, Message>, "write">, signal: AbortSignal) {
   let release: (() => void) | undefined;
   signal.addEventListener("abort", () => release?.(), { once: true });
   return (message: Message): Promise<void> =>
@@ -86,7 +86,8 @@ function writer<Message>(call: ServerWritableStream<unknown, Message>, signal: A
 
 const SOURCES = { stdout: Source.SOURCE_STDOUT, stderr: Source.SOURCE_STDERR } as const;
 
-function asItIs(bytes: Buffer): Buffer {
+/** Serialises what is serialised already. */
+export function asItIs(bytes: Buffer): Buffer {
   return bytes;
 }
 

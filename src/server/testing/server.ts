@@ -60,12 +60,12 @@ function lines(each: (line: string) => void): Writable {
 }
 
 /** Makes channel credentials. */
-function channelOf(ca: Pair, pair: Pair | undefined) {
+export function channelOf(ca: Pair, pair: Pair | undefined) {
   const context = createSecureContext({ ca: ca.cert, ...pair, minVersion: "TLSv1.3" });
   return credentials.createFromSecureContext(context);
 }
 
-const CLIENT_OPTIONS: ClientOptions = { "grpc.ssl_target_name_override": "localhost", "grpc.enable_retries": 0 };
+export const CLIENT_OPTIONS: ClientOptions = { "grpc.ssl_target_name_override": "localhost", "grpc.enable_retries": 0 };
 
 export function clientOf(
   port: number,
