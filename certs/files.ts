@@ -21,16 +21,24 @@ export interface NewFile {
  */
 export async function writeFiles(files: readonly NewFile[], force = false): Promise<void> {
   if (!force) await refuseExisting(files.map((file) => file.path));
-  await using cleanup = new AsyncDisposableStack();
-  const staged: { readonly path: string; readonly temporary: string }[] = [];
-  for (const { path, text, mode } of files) {
-    const temporary = `${path}.${randomBytes(6).toString("hex")}.tmp`;
-    cleanup.defer(() => rm(temporary, { force: true }));
-    await Promise.try(() => makeDirectory(dirname(path))).catch(named("unwritable", dirname(path)));
-    await writeTemporary(temporary, text, mode).catch(named("unwritable", path));
-    staged.push({ path, temporary });
+  const staged = files.map((file) => ({ ...file, temporary: `${file.path}.${randomBytes(6).toString("hex")}.tmp` }));
+  try {
+    for (const { path, temporary, text, mode } of staged) {
+      await makeParent(path);
+      await writeTemporary(temporary, text, mode).catch(named("unwritable", path));
+    }
+    await placeAll(staged, force);
+  } finally {
+    await Promise.all(staged.map(({ temporary }) => rm(temporary, { force: true })));
   }
-  // Unlike rename, link fails when the name is taken, even by a file made since the look above.
+}
+
+/** Gives files their names: all of them or, without `force`, none. */
+async function placeAll(
+  staged: readonly { readonly path: string; readonly temporary: string }[],
+  force: boolean,
+): Promise<void> {
+  // Unlike rename, link fails when the name is taken, even by a file made since the look before.
   const place = force ? rename : link;
   const placed: string[] = [];
   try {
@@ -41,6 +49,14 @@ export async function writeFiles(files: readonly NewFile[], force = false): Prom
   } catch (error) {
     if (!force) await Promise.all(placed.map((path) => rm(path, { force: true })));
     throw error;
+  }
+}
+
+async function makeParent(path: string): Promise<void> {
+  try {
+    makeDirectory(dirname(path));
+  } catch (error) {
+    named("unwritable", dirname(path))(error);
   }
 }
 

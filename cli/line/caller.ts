@@ -12,7 +12,8 @@ const mask = BigInt(/^[0-9a-f]{1,16}$/.test(JOBS_IGNORED_SIGNALS) ? `0x${JOBS_IG
 
 /** Whether the caller had this signal ignored, as nohup does, and a shell for what it runs in the background. */
 export function isIgnored(signal: NodeJS.Signals): boolean {
-  return ((mask >> BigInt(constants.signals[signal] - 1)) & 1n) === 1n;
+  // Windows has no number for some of them; neither it nor npm's launcher tells which ones are ignored.
+  return ((mask >> BigInt((constants.signals[signal] ?? 1) - 1)) & 1n) === 1n;
 }
 
 /** Has every signal ignored that the caller had ignored: Node gives all of them back their default. */

@@ -1,4 +1,4 @@
-import { constants } from "node:os";
+import { SIGNALS } from "../../src/os/signals.ts";
 
 /** A command line that is wrong; the message says what would be right. */
 export class UsageError extends Error {
@@ -160,7 +160,7 @@ export function parseCpus(flag: string, text: string): { readonly quota: bigint;
  */
 export function parseSignal(flag: string, text: string): number {
   const name = text.toUpperCase().replace(/^(SIG)?/, "SIG");
-  const byName = Object.entries(constants.signals).find(([known]) => known === name)?.[1];
+  const byName = SIGNALS[name];
   const number = /^\d{1,4}$/.test(text) ? Number(text) : byName;
   if (number !== undefined) return number;
   throw new UsageError(`${flag} ${quoted(text)} is not a signal; give a name or a number, such as TERM, SIGKILL or 9`);

@@ -1,6 +1,7 @@
-import { constants, createWriteStream, fstatSync, openSync, readFileSync, type Stats, writeSync } from "node:fs";
+import { constants, createWriteStream, fstatSync, openSync, type Stats, writeSync } from "node:fs";
 import type { Socket } from "node:net";
 import { Writable } from "node:stream";
+import { contentOf } from "../../src/os/proc.ts";
 
 /*
  * stdout and stderr are descriptions that the caller may share with other programs. libuv makes that of a pipe or a socket
@@ -84,6 +85,6 @@ function reopened(fd: number): number | undefined {
 }
 
 function isNonBlocking(fd: number): boolean {
-  const [, flags = "0"] = /^flags:\s*(\d+)/m.exec(readFileSync(`/proc/self/fdinfo/${fd}`, "utf8")) ?? [];
+  const [, flags = "0"] = /^flags:\s*(\d+)/m.exec(contentOf(`/proc/self/fdinfo/${fd}`) ?? "") ?? [];
   return (Number.parseInt(flags, 8) & constants.O_NONBLOCK) !== 0;
 }

@@ -1,6 +1,6 @@
-import { constants } from "node:os";
 import { type Isolation, type Job, Network, stateToJSON, type Usage } from "../../proto/generated/jobs/v1/worker.ts";
 import { textOf } from "../../src/os/bytes.ts";
+import { SIGNALS } from "../../src/os/signals.ts";
 import { logFacts } from "./log-facts.ts";
 import { columns, type Line, type Part, visible } from "./text.ts";
 import { formatBytes, formatDuration, toMs } from "./units.ts";
@@ -130,7 +130,7 @@ export function formatCommand({ command, args, argvBytes }: Pick<Job, "command" 
 }
 
 export function signalName(signal: number): string {
-  const name = Object.entries(constants.signals).find(([, number]) => number === signal)?.[0];
+  const name = Object.entries(SIGNALS).find(([, number]) => number === signal)?.[0];
   return name ?? `signal ${signal}`;
 }
 

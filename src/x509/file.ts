@@ -14,8 +14,8 @@ export function readSmall(path: string): Promise<Buffer> {
 export function readPrivate(path: string): Promise<Buffer> {
   return read(path, async (file) => {
     const found = await file.stat();
-    // A directory is told of by the read that follows, and not by its mode.
-    if (found.isDirectory() || (found.mode & 0o077) === 0) return;
+    // A directory is told of by the read that follows, and not by its mode. Windows has access control lists, and no modes.
+    if (found.isDirectory() || (found.mode & 0o077) === 0 || process.platform === "win32") return;
     const octal = (found.mode & 0o7777).toString(8).padStart(4, "0");
     throw new PemError("exposed", `${path}: others can read this private key (mode ${octal}): chmod 600 ${path}`);
   });
