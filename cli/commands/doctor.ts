@@ -1,7 +1,7 @@
 import type { X509Certificate } from "node:crypto";
 import type { ExamineResponse } from "../../proto/generated/jobs/v1/worker.ts";
 import { ownFault, unusableCredentials } from "../../src/client/diagnose.ts";
-import type { Credentials } from "../../src/client/target.ts";
+import type { Credentials } from "../../src/client/client.ts";
 import { identify } from "../../src/x509/identity.ts";
 import { endsSoon, pathOf } from "../../src/x509/chain.ts";
 import { nameOf, parseTls } from "../../src/x509/pem.ts";

@@ -1,9 +1,9 @@
 import { reasonOf } from "../../src/os/errno.ts";
-import type { LinuxResources } from "../../proto/generated/jobs/v1/resources.ts";
+import type { StartInput } from "../../src/client/client.ts";
 import { UsageError } from "./parse.ts";
 
 /** The limits that a start asks for; each may be absent. */
-export type Resources = Parameters<(typeof LinuxResources)["fromPartial"]>[0];
+export type Resources = NonNullable<StartInput["resources"]>;
 
 type Shape =
   | "int64"

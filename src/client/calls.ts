@@ -2,14 +2,6 @@ import { type ClientReadableStream, type ClientUnaryCall, type ServiceError, sta
 import { BadRequest, ErrorInfo, Status } from "../../proto/generated/google/rpc/details.ts";
 import { ClientError, type Code } from "./errors.ts";
 
-/** Options of one call. */
-export interface CallOptions {
-  /** Gives up: the call rejects with CANCELLED. What it asked for may have been done. */
-  readonly signal?: AbortSignal | undefined;
-  /** Gives up after so long: DEADLINE_EXCEEDED. Absent: never. */
-  readonly timeoutMs?: number | undefined;
-}
-
 interface Cancellable {
   cancel(): void;
 }

@@ -1,14 +1,5 @@
 import { type ChannelInterface, connectivityState } from "@grpc/grpc-js";
-
-/** The connections that a client has had. */
-export interface Connections {
-  /** A connection counts once the worker has accepted it. */
-  readonly count: number;
-  /** Whether there is one now. */
-  readonly up: boolean;
-  /** Resolves at the next one; never when there is none. */
-  next(): Promise<void>;
-}
+import type { Connections } from "./client.ts";
 
 export function watchConnections(channel: ChannelInterface): Connections {
   let count = 0;

@@ -4,7 +4,8 @@ import { connect, type ConnectionOptions, type TLSSocket } from "node:tls";
 import { reasonOf } from "../os/errno.ts";
 import { type FaultKind, faultsOf, pathOf, presented, tell } from "../x509/chain.ts";
 import { nameOf, parseTls, TlsFileError, type TlsPem } from "../x509/pem.ts";
-import { checkServer, type Credentials, formatTarget, parseTarget, secureContext } from "./target.ts";
+import type { Credentials } from "./client.ts";
+import { checkServer, formatTarget, parseTarget, secureContext } from "./target.ts";
 
 type CertificateReason = "expired" | "not-yet-valid" | "weak" | "purpose" | "chain" | "untrusted";
 

@@ -1,7 +1,22 @@
-import type { status } from "@grpc/grpc-js";
-
 /** A gRPC status by name: google.rpc.Code tells what each is for. */
-export type Code = keyof typeof status;
+export type Code =
+  | "OK"
+  | "CANCELLED"
+  | "UNKNOWN"
+  | "INVALID_ARGUMENT"
+  | "DEADLINE_EXCEEDED"
+  | "NOT_FOUND"
+  | "ALREADY_EXISTS"
+  | "PERMISSION_DENIED"
+  | "RESOURCE_EXHAUSTED"
+  | "FAILED_PRECONDITION"
+  | "ABORTED"
+  | "OUT_OF_RANGE"
+  | "UNIMPLEMENTED"
+  | "INTERNAL"
+  | "UNAVAILABLE"
+  | "DATA_LOSS"
+  | "UNAUTHENTICATED";
 
 interface ClientErrorOptions {
   readonly reason?: string | undefined;

@@ -8,15 +8,38 @@ import {
   UpdateRequest,
   WorkerServiceClient,
 } from "../../proto/generated/jobs/v1/worker.ts";
-import { type CallOptions, messages, newest, unary, type Watch } from "./calls.ts";
-import type { Client } from "./client.ts";
+import { messages, newest, unary, type Watch } from "./calls.ts";
+import type { CallOptions, Client, Credentials } from "./client.ts";
 import { watchConnections } from "./connections.ts";
 import { ClientError } from "./errors.ts";
-import { channelFor, type Credentials, formatTarget, parseTarget, secureContext } from "./target.ts";
+import { channelFor, formatTarget, parseTarget, secureContext } from "./target.ts";
 
+export {
+  FindingState,
+  LogCompression,
+  LogKeep,
+  LogPlace,
+  Network,
+  Source,
+  State,
+} from "../../proto/generated/jobs/v1/worker.ts";
+export type {
+  Ended,
+  ExamineResponse,
+  Finding,
+  Job,
+  ListResponse,
+  QueryResponse,
+  StartResponse,
+  StatsResponse,
+  StopResponse,
+  StreamResponse,
+  UpdateResponse,
+  Usage,
+  WaitResponse,
+} from "../../proto/generated/jobs/v1/worker.ts";
 export type * from "./client.ts";
-export type { Connections } from "./connections.ts";
-export { ClientError, type CallOptions, type Credentials };
+export { ClientError };
 export { reopening, resuming, retrying, type RetryOptions } from "./resume.ts";
 
 export interface ConnectOptions extends Credentials {

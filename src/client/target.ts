@@ -6,15 +6,6 @@ import { unmapped } from "../x509/address.ts";
 import { PemError, parseTls, type TlsPem } from "../x509/pem.ts";
 import { ClientError } from "./errors.ts";
 
-/**
- * The worker to call, and the proof of who calls: the CA's certificate, an own certificate with its chain, and its key,
- * in PEM or DER.
- */
-export interface Credentials extends TlsPem {
-  /** `HOST:PORT`: a name, an IPv4 address, or an IPv6 address in brackets. */
-  readonly server: string;
-}
-
 export interface Target {
   /** The host without brackets. */
   readonly host: string;
