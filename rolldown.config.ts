@@ -1,8 +1,8 @@
-import { defineConfig } from "rolldown";
+import type { RolldownOptions } from "rolldown";
 
 // Two programs and what they share. Commands are chunks of their own, so that `jobsctl --help` loads no gRPC. CommonJS, because
 // Node's loader of modules costs the help a tenth more: it makes every export of node:fs, and loads what they need.
-export default defineConfig({
+const programs = {
   input: { jobsctl: "cli/main.ts", jobsd: "cli/jobsd.ts" },
   platform: "node",
   plugins: [
@@ -25,9 +25,11 @@ export default defineConfig({
       groups: [
         {
           name: "program",
-          test: /\/cli\/(line\/(program|parse|bytes|caller)|tell\/(output|descriptors|text|exit))\.ts$|\/(src\/client\/errors|certs\/error|src\/os\/(bytes|errno))\.ts$|node_modules\/(sade|mri)\/|(?<!node_modules\/.*)\/package\.json$/,
+          test: /\/cli\/(line\/(program|parse|bytes|caller)|tell\/(output|descriptors|text|exit))\.ts$|\/(src\/client\/errors|certs\/error|src\/os\/(bytes|errno|proc|signals))\.ts$|node_modules\/(sade|mri)\/|(?<!node_modules\/.*)\/package\.json$/,
         },
       ],
     },
   },
-});
+} satisfies RolldownOptions;
+
+export default programs;

@@ -46,6 +46,7 @@ const ROOMS: Readonly<Record<string, { readonly rooms: readonly string[]; readon
   e2e: { rooms: ["src/os", "certs", "proto"], packages: ["testcontainers"] },
   // The model knows the daemon as clients do: built, and by what it answers.
   faults: { rooms: ["src/os", "src/client", "certs", "proto"], packages: ["fast-check"] },
+  packages: { rooms: ["rolldown.config.ts"], packages: ["rolldown"] },
   bench: {
     rooms: ["src/os", "src/client", "src/server", "src/worker", "certs", "proto"],
     packages: ["@grpc/grpc-js"],
@@ -54,7 +55,7 @@ const ROOMS: Readonly<Record<string, { readonly rooms: readonly string[]; readon
 /** Tests may make odd certificates and look at all that is theirs to prove. */
 const TEST_PACKAGES = ["vitest", "fast-check", "@peculiar/x509", "reflect-metadata", "@grpc/grpc-js"];
 
-const sources = globSync("{src,cli,certs,docker,e2e,faults,bench}/**/*.ts", { exclude: ["**/*.config.ts"] });
+const sources = globSync("{src,cli,certs,docker,e2e,faults,packages,bench}/**/*.ts", { exclude: ["**/*.config.ts"] });
 const roomOf = (path: string): string =>
   Object.keys(ROOMS).findLast((room) => path.startsWith(`${room}/`)) ?? path.split("/")[0] ?? "";
 /** Whether a file may import from every room: tests may, but for those of e2e/, which prove what is built. */

@@ -1,4 +1,5 @@
 import { join, resolve } from "node:path";
+import { nativeDirectory } from "../../src/os/native.ts";
 import type { AuditLimits } from "../../src/server/audit-file.ts";
 import { type Part, type Place, SWITCHES, type WorkerOptions } from "../../src/worker/index.ts";
 import { readTlsFiles } from "../line/connection.ts";
@@ -103,7 +104,7 @@ export function hostOptions(
   const logLimitBytes = optional(given, "log-limit", (flag, size) => Number(parseSizeBytes(flag, size)));
   const isolationOff = optional(given, "isolation-off", parseIsolation);
   return {
-    supervisor: join(root, "build/supervisor"),
+    supervisor: join(nativeDirectory(root), "supervisor"),
     ...whoOptions(given),
     ...(cgroup && { cgroup }),
     ...(isolationOff && { isolationOff }),
@@ -143,14 +144,19 @@ export async function settings(given: Given, root: string): Promise<Settings> {
     ...(archive && { archive }),
     // A job of the daemon's own user may do with files what the daemon may.
     hidden: secrets.flatMap((file) => placeOf(file).paths),
-    sealed: [process.execPath, root, ...[text("ca"), text("cert")].flatMap((file) => placeOf(file).paths)],
+    sealed: [
+      process.execPath,
+      root,
+      nativeDirectory(root),
+      ...[text("ca"), text("cert")].flatMap((file) => placeOf(file).paths),
+    ],
   };
   const level = parseWord("--log-level", given.text("log-level") ?? "info", ["debug", "info", "warn", "error"]);
   const shutdownMs = parseDurationMs("--shutdown-timeout", given.text("shutdown-timeout") ?? "10s");
   const tlsFiles = { ca: text("ca"), cert: text("cert"), key: text("key") };
   return {
     listen: text("listen"),
-    verifier: join(root, "build/verify.node"),
+    verifier: join(nativeDirectory(root), "verify.node"),
     tls: await readTlsFiles(tlsFiles),
     tlsFiles,
     secrets,

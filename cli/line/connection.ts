@@ -1,7 +1,7 @@
 import { userInfo } from "node:os";
 import { dirname, isAbsolute, join, resolve } from "node:path";
 import { meaningOf, reasonOf } from "../../src/os/errno.ts";
-import type { Credentials } from "../../src/client/target.ts";
+import type { Credentials } from "../../src/client/client.ts";
 import { readPrivate, readSmall } from "../../src/x509/file.ts";
 import { parseTls, PemError, type TlsFiles, type TlsPem } from "../../src/x509/pem.ts";
 import { UsageError } from "./parse.ts";

@@ -1,11 +1,12 @@
 import { randomUUID } from "node:crypto";
+import { join } from "node:path";
 import type { Writable } from "node:stream";
 import { setImmediate as nextTurn } from "node:timers/promises";
 import type { TLSSocket } from "node:tls";
-import { fileURLToPath } from "node:url";
 import { type ConnectionInjector, type Metadata, Server, ServerCredentials } from "@grpc/grpc-js";
 import type { Logger } from "pino";
 import { HealthService } from "../../proto/generated/grpc/health/v1/health.ts";
+import { nativeDirectory } from "../os/native.ts";
 import type { Worker } from "../worker/index.ts";
 import type { TlsPem } from "../x509/pem.ts";
 import { type Audit, openAudit, writeRecord } from "./audit.ts";
@@ -75,7 +76,7 @@ export async function serve({
   host,
   port,
   tls,
-  verifier = fileURLToPath(new URL("../../build/verify.node", import.meta.url)),
+  verifier = join(nativeDirectory(), "verify.node"),
   healthSocket,
   audit: target,
   auditLimits,

@@ -2,7 +2,7 @@ import { accessSync, constants, existsSync, statfsSync } from "node:fs";
 import { dirname, resolve } from "node:path";
 import { codeOf, reasonOf } from "../../os/errno.ts";
 import type { Hierarchy } from "../cgroup/hierarchy.ts";
-import { LOG_LIMIT_BYTES, type WorkerOptions } from "../model/options.ts";
+import { LOG_LIMIT_BYTES, nativeSupervisor, type WorkerOptions } from "../model/options.ts";
 import { checkSupervisor } from "../supervisor/spawner.ts";
 import { cgroupFindings, hierarchyCause, placeOf } from "./cgroup.ts";
 import { controllerFindings } from "./controllers.ts";
@@ -27,10 +27,7 @@ const LEAST_FREE_BYTES = 512 * MIB;
 
 /** The options of a worker that decide what it can enforce. Without `stateDir` no state directory is examined. */
 export interface ExamineOptions
-  extends
-    Who,
-    Partial<Pick<WorkerOptions, "stateDir" | "cgroup" | "isolationOff" | "logLimitBytes">>,
-    Required<Pick<WorkerOptions, "supervisor">> {
+  extends Who, Partial<Pick<WorkerOptions, "stateDir" | "cgroup" | "isolationOff" | "logLimitBytes" | "supervisor">> {
   /** What the daemon that asks has opened; when absent, what a new daemon would find is examined. */
   readonly hierarchy?: Hierarchy;
 }
@@ -40,7 +37,8 @@ export interface ExamineOptions
  * remedy. Changes nothing on the host, and may run beside a daemon.
  */
 export async function examine(options: ExamineOptions): Promise<Finding[]> {
-  const { stateDir, cgroup, supervisor, isolationOff, logLimitBytes = LOG_LIMIT_BYTES, hierarchy } = options;
+  const { stateDir, cgroup, supervisor = nativeSupervisor(), isolationOff, hierarchy } = options;
+  const { logLimitBytes = LOG_LIMIT_BYTES } = options;
   const place = placeOf(cgroup, hierarchy);
   const cause = hierarchyCause(place, cgroup);
   const state = stateDir === undefined ? undefined : nearest(resolve(stateDir));

@@ -1,4 +1,5 @@
-import { fileURLToPath } from "node:url";
+import { join } from "node:path";
+import { nativeDirectory } from "../../os/native.ts";
 import type { Pauses } from "../../os/pause.ts";
 import { invalid } from "./errors.ts";
 import type { Part } from "./isolation.ts";
@@ -65,6 +66,11 @@ const MAX_JOBS = 10_000;
 /** Why a job of the worker's own user may not make user namespaces. */
 export const OWN_USER = "jobs of the worker's own user could mount their cgroup anew in one, and lift their limits";
 
+/** The supervisor's binary where none is named. */
+export function nativeSupervisor(): string {
+  return join(nativeDirectory(), "supervisor");
+}
+
 /** Fills in defaults. Throws `invalid`, naming the option. */
 export function checkOptions(options: WorkerOptions): CheckedOptions {
   const {
@@ -74,7 +80,7 @@ export function checkOptions(options: WorkerOptions): CheckedOptions {
     logKeep = "newest",
     logLimitBytes = LOG_LIMIT_BYTES,
     maxJobs = MAX_JOBS,
-    supervisor = fileURLToPath(new URL("../../../build/supervisor", import.meta.url)),
+    supervisor = nativeSupervisor(),
   } = options;
   if (name !== undefined && !/^[a-z0-9][a-z0-9-]{0,31}$/.test(name))
     throw invalid("name", "is not a worker's name; give up to 32 of a-z 0-9 -");

@@ -131,8 +131,12 @@ export function checkSupervisor(path: string): void {
   try {
     accessSync(path, constants.X_OK);
   } catch (error) {
-    throw new JobError("unavailable", `the supervisor cannot be run: ${path}; make -C src/supervisor builds it`, {
-      cause: error,
-    });
+    throw new JobError(
+      "unavailable",
+      `the supervisor cannot be run: ${path}; npm run build builds it, and npm's package jobsd-linux-${process.arch} has it`,
+      {
+        cause: error,
+      },
+    );
   }
 }
