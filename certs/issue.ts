@@ -5,7 +5,6 @@ import { refuseExisting, writeFiles } from "./files.ts";
 import { isHost } from "./host.ts";
 import { type CertificateDescription, describe } from "./inspect.ts";
 import { generateKey, keyToPem } from "./key.ts";
-import { profiles } from "./profile.ts";
 import { createRequest, parseRequest } from "./request.ts";
 
 export interface IssueOptions {
@@ -23,9 +22,12 @@ export interface IssueOptions {
   readonly now?: Date | undefined;
 }
 
+/** Parties of a first session. An admin is nobody's until an operator asks for one. */
+const FIRST = ["worker", "writer", "reader"] as const;
+
 /** A certificate, and the files of it and its key. */
 export interface Issued {
-  readonly name: "ca" | "worker" | "writer" | "reader";
+  readonly name: "ca" | (typeof FIRST)[number];
   readonly crt: string;
   readonly key: string;
   readonly certificate: CertificateDescription;
@@ -40,12 +42,12 @@ export async function issueAll(options: IssueOptions): Promise<Issued[]> {
   const { out, hosts = [], bits, days, force = false, now = new Date() } = options;
   const place = (name: Issued["name"]) => ({ crt: resolve(out, `${name}.crt`), key: resolve(out, `${name}.key`) });
   if (!force) {
-    await refuseExisting((["ca", ...profiles] as const).flatMap((name) => [place(name).crt, place(name).key]));
+    await refuseExisting((["ca", ...FIRST] as const).flatMap((name) => [place(name).crt, place(name).key]));
   }
   // The four keys are nearly all of the time that this takes, and are made on as many threads.
   const [authority, ...keys] = await Promise.all([
     createAuthority({ bits, now }),
-    ...profiles.map(async (name) => ({ name, key: await generateKey(bits) })),
+    ...FIRST.map(async (name) => ({ name, key: await generateKey(bits) })),
   ]);
   const leaves = await Promise.all(
     keys.map(async ({ name, key }) => {

@@ -225,7 +225,7 @@ const commands: readonly Command[] = [
   certs("sign", "<csr>", "Signs a request with the role that you give.", [
     { name: "ca", value: "DIR|FILE", about: "the CA's directory, or its certificate" },
     { name: "ca-key", value: "FILE", about: "the CA's key, beside its certificate when not given" },
-    { name: "role", value: "ROLE", about: "reader, writer or worker" },
+    { name: "role", value: "ROLE", about: "reader, writer, admin or worker" },
     host,
     days,
     { name: "min-bits", value: "N", about: "the smallest key to accept, 4096 when not given" },

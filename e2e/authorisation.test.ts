@@ -63,7 +63,7 @@ describe("a reader", () => {
       stop: await daemon.jobs("reader", "stop", "--grace", "0", id),
     }));
     const needs = (method: string): string =>
-      `jobsctl: ${method} needs the role writer; the certificate of "reader" has reader\n`;
+      `jobsctl: ${method} needs the role writer or admin; the certificate of "reader" has reader\n`;
     expect(result).toEqual({
       start: { code: 125, stdout: "", stderr: needs("Start") },
       run: { code: 125, stdout: "", stderr: needs("Start") },
@@ -115,7 +115,7 @@ describe("a certificate without an extended key usage, as openssl makes them,", 
 describe("a certificate of the right CA lets nobody in", () => {
   it.each([
     ["without a role", "roleless", "ROLE_MISSING", "it has no role extension 1.2.840.10070.8.1"],
-    ["with an unknown role", "admin", "ROLE_UNKNOWN", 'its role "admin" is neither reader nor writer'],
+    ["with an unknown role", "guest", "ROLE_UNKNOWN", 'its role "guest" is none of reader, writer, admin'],
     [
       "with a role that is no UTF8String",
       "printable",
@@ -128,7 +128,7 @@ describe("a certificate of the right CA lets nobody in", () => {
       list: await daemon.jobs(party, "list"),
       start: await daemon.jobs(party, "start", "--label", `test=${party}`, "--", "true"),
     }));
-    const stderr = `jobsctl: certificate of "${party}": ${fault}; sign one with role reader or writer\n`;
+    const stderr = `jobsctl: certificate of "${party}": ${fault}; sign one with the role reader, writer, admin\n`;
     expect(result).toEqual({ list: { code: 1, stdout: "", stderr }, start: { code: 125, stdout: "", stderr } });
     const denied = (method: string) => denial(method, { name: party }, reason);
     expect(records).toMatchObject([denied("List"), denied("Start")]);

@@ -50,8 +50,8 @@ describe("jobsctl certs", () => {
     expect(certificate.role).toBeUndefined();
   });
 
-  it.each([undefined, "", "admin", "Writer"])("refuses the role %j, naming the right ones", async (role) => {
-    await expect(sign({ csr: "a.csr", ca, role })).rejects.toThrow(/^--role: .*; reader, writer or worker/);
+  it.each([undefined, "", "guest", "Writer"])("refuses the role %j, naming the right ones", async (role) => {
+    await expect(sign({ csr: "a.csr", ca, role })).rejects.toThrow(/^--role: .*; reader, writer, admin or worker/);
   });
 
   it("refuses a CA's key that is not the certificate's", async () => {
@@ -94,7 +94,7 @@ describe("with what openssl has made", unless(withoutOpenssl), () => {
     openssl req -new -key mid.key -subj /CN=mid -out mid.csr
     openssl x509 -req -in mid.csr -CA root.crt -CAkey root.key -CAcreateserial -days 99 -extfile ca.ext -out mid.crt
     cat mid.crt root.crt >both.crt
-    for role in writer admin; do
+    for role in writer guest; do
       openssl req -new -key ada.key -subj /CN=ada -addext "1.2.840.10070.8.1=ASN1:UTF8String:$role" -out $role.csr
     done
     openssl req -new -key ada.key -subj /CN=ada -out plain.csr
@@ -113,7 +113,7 @@ describe("with what openssl has made", unless(withoutOpenssl), () => {
     ["writer.csr", "writer"],
     ["new.csr", "writer"],
     ["der.csr", "writer"],
-    ["admin.csr", "malformed"],
+    ["guest.csr", "malformed"],
   ])("inspect shows the role that %s asks for", async (csr, role) => {
     const described = await inspect({ file: file(csr) });
     expect(described).toMatchObject({ kind: "request", subject: "CN=ada", role });

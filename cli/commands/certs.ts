@@ -58,7 +58,7 @@ export interface SignOptions {
   readonly ca: string;
   /** `--ca-key`: beside the certificate, .crt read as .key, when absent. */
   readonly caKey?: string | undefined;
-  /** `--role`: reader, writer or worker. */
+  /** `--role`: reader, writer, admin or worker. */
   readonly role: string | undefined;
   /** `--host`, repeatable: for a worker; those in the request when absent. */
   readonly hosts?: readonly string[] | undefined;

@@ -70,7 +70,7 @@ describe("jobsctl doctor", () => {
           state: "FINDING_STATE_MISSING",
           reason: expect.stringContaining("is not for clients"),
         },
-        { name: "role", state: "FINDING_STATE_MISSING", remedy: "sign one with --role reader or writer" },
+        { name: "role", state: "FINDING_STATE_MISSING", remedy: "sign one with --role reader, writer or admin" },
       ],
     });
     expect(wrong.code).toBe(125);

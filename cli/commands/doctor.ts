@@ -78,7 +78,7 @@ function certificateFinding(certificate: X509Certificate, credentials: Credentia
 function roleFinding({ raw, validToDate }: X509Certificate): Told {
   const identity = identify(raw, validToDate.getTime());
   if (!identity.ok)
-    return refused("role", { message: identity.message, remedy: "sign one with --role reader or writer" });
+    return refused("role", { message: identity.message, remedy: "sign one with --role reader, writer or admin" });
   const { role } = identity.principal;
   const meaning = role === "writer" ? "writer: may do everything" : "reader: may look, and start and stop nothing";
   return { area: "client", name: "role", state: "enforced", meaning };

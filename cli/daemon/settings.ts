@@ -1,6 +1,7 @@
 import { join, resolve } from "node:path";
 import { nativeDirectory } from "../../src/os/native.ts";
 import type { AuditLimits } from "../../src/server/audit-file.ts";
+import type { Owners } from "../../src/server/server.ts";
 import { type Part, type Place, SWITCHES, type WorkerOptions } from "../../src/worker/index.ts";
 import { readTlsFiles } from "../line/connection.ts";
 import { placeOf } from "./kept.ts";
@@ -8,6 +9,7 @@ import { parseCount, parseDurationMs, parseSizeBytes, parseWord, UsageError } fr
 import { type Flag, type Given, optional } from "../line/program.ts";
 import { metricsFlags, metricsOptions } from "./metrics.ts";
 import { logFlags, logOptions } from "./retention.ts";
+import { ownerFlags, ownersOf } from "./owners.ts";
 import { whoFlags, whoOptions } from "./who.ts";
 
 /** The daemon's flags. */
@@ -18,6 +20,7 @@ export const flags: readonly Flag[] = [
   { name: "cert", value: "FILE", about: "the worker's certificate" },
   { name: "key", value: "FILE", about: "its private key; nobody else may be able to read it" },
   { name: "name", value: "NAME", about: "in front of each job's id, to tell workers apart" },
+  ...ownerFlags,
   ...whoFlags,
   ...logFlags,
   { name: "archive", value: "DIR|s3://BUCKET/PREFIX", about: "move the output of ended jobs there" },
@@ -84,6 +87,7 @@ export interface Settings {
   /** The files that no job may read. */
   readonly secrets: readonly string[];
   readonly worker: WorkerOptions;
+  readonly owners: Owners;
   readonly healthSocket: string | undefined;
   readonly metrics: ReturnType<typeof metricsOptions>;
   readonly audit: string;
@@ -161,6 +165,7 @@ export async function settings(given: Given, root: string): Promise<Settings> {
     tlsFiles,
     secrets,
     worker,
+    owners: ownersOf(given),
     healthSocket: given.text("health-socket"),
     metrics: metricsOptions(given),
     audit,

@@ -232,7 +232,7 @@ describe("a session", () => {
     const alice = { JOBS_CERT: join(out, "alice.crt"), JOBS_KEY: join(out, "alice.key") };
     expect(await host.jobs(["list"], alice)).toMatchObject({ code: 0 });
     expect(
-      await host.jobs(["certs", "sign", join(out, "alice.csr"), "--ca", host.file(""), "--role", "admin"]),
+      await host.jobs(["certs", "sign", join(out, "alice.csr"), "--ca", host.file(""), "--role", "guest"]),
     ).toMatchObject({ code: 125 });
     const shown = await host.jobs(["certs", "inspect", "-o", "json", join(out, "alice.crt")]);
     expect(JSON.parse(shown.stdout)).toMatchObject({ subject: "CN=alice", role: "reader" });

@@ -44,7 +44,7 @@ interface Odd {
 /** Certificates that the run's CA, or one of its name, might have signed; all but `bare` must let nobody in. */
 const ODD: Readonly<Record<string, Odd>> = {
   roleless: { roles: [] },
-  admin: { roles: [derString("admin")] },
+  guest: { roles: [derString("guest")] },
   printable: { roles: [derString("writer", PRINTABLE_STRING)] },
   double: { roles: [derString("reader"), derString("writer")] },
   expired: { notBefore: new Date(Date.now() - 2 * HOUR_MS), notAfter: new Date(Date.now() - HOUR_MS) },

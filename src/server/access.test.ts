@@ -221,7 +221,7 @@ test("a reader may look, and may not start, stop or update", async () => {
   expect(await answer((done) => client.query({ jobId: JOB.id }, done))).toMatchObject({ pid: JOB.pid, exitCode: -1 });
   const start = await errorOf(answer((done) => client.start(START, done)));
   expect(start.code).toBe(status.PERMISSION_DENIED);
-  expect(start.details).toBe('Start needs the role writer; the certificate of "some reader" has reader');
+  expect(start.details).toBe('Start needs the role writer or admin; the certificate of "some reader" has reader');
   const stop = await errorOf(answer((done) => client.stop({ jobId: JOB.id, grace: undefined }, done)));
   expect(stop.code).toBe(status.PERMISSION_DENIED);
   const update = await errorOf(answer((done) => client.update({ jobId: JOB.id, resources: undefined }, done)));

@@ -2,6 +2,7 @@ import { randomUUID } from "node:crypto";
 import { status, type ServerInterceptor } from "@grpc/grpc-js";
 import type { Logger } from "pino";
 import { readable, textOf } from "../os/bytes.ts";
+import type { Certificate } from "../x509/identity.ts";
 import { audited, writeRecord, type Audit, type AuditRecord } from "./audit.ts";
 import { callTurns, denial, type Room } from "./authorise.ts";
 import { peerOf, type Connections, type Ends } from "./connections.ts";
@@ -10,7 +11,7 @@ import { guardedInterceptor, type Method } from "./guard.ts";
 import { boundRequest, decoded, isCompressed, COMPRESSED } from "./requests.ts";
 import type { ServerMeter } from "./meter.ts";
 import { mutates, needsRecord } from "./roles.ts";
-import { statusOf, type Failure } from "./status.ts";
+import { denialIn, statusOf, type Failure } from "./status.ts";
 
 const MAX_RECORDED_CHARS = 1024;
 
@@ -76,7 +77,7 @@ export function auditCalls(recording: Recording, room: Room): ServerInterceptor 
         next(message);
       },
       sendStatus(outbound, next) {
-        records.endWith(outbound.code ?? status.UNKNOWN);
+        records.endWith(outbound.code ?? status.UNKNOWN, denialIn(outbound));
         next(outbound);
       },
     };
@@ -89,13 +90,7 @@ function callRecords({ audit, connections, few, meter, log }: Recording, { path,
   const identity = connections.identify(ends);
   const certificate = identity.ok ? identity.principal : identity.certificate;
   const twice = responseStream || mutates(path);
-  let facts: Omit<AuditRecord, "decision"> = {
-    id: randomUUID(),
-    event: "call",
-    method: path,
-    peer: peerOf(ends),
-    ...(certificate && { principal: audited(certificate) }),
-  };
+  let facts = factsOf(path, ends, certificate);
   let allowed = false;
   let begun = false;
   let ended = false;
@@ -110,9 +105,9 @@ function callRecords({ audit, connections, few, meter, log }: Recording, { path,
     ended = true;
     meter.closed(path, status[code]);
     if (!allowed) meter.refused(reason ?? status[code]);
-    if (!allowed && !few.pass(`${connections.ownerOf(ends)}: ${reason ?? status[code]}`)) return;
+    if (!allowed && !begun && !few.pass(`${connections.ownerOf(ends)}: ${reason ?? status[code]}`)) return;
     record({
-      ...(twice && allowed && { stage: "end" }),
+      ...(twice && (allowed || begun) && { stage: "end" }),
       code: status[code],
       durationMs: Math.round(performance.now() - startedMs),
       ...(reason !== undefined && { reason }),
@@ -120,8 +115,14 @@ function callRecords({ audit, connections, few, meter, log }: Recording, { path,
   }
   return {
     end,
-    /** Records the end with the status that is sent. Before `allow` that is a denial by `authorise`. */
-    endWith: (code: status) => end(code, allowed ? undefined : (denial(identity, path)?.reason ?? "NO_ROOM")),
+    /**
+     * Records the end with the status that is sent. Before `allow` that is a denial by `authorise`; afterwards the handler may
+     * have `denied` it, as where the job is another owner's.
+     */
+    endWith(code: status, denied: string | undefined): void {
+      if (denied !== undefined) allowed = false;
+      end(code, denied ?? (allowed ? undefined : (denial(identity, path)?.reason ?? "NO_ROOM")));
+    },
     allow: () => void (allowed = true),
     refused({ code, reason }: Failure): void {
       allowed = false;
@@ -131,14 +132,22 @@ function callRecords({ audit, connections, few, meter, log }: Recording, { path,
     begin(request: unknown): boolean {
       facts = { ...facts, ...requestFacts(request) };
       if (!twice || begun) return true;
-      begun = true;
-      return record({ stage: "begin" }) || !needsRecord(path);
+      begun = record({ stage: "begin" });
+      return begun || !needsRecord(path);
     },
     /** Takes the job's id from the answer. */
     answered(message: unknown): void {
       if (facts.jobId === undefined) facts = { ...facts, ...jobIdIn(message) };
     },
   };
+}
+
+type Facts = Omit<AuditRecord, "decision">;
+
+/** Returns what is known of a call before its request. */
+function factsOf(method: string, ends: Ends, certificate: Certificate | undefined): Facts {
+  const principal = certificate && { principal: audited(certificate) };
+  return { id: randomUUID(), event: "call", method, peer: peerOf(ends), ...principal };
 }
 
 function requestFacts(message: unknown): Partial<AuditRecord> {

@@ -19,7 +19,7 @@ export interface AuditRecord {
   /** The claims of a certificate that was not verified. */
   readonly presented?: AuditedPrincipal;
   readonly decision: "allowed" | "denied";
-  /** Why the call was denied, or ended otherwise than by its handler. */
+  /** Why the call was denied, or ended otherwise than by its handler. With `OTHER_OWNER` the client was told NOT_FOUND. */
   readonly reason?: string;
   /** Name of the gRPC status. */
   readonly code?: string;
@@ -34,6 +34,8 @@ export interface AuditRecord {
 
 interface AuditedPrincipal {
   readonly name: string;
+  /** The owner of its jobs, where that is not the name: the whole subject. */
+  readonly subject?: string;
   readonly serial: string;
   readonly fingerprint: string;
   readonly role?: string;
@@ -94,8 +96,9 @@ export function openAudit(
 
 /** Returns the part of a certificate that is recorded. */
 export function audited(certificate: Certificate | Principal): AuditedPrincipal {
-  const { name, serial, fingerprint256 } = certificate;
-  return { name, serial, fingerprint: fingerprint256, ...("role" in certificate && { role: certificate.role }) };
+  const { name, subject, serial, fingerprint256: fingerprint } = certificate;
+  const told = { name, ...(subject !== name && { subject }), serial, fingerprint };
+  return { ...told, ...("role" in certificate && { role: certificate.role }) };
 }
 
 function line(record: AuditRecord): string {

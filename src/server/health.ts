@@ -56,6 +56,7 @@ const MAX_WATCHERS = 100;
 
 const LOCAL: Principal = {
   name: "local",
+  subject: "local",
   role: "reader",
   serial: "",
   fingerprint256: "",

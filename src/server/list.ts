@@ -1,5 +1,5 @@
 import { ListResponse, type ListRequest } from "../../proto/generated/jobs/v1/worker.ts";
-import type { Worker } from "../worker/index.ts";
+import type { Jobs } from "../worker/index.ts";
 import type { CallContext } from "./guard.ts";
 import { LIST_BYTES, LIST_MS } from "./limits.ts";
 import { fromJob, toListFilter } from "./translate.ts";
@@ -13,7 +13,7 @@ const STEP_MS = 4;
  * Makes a page of jobs, as a ListResponse on the wire, in steps between which other clients have their turns. The page ends
  * at the limit that was asked for, at LIST_BYTES, or after LIST_MS.
  */
-export async function listJobs(worker: Worker, request: ListRequest, { turn, signal }: CallContext): Promise<Buffer> {
+export async function listJobs(jobs: Jobs, request: ListRequest, { turn, signal }: CallContext): Promise<Buffer> {
   const filter = toListFilter(request);
   const beganMs = performance.now();
   const pieces: Uint8Array[] = [];
@@ -24,7 +24,7 @@ export async function listJobs(worker: Worker, request: ListRequest, { turn, sig
     const pageToken = next;
     const step = (): void => {
       const limit = Math.min(left, STEP_JOBS);
-      const found = worker.list({ ...filter, limit, stepMs: STEP_MS, ...(pageToken !== undefined && { pageToken }) });
+      const found = jobs.list({ ...filter, limit, stepMs: STEP_MS, ...(pageToken !== undefined && { pageToken }) });
       left -= found.jobs.length;
       next = found.nextPageToken;
       // Encoded messages that follow each other are one message: protobuf.dev/programming-guides/encoding, "Last One Wins".

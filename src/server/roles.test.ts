@@ -11,10 +11,10 @@ test("every method of each service has its roles, and nothing else has any", () 
   expect([...METHODS].toSorted()).toEqual(served.toSorted());
 });
 
-test("only Start, Stop and Update are for writers alone", () => {
+test("only Start, Stop and Update are not for readers, and an admin may call what a writer may", () => {
   const writersOnly = [...METHODS].filter(mutates).map((path) => path.replace("/jobs.v1.WorkerService/", ""));
   expect(writersOnly.toSorted()).toEqual(["Start", "Stop", "Update"]);
-  for (const path of METHODS) expect(rolesOf(path)).toContain("writer");
+  for (const path of METHODS) for (const role of ["writer", "admin"]) expect(rolesOf(path)).toContain(role);
 });
 
 test("the API's description names the methods of each role", () => {

@@ -1,7 +1,6 @@
-import type { Role } from "../x509/role.ts";
+import { type Role, ROLES as ANYONE } from "../x509/role.ts";
 
-const ANYONE: readonly Role[] = ["reader", "writer"];
-const WRITERS: readonly Role[] = ["writer"];
+const WRITERS: readonly Role[] = ["writer", "admin"];
 
 /** Each method's path, and the roles that may call it. A method that is not here is denied. */
 const ROLES: ReadonlyMap<string, readonly Role[]> = new Map([

@@ -19,6 +19,7 @@ import { type Caller, type Handlers, handlers } from "./guard.ts";
 import { type Health, health, serveHealth } from "./health.ts";
 import { AUDIT_LIMITS, grpcOptions, MAX_CALLS, MAX_CONNECTIONS } from "./limits.ts";
 import { metered, NO_METER, type ServerFigures, type ServerMeter } from "./meter.ts";
+import { jobsOf, type Owners } from "./owners.ts";
 import { recordRefusals, recordUnknownMethods } from "./refusals.ts";
 import { REFLECTION, reflection } from "./reflection.ts";
 import { workerService } from "./service.ts";
@@ -28,9 +29,13 @@ import { SERVICE } from "./stream.ts";
 import { listenTls, type TlsListener } from "./tls.ts";
 import { fairTurns } from "./turns.ts";
 
+export type { Owners } from "./owners.ts";
+
 export interface ServeOptions {
   /** Closing the server does not close the worker. */
   readonly worker: Worker;
+  /** Whether clients see each other's jobs; "shared" when absent. */
+  readonly owners?: Owners | undefined;
   readonly host: string;
   /** 0 takes a free one. */
   readonly port: number;
@@ -73,6 +78,7 @@ export interface Served {
  */
 export async function serve({
   worker,
+  owners = "shared",
   host,
   port,
   tls,
@@ -105,7 +111,7 @@ export async function serve({
     ...grpcOptions(Math.ceil(maxCalls / 2)),
     interceptors: [auditCalls(recording, room), authorise(connections, callers, room, log)],
   });
-  server.addService(strictly(SERVICE), workerService(worker, calls, meter));
+  server.addService(strictly(SERVICE), workerService(jobsOf(worker, owners), calls, meter));
   server.addService(HealthService, probe.service(calls));
   for (const each of REFLECTION) server.addService(strictly(each), reflection(calls));
   // grpc-js takes the connections for insecure: what is injected is a TLS connection that has been verified.

@@ -9,10 +9,11 @@ import {
   WaitResponse,
   type WorkerServiceServer,
 } from "../../proto/generated/jobs/v1/worker.ts";
-import { brief, type Job, type Worker } from "../worker/index.ts";
+import { brief, type Job } from "../worker/index.ts";
 import type { CallContext, Handlers } from "./guard.ts";
 import { listJobs } from "./list.ts";
 import type { ServerMeter } from "./meter.ts";
+import type { JobsOf } from "./owners.ts";
 import { type StreamMessage, streamOutput, streamStats } from "./stream.ts";
 import { toResources } from "./translate-resources.ts";
 import { fromFinding, fromJob, toJobSpec, toStop } from "./translate.ts";
@@ -25,38 +26,38 @@ type Service = Omit<WorkerServiceServer, "stream" | "list" | "query" | "wait"> &
   wait: handleUnaryCall<WaitRequest, Buffer>;
 };
 
-/** Serves a worker as WorkerService: translates requests and answers, and decides nothing. */
-export function workerService(worker: Worker, { unary, streaming }: Handlers, meter: ServerMeter): Service {
+/** Serves each client its jobs as WorkerService: translates requests and answers, and decides nothing. */
+export function workerService(jobsOf: JobsOf, { unary, streaming }: Handlers, meter: ServerMeter): Service {
   return {
     start: unary(async (request, { principal, signal }) => {
-      const { job, alreadyStarted } = await worker.start(toJobSpec(request, principal.name), signal);
+      const { job, alreadyStarted } = await jobsOf(principal).start(toJobSpec(request, principal.subject), signal);
       return { jobId: job.id, pid: job.pid, alreadyStarted };
     }),
     stop: unary(async (request, { principal, signal }) => {
-      const how = { ...toStop(request), by: principal.name };
-      const { job, killed } = await worker.stop(request.jobId, how, signal);
+      const how = { ...toStop(request), by: principal.subject };
+      const { job, killed } = await jobsOf(principal).stop(request.jobId, how, signal);
       return { job: fromJob(brief(job)), killed };
     }),
     query: unary(({ jobId }, context) => {
-      const job = worker.query(jobId);
+      const job = jobsOf(context.principal).query(jobId);
       return isLong(job) ? inTurns(job, context) : queryResponse(job, fromJob(job));
     }),
-    list: unary((request, context) => listJobs(worker, request, context)),
-    wait: unary(async ({ jobId }, { signal, turn }) => {
-      const job = await worker.wait(jobId, signal);
+    list: unary((request, context) => listJobs(jobsOf(context.principal), request, context)),
+    wait: unary(async ({ jobId }, { principal, signal, turn }) => {
+      const job = await jobsOf(principal).wait(jobId, signal);
       // Thousands may wait for one job. Its end must not take other clients' turns, nor much memory.
       return turn(() => onWire(WaitResponse.encode({ job: fromJob(brief(job)) }).finish()));
     }, "lasts"),
-    update: unary(async ({ jobId, resources }) => {
-      const job = await worker.update(jobId, resources ? toResources(resources) : {});
+    update: unary(async ({ jobId, resources }, { principal }) => {
+      const job = await jobsOf(principal).update(jobId, resources ? toResources(resources) : {});
       return { job: fromJob(brief(job)) };
     }),
-    stats: streaming((call, context) => streamStats(worker, call, context)),
-    examine: unary(async () => {
-      const findings = await worker.examine();
+    stats: streaming((call, context) => streamStats(jobsOf(context.principal), call, context)),
+    examine: unary(async (_request, { principal }) => {
+      const findings = await jobsOf(principal).examine();
       return { findings: findings.map(fromFinding), time: new Date() };
     }),
-    stream: streaming((call, context) => streamOutput(worker, call, context, meter)),
+    stream: streaming((call, context) => streamOutput(jobsOf(context.principal), call, context, meter)),
   };
 }
 

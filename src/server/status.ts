@@ -12,6 +12,8 @@ export interface Failure {
   /** The request's field that is wrong. */
   readonly field?: string | undefined;
   readonly facts?: Readonly<Record<string, string>>;
+  /** Why the client may not do that, for the audit log: the client is not told. */
+  readonly denied?: string | undefined;
 }
 
 /** gRPC's status for each of the worker's errors; google.rpc.Code says what each is for. */
@@ -47,7 +49,15 @@ export function failureOf(error: unknown): Failure | undefined {
     message: error.message,
     field: error.field,
     facts: error.facts,
+    denied: error.denied,
   };
+}
+
+const denials = new WeakMap<Metadata, string>();
+
+/** Returns why a status denies what the client may not do, where the status does not tell the client; else undefined. */
+export function denialIn({ metadata }: { readonly metadata?: Metadata | null | undefined }): string | undefined {
+  return metadata ? denials.get(metadata) : undefined;
 }
 
 /** Makes the status that grpc-js sends for a failure: code, message, and google.rpc details under 8 KiB. */
@@ -69,6 +79,7 @@ export function statusOf(failure: Failure): StatusObject {
   }
   const metadata = new Metadata();
   metadata.set("grpc-status-details-bin", Buffer.from(Status.encode({ code, message, details }).finish()));
+  if (failure.denied !== undefined) denials.set(metadata, failure.denied);
   return { code, details: message, metadata };
 }
 

@@ -7,7 +7,7 @@ import {
   StreamResponse,
   WorkerServiceService,
 } from "../../proto/generated/jobs/v1/worker.ts";
-import { brief, type Chunk, type Gap, type Job, type Worker } from "../worker/index.ts";
+import { brief, type Chunk, type Gap, type Job, type Jobs } from "../worker/index.ts";
 import type { CallContext } from "./guard.ts";
 import type { ServerMeter } from "./meter.ts";
 import { fromJob, fromUsage, toStatsOptions, toStreamOptions } from "./translate.ts";
@@ -23,12 +23,12 @@ export type StreamMessage = Chunk | Gap | End;
 
 /** Streams a job's output to a client until there is no more. Throws the reason of `signal` when that ends the stream. */
 export async function streamOutput(
-  worker: Worker,
+  jobs: Jobs,
   call: ServerWritableStream<StreamRequest, StreamMessage>,
   { signal }: CallContext,
   meter: ServerMeter,
 ): Promise<void> {
-  await using output = worker.stream(call.request.jobId, toStreamOptions(call.request, signal));
+  await using output = jobs.stream(call.request.jobId, toStreamOptions(call.request, signal));
   const write = writer(call, signal);
   let sent = Promise.resolve();
   for (;;) {
@@ -50,11 +50,11 @@ export async function streamOutput(
  * and each message have turns, since many may watch one job, and its end is told to all of them at once.
  */
 export async function streamStats(
-  worker: Worker,
+  jobs: Jobs,
   call: ServerWritableStream<StatsRequest, StatsResponse>,
   { signal, turn }: CallContext,
 ): Promise<void> {
-  await using samples = worker.stats(call.request.jobId, toStatsOptions(call.request, signal));
+  await using samples = jobs.stats(call.request.jobId, toStatsOptions(call.request, signal));
   const write = writer(call, signal);
   for (;;) {
     const next = await turn(() => samples.next());

@@ -1,5 +1,5 @@
 /** The worker as a library: runs Linux processes as jobs, without any network. */
-export { openWorker, type Worker } from "./worker.ts";
+export { type Jobs, openWorker, type Worker } from "./worker.ts";
 export { examine, type ExamineOptions } from "./doctor/examine.ts";
 export type { Finding } from "./doctor/finding.ts";
 export { brief, type Brief } from "./jobs/brief.ts";

@@ -7,12 +7,13 @@ import { openGroupsAhead } from "./cgroup/groups-ahead.ts";
 import { openHierarchy } from "./cgroup/hierarchy.ts";
 import { examine } from "./doctor/examine.ts";
 import type { Finding } from "./doctor/finding.ts";
-import { type Context, find, isTracked } from "./jobs/context.ts";
+import { checkOwner, type Context, find, isTracked } from "./jobs/context.ts";
 import { describeHost } from "./jobs/enforceable.ts";
 import { figuresOf, meteredStart } from "./jobs/figures.ts";
 import { openJobFiles } from "./jobs/job-files.ts";
 import { list, type Listed, type ListFilter } from "./jobs/list.ts";
 import { current, endOf, unwatch } from "./jobs/tracked-job.ts";
+import { pageTokens } from "./jobs/page-tokens.ts";
 import { settle, start, type Started } from "./jobs/start.ts";
 import { stats, type Stats, type StatsOptions } from "./jobs/stats.ts";
 import { stop, type StopOptions, type Stopped } from "./jobs/stop.ts";
@@ -37,8 +38,8 @@ import { fillReserve } from "./system/reserve.ts";
 import { openUids, rangeOf } from "./system/uids.ts";
 import { checkRules } from "./system/users.ts";
 
-/** Runs jobs. Every method throws JobError; those that take a job's id throw `not-found` when there is no such job. */
-export interface Worker {
+/** Jobs. Every method throws JobError; those that take a job's id throw `not-found` when there is no such job. */
+export interface Jobs {
   /**
    * Starts a job, once for each owner and request id. Resolves when the command has been exec'ed. `signal` ends a start that
    * waits for a file, if no other call waits for the same one.
@@ -59,6 +60,12 @@ export interface Worker {
   stats(id: string, options: StatsOptions): Stats;
   /** Examines what this host can enforce. Calls at the same time share one examination. */
   examine(): Promise<readonly Finding[]>;
+}
+
+/** Runs jobs: those of all owners. */
+export interface Worker extends Jobs {
+  /** The jobs of one owner, who starts them all: another owner's job is as one that there is not. */
+  of(owner: string): Jobs;
   /** What there is to do now. */
   figures(): Figures;
   /** What this host can enforce, in one line, as it was when the worker opened. */
@@ -83,34 +90,50 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   fillReserve();
   await context.spawner.ready;
   const opened = opening.move();
-  const { meter } = options;
   let examining: Promise<readonly Finding[]> | undefined;
+  const examined: Jobs["examine"] = () => {
+    const { options: asked, hierarchy } = context;
+    return (examining ??= examine({ ...asked, hierarchy }).finally(() => (examining = undefined)));
+  };
 
   return {
     host: describeHost(context),
-    start: (spec, signal) => (meter ? meteredStart(context, spec, { meter, signal }) : start(context, spec, signal)),
-    stop: (id, how, signal) => stop(context, id, how, signal),
-    query(id) {
-      const entry = find(context, id);
-      return isTracked(entry) ? current(entry) : entry.job;
-    },
-    list: (filter) => list(context, filter),
-    async wait(id, signal) {
-      const entry = find(context, id);
-      return isTracked(entry) ? endOf(entry, signal) : entry.job;
-    },
-    stream: (id, how) => stream(context, id, how),
-    update: (id, resources) => update(context, id, resources),
-    stats: (id, how) => stats(context, id, how),
+    ...jobsIn(context, examined),
+    of: (owner) => jobsIn(context, examined, owner),
     figures: () => figuresOf(context),
-    examine() {
-      const { options: asked, hierarchy } = context;
-      return (examining ??= examine({ ...asked, hierarchy }).finally(() => (examining = undefined)));
-    },
     async close() {
       await leaveJobs(context);
       await opened.disposeAsync();
     },
+  };
+}
+
+/** All jobs, or with `owner` those of that owner alone. */
+function jobsIn(context: Context, examined: Jobs["examine"], owner?: string): Jobs {
+  const seen = (id: string): string => {
+    if (owner !== undefined) checkOwner(context, id, owner);
+    return id;
+  };
+  const { meter } = context.options;
+  return {
+    start(asked, signal) {
+      const spec = owner === undefined ? asked : { ...asked, owner };
+      return meter ? meteredStart(context, spec, { meter, signal }) : start(context, spec, signal);
+    },
+    stop: async (id, how, signal) => stop(context, seen(id), how, signal),
+    query(id) {
+      const entry = find(context, seen(id));
+      return isTracked(entry) ? current(entry) : entry.job;
+    },
+    list: (filter) => list(context, owner === undefined ? filter : { ...filter, owner }),
+    async wait(id, signal) {
+      const entry = find(context, seen(id));
+      return isTracked(entry) ? endOf(entry, signal) : entry.job;
+    },
+    stream: (id, how) => stream(context, seen(id), how),
+    update: async (id, resources) => update(context, seen(id), resources),
+    stats: (id, how) => stats(context, seen(id), how),
+    examine: examined,
   };
 }
 
@@ -154,6 +177,7 @@ async function openContext(options: CheckedOptions, opened: AsyncDisposableStack
     spawner,
     tracked: new Map(),
     requests: new Map(),
+    pageTokens: pageTokens(journal.secret),
     closed: false,
   };
 }

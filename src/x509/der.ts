@@ -56,13 +56,22 @@ export function extensions(certificate: Uint8Array): readonly CertificateExtensi
 const COMMON_NAME = "550403";
 const VERSION = 0xa0;
 /** How the texts of a name are encoded (RFC 5280, appendix A.1, DirectoryString and IA5String), by their tags. */
-const TEXTS: ReadonlyMap<number, (bytes: Buffer) => string> = new Map([
-  [0x0c, (bytes) => bytes.toString("utf8")],
+const TEXTS: ReadonlyMap<number, (bytes: Buffer) => string | undefined> = new Map([
+  [0x0c, (bytes) => decoded(bytes, "utf-8")],
   [0x13, (bytes) => bytes.toString("latin1")],
   [0x14, (bytes) => bytes.toString("latin1")],
   [0x16, (bytes) => bytes.toString("latin1")],
-  [0x1e, (bytes) => new TextDecoder("utf-16be").decode(bytes)],
+  [0x1e, (bytes) => decoded(bytes, "utf-16be")],
 ]);
+
+/** Returns undefined for bytes that are no text: with others in their place, two names would become one. */
+function decoded(bytes: Buffer, encoding: string): string | undefined {
+  try {
+    return new TextDecoder(encoding, { fatal: true, ignoreBOM: true }).decode(bytes);
+  } catch {
+    return undefined;
+  }
+}
 
 /** The common names of a certificate's subject, in order; undefined when the certificate or one of them is malformed. */
 export function commonNames(certificate: Uint8Array): readonly string[] | undefined {

@@ -1,8 +1,9 @@
 import { X509Certificate } from "node:crypto";
+import type { JsonName } from "@peculiar/x509";
 import * as fc from "fast-check";
 import { beforeAll, describe, expect, test } from "vitest";
 import { identify, inspect } from "./identity.ts";
-import { roleIn, roleOf } from "./role.ts";
+import { roleIn, roleOf, ROLES } from "./role.ts";
 import { authority, derString, type Authority, type IssueOptions } from "../server/testing/authority.ts";
 
 let trusted: Authority;
@@ -23,6 +24,7 @@ test("a client's certificate tells its name, serial number, dates and role", asy
     ok: true,
     principal: {
       name: "ada",
+      subject: "ada",
       role: "reader",
       serial: x509.serialNumber,
       fingerprint256: x509.fingerprint256.replaceAll(":", "").toLowerCase(),
@@ -30,6 +32,24 @@ test("a client's certificate tells its name, serial number, dates and role", asy
       notAfter: x509.validToDate,
     },
   });
+});
+
+test("a subject is its common name alone, or else all of it, and never the text of another", async () => {
+  const subjects: readonly (readonly [JsonName, string])[] = [
+    [[{ CN: ["ada"] }], "ada"],
+    [[{ O: ["Example"] }, { CN: ["ada"] }], "CN=ada,O=Example"],
+    [[{ CN: ["ada"] }, { O: ["Example"] }], "O=Example,CN=ada"],
+    [[{ CN: ["ada"], O: ["Example"] }], "CN=ada + O=Example"],
+    [[{ CN: ["CN=ada,O=Example"] }], "CN=CN=ada\\,O=Example"],
+    [[{ CN: ["ada + O=Example"] }], "CN=ada \\+ O=Example"],
+    [[{ CN: ["ada\nO=Example"] }], "CN=ada\\0AO=Example"],
+    [[{ CN: [" ada"] }], " ada"],
+    [[{ CN: ["\ufeffada"] }], "\ufeffada"],
+    [[{ CN: ["a/b,c"] }], "a/b,c"],
+  ];
+  for (const [subject, text] of subjects)
+    expect(await identityOf({ subject, roles: [derString("reader")] })).toMatchObject({ principal: { subject: text } });
+  expect(new Set(subjects.map(([, text]) => text)).size).toBe(subjects.length);
 });
 
 // openssl ecparam -name brainpoolP256r1; Node's toLegacyObject() ends the process by it, and any stranger can show one.
@@ -62,12 +82,13 @@ test("the dates are checked at every call, although the rest is cached", () => {
 });
 
 describe("a certificate is refused", () => {
+  const manyUnits = [{ CN: ["ada"] }, ...Array.from({ length: 30 }, () => ({ OU: ["x".repeat(60)] }))];
   const utf8 = derString("writer");
   test.each<[string, IssueOptions, string]>([
     ["without a role", { roles: [] }, "ROLE_MISSING"],
     ["with two roles", { roles: [derString("reader"), derString("writer")] }, "ROLE_REPEATED"],
     ["with the same role twice", { roles: [utf8, utf8] }, "ROLE_REPEATED"],
-    ["with an unknown role", { roles: [derString("admin")] }, "ROLE_UNKNOWN"],
+    ["with an unknown role", { roles: [derString("owner")] }, "ROLE_UNKNOWN"],
     ["with a role in capitals", { roles: [derString("Writer")] }, "ROLE_UNKNOWN"],
     ["with a role and a space", { roles: [derString("writer ")] }, "ROLE_UNKNOWN"],
     ["with a role and a NUL", { roles: [derString("writer\0")] }, "ROLE_UNKNOWN"],
@@ -82,6 +103,7 @@ describe("a certificate is refused", () => {
     ["with no value in its role", { roles: [new Uint8Array()] }, "ROLE_MALFORMED"],
     ["for servers", { roles: [utf8], usages: ["serverAuth"] }, "CERTIFICATE_PURPOSE"],
 
+    ["with a subject of any length", { roles: [utf8], subject: manyUnits }, "CERTIFICATE_NAME"],
     ["with no name", { roles: [utf8], name: "" }, "CERTIFICATE_NAME"],
     ["with a name of any length", { roles: [utf8], name: "x".repeat(257) }, "CERTIFICATE_NAME"],
     ["with two names", { roles: [utf8], name: "a,CN=b" }, "CERTIFICATE_NAME"],
@@ -96,9 +118,9 @@ describe("a certificate is refused", () => {
 });
 
 describe("whatever the bytes", () => {
-  const exact = [derString("reader"), derString("writer")].map((der) => Buffer.from(der).toString("hex"));
+  const exact = ROLES.map((role) => derString(role)).map((der) => Buffer.from(der).toString("hex"));
 
-  test("only the two exact encodings are roles", () => {
+  test("only the exact encodings are roles", () => {
     const nearly = fc
       .tuple(
         fc.constantFrom(...exact),

@@ -1,15 +1,21 @@
 import { hash, X509Certificate } from "node:crypto";
 import { commonNames } from "./der.ts";
-import { type Role, roleOf, type RoleRefusal } from "./role.ts";
+import { type Role, roleOf, type RoleRefusal, ROLES } from "./role.ts";
 import { allows } from "./usage.ts";
 
 const MAX_CACHED = 1024;
 const MAX_NAME_LENGTH = 256;
+const MAX_SUBJECT_LENGTH = 1024;
 
 /** The holder of a certificate, as it describes them. */
 export interface Certificate {
   /** Its one common name. */
   readonly name: string;
+  /**
+   * Whom it stands for, whatever the role: the common name, or where the subject has more than that, the whole of it as in
+   * RFC 4514, "CN=ada,O=Example". No two subjects have it in common.
+   */
+  readonly subject: string;
   /** The serial number in hex. */
   readonly serial: string;
   /** SHA-256 of its DER, in hex. */
@@ -79,11 +85,20 @@ export function inspect(x509: X509Certificate): Certificate {
   const [name = "", ...more] = commonNames(x509.raw) ?? [];
   return {
     name: more.length === 0 ? name : "",
+    subject: subjectOf(x509, name),
     serial: x509.serialNumber,
     fingerprint256: hash("sha256", x509.raw, "hex"),
     notBefore: x509.validFromDate,
     notAfter: x509.validToDate,
   };
+}
+
+/** A name with "=" in it is not its own subject, which might be the text of another. */
+function subjectOf(x509: X509Certificate, name: string): string {
+  // Node has a line for each part of the subject, the last one first in RFC 4514; no part has a newline in it.
+  const parts = x509.subject?.split("\n") ?? [];
+  const alone = parts.length === 1 && parts[0]?.startsWith("CN=") && !parts[0].includes(" + ");
+  return alone && !name.includes("=") ? name : parts.toReversed().join(",");
 }
 
 function parse(der: Uint8Array): Identity {
@@ -102,6 +117,10 @@ function parse(der: Uint8Array): Identity {
     const message = "the certificate must have exactly one common name";
     return { ok: false, reason: "CERTIFICATE_NAME", message, certificate };
   }
+  if (certificate.subject.length > MAX_SUBJECT_LENGTH) {
+    const message = `the certificate's subject is longer than ${MAX_SUBJECT_LENGTH} characters`;
+    return { ok: false, reason: "CERTIFICATE_NAME", message, certificate };
+  }
   // The name is in every audit record and every job of its holder. RFC 5280 allows 64 characters.
   if (name.length > MAX_NAME_LENGTH) {
     const message = `the certificate's common name is longer than ${MAX_NAME_LENGTH} characters`;
@@ -113,7 +132,7 @@ function parse(der: Uint8Array): Identity {
   }
   const role = roleOf(der);
   if (!role.ok) {
-    const message = `certificate of ${JSON.stringify(name)}: ${role.message}; sign one with role reader or writer`;
+    const message = `certificate of ${JSON.stringify(name)}: ${role.message}; sign one with the role ${ROLES.join(", ")}`;
     return { ok: false, reason: role.reason, message, certificate };
   }
   return { ok: true, principal: { ...certificate, role: role.role } };

@@ -1,7 +1,11 @@
 import { elements, extensions } from "./der.ts";
 
-/** The rights of a certificate's holder: a writer may call everything, a reader may only look. */
-export type Role = "reader" | "writer";
+/**
+ * The rights of a certificate's holder: a reader may only look, a writer may also start and change jobs, and an admin may
+ * do that with everybody's jobs, also where each owner's are private.
+ */
+export const ROLES = ["reader", "writer", "admin"] as const;
+export type Role = (typeof ROLES)[number];
 
 /** The X.509 v3 extension that holds a client's role as a DER UTF8String. */
 export const ROLE_OID = "1.2.840.10070.8.1";
@@ -18,8 +22,8 @@ export type RoleVerdict =
   | { readonly ok: false; readonly reason: RoleRefusal; readonly message: string };
 
 /**
- * The role that a certificate carries: exactly one extension 1.2.840.10070.8.1, its value exactly a DER UTF8String
- * "reader" or "writer". Throws nothing, whatever the bytes.
+ * The role that a certificate carries: exactly one extension 1.2.840.10070.8.1, its value exactly a DER UTF8String of one
+ * of ROLES. Throws nothing, whatever the bytes.
  */
 export function roleOf(certificate: Uint8Array): RoleVerdict {
   const values = extensions(certificate)?.filter(({ oidHex }) => oidHex === ROLE_OID_HEX);
@@ -38,8 +42,9 @@ export function roleIn(value: Uint8Array): RoleVerdict {
     return { ok: false, reason: "ROLE_MALFORMED", message: `its role extension ${ROLE_OID} is not one DER UTF8String` };
   }
   // Bytes that are not UTF-8 become U+FFFD, which is in no role's name.
-  const role = Buffer.from(text.content).toString("utf8");
-  if (role === "reader" || role === "writer") return { ok: true, role };
-  const message = `its role ${JSON.stringify(role.slice(0, 32))} is neither reader nor writer`;
+  const name = Buffer.from(text.content).toString("utf8");
+  const role = ROLES.find((known) => known === name);
+  if (role) return { ok: true, role };
+  const message = `its role ${JSON.stringify(name.slice(0, 32))} is none of ${ROLES.join(", ")}`;
   return { ok: false, reason: "ROLE_UNKNOWN", message };
 }

@@ -5,9 +5,11 @@ import {
   ExtendedKeyUsage,
   ExtendedKeyUsageExtension,
   Extension,
+  type JsonName,
   SubjectAlternativeNameExtension,
   X509CertificateGenerator,
 } from "@peculiar/x509";
+import type { Role } from "../../x509/role.ts";
 
 const ALGORITHM = {
   name: "RSASSA-PKCS1-v1_5",
@@ -25,6 +27,8 @@ export interface Pair {
 
 export interface IssueOptions {
   readonly name?: string;
+  /** The whole subject, in the place of the name alone. */
+  readonly subject?: string | JsonName;
   readonly notBefore?: Date;
   readonly notAfter?: Date;
   readonly usages?: readonly ("clientAuth" | "serverAuth")[];
@@ -38,7 +42,7 @@ export interface Authority {
   readonly server: Pair;
   issue(options?: IssueOptions): Promise<Pair>;
   /** Issues a client's certificate that is right. */
-  client(role: "reader" | "writer", options?: IssueOptions): Promise<Pair>;
+  client(role: Role, options?: IssueOptions): Promise<Pair>;
 }
 
 /** Encodes a DER string: a UTF8String unless another tag is given. */
@@ -63,12 +67,12 @@ export async function authority(name = "test CA", days = 1): Promise<Authority> 
     extensions: [new BasicConstraintsExtension(true, 0, true)],
   });
   async function issue(options: IssueOptions = {}): Promise<Pair> {
-    const { name: subject = "someone", usages = ["clientAuth"], roles = [] } = options;
+    const { name = "someone", usages = ["clientAuth"], roles = [] } = options;
     const certificate = await X509CertificateGenerator.create({
       ...common(),
       ...dates,
       ...options,
-      subject: subject === "" ? "" : `CN=${subject}`,
+      subject: options.subject ?? (name === "" ? "" : `CN=${name}`),
       publicKey: leaf.publicKey,
       signingKey: signing.privateKey,
       extensions: [

@@ -139,7 +139,7 @@ function none(id: string): JobError {
 
 /** A worker in memory, which fails, rejects or streams without end on demand, as a real one does not. */
 function workerOf(methods: Partial<Worker>): Worker {
-  return {
+  const worker: Worker = {
     host: "memory",
     figures: () => ({
       jobs: { starting: 0, running: 1, stopping: 0 },
@@ -149,6 +149,7 @@ function workerOf(methods: Partial<Worker>): Worker {
       waitingLogs: 0,
       waitingArchive: 0,
     }),
+    of: () => worker,
     start: () => Promise.resolve({ job: JOB, alreadyStarted: false }),
     stop: (id) => Promise.reject(none(id)),
     query: (id) => {
@@ -172,6 +173,7 @@ function workerOf(methods: Partial<Worker>): Worker {
     close: () => Promise.resolve(),
     ...methods,
   };
+  return worker;
 }
 
 /** Streams the output of a job that writes nothing, until `signal`. */

@@ -11,6 +11,7 @@ import type { Retirement } from "../retention/retirement.ts";
 import type { Spawner } from "../supervisor/spawner.ts";
 import type { Uids } from "../system/uids.ts";
 import type { JobFiles } from "./job-files.ts";
+import type { PageTokens } from "./page-tokens.ts";
 import { type TrackedJob, trackedJob } from "./tracked-job.ts";
 
 /** State that the parts of an open worker share. */
@@ -35,6 +36,7 @@ export interface Context {
   readonly tracked: Map<string, TrackedJob>;
   /** The starts that are under way, by owner and request id. */
   readonly requests: Map<string, Starting>;
+  readonly pageTokens: PageTokens;
   /** Set by close(): what happens from then on is recorded by the next daemon. */
   closed: boolean;
 }
@@ -67,6 +69,17 @@ export function find({ tracked, journal }: Context, id: string): TrackedJob | Jo
   const entry = tracked.get(id) ?? (isId(id) ? journal.find(id) : undefined);
   if (!entry) throw notFound(id);
   return entry;
+}
+
+/**
+ * Throws `not-found` unless the job is this owner's. Another owner's job takes as long as one that there is not: both are
+ * looked for in the journal.
+ */
+export function checkOwner({ tracked, journal }: Context, id: string, owner: string): void {
+  if (tracked.get(id)?.job.owner === owner) return;
+  if (!isId(id)) throw notFound(id);
+  const found = journal.ownerOf(id);
+  if (found !== owner) throw notFound(id, found === undefined ? undefined : "OTHER_OWNER");
 }
 
 export function isTracked(entry: TrackedJob | JobRecord): entry is TrackedJob {

@@ -10,6 +10,7 @@ export const MOST_LISTED = 1000;
 export interface ListFilter {
   readonly states?: readonly State[];
   readonly labels?: ReadonlyMap<string, string>;
+  readonly owner?: string;
   /** The most jobs on a page, 1 to MOST_LISTED. */
   readonly limit: number;
   readonly pageToken?: string;
@@ -25,15 +26,16 @@ export interface Listed {
 
 export function list(
   context: Context,
-  { states, labels = new Map(), limit, pageToken, stepMs = Infinity }: ListFilter,
+  { states, labels = new Map(), owner, limit, pageToken, stepMs = Infinity }: ListFilter,
 ): Listed {
   if (!Number.isInteger(limit) || limit < 1 || limit > MOST_LISTED)
     throw invalid("limit", `${limit} is not between 1 and ${MOST_LISTED}`);
-  const before = pageToken === undefined ? Number.MAX_SAFE_INTEGER : Number(pageToken);
-  if (!Number.isSafeInteger(before)) throw invalid("page_token", "is not a token that List returned");
-  const { tracked, journal } = context;
+  const { tracked, journal, pageTokens } = context;
+  const before = pageToken === undefined ? Number.MAX_SAFE_INTEGER : pageTokens.placeOf(pageToken);
+  if (before === undefined) throw invalid("page_token", "is not a token that List returned");
   const untilMs = performance.now() + stepMs;
   const wanted = (job: Job): boolean =>
+    (owner === undefined || job.owner === owner) &&
     (states === undefined || states.includes(job.state)) &&
     [...labels].every(([key, value]) => job.labels.get(key) === value);
   // The journal may be behind for a job that is tracked, and every job that has not ended is.
@@ -46,6 +48,7 @@ export function list(
           before,
           limit: limit + 1,
           labels,
+          owner,
           skip: (seq) => unwanted.has(seq),
           keep: (job) => wanted(now(job)),
           untilMs,
@@ -57,7 +60,7 @@ export function list(
       const entry = tracked.get(job.id);
       return brief(entry ? current(entry) : job);
     }),
-    ...(from !== undefined && { nextPageToken: String(from) }),
+    ...(from !== undefined && { nextPageToken: pageTokens.of(from) }),
   };
 }
 

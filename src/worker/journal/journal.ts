@@ -1,3 +1,4 @@
+import { randomBytes } from "node:crypto";
 import { existsSync } from "node:fs";
 import { DatabaseSync } from "node:sqlite";
 import { crc32 } from "node:zlib";
@@ -71,6 +72,8 @@ export interface Journal extends Disposable {
   /** The name of the state directory, which never changes. This worker's cgroup is called by it. */
   readonly instance: string;
   readonly boot: Boot;
+  /** 16 bytes that nobody else knows. */
+  readonly secret: Buffer;
   /** Why nothing that ran when the journal was last open can run now; undefined when it can. */
   readonly interrupted: string | undefined;
   /** It was last closed by whoever had it; else what was recorded last may be missing. */
@@ -89,6 +92,8 @@ export interface Journal extends Disposable {
   stopping(id: string, by: string): void;
   remove(id: string): void;
   find(id: string): JobRecord | undefined;
+  /** The owner of a job, whatever else of its record is damaged; undefined when there is no such job. */
+  ownerOf(id: string): string | undefined;
   findRequest(owner: string, requestId: string): JobRecord | undefined;
   /** The id of the job that was started last; its record may be damaged. */
   newest(): string | undefined;
@@ -195,10 +200,12 @@ function journalIn(database: DatabaseSync, path: string): Journal {
   const clean = meta.get("open") === undefined;
   const instance = meta.get("instance") ?? crypto.randomUUID().slice(0, 8);
   if (meta.get("instance") === undefined) meta.set("instance", instance);
+  const secret = secretIn(meta);
   let marked = markOpen(database, meta, boot);
   return {
     instance,
     boot,
+    secret,
     interrupted,
     clean,
     settled: meta.get("settled"),
@@ -231,6 +238,19 @@ function metaIn(database: DatabaseSync): Meta {
   const get = database.prepare("SELECT value FROM meta WHERE key = ?");
   const set = database.prepare("INSERT OR REPLACE INTO meta VALUES (?, ?)");
   return { get: (key) => get.get(key)?.["value"]?.toString(), set: (key, value) => void set.run(key, value) };
+}
+
+function secretIn(meta: Meta): Buffer {
+  const kept = meta.get("secret");
+  if (kept !== undefined && /^[0-9a-f]{32}$/.test(kept)) return Buffer.from(kept, "hex");
+  const secret = randomBytes(16);
+  try {
+    meta.set("secret", secret.toString("hex"));
+  } catch (error) {
+    // Without room, page tokens are those of this daemon.
+    if (!isFailing(error)) throw error;
+  }
+  return secret;
 }
 
 function interruptedSince(meta: Meta, boot: Boot): string | undefined {
@@ -311,13 +331,14 @@ function writesOf(
 
 function lookupsIn(
   database: DatabaseSync,
-): Pick<Journal, "alive" | "find" | "findRequest" | "knows" | "lastUid" | "newest"> {
+): Pick<Journal, "alive" | "find" | "findRequest" | "knows" | "lastUid" | "newest" | "ownerOf"> {
   const newest = database.prepare("SELECT id FROM jobs ORDER BY seq DESC LIMIT 1");
   const recent = database.prepare("SELECT job FROM jobs ORDER BY seq DESC LIMIT 1000");
   const knows = database.prepare(
     "SELECT EXISTS (SELECT 1 FROM jobs WHERE id = ?1) OR EXISTS (SELECT 1 FROM removals WHERE id = ?1) AS known",
   );
   const find = database.prepare(`${COLUMNS} WHERE id = ?`);
+  const owner = database.prepare("SELECT owner FROM jobs WHERE id = ?");
   const findRequest = database.prepare(`${COLUMNS} WHERE owner = ? AND request_id = ?`);
   const alive = database.prepare(`${COLUMNS} WHERE state <> 'ended'`);
   for (const each of [find, findRequest, alive]) each.setReadBigInts(true);
@@ -333,6 +354,7 @@ function lookupsIn(
     },
     knows: (id) => knows.get(id)?.["known"] === 1,
     find: (id) => keptIn(find.get(id)),
+    ownerOf: (id) => owner.get(id)?.["owner"]?.toString(),
     findRequest: (owner, requestId) => keptIn(findRequest.get(owner, requestId)),
     alive: () => alive.all().map((row) => keptIn(row)),
   };

@@ -30,6 +30,8 @@ interface JobErrorOptions {
   readonly field?: string;
   /** Machine-readable facts, such as `{ stage: "exec", errno: "ENOENT" }`. */
   readonly facts?: Readonly<Record<string, string>>;
+  /** Why the caller may not do that, for the audit log alone: the caller is told of the code and the message. */
+  readonly denied?: string | undefined;
   readonly cause?: unknown;
 }
 
@@ -40,6 +42,7 @@ export class JobError extends Error {
   readonly reason: JobErrorOptions["reason"];
   readonly field: string | undefined;
   readonly facts: Readonly<Record<string, string>>;
+  readonly denied: string | undefined;
 
   constructor(code: JobErrorCode, message: string, options: JobErrorOptions = {}) {
     super(message, { cause: options.cause });
@@ -47,6 +50,7 @@ export class JobError extends Error {
     this.reason = options.reason;
     this.field = options.field;
     this.facts = options.facts ?? {};
+    this.denied = options.denied;
   }
 }
 
@@ -74,6 +78,6 @@ export function quoted(text: string): string {
   return JSON.stringify(text.length > MOST_QUOTED ? `${text.slice(0, MOST_QUOTED)}…` : text);
 }
 
-export function notFound(id: string): JobError {
-  return new JobError("not-found", `there is no job ${quoted(id)}`, { field: "job_id" });
+export function notFound(id: string, denied?: string): JobError {
+  return new JobError("not-found", `there is no job ${quoted(id)}`, { field: "job_id", denied });
 }
