@@ -34,7 +34,8 @@ export function openJobFiles(journal: Journal, log: (message: string, facts: obj
 
   function note(entry: TrackedJob): void {
     try {
-      const supervisor = startOf(entry)?.supervisor ?? 0;
+      // The directory may be another one by now.
+      const supervisor = entry.supervisor ?? startOf(entry)?.supervisor ?? 0;
       const birth = entry.job.birth ?? birthOf(entry.job.pid, supervisor, journal.boot);
       if (birth !== undefined) entry.job = { ...entry.job, birth };
       // Of an ended job only its log's place still changes, which is recorded elsewhere.

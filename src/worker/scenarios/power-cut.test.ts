@@ -13,6 +13,7 @@ import {
 import { basename, join } from "node:path";
 import { DatabaseSync } from "node:sqlite";
 import { describe, expect, test } from "vitest";
+import { marked } from "../../testing/processes.ts";
 import { unless } from "../../testing/root.ts";
 import { noMounts, smallDisk } from "../../testing/disks.ts";
 import { writeJobFile } from "../journal/job-file.ts";
@@ -26,7 +27,6 @@ import {
   readAll,
   refused,
   run,
-  runs,
   sh,
   startReady,
   testDirectory,
@@ -85,27 +85,26 @@ const REPLACED: readonly (readonly [string, string, (path: string) => void])[] =
   ["output is a link to itself now", "output", (path) => symlinkSync(path, path)],
 ];
 
-// Without a cgroup nothing leads the next worker from a directory that is gone to the processes of the job.
-const needsCgroups = unless(modes.length > 1 ? undefined : "this host has no usable cgroup v2");
+const withoutEither = ["with neither cgroup nor pid namespace", { ...modes[0]?.[1], isolationOff: ["pid"] }] as const;
 
-test.each(REPLACED)(
-  "a job whose %s is stopped, also by the next worker",
-  needsCgroups,
-  async (_what, file, replace) => {
-    await using worker = await testWorker();
-    const [one, other] = [await startReady(worker, waits), await startReady(worker, waits)];
+describe.each([...modes, withoutEither])("%s", (_mode, options) => {
+  test.each(REPLACED)("a job whose %s is stopped, also by the next worker", async (_what, file, replace) => {
+    await using worker = await testWorker(options);
+    const mark = `mark-${crypto.randomUUID()}`;
+    const job = { ...sh("setsid sleep 1000 & echo ready; exec sleep 1000"), env: new Map([["MARK", mark]]) };
+    const [one, other] = [await startReady(worker, job), await startReady(worker, job)];
+    expect(marked(mark).length).toBeGreaterThanOrEqual(4);
     for (const { id } of [one, other]) {
       rmSync(join(worker.directory(id), file), { recursive: true });
       replace(join(worker.directory(id), file));
     }
-    const { job } = await worker.stop(one.id, { by: "tester", graceMs: 0 });
-    expect(job.state).toBe("ended");
+    expect((await worker.stop(one.id, { by: "tester", graceMs: 0 })).job.state).toBe("ended");
     await worker.close();
-    await using again = await testWorker({ stateDir: worker.stateDir });
+    await using again = await testWorker({ ...options, stateDir: worker.stateDir });
     expect((await again.stop(other.id, { by: "tester", graceMs: 0 })).job.state).toBe("ended");
-    await until("neither process runs", () => ![one.pid, other.pid].some(runs));
-  },
-);
+    await until("no process of either runs", () => marked(mark).length === 0);
+  });
+});
 
 describe("the output of a job that has ended", () => {
   const lines = sh("echo one; echo two");
