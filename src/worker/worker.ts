@@ -182,14 +182,14 @@ async function openContext(options: CheckedOptions, opened: AsyncDisposableStack
   };
 }
 
-/** A start or an update takes milliseconds; after this long it waits for something that may never come. */
+/** A start, an update or the removal of a group takes milliseconds; after this long it waits for something that may never come. */
 const HANGING_MS = 3000;
 
-/** Lets starts and updates under way finish, and ends everybody's waiting. The jobs go on. */
+/** Lets starts, updates and removals of groups under way finish, and ends everybody's waiting. The jobs go on. */
 async function leaveJobs(context: Context): Promise<void> {
   const { spawner, tracked } = context;
   context.closed = true;
-  const underWay = [...tracked.values()].flatMap(({ launched, updates }) => [launched.promise, updates]);
+  const underWay = [...tracked.values()].flatMap(({ launched, updates, away }) => [launched.promise, updates, away]);
   const late = new AbortController();
   // The next daemon finds out what became of a start that still waits for a file.
   await Promise.race([Promise.allSettled(underWay), delay(HANGING_MS, undefined, late).catch(() => {})]);

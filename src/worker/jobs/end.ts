@@ -45,12 +45,11 @@ async function finish(context: Context, entry: TrackedJob, lost: string | undefi
     return { ...job, log: logIn(entry.directory, retirement.wanted(job)) };
   });
   const recorded = Promise.withResolvers<void>();
-  let away = Promise.resolve();
   journal.update(entry.job, () => {
-    away = putAway(context, entry);
-    recorded.resolve(away);
+    entry.away = putAway(context, entry);
+    recorded.resolve(entry.away);
   });
-  await away; // already started if the end is on the disk
+  await entry.away; // already started if the end is on the disk
   if (context.closed) return;
   unwatch(entry);
   entry.ended.resolve(entry.job);

@@ -39,6 +39,8 @@ export interface TrackedJob {
   readonly followers: Set<() => void>;
   /** Settles when the last update that was asked for is done. */
   updates: Promise<unknown>;
+  /** Settles when the job's group is removed, once that has begun. */
+  away: Promise<void>;
   watcher?: FSWatcher;
 }
 
@@ -63,6 +65,7 @@ export function trackedJob(job: Job, jobsDir: string, hierarchy: Hierarchy): Tra
     waiting: new Set(),
     followers: new Set(),
     updates: Promise.resolve(),
+    away: Promise.resolve(),
   };
   entry.launched.promise.catch(() => {});
   const settle = (how: (each: PromiseWithResolvers<Job>) => void): void => {

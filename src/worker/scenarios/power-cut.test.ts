@@ -93,7 +93,7 @@ describe.each([...modes, withoutEither])("%s", (_mode, options) => {
     const mark = `mark-${crypto.randomUUID()}`;
     const job = { ...sh("setsid sleep 1000 & echo ready; exec sleep 1000"), env: new Map([["MARK", mark]]) };
     const [one, other] = [await startReady(worker, job), await startReady(worker, job)];
-    expect(marked(mark).length).toBeGreaterThanOrEqual(4);
+    await until("both have two processes", () => marked(mark).length >= 4);
     for (const { id } of [one, other]) {
       rmSync(join(worker.directory(id), file), { recursive: true });
       replace(join(worker.directory(id), file));
