@@ -25,7 +25,7 @@ function lackingOf(test: TestCase | TestSuite): string {
 
 export default defineConfig({
   test: {
-    include: ["{src,cli,certs,bench,scripts,e2e/engine,e2e/sabotage}/**/*.test.ts", "*.test.ts"],
+    include: ["{src,cli,certs,debian,bench,scripts,e2e/engine,e2e/sabotage}/**/*.test.ts", "*.test.ts"],
     reporters: [process.stdout.isTTY ? "default" : "dot", tally],
     // Tests wait for processes as much as they compute: one worker more than there are CPUs keeps those busy.
     maxWorkers: availableParallelism() + 1,
