@@ -25,7 +25,8 @@ test("each page says in its first sentence whom it is for", () => {
 
 test("links and paths lead to files that are there", () => {
   expect(found(/\]\((?!https?:|#)([^)#]+)/g, (link, path) => !existsSync(join(dirname(path), link)))).toEqual([]);
-  const paths = /(?<![\w/.-])((?:src|cli|certs|debian|docker|e2e|faults|bench|scripts)\/[\w/.-]+\.(?:ts|c|h|sh|table))\b/g;
+  const paths =
+    /(?<![\w/.-])((?:src|cli|certs|debian|docker|e2e|faults|bench|scripts)\/[\w/.-]+\.(?:ts|c|h|sh|table))\b/g;
   expect(found(paths, (file) => !existsSync(file))).toEqual([]);
 });
 

@@ -56,7 +56,9 @@ const ROOMS: Readonly<Record<string, { readonly rooms: readonly string[]; readon
 /** Tests may make odd certificates and look at all that is theirs to prove. */
 const TEST_PACKAGES = ["vitest", "fast-check", "@peculiar/x509", "reflect-metadata", "@grpc/grpc-js"];
 
-const sources = globSync("{src,cli,certs,debian,docker,e2e,faults,packages,bench}/**/*.ts", { exclude: ["**/*.config.ts"] });
+const sources = globSync("{src,cli,certs,debian,docker,e2e,faults,packages,bench}/**/*.ts", {
+  exclude: ["**/*.config.ts"],
+});
 const roomOf = (path: string): string =>
   Object.keys(ROOMS).findLast((room) => path.startsWith(`${room}/`)) ?? path.split("/")[0] ?? "";
 /** Whether a file may import from every room: tests may, but for those of e2e/, which prove what is built. */
