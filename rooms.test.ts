@@ -34,7 +34,7 @@ const ROOMS: Readonly<Record<string, { readonly rooms: readonly string[]; readon
   "src/client": { rooms: ["src/os", "src/x509", "proto"], packages: ["@grpc/grpc-js", "@bufbuild/protobuf"] },
   certs: { rooms: ["src/os", "src/x509"], packages: ["@peculiar/x509", "reflect-metadata"] },
   cli: { rooms: ["src/client", "cli/line", "cli/tell", "cli/commands", "cli/daemon"] },
-  "cli/line": { rooms: ["src/os", "src/client", "src/x509", "proto"], packages: ["sade"] },
+  "cli/line": { rooms: ["src/os", "src/client", "src/x509", "proto"], packages: ["sade", "toml-eslint-parser"] },
   "cli/tell": { rooms: ["src/os", "src/client", "certs", "proto", "cli/line"], packages: ["@bufbuild/protobuf"] },
   "cli/commands": { rooms: ["src/os", "src/client", "src/x509", "certs", "proto", "cli/line", "cli/tell"] },
   "cli/daemon": {

@@ -179,7 +179,7 @@ function daemonOf({ certs, sandbox }: Place, home: string, flags: readonly strin
     async boot() {
       const pem = (file: string): string => join(certs, file);
       const files = ["--ca", pem("ca.crt"), "--cert", pem("worker.crt"), "--key", pem("worker.key")];
-      const env = { PATH: process.env["PATH"], FAULTS_RUN: sandbox.run };
+      const env = { PATH: process.env["PATH"], FAULTS_RUN: sandbox.run, JOBSD_CONFIG: "/dev/null" };
       const words = ["--listen", server, ...files, ...flags];
       daemon = spawn(join(ROOT, "bin/jobsd"), words, { env, stdio: ["ignore", "pipe", log] });
       server = await address(daemon).catch(() => {

@@ -79,7 +79,7 @@ function packNative(architecture: Architecture): void {
   // Stripped, and static whatever the machine that builds has: it has to run on any Linux.
   const settings = [`OUT=../../${built}`, `CC=${compiler} -s`, "STATIC=-static"];
   execFileSync("make", ["--silent", "--directory", "src/supervisor", ...settings], { stdio: "inherit" });
-  for (const file of ["supervisor", "verify.node"]) cpSync(join(built, file), join(directory, file));
+  for (const file of ["supervisor", "verify.node", "notify.node"]) cpSync(join(built, file), join(directory, file));
   close(directory, {
     name: `jobsd-linux-${architecture}`,
     description: `What jobsd has in C, for Linux on ${architecture}.`,

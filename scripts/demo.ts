@@ -40,6 +40,8 @@ async function jobsctl(role: string, args: readonly string[], expected = 0): Pro
 
 async function startDaemon(): Promise<{ stop(): Promise<void> }> {
   const args = ["--listen", "127.0.0.1:0", "--state", join(directory, "state"), "--log-level", "warn"];
+  // This host may have a file of its own.
+  args.push("--config", "/dev/null");
   for (const [flag, file] of [
     ["ca", "ca.crt"],
     ["cert", "worker.crt"],

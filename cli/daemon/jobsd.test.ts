@@ -94,8 +94,8 @@ describe("jobsd", () => {
     [{ "shutdown-timeout": "10" }, /--shutdown-timeout "10" is not a duration/],
     [{ archive: "s3:/logs" }, /--archive "s3:\/logs" is not an archive; give s3:\/\/BUCKET\/PREFIX/],
     [{ archive: "ftp://logs" }, /--archive "ftp:\/\/logs" is not an archive/],
-    [{ archive: "/srv/logs", "archive-region": "eu-west-1" }, /--archive-region is for --archive s3:\/\/BUCKET/],
-    [{ "archive-endpoint": "http://127.0.0.1:9000" }, /--archive-endpoint is for --archive s3/],
+    [{ archive: "/srv/logs", "archive-region": "eu-west-1" }, /--archive-region is for an archive s3:\/\/BUCKET/],
+    [{ "archive-endpoint": "http://127.0.0.1:9000" }, /--archive-endpoint is for an archive s3/],
     [
       { archive: "s3://logs", "archive-endpoint": "127.0.0.1:9000" },
       /--archive-endpoint "127.0.0.1:9000" is not an endpoint/,
@@ -109,7 +109,8 @@ describe("jobsd", () => {
     const env = { JOBSD_LISTEN: "127.0.0.1:0", JOBSD_STATE: join(host.dir, "other") };
     expect(await launch("jobsd", [], env).ended).toMatchObject({
       code: 125,
-      stderr: "jobsd: no --ca --cert --key: give the flags, or set JOBSD_CA JOBSD_CERT JOBSD_KEY\n",
+      stderr:
+        "jobsd: no --ca --cert --key: give the flags, or set JOBSD_CA JOBSD_CERT JOBSD_KEY, or have the keys in /dev/null\n",
     });
   });
 

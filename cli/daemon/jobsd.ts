@@ -1,10 +1,11 @@
 import { ClientError } from "../../src/client/errors.ts";
 import { commandLine, environment } from "../line/bytes.ts";
 import { UsageError } from "../line/parse.ts";
-import { parse, type Program } from "../line/program.ts";
+import { type Given, parse, type Program } from "../line/program.ts";
 import { EXIT } from "../tell/exit.ts";
 import { sayError } from "../tell/output.ts";
-import { flags, hostOptions, withEnvironment } from "./settings.ts";
+import { allGiven } from "./config.ts";
+import { flags } from "./settings.ts";
 
 /**
  * `jobsd`: resolves to the exit code; a start that fails says why in one line on stderr.
@@ -14,7 +15,7 @@ import { flags, hostOptions, withEnvironment } from "./settings.ts";
 export async function main(root: string, version: string): Promise<number> {
   try {
     const parsed = parse(program(root, version), commandLine());
-    return parsed ? await parsed.command.run(withEnvironment(parsed.given, environment())) : EXIT.ok;
+    return parsed ? await parsed.command.run(parsed.given) : EXIT.ok;
   } catch (error) {
     sayError(error, "jobsd");
     return error instanceof UsageError || error instanceof ClientError ? EXIT.unavailable : EXIT.failed;
@@ -33,17 +34,18 @@ export function program(root: string, version: string): Program {
         about: [
           "Runs jobs on this machine for clients with certificates. Each flag can be set as JOBSD_FLAG, as in JOBSD_LOG_LIMIT.",
           "SIGTERM ends the daemon; jobs go on, and the next one on the same state directory has them again.",
-          "SIGHUP has it open its audit log anew, which may have been moved away; it ends nothing.",
+          "SIGHUP has it take its configuration and its certificates anew, and open its audit log anew; it ends nothing.",
           "--check exits with 0 when nothing is missing, 1 when jobs lack something, 125 when no daemon could start.",
         ],
         flags,
         examples: ["--listen 0.0.0.0:7443 --state /var/lib/jobs --ca ca.crt --cert worker.crt --key worker.key"],
-        run: async (given) =>
-          given.on("check")
-            ? (await import("./check.ts")).check(given, hostOptions(given, root))
-            : given.on("recover")
-              ? (await import("./recover.ts")).recover(given)
-              : (await import("./serve.ts")).serveUntilSignal(given, root, version),
+        run: async (line) => {
+          const read = (): Promise<Given> => allGiven(line, environment(), flags);
+          const given = await read();
+          if (given.on("check")) return (await import("./check.ts")).check(given, root);
+          if (given.on("recover")) return (await import("./recover.ts")).recover(given);
+          return (await import("./serve.ts")).serveUntilSignal({ given, read, root, version });
+        },
       },
     ],
   };

@@ -4,10 +4,11 @@ import type { MetricsAddress } from "../../src/metrics/listener.ts";
 import type { Metrics, Sources } from "../../src/metrics/metrics.ts";
 import { parseTarget } from "../../src/client/target.ts";
 import { UsageError } from "../line/parse.ts";
-import { type Flag, type Given, optional } from "../line/program.ts";
+import { type Given, optional } from "../line/program.ts";
+import type { Setting } from "./config.ts";
 
 /** The daemon's flags for metrics. */
-export const metricsFlags: readonly Flag[] = [
+export const metricsFlags: readonly Setting[] = [
   {
     name: "metrics",
     value: "HOST:PORT|unix:PATH",

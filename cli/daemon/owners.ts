@@ -1,9 +1,10 @@
 import type { Owners } from "../../src/server/server.ts";
 import { parseWord } from "../line/parse.ts";
-import { type Flag, type Given, optional } from "../line/program.ts";
+import { type Given, optional } from "../line/program.ts";
+import type { Setting } from "./config.ts";
 
 /** The daemon's flags for whose jobs are whose. */
-export const ownerFlags: readonly Flag[] = [
+export const ownerFlags: readonly Setting[] = [
   {
     name: "owners",
     value: "shared|private",

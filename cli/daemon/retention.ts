@@ -1,16 +1,47 @@
 import type { WorkerOptions } from "../../src/worker/index.ts";
 import { parseCount, parseDurationMs, parseSizeBytes, parseWord, UsageError } from "../line/parse.ts";
-import { type Flag, type Given, optional } from "../line/program.ts";
+import { type Given, optional } from "../line/program.ts";
+import type { Setting } from "./config.ts";
 
 /** The daemon's flags for output logs. */
-export const logFlags: readonly Flag[] = [
-  { name: "log-limit", value: "SIZE", about: "output kept of each job at most, 256M when not given, 0 for all" },
-  { name: "log-keep", value: "newest|oldest", about: "what to keep at that limit; newest when not given" },
-  { name: "log-compress", value: "off|zstd", about: "compress the logs of jobs that have ended; off when not given" },
-  { name: "log-prune-age", value: "DURATION", about: "remove logs of jobs that ended so long ago, as in 30d" },
-  { name: "log-prune-count", value: "N", about: "remove the oldest logs beyond so many" },
-  { name: "log-prune-size", value: "SIZE", about: "remove the oldest logs while all take more, as in 10G" },
-  { name: "log-prune-free", value: "SIZE|N%", about: "remove the oldest logs while the disk has less free, as in 5%" },
+export const logFlags: readonly Setting[] = [
+  {
+    name: "log-limit",
+    value: "SIZE",
+    about: "output kept of each job at most, 256M when not given, 0 for all",
+    reloads: true,
+  },
+  {
+    name: "log-keep",
+    value: "newest|oldest",
+    about: "what to keep at that limit; newest when not given",
+    reloads: true,
+  },
+  {
+    name: "log-compress",
+    value: "off|zstd",
+    about: "compress the logs of jobs that have ended; off when not given",
+    reloads: true,
+  },
+  {
+    name: "log-prune-age",
+    value: "DURATION",
+    about: "remove logs of jobs that ended so long ago, as in 30d",
+    reloads: true,
+  },
+  { name: "log-prune-count", value: "N", about: "remove the oldest logs beyond so many", reloads: true },
+  {
+    name: "log-prune-size",
+    value: "SIZE",
+    about: "remove the oldest logs while all take more, as in 10G",
+    reloads: true,
+  },
+  {
+    name: "log-prune-free",
+    value: "SIZE|N%",
+    about: "remove the oldest logs while the disk has less free, as in 5%",
+    reloads: true,
+  },
 ];
 
 /** Returns the options for all logs that the daemon's flags give. Throws UsageError. */
@@ -22,7 +53,8 @@ export function logOptions(given: Given): Pick<WorkerOptions, "logKeep" | "logCo
     parseWord(flag, word, ["off", "zstd"]),
   );
   const ageMs = optional(given, "log-prune-age", parseDurationMs);
-  if (ageMs === 0) throw new UsageError("--log-prune-age 0 would keep no log; leave it out to keep all");
+  if (ageMs === 0)
+    throw new UsageError(`${given.nameOf("log-prune-age")} 0 would keep no log; leave it out to keep all`);
   const count = optional(given, "log-prune-count", (flag, text) => Number(parseCount(flag, text)));
   const bytes = optional(given, "log-prune-size", (flag, text) => Number(parseSizeBytes(flag, text)));
   const free = optional(given, "log-prune-free", parseFree);

@@ -1,14 +1,27 @@
 import type { UidRange, WorkerOptions } from "../../src/worker/index.ts";
 import { UsageError } from "../line/parse.ts";
-import { type Flag, type Given, optional } from "../line/program.ts";
+import { type Given, optional } from "../line/program.ts";
+import type { Setting } from "./config.ts";
 
 /** The daemon's flags for who jobs run as. */
-export const whoFlags: readonly Flag[] = [
+export const whoFlags: readonly Setting[] = [
   { name: "user", value: "USER", about: "default user for jobs whose start names none, instead of a uid for each job" },
   { name: "job-uids", value: "FIRST-LAST", about: "range of the uids for jobs, 2100000000-2100065535 when not given" },
-  { name: "allow-user", value: "LIST", about: "users that a start may name: names, numbers, 2000-2999; repeatable" },
-  { name: "allow-group", value: "LIST", about: "groups that a start may name, beside those of its user; repeatable" },
-  { name: "allow-root", about: "a start may name the user root and root's group" },
+  {
+    name: "allow-user",
+    value: "LIST",
+    about: "users that a start may name: names, numbers, 2000-2999; repeatable",
+    list: true,
+    reloads: true,
+  },
+  {
+    name: "allow-group",
+    value: "LIST",
+    about: "groups that a start may name, beside those of its user; repeatable",
+    list: true,
+    reloads: true,
+  },
+  { name: "allow-root", about: "a start may name the user root and root's group", reloads: true },
 ];
 
 type Who = Pick<WorkerOptions, "user" | "jobUids" | "allowUsers" | "allowGroups" | "allowRoot">;
@@ -27,10 +40,12 @@ export function whoOptions(given: Given): Who {
   };
 }
 
-/** Returns the names that a repeatable flag, or its variable, lists. */
-function namesOf(given: Given, flag: string): string[] {
-  const lists = given.list(flag);
-  return (lists.length > 0 ? lists : [given.text(flag) ?? ""]).flatMap((list) => list.split(",")).filter(Boolean);
+/** Returns the names that a repeatable flag lists. */
+export function namesOf(given: Given, flag: string): string[] {
+  return given
+    .list(flag)
+    .flatMap((list) => list.split(","))
+    .filter(Boolean);
 }
 
 const UID_MAX = 2 ** 32 - 2;

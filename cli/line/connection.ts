@@ -193,20 +193,23 @@ function parts(value: (part: Part) => string | undefined): Parts {
 }
 
 function parseJson(bytes: Uint8Array, file: string): unknown {
-  const told = (why: string, cause?: unknown) => new SettingError(`${file}: ${why}`, { cause });
-  if (bytes[0] === 0xff || bytes[0] === 0xfe) throw told("is UTF-16; save it as UTF-8");
-  let text: string;
-  try {
-    // TextDecoder leaves a byte order mark out.
-    text = new TextDecoder("utf-8", { fatal: true }).decode(bytes);
-  } catch (error) {
-    throw told("is not UTF-8", error);
-  }
-  if (text.trim() === "") throw told("is empty; {} is an empty one");
+  const text = textOf(bytes, file);
+  if (text.trim() === "") throw new SettingError(`${file}: is empty; {} is an empty one`);
   try {
     return JSON.parse(text);
   } catch (error) {
-    throw told(`is not JSON: ${reasonOf(error)}`, error);
+    throw new SettingError(`${file}: is not JSON: ${reasonOf(error)}`, { cause: error });
+  }
+}
+
+/** Returns a file's text, without a byte order mark. Throws SettingError, led by the file's name, for what is not UTF-8. */
+export function textOf(bytes: Uint8Array, file: string): string {
+  if (bytes[0] === 0xff || bytes[0] === 0xfe) throw new SettingError(`${file}: is UTF-16; save it as UTF-8`);
+  try {
+    // TextDecoder leaves a byte order mark out.
+    return new TextDecoder("utf-8", { fatal: true }).decode(bytes);
+  } catch (error) {
+    throw new SettingError(`${file}: is not UTF-8`, { cause: error });
   }
 }
 

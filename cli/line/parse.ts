@@ -3,6 +3,13 @@ import { SIGNALS } from "../../src/os/signals.ts";
 /** A command line that is wrong; the message says what would be right. */
 export class UsageError extends Error {
   override readonly name = "UsageError";
+  /** What else is wrong, a line each. */
+  readonly more: readonly string[];
+
+  constructor(message: string, more: readonly string[] = []) {
+    super(message);
+    this.more = more;
+  }
 }
 
 /** A google.protobuf.Duration. */

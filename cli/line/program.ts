@@ -42,6 +42,8 @@ export interface Given {
   /** All values of a flag. */
   list(flag: string): readonly string[];
   on(flag: string): boolean;
+  /** A flag's name as whoever gave it has written it, for errors. */
+  nameOf(flag: string): string;
 }
 
 export interface Program {
@@ -80,7 +82,7 @@ export function optional<Value>(
   parseText: (flag: string, text: string) => Value,
 ): Value | undefined {
   const text = given.text(name);
-  return text === undefined ? undefined : parseText(`--${name}`, text);
+  return text === undefined ? undefined : parseText(given.nameOf(name), text);
 }
 
 const OWN: readonly Flag[] = [
@@ -235,6 +237,7 @@ function givenOf(
     list,
     text: (name) => list(name).at(-1),
     on: (name) => list(name).at(-1) === "true",
+    nameOf: (name) => `--${name}`,
   };
 }
 
@@ -269,7 +272,8 @@ function missingValue({ name, value }: Flag): UsageError {
   return new UsageError(`--${name} needs a value: --${name}=${value} (with = when it begins with a dash)`);
 }
 
-function likely(word: string, known: readonly string[]): string {
+/** Asks whether the nearest of the known words was meant; an empty text where none is near. */
+export function likely(word: string, known: readonly string[]): string {
   const [nearest] = known
     // Half a word may be meant for the whole.
     .map((name) => ({ name, steps: name.startsWith(word) ? 1 : distance(word, name) }))

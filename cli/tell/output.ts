@@ -80,10 +80,15 @@ export function say(message: string, more: readonly string[] = []): void {
   sayAs("jobsctl", message, more);
 }
 
+/** Returns a line as stderr would have it, for what writes there at once. */
+export function lineForStderr(line: Line): string {
+  return `${rendered(line, stderr)}\n`;
+}
+
 /** Does the same as say(), for another program. */
 export function sayAs(program: string, message: string, more: readonly string[] = []): void {
   const lines = [`${program}: ${message}`, ...more.map((line) => `  ${line}`)];
-  stderr.write(lines.map((line) => `${rendered(line, stderr)}\n`).join(""));
+  stderr.write(lines.map(lineForStderr).join(""));
 }
 
 /** Tells an error; nothing when stdout's reader has gone. */

@@ -58,7 +58,14 @@ export function launch(
 ): Running {
   const opened = [stdout, stderr].map((path) => (path === undefined ? "pipe" : openSync(path, "a")));
   const child = spawn(process.execPath, ["--", program === "jobsctl" ? JOBSCTL : JOBSD, ...args], {
-    env: { PATH: process.env["PATH"], HOME: "/nonexistent", NODE_COMPILE_CACHE: CACHE, ...env },
+    env: {
+      PATH: process.env["PATH"],
+      HOME: "/nonexistent",
+      NODE_COMPILE_CACHE: CACHE,
+      // This host may have a daemon of its own, and a file for that.
+      JOBSD_CONFIG: "/dev/null",
+      ...env,
+    },
     stdio: ["pipe", ...opened],
     cwd,
   });

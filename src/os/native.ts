@@ -6,7 +6,7 @@ import { dirname, join } from "node:path";
 const ROOT = join(import.meta.dirname, "../..");
 
 /**
- * The directory of what is built from C, the supervisor and verify.node: build/ of a checkout or an image, or else npm's
+ * The directory of what is built from C, the supervisor, verify.node and notify.node: build/ of a checkout or an image, or else npm's
  * package for this machine. Where neither is there it is build/, for whoever looks for a file of it to say so.
  *
  * @param root the directory that holds build/

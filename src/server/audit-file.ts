@@ -28,8 +28,11 @@ export interface AuditLimits {
 export interface AuditFile {
   /** Appends by one write(2); throws when the line was not written whole. */
   append(line: string): void;
-  /** Opens the path anew, which may name another file now. Throws, and goes on with the file that is open, when it cannot. */
-  reopen(): void;
+  /**
+   * Opens the path anew, which may name another file now. Returns what goes on in that, within these limits; the caller calls
+   * it at once. Throws, and goes on with the file that is open, when it cannot.
+   */
+  reopen(limits: AuditLimits): () => void;
   close(): void;
 }
 
@@ -46,9 +49,8 @@ const TURNED = /^\.\d{4}-\d\d-\d\dT\d\d-\d\d-\d\d\.\d{3}Z(-\d+)?$/;
  * @throws Node's error; for a FIFO that nobody reads it is ENXIO
  */
 export function openAuditFile(path: string, limits: AuditLimits, failed: (error: unknown) => void): AuditFile {
-  const { limitBytes, turnMs } = limits;
-  const mostBytes = limitBytes === 0 ? Infinity : Math.floor(limitBytes / FILES);
-  let file = { ...openFile(path), mostBytes };
+  let { limitBytes, keepMs, turnMs } = limits;
+  let file = { ...openFile(path), mostBytes: mostOf(limitBytes) };
   let torn = false;
   tidy();
 
@@ -59,7 +61,7 @@ export function openAuditFile(path: string, limits: AuditLimits, failed: (error:
     try {
       const to = rename(at);
       try {
-        file = { ...openFile(path), mostBytes };
+        file = { ...openFile(path), mostBytes: mostOf(limitBytes) };
       } catch (error) {
         renameSync(to, at);
         throw error;
@@ -68,7 +70,7 @@ export function openAuditFile(path: string, limits: AuditLimits, failed: (error:
       closeSync(fd);
       tidy();
     } catch (error) {
-      file.mostBytes = bytes + mostBytes;
+      file.mostBytes = bytes + mostOf(limitBytes);
       file.sinceMs = Date.now();
       failed(error);
     }
@@ -76,7 +78,7 @@ export function openAuditFile(path: string, limits: AuditLimits, failed: (error:
 
   function tidy(): void {
     try {
-      if (file.at !== undefined && limitBytes > 0) removeOldest(file.at, limitBytes - mostBytes, limits.keepMs);
+      if (file.at !== undefined && limitBytes > 0) removeOldest(file.at, limitBytes - mostOf(limitBytes), keepMs);
     } catch (error) {
       failed(error);
     }
@@ -92,15 +94,23 @@ export function openAuditFile(path: string, limits: AuditLimits, failed: (error:
       torn = written < bytes.length;
       if (torn) throw new Error(`${path}: only ${written} of ${bytes.length} bytes could be written`);
     },
-    reopen() {
-      const next = { ...openFile(path), mostBytes };
-      closeSync(file.fd);
-      file = next;
-      torn = false;
-      tidy();
+    reopen(next) {
+      const opened = openFile(path);
+      return () => {
+        closeSync(file.fd);
+        ({ limitBytes, keepMs, turnMs } = next);
+        file = { ...opened, mostBytes: mostOf(limitBytes) };
+        torn = false;
+        tidy();
+      };
     },
     close: () => closeSync(file.fd),
   };
+}
+
+/** Returns the bytes at which another file follows. */
+function mostOf(limitBytes: number): number {
+  return limitBytes === 0 ? Infinity : Math.floor(limitBytes / FILES);
 }
 
 /** A file that is open, with its path where it is a regular file, its length, and the age of its first line. */

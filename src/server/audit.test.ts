@@ -297,7 +297,7 @@ describe("an audit log", () => {
     expect(failures.length).toBeGreaterThan(0);
     expect(failures.length).toBeLessThan(5);
     expect(failures[0]).toMatchObject({ code: "ENOENT" });
-    audit.reopen();
+    audit.reopen()();
     audit.write({ ...RECORD, id: "last" });
     expect(readFileSync(file, "utf8")).toContain('"last"');
     audit.close();
@@ -318,7 +318,7 @@ describe("an audit log", () => {
     const before = statSync("/dev/null").mode;
     const audit = openAudit("/dev/null", LIMITS);
     for (let i = 0; i < 200; i++) audit.write(RECORD);
-    audit.reopen();
+    audit.reopen()();
     audit.close();
     expect(statSync("/dev/null").mode).toBe(before);
     expect(() => openAudit(path)).toThrow("EISDIR");

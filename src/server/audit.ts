@@ -47,8 +47,11 @@ export interface Audit {
    * later, before the next one, unless 1000 others have failed since.
    */
   write(record: AuditRecord): void;
-  /** Goes on in the file that the path names now. Throws when that cannot be opened, and goes on in the old file. */
-  reopen(): void;
+  /**
+   * Opens the file that the path names now. Returns what goes on in that, within these limits; the caller calls it at once.
+   * Throws when the file cannot be opened, and goes on in the old one.
+   */
+  reopen(limits?: AuditLimits): () => void;
   close(): void;
 }
 
@@ -70,7 +73,7 @@ export function openAudit(
   failed: (error: unknown) => void = () => {},
 ): Audit {
   if (typeof target !== "string")
-    return { write: (record) => writeTo(target, line(record)), reopen: () => {}, close: () => {} };
+    return { write: (record) => writeTo(target, line(record)), reopen: () => () => {}, close: () => {} };
   const file = openAuditFile(target, limits, failed);
   let open = true;
   const late: string[] = [];
@@ -84,9 +87,7 @@ export function openAudit(
         late.shift();
       }
     },
-    reopen() {
-      if (open) file.reopen();
-    },
+    reopen: (next = limits) => (open ? file.reopen(next) : () => {}),
     close() {
       if (open) file.close();
       open = false;

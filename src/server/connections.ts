@@ -33,6 +33,8 @@ export interface Connections {
   identify(ends: Ends): Identity;
   has(ends: Ends): boolean;
   sockets(): readonly TLSSocket[];
+  /** Changes how many connections all clients have at once. Those beyond that stay. */
+  resize(most: number): void;
   /** Resolves when no connection is left. */
   empty(): Promise<void>;
   destroy(): void;
@@ -98,6 +100,7 @@ export function connectionTable(most: number): Connections {
     },
     has: (ends) => open.has(endsKey(ends) ?? ""),
     sockets: () => [...open.values()].map(({ socket }) => socket),
+    resize: (next) => kept.resize(next),
     empty: () => (open.size === 0 ? Promise.resolve() : new Promise((resolve) => (emptied = resolve))),
     destroy() {
       for (const { socket } of open.values()) socket.destroy();

@@ -23,7 +23,7 @@ import { jobsOf, type Owners } from "./owners.ts";
 import { recordRefusals, recordUnknownMethods } from "./refusals.ts";
 import { REFLECTION, reflection } from "./reflection.ts";
 import { workerService } from "./service.ts";
-import { shares, sums } from "./shares.ts";
+import { type Shares, shares, sums } from "./shares.ts";
 import { strictly } from "./requests.ts";
 import { SERVICE } from "./stream.ts";
 import { listenTls, type TlsListener } from "./tls.ts";
@@ -58,13 +58,20 @@ export interface ServeOptions {
   readonly maxCalls?: number | undefined;
 }
 
+/** What may change under open connections. A limit that is absent has its default. */
+export interface Renewal extends Pick<ServeOptions, "tls"> {
+  readonly limits?: Pick<ServeOptions, "auditLimits" | "shutdownMs" | "maxConnections" | "maxCalls">;
+}
+
 export interface Served {
   readonly port: number;
   readonly address: string;
-  /** Opens the audit log anew, since its path may name another file now. A failure is logged, and changes nothing. */
-  reopen(): void;
-  /** Checks what the server is to go on with. Returns what takes it, and cannot fail. Throws ServeError. */
-  renew(next: Pick<ServeOptions, "tls">): () => void;
+  /**
+   * Checks what the server is to go on with; without `limits` they stay. Returns what takes it, which cannot fail, and which
+   * the caller calls at once. With `limits` the audit log is opened anew, since its path may name another file now. Throws
+   * ServeError, or Node's error when the audit log cannot be opened.
+   */
+  renew(next: Renewal): () => void;
   /** What the server has open now, and the certificates that it uses. */
   figures(): ServerFigures;
   /** Ends streams with UNAVAILABLE, lets other calls finish, and is done after `shutdownMs` at the latest. */
@@ -107,30 +114,82 @@ export async function serve({
   const calls = handlers(callers, log);
   const probe = health();
   const recording = { audit, connections, few, meter, log };
-  const server = new Server({
-    ...grpcOptions(Math.ceil(maxCalls / 2)),
-    interceptors: [auditCalls(recording, room), authorise(connections, callers, room, log)],
-  });
-  server.addService(strictly(SERVICE), workerService(jobsOf(worker, owners), calls, meter));
-  server.addService(HealthService, probe.service(calls));
-  for (const each of REFLECTION) server.addService(strictly(each), reflection(calls));
-  // grpc-js takes the connections for insecure: what is injected is a TLS connection that has been verified.
-  const injector = server.createConnectionInjector(ServerCredentials.createInsecure());
+  const interceptors = [auditCalls(recording, room), authorise(connections, callers, room, log)];
+  const injectors = openInjectors((most) => {
+    const server = new Server({ ...grpcOptions(Math.ceil(most / 2)), interceptors });
+    server.addService(strictly(SERVICE), workerService(jobsOf(worker, owners), calls, meter));
+    server.addService(HealthService, probe.service(calls));
+    for (const each of REFLECTION) server.addService(strictly(each), reflection(calls));
+    return server;
+  }, maxCalls);
   opening.defer(recordUnknownMethods(recording));
   if (healthSocket !== undefined)
     opening.adopt(await serveHealth(healthSocket, probe, log), (each) => each.forceShutdown());
-  const onConnection = (socket: TLSSocket): void => injector.injectConnection(socket);
+  const { inject: onConnection } = injectors;
   const listener = await listenTls({ host, port, tls, verifier, log, connections, onConnection, onRefused });
   const open = opening.move();
+  const patience = { shutdownMs };
   let closed: Promise<void> | undefined;
   return {
     port: listener.port,
     address: listener.address,
-    reopen: () => reopen(audit, log),
-    renew: (next) => listener.renew(next.tls),
+    renew: (next) => renewal({ listener, audit, connections, calls: room.calls, injectors, patience }, next),
     figures: () => ({ connections: connections.sockets().length, certificates: listener.certificates() }),
     close: () =>
-      (closed ??= drain({ probe, listener, calls, injector, connections, shutdownMs }).finally(() => open.dispose())),
+      (closed ??= drain({ probe, listener, calls, injectors, connections, ...patience }).finally(() => open.dispose())),
+  };
+}
+
+/** The parts of a server that may be told to go on differently. */
+interface Renewed {
+  readonly listener: TlsListener;
+  readonly audit: Audit;
+  readonly connections: Connections;
+  readonly calls: Shares;
+  readonly injectors: Injectors;
+  readonly patience: { shutdownMs: number };
+}
+
+function renewal({ listener, audit, connections, calls, injectors, patience }: Renewed, next: Renewal): () => void {
+  const { tls, limits } = next;
+  const takeTls = listener.renew(tls);
+  if (!limits) return takeTls;
+  const { auditLimits, maxConnections = MAX_CONNECTIONS, maxCalls = MAX_CALLS, shutdownMs } = limits;
+  const takeAudit = audit.reopen({ ...AUDIT_LIMITS, ...auditLimits });
+  return () => {
+    takeTls();
+    takeAudit();
+    connections.resize(maxConnections);
+    calls.resize(maxCalls);
+    injectors.resize(maxCalls);
+    patience.shutdownMs = shutdownMs;
+  };
+}
+
+/** What hands connections to gRPC. */
+interface Injectors {
+  readonly inject: (socket: TLSSocket) => void;
+  /** Lets one client have half so many calls on a connection; connections that are open keep the number that they were told. */
+  resize(maxCalls: number): void;
+  destroy(): void;
+}
+
+/** @param serverFor makes a server whose clients have so many calls together */
+function openInjectors(serverFor: (maxCalls: number) => Server, maxCalls: number): Injectors {
+  // grpc-js takes the connections for insecure: what is injected is a TLS connection that has been verified.
+  const injectorFor = (most: number): ConnectionInjector =>
+    serverFor(most).createConnectionInjector(ServerCredentials.createInsecure());
+  const all = new Map([[maxCalls, injectorFor(maxCalls)]]);
+  let current = maxCalls;
+  return {
+    inject: (socket) => all.get(current)?.injectConnection(socket),
+    resize(most) {
+      if (!all.has(most)) all.set(most, injectorFor(most));
+      current = most;
+    },
+    destroy() {
+      for (const injector of all.values()) injector.destroy();
+    },
   };
 }
 
@@ -138,18 +197,18 @@ interface Serving {
   readonly probe: Health;
   readonly listener: TlsListener;
   readonly calls: Handlers;
-  readonly injector: ConnectionInjector;
+  readonly injectors: Injectors;
   readonly connections: Connections;
   readonly shutdownMs: number;
 }
 
 /** Ends what lasts, waits for other calls up to `shutdownMs`, and ends all connections. */
-async function drain({ probe, listener, calls, injector, connections, shutdownMs }: Serving): Promise<void> {
+async function drain({ probe, listener, calls, injectors, connections, shutdownMs }: Serving): Promise<void> {
   probe.stopServing();
   listener.stop();
   calls.end();
   // grpc-js loses sight of injected connections once it was asked to shut down, so they are waited for here.
-  injector.destroy();
+  injectors.destroy();
   let timer: NodeJS.Timeout | undefined;
   const late = new Promise<void>((resolve) => (timer = setTimeout(resolve, shutdownMs)));
   await Promise.race([connections.empty(), late]);
@@ -158,12 +217,4 @@ async function drain({ probe, listener, calls, injector, connections, shutdownMs
   await connections.empty();
   // grpc-js tells handlers and interceptors of the end one turn later; they write the last records.
   await nextTurn();
-}
-
-function reopen(audit: Audit, log: Logger): void {
-  try {
-    audit.reopen();
-  } catch (error) {
-    log.error({ err: error }, "the audit log cannot be opened anew, and goes on in the file that is open");
-  }
 }

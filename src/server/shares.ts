@@ -10,6 +10,8 @@ export interface Shares {
   full(who: string): Full | undefined;
   take(who: string): void;
   give(who: string): void;
+  /** Changes the limit. What is taken beyond it stays taken. */
+  resize(most: number): void;
 }
 
 /**
@@ -17,17 +19,17 @@ export interface Shares {
  * So one leaves a half for others, and two at their limits leave room for somebody else.
  */
 export function shares(most: number): Shares {
-  const own = Math.ceil(most / 2);
-  const open = most - Math.floor(most / 8);
-  const few = Math.ceil(most / 256);
   const taken = sums();
+  let limit = most;
   let all = 0;
   return {
     full(who) {
+      const [own, few] = [Math.ceil(limit / 2), Math.ceil(limit / 256)];
       const has = taken.of(who);
       if (has >= own) return { whose: "own", maximum: own };
-      return all >= (has < few ? most : open) ? { whose: "all", maximum: most } : undefined;
+      return all >= (has < few ? limit : limit - Math.floor(limit / 8)) ? { whose: "all", maximum: limit } : undefined;
     },
+    resize: (next) => void (limit = next),
     take(who) {
       taken.add(who, 1);
       all++;

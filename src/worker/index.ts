@@ -1,5 +1,5 @@
 /** The worker as a library: runs Linux processes as jobs, without any network. */
-export { type Jobs, openWorker, type Worker } from "./worker.ts";
+export { checkWorker, type Jobs, openWorker, type Worker } from "./worker.ts";
 export { examine, type ExamineOptions } from "./doctor/examine.ts";
 export type { Finding } from "./doctor/finding.ts";
 export { brief, type Brief } from "./jobs/brief.ts";
@@ -27,7 +27,7 @@ export type {
   Usage,
 } from "./model/job.ts";
 export type { Figures, WorkerMeter } from "./model/meter.ts";
-export type { Place, UidRange, WorkerOptions } from "./model/options.ts";
+export type { Place, Renewable, UidRange, WorkerOptions } from "./model/options.ts";
 export type {
   LinuxBlockIO,
   LinuxCpu,

@@ -29,7 +29,7 @@ import { JobError } from "./model/errors.ts";
 import { sortBehind } from "./model/id.ts";
 import type { Job, JobSpec } from "./model/job.ts";
 import type { Figures } from "./model/meter.ts";
-import { type CheckedOptions, checkOptions, type WorkerOptions } from "./model/options.ts";
+import { type CheckedOptions, checkOptions, type Renewable, RENEWABLE, type WorkerOptions } from "./model/options.ts";
 import type { LinuxResources } from "./model/resources.ts";
 import { openRetirement } from "./retention/retirement.ts";
 import { isolationOf } from "./supervisor/isolation.ts";
@@ -68,6 +68,11 @@ export interface Worker extends Jobs {
   of(owner: string): Jobs;
   /** What there is to do now. */
   figures(): Figures;
+  /**
+   * Checks options to go on with; what is absent has its default. Returns what takes them, for starts and ends from then on,
+   * and cannot fail. Throws JobError for a wrong option.
+   */
+  renew(next: Renewable): () => void;
   /** What this host can enforce, in one line, as it was when the worker opened. */
   readonly host: string;
   /** Closes the worker. Its jobs keep running. */
@@ -79,8 +84,7 @@ export interface Worker extends Jobs {
  * be used; `invalid` for a wrong option.
  */
 export async function openWorker(given: WorkerOptions): Promise<Worker> {
-  const options = checkOptions(given);
-  checkRules(options);
+  const options = checkWorker(given);
   checkSupervisor(options.supervisor);
   await using opening = new AsyncDisposableStack();
   const context = await openContext({ ...options, stateDir: resolve(options.stateDir) }, opening);
@@ -101,6 +105,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
     ...jobsIn(context, examined),
     of: (owner) => jobsIn(context, examined, owner),
     figures: () => figuresOf(context),
+    renew: (next) => renewed(context, next),
     async close() {
       await leaveJobs(context);
       await opened.disposeAsync();
@@ -134,6 +139,23 @@ function jobsIn(context: Context, examined: Jobs["examine"], owner?: string): Jo
     update: async (id, resources) => update(context, seen(id), resources),
     stats: (id, how) => stats(context, seen(id), how),
     examine: examined,
+  };
+}
+
+/** Fills in defaults. Throws JobError `invalid` for a wrong option, whose name is its `field`. */
+export function checkWorker(given: WorkerOptions): CheckedOptions {
+  const options = checkOptions(given);
+  checkRules(options);
+  return options;
+}
+
+/** Checks options to go on with. Returns what takes them: all parts of the worker have the same object. */
+function renewed({ options, retirement }: Context, next: Renewable): () => void {
+  const wanted = Object.fromEntries(RENEWABLE.map((name) => [name, next[name]]));
+  const checked = checkWorker({ ...options, ...wanted });
+  return () => {
+    Object.assign(options, Object.fromEntries(RENEWABLE.map((name) => [name, checked[name]])));
+    retirement.renew();
   };
 }
 

@@ -170,6 +170,7 @@ function workerOf(methods: Partial<Worker>): Worker {
       throw none(id);
     },
     examine: () => Promise.resolve([]),
+    renew: () => () => undefined,
     close: () => Promise.resolve(),
     ...methods,
   };

@@ -56,6 +56,20 @@ export interface WorkerOptions {
   readonly log?: (level: "debug" | "info" | "warn" | "error", message: string, facts?: object) => void;
 }
 
+/** The options that may change while jobs run. */
+export const RENEWABLE = [
+  "allowUsers",
+  "allowGroups",
+  "allowRoot",
+  "allowUserNamespaces",
+  "logLimitBytes",
+  "logKeep",
+  "logCompress",
+  "logPrune",
+  "maxJobs",
+] as const satisfies readonly (keyof WorkerOptions)[];
+export type Renewable = Pick<WorkerOptions, (typeof RENEWABLE)[number]>;
+
 /** Options with the defaults filled in. */
 export type CheckedOptions = WorkerOptions &
   Required<Pick<WorkerOptions, "log" | "logCompress" | "logKeep" | "logLimitBytes" | "maxJobs" | "supervisor">>;

@@ -26,6 +26,8 @@ interface Parts {
 export interface Pruner extends AsyncDisposable {
   /** Looks whether there is something to prune. */
   run(): void;
+  /** Begins, or goes on with the limits that `parts` has now. */
+  renew(): void;
 }
 
 /** How many logs are pruned before others have their turn. */
@@ -37,15 +39,17 @@ const IDLE_TIMES = 20;
 
 /** Disposing ends what is under way. */
 export function openPruner(parts: Parts): Pruner {
-  const { free, freeEveryMs = FREE_EVERY_MS } = parts.limits;
   const closing = new AbortController();
   const { signal } = closing;
   let again = false;
   let running: Promise<void> | undefined;
   let expiry: NodeJS.Timeout | undefined;
   let pause: NodeJS.Timeout | undefined;
-  // No kernel tells when a disk fills.
-  const looking = free && setInterval(run, freeEveryMs).unref();
+  let looking: NodeJS.Timeout | undefined;
+
+  function everyMs(): number {
+    return parts.limits.freeEveryMs ?? FREE_EVERY_MS;
+  }
 
   function runAt(ms: number): void {
     clearTimeout(expiry);
@@ -63,7 +67,7 @@ export function openPruner(parts: Parts): Pruner {
     }
     running = undefined;
     if (!signal.aborted)
-      pause = setTimeout(resume, Math.min((performance.now() - before) * IDLE_TIMES, freeEveryMs)).unref();
+      pause = setTimeout(resume, Math.min((performance.now() - before) * IDLE_TIMES, everyMs())).unref();
   }
 
   function resume(): void {
@@ -80,6 +84,12 @@ export function openPruner(parts: Parts): Pruner {
 
   return {
     run,
+    renew() {
+      clearInterval(looking);
+      // No kernel tells when a disk fills.
+      looking = parts.limits.free && setInterval(run, everyMs()).unref();
+      run();
+    },
     async [Symbol.asyncDispose]() {
       closing.abort();
       for (const timer of [looking, expiry, pause]) clearTimeout(timer);

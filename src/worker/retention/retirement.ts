@@ -14,6 +14,8 @@ export interface Retirement extends AsyncDisposable {
   ended(job: Job): void;
   /** How many logs wait for their turn. */
   waiting(): number;
+  /** The options have changed. */
+  renew(): void;
 }
 
 /** Goes on with what the daemon before has left. */
@@ -37,7 +39,9 @@ export function openRetirement(parts: Parts): Retirement {
 
   const steps = openSteps(parts, queue, () => pruner.run());
   const pruner = openPruner({
-    limits: options.logPrune ?? {},
+    get limits() {
+      return options.logPrune ?? {};
+    },
     jobsDir,
     logs,
     archiving: archive !== undefined,
@@ -46,10 +50,18 @@ export function openRetirement(parts: Parts): Retirement {
     prune,
     log: options.log,
   });
-  for (const id of logs.due()) queue.add(id);
-  pruner.run();
+  const addDue = (): void => {
+    for (const id of logs.due()) queue.add(id);
+  };
+  addDue();
+  pruner.renew();
   return {
     waiting: () => queue.waiting(),
+    renew() {
+      steps.renew();
+      addDue();
+      pruner.renew();
+    },
     wanted: (job) => compresses(parts, job) || archives(parts, job),
     ended(job) {
       const due = job.log && "due" in job.log && job.log.due;
@@ -68,6 +80,8 @@ export function openRetirement(parts: Parts): Retirement {
 interface Steps extends AsyncDisposable {
   /** The journal knows what is yet to be done with the logs of before. */
   recorded(): boolean;
+  /** The options have changed. */
+  renew(): void;
 }
 
 /**
@@ -75,10 +89,9 @@ interface Steps extends AsyncDisposable {
  * has its turn in `queue`, which makes room. `done` is called when it was recorded later.
  */
 function openSteps({ archive, journal: { logs }, options }: Parts, queue: RetryQueue, done: () => void): Steps {
-  const names = [...(options.logCompress === "zstd" ? ["compress"] : []), ...(archive ? ["archive"] : [])];
   let recorded = false;
   function record(): void {
-    logs.steps(names);
+    logs.steps([...(options.logCompress === "zstd" ? ["compress"] : []), ...(archive ? ["archive"] : [])]);
     recorded = true;
   }
   const retries = openRetryQueue({
@@ -94,12 +107,16 @@ function openSteps({ archive, journal: { logs }, options }: Parts, queue: RetryQ
     log: options.log,
     pauses: options.compressPauses,
   });
-  try {
-    record();
-  } catch (error) {
-    if (!isFailing(error)) throw error;
-    for (const { id } of logs.oldest(-1, false)) queue.add(id);
-    retries.add("");
+  function renew(): void {
+    recorded = false;
+    try {
+      record();
+    } catch (error) {
+      if (!isFailing(error)) throw error;
+      for (const { id } of logs.oldest(-1, false)) queue.add(id);
+      retries.add("");
+    }
   }
-  return { recorded: () => recorded, [Symbol.asyncDispose]: () => retries[Symbol.asyncDispose]() };
+  renew();
+  return { recorded: () => recorded, renew, [Symbol.asyncDispose]: () => retries[Symbol.asyncDispose]() };
 }

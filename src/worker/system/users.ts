@@ -190,9 +190,12 @@ function checkEntry(field: string, entry: string, allowRoot: boolean): void {
   if (first !== undefined) {
     if (!(Number(first) <= Number(last) && Number(last) <= ID_MAX))
       throw invalid(field, `${quoted(entry)} is no range; a name, a number or a range as in 2000-2999 is right`);
-  } else if (field === "allow user") credentialsOf(entry);
-  else if (!readAccounts().groups.some(([name]) => name === entry))
-    throw invalid(field, `there is no group ${quoted(entry)} on this host`);
+  } else {
+    const { users, groups } = readAccounts();
+    const [kind, known] = field === "allow user" ? (["user", users] as const) : (["group", groups] as const);
+    if (!known.some(([name]) => name === entry))
+      throw invalid(field, `there is no ${kind} ${quoted(entry)} on this host`);
+  }
   const isRoot = first === undefined ? entry === "root" : Number(last) === 0;
   if (isRoot && !allowRoot) throw invalid(field, "root is allowed by jobsd --allow-root, and by nothing else");
 }
