@@ -28,7 +28,7 @@ const ROOMS: Readonly<Record<string, { readonly rooms: readonly string[]; readon
   "src/testing": { rooms: [] },
   "src/server": {
     rooms: ["src/os", "src/worker", "src/x509", "proto"],
-    packages: ["@grpc/grpc-js", "pino", "@bufbuild/protobuf"],
+    packages: ["@grpc/grpc-js", "pino", "@bufbuild/protobuf", "@opentelemetry/api"],
   },
   "src/metrics": { rooms: ["src/os", "src/server", "src/worker"], packages: ["prom-client"] },
   "src/client": { rooms: ["src/os", "src/x509", "proto"], packages: ["@grpc/grpc-js", "@bufbuild/protobuf"] },
@@ -54,7 +54,14 @@ const ROOMS: Readonly<Record<string, { readonly rooms: readonly string[]; readon
   },
 };
 /** Tests may make odd certificates and look at all that is theirs to prove. */
-const TEST_PACKAGES = ["vitest", "fast-check", "@peculiar/x509", "reflect-metadata", "@grpc/grpc-js"];
+const TEST_PACKAGES = [
+  "@opentelemetry/sdk-trace-base",
+  "vitest",
+  "fast-check",
+  "@peculiar/x509",
+  "reflect-metadata",
+  "@grpc/grpc-js",
+];
 
 const sources = globSync("{src,cli,certs,debian,docker,e2e,faults,packages,bench}/**/*.ts", {
   exclude: ["**/*.config.ts"],

@@ -1,5 +1,6 @@
 import type { Client } from "../../src/client/index.ts";
 import { ClientError } from "../../src/client/errors.ts";
+import { readTraceParent, writeTraceParent } from "../../src/os/traceparent.ts";
 import { environment } from "../line/bytes.ts";
 import { findConnection, readCredentials } from "../line/connection.ts";
 import type { Given } from "../line/program.ts";
@@ -23,12 +24,15 @@ const DIAGNOSED_REASONS: ReadonlySet<string> = new Set(["", "BAD_CREDENTIALS"]);
 
 /** Runs `work` with a client. A connection that fails is looked into: the error then says why, and what to do. */
 export async function withClient<Result>(given: Given, work: (client: Client) => Promise<Result>): Promise<Result> {
-  const connection = await findConnection(given, environment());
+  const env = environment();
+  const connection = await findConnection(given, env);
   const credentials = await readCredentials(connection);
   // gRPC is nearly all of the program's start, so it is loaded here.
   const { connect } = await import("../../src/client/index.ts");
   try {
-    using client = connect(credentials);
+    // A trace whose place is not valid is to be begun anew (W3C Trace Context, 4.3): a command does not fail of it.
+    const parent = readTraceParent(env["TRACEPARENT"]);
+    using client = connect({ ...credentials, traceparent: parent && writeTraceParent(parent) });
     return await work(client);
   } catch (error) {
     const connecting =

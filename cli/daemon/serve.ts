@@ -14,6 +14,7 @@ import { openMetrics } from "./metrics.ts";
 import { openNotifier } from "./notify.ts";
 import { oneByOne, openReload } from "./reload.ts";
 import { settings } from "./settings.ts";
+import { heardBy, traceBy } from "./tracing.ts";
 import { watchFiles } from "./watch.ts";
 
 interface ServeOptions {
@@ -38,15 +39,16 @@ export async function serveUntilSignal({ given, read, root, version }: ServeOpti
   const log = openLog(level);
   using notifier = openNotifier(join(nativeDirectory(root), "notify.node"), process.env, log);
   await using metrics = scraped && (await openMetrics(scraped, version, log));
+  const tracing = await traceBy(started.tracing, version);
   const worker = await openWorker({
     ...workerOptions,
-    meter: metrics?.worker,
+    meter: heardBy(metrics?.worker, tracing),
     log: (at, message, facts) => log[at](facts ?? {}, message),
   });
   try {
     const serving = Promise.withResolvers<Served>();
     await metrics?.listen({ worker, server: serving.promise, stateDir: workerOptions.stateDir });
-    const server = await serve({ ...served, ...listen, worker, log, meter: metrics?.server });
+    const server = await serve({ ...served, ...listen, worker, log, meter: metrics?.server, tracing });
     serving.resolve(server);
     const address = formatTarget({ host: listen.host, port: server.port });
     const status = `listening on ${address}`;

@@ -13,6 +13,7 @@ import { CONFIG, type Setting } from "./config.ts";
 import { metricsFlags, metricsOptions } from "./metrics.ts";
 import { logFlags, logOptions } from "./retention.ts";
 import { ownerFlags, ownersOf } from "./owners.ts";
+import { tracingFlags } from "./tracing.ts";
 import { namesOf, whoFlags, whoOptions } from "./who.ts";
 
 /** The daemon's flags. Each is a JOBSD_ variable, and a key of the configuration file as well. */
@@ -75,6 +76,7 @@ export const flags: readonly Setting[] = [
     about: "a UNIX socket for gRPC health checks by this user, with no certificate",
   },
   ...metricsFlags,
+  ...tracingFlags,
   { name: "log-level", value: "LEVEL", about: "debug, info, warn or error; info when not given", reloads: true },
   {
     name: "shutdown-timeout",
@@ -111,6 +113,8 @@ export interface Settings {
   readonly owners: Owners;
   readonly healthSocket: string | undefined;
   readonly metrics: ReturnType<typeof metricsOptions>;
+  /** The file that sets up an SDK of OpenTelemetry. */
+  readonly tracing: string | undefined;
   readonly audit: string;
   readonly auditLimits: Partial<AuditLimits>;
   readonly level: "debug" | "info" | "warn" | "error";
@@ -176,6 +180,7 @@ export function settingsWithoutTls(
     owners: ownersOf(given),
     healthSocket: given.text("health-socket"),
     metrics: metricsOptions(given),
+    tracing: optional(given, "tracing", (_, file) => resolve(file)),
     audit,
     auditLimits: {
       ...(limitBytes !== undefined && { limitBytes }),
@@ -197,7 +202,7 @@ function workerOptions(
   const name = given.text("name");
   const maxJobs = optional(given, "max-jobs", (flag, count) => Number(parseCount(flag, count, 1)));
   const archive = parseArchive(given);
-  const unchanged = ["ca", "cert", "config"].flatMap((flag) => given.text(flag) ?? []);
+  const unchanged = ["ca", "cert", "config", "tracing"].flatMap((flag) => given.text(flag) ?? []);
   const options: WorkerOptions = {
     stateDir,
     ...hostOptions(given, root),

@@ -8,6 +8,7 @@ import {
   UpdateRequest,
   WorkerServiceClient,
 } from "../../proto/generated/jobs/v1/worker.ts";
+import { readTraceParent, writeTraceParent } from "../os/traceparent.ts";
 import { messages, newest, unary, type Watch } from "./calls.ts";
 import type { CallOptions, Client, Credentials } from "./client.ts";
 import { watchConnections } from "./connections.ts";
@@ -45,6 +46,8 @@ export { reopening, resuming, retrying, type RetryOptions } from "./resume.ts";
 export interface ConnectOptions extends Credentials {
   /** A call fails as UNAVAILABLE when there is no connection after so long; 10 s when absent. */
   readonly connectTimeoutMs?: number;
+  /** The place in a trace that calls have (w3.org/TR/trace-context): the worker records it, and hands it to jobs as TRACEPARENT. */
+  readonly traceparent?: string | undefined;
 }
 
 const CONNECT_TIMEOUT_MS = 10_000;
@@ -68,38 +71,62 @@ const CHANNEL = {
 
 /**
  * A client of one worker; the connection is made by the first call. Throws ClientError INVALID_ARGUMENT when `server`
- * is not an address, UNAUTHENTICATED when the credentials are no PEM or the key does not belong to the certificate.
+ * is not an address or `traceparent` is not one, UNAUTHENTICATED when the credentials are no PEM or the key does not belong to the certificate.
  */
 export function connect(options: ConnectOptions): Client {
   const target = parseTarget(options.server);
   const channel = channelFor(secureContext(options), target);
   const grpc = new WorkerServiceClient(formatTarget(target), channel.credentials, { ...CHANNEL, ...channel.options });
   const watch = connecting(grpc, options);
-  const none = new Metadata();
+  const metadata = metadataOf(options);
   const close = (): void => grpc.close();
   return {
     connections: watchConnections(grpc.getChannel()),
     start: (request, call = {}) =>
-      unary((done) => grpc.start(StartRequest.fromPartial(request), none, deadline(call), done), call.signal, watch),
+      unary(
+        (done) => grpc.start(StartRequest.fromPartial(request), metadata, deadline(call), done),
+        call.signal,
+        watch,
+      ),
     stop: (request, call = {}) =>
-      unary((done) => grpc.stop(StopRequest.fromPartial(request), none, deadline(call), done), call.signal, watch),
-    query: (jobId, call = {}) => unary((done) => grpc.query({ jobId }, none, deadline(call), done), call.signal, watch),
+      unary((done) => grpc.stop(StopRequest.fromPartial(request), metadata, deadline(call), done), call.signal, watch),
+    query: (jobId, call = {}) =>
+      unary((done) => grpc.query({ jobId }, metadata, deadline(call), done), call.signal, watch),
     list: (request = {}, call = {}) =>
-      unary((done) => grpc.list(ListRequest.fromPartial(request), none, deadline(call), done), call.signal, watch),
-    wait: (jobId, call = {}) => unary((done) => grpc.wait({ jobId }, none, deadline(call), done), call.signal, watch),
-    examine: (call = {}) => unary((done) => grpc.examine({}, none, deadline(call), done), call.signal, watch),
+      unary((done) => grpc.list(ListRequest.fromPartial(request), metadata, deadline(call), done), call.signal, watch),
+    wait: (jobId, call = {}) =>
+      unary((done) => grpc.wait({ jobId }, metadata, deadline(call), done), call.signal, watch),
+    examine: (call = {}) => unary((done) => grpc.examine({}, metadata, deadline(call), done), call.signal, watch),
     stream: (request, call = {}) =>
-      messages(() => grpc.stream(StreamRequest.fromPartial(request), none, deadline(call)), call.signal, watch),
+      messages(() => grpc.stream(StreamRequest.fromPartial(request), metadata, deadline(call)), call.signal, watch),
     update: (request, call = {}) =>
-      unary((done) => grpc.update(UpdateRequest.fromPartial(request), none, deadline(call), done), call.signal, watch),
+      unary(
+        (done) => grpc.update(UpdateRequest.fromPartial(request), metadata, deadline(call), done),
+        call.signal,
+        watch,
+      ),
     stats: (request, call = {}) =>
       newest(
-        (signal) => messages(() => grpc.stats(StatsRequest.fromPartial(request), none, deadline(call)), signal, watch),
+        (signal) =>
+          messages(() => grpc.stats(StatsRequest.fromPartial(request), metadata, deadline(call)), signal, watch),
         call.signal,
       ),
     close,
     [Symbol.dispose]: close,
   };
+}
+
+function metadataOf({ traceparent }: ConnectOptions): Metadata {
+  const metadata = new Metadata();
+  if (traceparent === undefined) return metadata;
+  const parent = readTraceParent(traceparent);
+  if (!parent)
+    throw new ClientError(
+      "INVALID_ARGUMENT",
+      `${JSON.stringify(traceparent)} is not a traceparent of W3C Trace Context`,
+    );
+  metadata.set("traceparent", writeTraceParent(parent));
+  return metadata;
 }
 
 function deadline({ timeoutMs }: CallOptions): { deadline?: number } {

@@ -106,7 +106,7 @@ function serverMeter(register: Registry): ServerMeter {
     "code",
   ]);
   const open = gauge(register, "jobsd_open_calls", "calls that are open", ["service", "method"]);
-  const refused = counter(register, "calls_refused_total", "calls that no handler ran for, by reason", ["reason"]);
+  const refused = counter(register, "calls_refused_total", "calls that were denied, by reason", ["reason"]);
   const connections = counter(register, "connections_refused_total", "connections that were refused, by reason", [
     "reason",
   ]);

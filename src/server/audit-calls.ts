@@ -1,17 +1,19 @@
 import { randomUUID } from "node:crypto";
-import { status, type ServerInterceptor } from "@grpc/grpc-js";
+import { Metadata, status, type ServerInterceptor } from "@grpc/grpc-js";
 import type { Logger } from "pino";
 import { readable, textOf } from "../os/bytes.ts";
-import type { Certificate } from "../x509/identity.ts";
+import { type TraceParent, writeTraceParent } from "../os/traceparent.ts";
+import type { Identity } from "../x509/identity.ts";
 import { audited, writeRecord, type Audit, type AuditRecord } from "./audit.ts";
 import { callTurns, denial, type Room } from "./authorise.ts";
 import { peerOf, type Connections, type Ends } from "./connections.ts";
 import type { Few } from "./few.ts";
-import { guardedInterceptor, type Method } from "./guard.ts";
+import { type Call, guardedInterceptor, type Method } from "./guard.ts";
 import { boundRequest, decoded, isCompressed, COMPRESSED } from "./requests.ts";
 import type { ServerMeter } from "./meter.ts";
 import { mutates, needsRecord } from "./roles.ts";
 import { denialIn, statusOf, type Failure } from "./status.ts";
+import { TRACEPARENT, traceParentIn, type Tracing } from "./tracing.ts";
 
 const MAX_RECORDED_CHARS = 1024;
 
@@ -28,6 +30,7 @@ export interface Recording {
   /** Decides which denied calls of a client have a record each. */
   readonly few: Few;
   readonly meter: ServerMeter;
+  readonly tracing: Tracing;
   readonly log: Logger;
 }
 
@@ -43,7 +46,8 @@ export function auditCalls(recording: Recording, room: Room): ServerInterceptor 
     const { path } = method;
     const ends = call.getConnectionInfo();
     const owner = connections.ownerOf(ends);
-    const records = callRecords(recording, method, ends);
+    const watch = watched(recording, path, traceParentIn(metadataOf(call)?.get(TRACEPARENT) ?? []));
+    const records = callRecords(recording, method, ends, watch);
     const turns = callTurns(room, owner, call, path, log);
     const refuse = (failure: Failure): void => {
       records.refused(failure);
@@ -58,6 +62,11 @@ export function auditCalls(recording: Recording, room: Room): ServerInterceptor 
         }
         records.allow();
         next({
+          onReceiveMetadata(metadata, pass) {
+            if (watch.traceparent === undefined) metadata.remove(TRACEPARENT);
+            else metadata.set(TRACEPARENT, watch.traceparent);
+            pass(metadata);
+          },
           onReceiveMessage(message, pass) {
             decoded(message, turns.later, (request) => {
               if (records.begin(request)) pass(request);
@@ -84,17 +93,42 @@ export function auditCalls(recording: Recording, room: Room): ServerInterceptor 
   }, log);
 }
 
+/** The metadata of a call, before it is let in. */
+function metadataOf(call: Call): Metadata | undefined {
+  // grpc-js has this field, and its types do not.
+  return "metadata" in call && call.metadata instanceof Metadata ? call.metadata : undefined;
+}
+
+/** Has the meter and the trace hear of a call: what it does has `traceparent`, and its records have `recorded`. */
+function watched({ meter, tracing }: Recording, path: string, parent: TraceParent | undefined) {
+  const span = tracing.call(path, parent);
+  meter.opened(path);
+  return {
+    traceparent: span.traceparent,
+    recorded: parent ? writeTraceParent(parent) : span.traceparent,
+    /** @param denied why the call was denied */
+    end(code: status, denied: string | undefined): void {
+      meter.closed(path, status[code]);
+      span.end(code);
+      if (denied !== undefined) meter.refused(denied);
+    },
+  };
+}
+
 /** Makes the records of one call. */
-function callRecords({ audit, connections, few, meter, log }: Recording, { path, responseStream }: Method, ends: Ends) {
+function callRecords(
+  { audit, connections, few, log }: Recording,
+  { path, responseStream }: Method,
+  ends: Ends,
+  watch: ReturnType<typeof watched>,
+) {
   const startedMs = performance.now();
   const identity = connections.identify(ends);
-  const certificate = identity.ok ? identity.principal : identity.certificate;
   const twice = responseStream || mutates(path);
-  let facts = factsOf(path, ends, certificate);
+  let facts = factsOf({ method: path, traceparent: watch.recorded }, ends, identity);
   let allowed = false;
   let begun = false;
   let ended = false;
-  meter.opened(path);
 
   function record(more: Partial<AuditRecord>): boolean {
     return writeRecord(audit, log, { ...facts, decision: allowed ? "allowed" : "denied", ...more });
@@ -103,8 +137,7 @@ function callRecords({ audit, connections, few, meter, log }: Recording, { path,
   function end(code: status, reason?: string): void {
     if (ended) return;
     ended = true;
-    meter.closed(path, status[code]);
-    if (!allowed) meter.refused(reason ?? status[code]);
+    watch.end(code, allowed ? undefined : (reason ?? status[code]));
     if (!allowed && !begun && !few.pass(`${connections.ownerOf(ends)}: ${reason ?? status[code]}`)) return;
     record({
       ...(twice && (allowed || begun) && { stage: "end" }),
@@ -145,9 +178,16 @@ function callRecords({ audit, connections, few, meter, log }: Recording, { path,
 type Facts = Omit<AuditRecord, "decision">;
 
 /** Returns what is known of a call before its request. */
-function factsOf(method: string, ends: Ends, certificate: Certificate | undefined): Facts {
+function factsOf(
+  asked: { readonly method: string; readonly traceparent: string | undefined },
+  ends: Ends,
+  identity: Identity,
+): Facts {
+  const certificate = identity.ok ? identity.principal : identity.certificate;
   const principal = certificate && { principal: audited(certificate) };
-  return { id: randomUUID(), event: "call", method, peer: peerOf(ends), ...principal };
+  const { method, traceparent } = asked;
+  const traced = traceparent === undefined ? {} : { traceparent };
+  return { id: randomUUID(), event: "call", method, peer: peerOf(ends), ...principal, ...traced };
 }
 
 function requestFacts(message: unknown): Partial<AuditRecord> {

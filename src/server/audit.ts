@@ -24,6 +24,8 @@ export interface AuditRecord {
   /** Name of the gRPC status. */
   readonly code?: string;
   readonly jobId?: string;
+  /** The place of the call in its client's trace (w3.org/TR/trace-context). */
+  readonly traceparent?: string;
   readonly durationMs?: number;
   /** Names and counts; arguments and variables may be secrets. */
   readonly request?: { readonly command?: string; readonly argc?: number; readonly limits?: readonly string[] };

@@ -12,9 +12,11 @@ import {
   status,
 } from "@grpc/grpc-js";
 import type { Logger } from "pino";
+import type { TraceParent } from "../os/traceparent.ts";
 import { JobError } from "../worker/index.ts";
 import type { Principal } from "../x509/identity.ts";
 import { type Failure, failureOf, statusOf } from "./status.ts";
+import { TRACEPARENT, traceParentIn } from "./tracing.ts";
 
 // An exception in an interceptor, or a rejection in a handler, would end the process: grpc-js catches neither. All that it
 // calls goes through this file, which answers INTERNAL with the id of a line in the log, and tells the client nothing else.
@@ -94,6 +96,8 @@ export interface CallContext {
   readonly principal: Principal;
   /** Aborted when the client has gone, when the deadline has passed, and for handlers that last when the server shuts down. */
   readonly signal: AbortSignal;
+  /** The place of the call in a trace; undefined when the client said nothing of one. */
+  readonly parent: TraceParent | undefined;
   /** Runs a piece of work in a turn of the client's: long work is done in pieces. */
   readonly turn: <T>(work: () => T) => Promise<T>;
 }
@@ -168,7 +172,8 @@ export function handlers(callers: Pick<WeakMap<Metadata, Caller>, "get">, log: L
       if (lasts && ended) throw gone;
       const caller = callers.get(call.metadata);
       if (!caller) throw new Error("a handler was reached without authorisation");
-      const value = body({ principal: caller.principal, signal: cancel.signal, turn: turnOf(caller) });
+      const parent = traceParentIn(call.metadata.get(TRACEPARENT));
+      const value = body({ principal: caller.principal, signal: cancel.signal, parent, turn: turnOf(caller) });
       // A value that is there already is answered in this turn of the client's.
       answer.ok(value instanceof Promise ? await value : value);
     } catch (error) {

@@ -6,7 +6,7 @@ export interface ServerMeter {
   opened(path: string): void;
   /** That call is over, with gRPC's name for its status. */
   closed(path: string, code: string): void;
-  /** A call was refused before its handler ran, for the audit log's reason. */
+  /** A call was denied, for the audit log's reason. */
   refused(reason: string): void;
   /** A connection was refused, likewise. */
   refusedConnection(reason: string): void;

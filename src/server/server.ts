@@ -27,6 +27,7 @@ import { type Shares, shares, sums } from "./shares.ts";
 import { strictly } from "./requests.ts";
 import { SERVICE } from "./stream.ts";
 import { listenTls, type TlsListener } from "./tls.ts";
+import { NO_TRACING, type Tracing } from "./tracing.ts";
 import { fairTurns } from "./turns.ts";
 
 export type { Owners } from "./owners.ts";
@@ -50,6 +51,8 @@ export interface ServeOptions {
   readonly auditLimits?: Partial<AuditLimits>;
   readonly log: Logger;
   readonly meter?: ServerMeter | undefined;
+  /** Makes spans of calls and jobs; none when absent. */
+  readonly tracing?: Tracing | undefined;
   /** How long a shutdown waits for calls that are being answered, in ms. */
   readonly shutdownMs: number;
   /** How many connections all clients have at once; 1024 when absent. One client has a half at most: shares.ts. */
@@ -95,6 +98,7 @@ export async function serve({
   auditLimits,
   log,
   meter = NO_METER,
+  tracing = NO_TRACING,
   shutdownMs,
   maxConnections = MAX_CONNECTIONS,
   maxCalls = MAX_CALLS,
@@ -113,11 +117,11 @@ export async function serve({
   const callers = new WeakMap<Metadata, Caller>();
   const calls = handlers(callers, log);
   const probe = health();
-  const recording = { audit, connections, few, meter, log };
+  const recording = { audit, connections, few, meter, tracing, log };
   const interceptors = [auditCalls(recording, room), authorise(connections, callers, room, log)];
   const injectors = openInjectors((most) => {
     const server = new Server({ ...grpcOptions(Math.ceil(most / 2)), interceptors });
-    server.addService(strictly(SERVICE), workerService(jobsOf(worker, owners), calls, meter));
+    server.addService(strictly(SERVICE), workerService(jobsOf(worker, owners), calls, recording));
     server.addService(HealthService, probe.service(calls));
     for (const each of REFLECTION) server.addService(strictly(each), reflection(calls));
     return server;

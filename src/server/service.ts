@@ -15,6 +15,7 @@ import { listJobs } from "./list.ts";
 import type { ServerMeter } from "./meter.ts";
 import type { JobsOf } from "./owners.ts";
 import { type StreamMessage, streamOutput, streamStats } from "./stream.ts";
+import type { Tracing } from "./tracing.ts";
 import { toResources } from "./translate-resources.ts";
 import { fromFinding, fromJob, toJobSpec, toStop } from "./translate.ts";
 
@@ -27,10 +28,17 @@ type Service = Omit<WorkerServiceServer, "stream" | "list" | "query" | "wait"> &
 };
 
 /** Serves each client its jobs as WorkerService: translates requests and answers, and decides nothing. */
-export function workerService(jobsOf: JobsOf, { unary, streaming }: Handlers, meter: ServerMeter): Service {
+export function workerService(
+  jobsOf: JobsOf,
+  { unary, streaming }: Handlers,
+  { meter, tracing }: { readonly meter: ServerMeter; readonly tracing: Tracing },
+): Service {
   return {
-    start: unary(async (request, { principal, signal }) => {
-      const { job, alreadyStarted } = await jobsOf(principal).start(toJobSpec(request, principal.subject), signal);
+    start: unary(async (request, { principal, signal, parent }) => {
+      const span = tracing.job(parent);
+      const spec = toJobSpec(request, principal.subject, span.traceparent);
+      const { job, alreadyStarted } = await jobsOf(principal).start(spec, signal);
+      if (!alreadyStarted) span.started(job);
       return { jobId: job.id, pid: job.pid, alreadyStarted };
     }),
     stop: unary(async (request, { principal, signal }) => {

@@ -45,11 +45,16 @@ const STATES = namesIn<"STATE", State, ProtoState>("STATE", ProtoState);
 const FINDING_STATES = namesIn<"FINDING_STATE", Finding["state"], FindingState>("FINDING_STATE", FindingState);
 const SOURCES = namesIn<"SOURCE", Source, ProtoSource>("SOURCE", ProtoSource);
 
-/** Translates a start. Throws JobError `invalid` for values that the worker has no words for. */
-export function toJobSpec(request: StartRequest, owner: string): JobSpec {
+/**
+ * Translates a start. The job has `traceparent` as its variable TRACEPARENT, unless the request gives that. Throws JobError
+ * `invalid` for values that the worker has no words for.
+ */
+export function toJobSpec(request: StartRequest, owner: string, traceparent?: string): JobSpec {
   const { labels, resources, timeLimit } = request;
+  const program = toProgram(request);
   return {
-    ...toProgram(request),
+    ...program,
+    ...(traceparent !== undefined && { env: new Map([["TRACEPARENT", traceparent], ...(program.env ?? [])]) }),
     labels,
     owner,
     ...defined({
