@@ -47,6 +47,8 @@ interface LaunchOptions {
   readonly stderr?: string | undefined;
   /** The directory that it is run in; that of the tests when absent. */
   readonly cwd?: string | undefined;
+  /** A command line that runs the words behind it. */
+  readonly under?: readonly string[];
 }
 
 /** Runs one of the programs. */
@@ -54,10 +56,11 @@ export function launch(
   program: "jobsctl" | "jobsd",
   args: readonly string[],
   env: NodeJS.ProcessEnv = {},
-  { stdout, stderr, cwd }: LaunchOptions = {},
+  { stdout, stderr, cwd, under = [] }: LaunchOptions = {},
 ): Running {
   const opened = [stdout, stderr].map((path) => (path === undefined ? "pipe" : openSync(path, "a")));
-  const child = spawn(process.execPath, ["--", program === "jobsctl" ? JOBSCTL : JOBSD, ...args], {
+  const words = [...under, process.execPath, "--", program === "jobsctl" ? JOBSCTL : JOBSD, ...args];
+  const child = spawn(words[0] ?? "", words.slice(1), {
     env: {
       PATH: process.env["PATH"],
       HOME: "/nonexistent",
