@@ -1,5 +1,6 @@
+import { execFileSync } from "node:child_process";
 import { createHash, randomBytes, randomInt } from "node:crypto";
-import { mkdirSync, readdirSync, readFileSync, rmSync, truncateSync, watch, writeFileSync } from "node:fs";
+import { mkdirSync, readdirSync, readFileSync, rmSync, symlinkSync, truncateSync, watch, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { expect, test } from "vitest";
 import { unless } from "../../testing/root.ts";
@@ -56,6 +57,20 @@ test("a file that is there, or half there, is written over", async () => {
   await a.put();
   expect(readFileSync(join(a.root, KEY)).equals(a.bytes)).toBe(true);
   expect(readdirSync(join(a.root, "w", "job"))).toEqual(["output"]);
+});
+
+test.each<[string, (path: string, precious: string) => void]>([
+  ["a link to another file", (path, precious) => symlinkSync(precious, path)],
+  ["a FIFO", (path) => execFileSync("mkfifo", [path])],
+])("%s in the place of a half file is replaced", async (_what, plant) => {
+  using a = setup(10);
+  const precious = join(a.root, "precious");
+  writeFileSync(precious, "kept");
+  mkdirSync(join(a.root, "w/job"), { recursive: true });
+  plant(join(a.root, "w/job/.partial-output"), precious);
+  await a.put();
+  expect(readFileSync(join(a.root, KEY)).equals(a.bytes)).toBe(true);
+  expect(readFileSync(precious, "utf8")).toBe("kept");
 });
 
 test("what was changed before it was read back is not taken for stored", async () => {

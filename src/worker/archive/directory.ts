@@ -95,7 +95,9 @@ async function makeDirectories(root: string, below: string): Promise<void> {
 
 /** Resolves to the SHA-256 of what was read, once what was written has reached the disk. */
 async function copy(source: FileHandle, path: string, signal: AbortSignal): Promise<string> {
-  await using target = await open(path, "w", 0o600);
+  // What is there may be of a try that was cut, or a link or a FIFO that somebody put there.
+  await rm(path, { force: true });
+  await using target = await open(path, "wx", 0o600);
   const hash = createHash("sha256");
   for await (const block of blocks(source, signal)) {
     hash.update(block);

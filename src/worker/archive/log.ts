@@ -2,7 +2,8 @@ import { constants } from "node:fs";
 import { type FileHandle, open, unlink } from "node:fs/promises";
 import { join } from "node:path";
 import { writeAll } from "../log/compress.ts";
-import { compressedLogOf, type End, fileBytes, type Log, logOf } from "../log/log.ts";
+import { decodeFooter } from "../log/frames.ts";
+import { compressedLogOf, type End, fileBytes, type Log, logOf, RECORD_BYTES } from "../log/log.ts";
 import type { LocalBytes } from "../log/seekable.ts";
 import { JobError } from "../model/errors.ts";
 import { BLOCK_BYTES, inBlocks } from "./blocks.ts";
@@ -27,12 +28,15 @@ export async function openArchivedLog(
     directory,
     signal,
     end,
+    mostIndexBytes = Infinity,
   }: {
     readonly keyIn: (file: string) => string;
     readonly compressed: boolean;
     readonly directory: string;
     readonly signal: AbortSignal;
     readonly end?: End;
+    /** No index of the job's output is longer. */
+    readonly mostIndexBytes?: number;
   },
 ): Promise<Archived> {
   await using opened = new AsyncDisposableStack();
@@ -40,7 +44,7 @@ export async function openArchivedLog(
   const either = AbortSignal.any([signal, closing.signal]);
   const output = opened.use(await store.open(keyIn(compressed ? "output.zst" : "output"), either));
   const stored = await store.open(keyIn(compressed ? "index.zst" : "index"), either);
-  const index = await fetched(stored, directory, opened);
+  const index = await fetched(stored, { directory, compressed, mostIndexBytes }, opened);
   const blocks = opened.use(inBlocks(output));
   opened.defer(() => closing.abort());
   const log = compressed ? opened.use(compressedLogOf(index, blocks, () => {}, end)) : logOf(index, blocks, end);
@@ -56,15 +60,25 @@ async function nameless(directory: string): Promise<FileHandle> {
   return file;
 }
 
-/** Copies all of `stored`, and closes it. Most indexes need no file, for which a full disk has no room. */
-async function fetched(stored: Stored, directory: string, opened: AsyncDisposableStack): Promise<LocalBytes> {
+/** Copies an index, and closes it. Most indexes need no file, for which a full disk has no room. */
+async function fetched(
+  stored: Stored,
+  {
+    directory,
+    compressed,
+    mostIndexBytes,
+  }: { readonly directory: string; readonly compressed: boolean; readonly mostIndexBytes: number },
+  opened: AsyncDisposableStack,
+): Promise<LocalBytes> {
   await using source = stored;
   const { size } = source;
+  if (size > mostIndexBytes) throw longer();
   if (size <= MOST_IN_MEMORY_BYTES) {
     const bytes = Buffer.alloc(size);
     await readWhole(source, bytes, 0);
     return { size: () => size, read: (buffer, offset) => bytes.copy(buffer, 0, offset) };
   }
+  await checkLast(source, compressed);
   const file = opened.use(await nameless(directory));
   const buffer = Buffer.allocUnsafeSlow(BLOCK_BYTES);
   for (let offset = 0; offset < size; offset += BLOCK_BYTES) {
@@ -73,6 +87,18 @@ async function fetched(stored: Stored, directory: string, opened: AsyncDisposabl
     await writeAll(file, bytes, offset);
   }
   return fileBytes(file.fd);
+}
+
+/** Refuses an index that ends with what no index ends with, before it is copied: it may be gigabytes of holes. */
+async function checkLast(source: Stored, compressed: boolean): Promise<void> {
+  const last = Buffer.alloc(RECORD_BYTES);
+  await readWhole(source, last, source.size - last.length);
+  if (compressed) decodeFooter(last);
+  else if (last.readUIntLE(8, 6) === 0) throw longer(); // every record has a time
+}
+
+function longer(): JobError {
+  return new JobError("data-loss", "the index in the archive is longer than it was");
 }
 
 async function readWhole(source: Stored, bytes: Buffer, offset: number): Promise<void> {

@@ -107,7 +107,7 @@ async function open(
   const before = journal.logs.of(id);
   if (before?.kind === "pruned") throw notThere(id, before);
   try {
-    return opened.use(openLog(join(context.jobsDir, id), end));
+    return own(opened.use(openLog(join(context.jobsDir, id), end)), entry.job);
   } catch (error) {
     if (codeOf(error) !== "ENOENT") throw error;
   }
@@ -116,8 +116,22 @@ async function open(
   const key = (file: string): string => objectKey(journal.instance, id, file);
   const compressed = log.kind === "archived" ? log.compressed : await isCompressedIn(archive.store, key, signal);
   if (compressed === undefined) throw notThere(id, log);
-  const places = { keyIn: key, compressed, directory: resolve(options.stateDir), signal, end };
-  return opened.use(await openArchivedLog(archive.store, places)).log;
+  const mostIndexBytes = mostIndexBytesOf(sizeAtEnd(entry.job) ?? Infinity);
+  const places = { keyIn: key, compressed, directory: resolve(options.stateDir), signal, end, mostIndexBytes };
+  return own(opened.use(await openArchivedLog(archive.store, places)).log, entry.job);
+}
+
+/** Each byte of output has a record at the most, and so has a gap before it; a compressed index has a table beside these. */
+function mostIndexBytesOf(outputBytes: number): number {
+  return 4096 + 64 * (outputBytes + 1);
+}
+
+/** Returns the log, if it is the job's: somebody may have mixed up files here, or objects in the archive. */
+function own(log: Log, job: Job): Log {
+  if (sizeAtEnd(job) === undefined) return log;
+  const { started } = log.header();
+  if (started?.pid === job.pid && started.at.getTime() === job.startedAt?.getTime()) return log;
+  throw new JobError("data-loss", `the output log is not that of ${job.id}`);
 }
 
 function isHere({ jobsDir }: Context, id: string): boolean {

@@ -5,11 +5,13 @@ import { turns } from "../../os/turn.ts";
 import { COMPRESSED_FILES, logFilesIn, NEW_FILES, PLAIN_FILES } from "./files.ts";
 import { FIRST_RECORD_AT, HEADER_BYTES, type Log, openPlainLog, RECORD_BYTES } from "./log.ts";
 import {
+  CHECK_BYTES,
   compressFrame,
   encodeFooter,
   encodeFrame,
   ENTRY_BYTES,
   FRAME_BYTES,
+  type Frame,
   INDEX_FRAME_BYTES,
   release,
   SKIPPABLE_BYTES,
@@ -72,19 +74,19 @@ async function writeOutput(log: Log, output: FileHandle, index: FileHandle, sign
   const buffer = Buffer.allocUnsafeSlow(FRAME_BYTES);
   let entries = 0;
   let position = 0;
-  const enter = (offset: number, length: number, compressed: number): Promise<void> => {
-    const entry = encodeFrame({ offset, position, length, compressed });
+  const enter = (offset: number, length: number, written: Written): Promise<void> => {
+    const entry = encodeFrame({ offset, position, length, ...written });
     return writeAll(index, entry, SKIPPABLE_BYTES + entries++ * ENTRY_BYTES);
   };
   for await (const { from, to } of runs(log)) {
     signal.throwIfAborted();
     const bytes = buffer.subarray(0, to - from);
     if ((await log.output.read(bytes, from)) < bytes.length) throw new Error("the output is cut short");
-    const compressed = await writeFrame(output, bytes, position);
-    await enter(from, bytes.length, compressed);
-    position += compressed;
+    const written = await writeFrame(output, bytes, position);
+    await enter(from, bytes.length, written);
+    position += written.compressed;
   }
-  await enter(log.output.size(), 0, 0);
+  await enter(log.output.size(), 0, NOTHING);
   await writeAll(index, skippableHeader(entries * ENTRY_BYTES), 0);
   return entries;
 }
@@ -123,25 +125,28 @@ async function writeIndex(log: Log, file: FileHandle, outputs: number, signal: A
     const head = offset === 0 ? log.index.read(buffer.subarray(0, HEADER_BYTES), 0) : 0;
     if (offset === 0) buffer.writeBigUInt64LE(0n, FIRST_RECORD_AT);
     length = head + log.index.read(buffer.subarray(head), skipped + offset + head);
-    const compressed = length > 0 ? await writeFrame(file, buffer.subarray(0, length), position) : 0;
-    table.push(encodeFrame({ offset, position, length, compressed }));
-    position += compressed;
+    const written = length > 0 ? await writeFrame(file, buffer.subarray(0, length), position) : NOTHING;
+    table.push(encodeFrame({ offset, position, length, ...written }));
+    position += written.compressed;
   }
   const footer = encodeFooter({ outputs, indexes: table.length });
   const header = skippableHeader(table.length * ENTRY_BYTES + footer.length);
   await writeAll(file, Buffer.concat([header, ...table, footer]), position);
 }
 
-/** Resolves to how much of the file it takes. */
-async function writeFrame(file: FileHandle, bytes: Buffer, position: number): Promise<number> {
+type Written = Pick<Frame, "compressed" | "check">;
+const NOTHING: Written = { compressed: 0, check: 0 };
+
+async function writeFrame(file: FileHandle, bytes: Buffer, position: number): Promise<Written> {
   let end = position;
   const pieces = await compressFrame(bytes);
   for (const piece of pieces) {
     await writeAll(file, piece, end);
     end += piece.length;
   }
+  const tail = Buffer.concat(pieces.map((piece) => piece.subarray(-CHECK_BYTES)));
   for (const piece of pieces) release(piece);
-  return end - position;
+  return { compressed: end - position, check: tail.readUInt16LE(tail.length - CHECK_BYTES) };
 }
 
 /** A disk that gets full takes a part. */

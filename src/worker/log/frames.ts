@@ -12,7 +12,7 @@ import { JobError } from "../model/errors.ts";
  *               is the first that holds; a skippable frame with the table of these frames, and a footer.
  *   table:      an entry for each frame, and one for the end, which has no length.
  *   entry:      offset in what was compressed and position in the file (48 bits each), length in what was compressed and in
- *               the file (24 bits each), 16 bits that are 0, CRC-32 of these 20 bytes.
+ *               the file (24 bits each), the last 16 bits of the frame, CRC-32 of these 20 bytes.
  *   footer:     how many entries the first and the second table have (32 bits each), "jobs", CRC-32 of these 12 bytes.
  */
 
@@ -35,7 +35,11 @@ export interface Frame {
   readonly position: number;
   readonly length: number;
   readonly compressed: number;
+  /** The last 16 bits, of the checksum of what the frame holds: a frame of another log has others. */
+  readonly check: number;
 }
+
+export const CHECK_BYTES = 2;
 
 /** The window of a frame is the frame. The checksum keeps what a disk has damaged from being taken for output. */
 const PARAMETERS = { [constants.ZSTD_c_windowLog]: Math.log2(FRAME_BYTES), [constants.ZSTD_c_checksumFlag]: 1 };
@@ -56,8 +60,9 @@ export function compressFrame(bytes: Buffer): Promise<Buffer[]> {
 
 const decompressAsync = promisify(zstdDecompress);
 
-/** Resolves to the `length` bytes that a frame holds. Rejects with JobError `data-loss`. */
-export async function decompress(frame: Buffer, length: number): Promise<Buffer> {
+/** Resolves to what a frame holds. Rejects with JobError `data-loss`. */
+export async function decompress(frame: Buffer, { length, check }: Frame): Promise<Buffer> {
+  checkEnd(frame, check);
   const options = { chunkSize: length + LEAST_CHUNK, maxOutputLength: length, params: WINDOW };
   const bytes = await decompressAsync(frame, options).catch((error: unknown) => {
     throw damaged(`the compressed output is damaged: ${reasonOf(error)}`, error);
@@ -65,8 +70,9 @@ export async function decompress(frame: Buffer, length: number): Promise<Buffer>
   return checked(bytes, length);
 }
 
-/** Returns the `length` bytes that a frame holds. Throws JobError `data-loss`. */
-export function decompressSync(frame: Buffer, length: number): Buffer {
+/** Returns what a frame holds. Throws JobError `data-loss`. */
+export function decompressSync(frame: Buffer, { length, check }: Frame): Buffer {
+  checkEnd(frame, check);
   let bytes: Buffer;
   try {
     bytes = zstdDecompressSync(frame, { maxOutputLength: Math.max(length, LEAST_CHUNK), params: WINDOW });
@@ -74,6 +80,11 @@ export function decompressSync(frame: Buffer, length: number): Buffer {
     throw damaged(`the compressed index is damaged: ${reasonOf(error)}`, error);
   }
   return checked(bytes, length);
+}
+
+function checkEnd(frame: Buffer, check: number): void {
+  if (frame.length < CHECK_BYTES || frame.readUInt16LE(frame.length - CHECK_BYTES) !== check)
+    throw damaged("a frame of the compressed log is not that which its table tells of");
 }
 
 function checked(bytes: Buffer, length: number): Buffer {
@@ -110,12 +121,13 @@ function unsealed(bytes: Buffer): Buffer {
   return bytes;
 }
 
-export function encodeFrame({ offset, position, length, compressed }: Frame): Buffer {
+export function encodeFrame({ offset, position, length, compressed, check }: Frame): Buffer {
   const entry = Buffer.alloc(ENTRY_BYTES);
   entry.writeUIntLE(offset, 0, 6);
   entry.writeUIntLE(position, 6, 6);
   entry.writeUIntLE(length, 12, 3);
   entry.writeUIntLE(compressed, 15, 3);
+  entry.writeUInt16LE(check, 18);
   return sealed(entry);
 }
 
@@ -127,6 +139,7 @@ export function decodeFrame(bytes: Buffer): Frame {
     position: entry.readUIntLE(6, 6),
     length: entry.readUIntLE(12, 3),
     compressed: entry.readUIntLE(15, 3),
+    check: entry.readUInt16LE(18),
   };
 }
 

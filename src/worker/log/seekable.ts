@@ -64,7 +64,7 @@ export function openIndex(file: LocalBytes): { readonly index: LocalBytes; reado
   function frame(n: number): Buffer {
     if (held?.n === n) return held.bytes;
     const found = own.at(n);
-    const bytes = decompressSync(bytesAt(found.compressed, found.position), found.length);
+    const bytes = decompressSync(bytesAt(found.compressed, found.position), found);
     held = { n, bytes };
     return bytes;
   }
@@ -130,10 +130,11 @@ export function framedOutput(frames: Table, file: Bytes): Bytes & Disposable {
   const end = frames.at(frames.count).offset;
   const find = searchIn(frames);
 
-  async function load({ position, length, compressed }: Frame): Promise<Buffer> {
+  async function load(frame: Frame): Promise<Buffer> {
+    const { position, compressed } = frame;
     const bytes = Buffer.allocUnsafeSlow(compressed);
     if ((await file.read(bytes, position)) < compressed) throw damaged("the compressed output is cut short");
-    const output = await decompress(bytes, length);
+    const output = await decompress(bytes, frame);
     release(bytes);
     return output;
   }
