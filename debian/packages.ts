@@ -86,6 +86,7 @@ function daemon(release: Release): Package {
       ...built([...bundle("jobsd.js")].filter((name) => !ofClient.has(name))),
       [`${LIB}/build/supervisor`]: strip("build/supervisor"),
       [`${LIB}/build/verify.node`]: strip("build/verify.node"),
+      [`${LIB}/build/notify.node`]: strip("build/notify.node"),
       ...Object.fromEntries(units.map((unit) => [`lib/systemd/system/${unit}`, copy(`debian/files/${unit}`)])),
       "usr/lib/sysusers.d/jobsd.conf": copy("debian/files/sysusers.conf"),
       "usr/lib/tmpfiles.d/jobsd.conf": copy("debian/files/tmpfiles.conf"),
