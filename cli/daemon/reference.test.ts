@@ -38,7 +38,7 @@ it("docs/configuration.md has a row for each key: its value, whether it needs a 
 });
 
 it("docs/jobsd.toml shows each key once, and says which need a restart", () => {
-  const shown = [...EXAMPLE.matchAll(/^#?([a-z-]+) = /gm)].map(([, name]) => name);
+  const shown = [...EXAMPLE.matchAll(/^#?([a-z-]+) = /gm)].map(([, name = ""]) => name);
   expect(shown.toSorted()).toEqual(KEYS.map(({ name }) => name).toSorted());
   const paragraphs = EXAMPLE.split(/\n(?=# )/).slice(1);
   const wrong = KEYS.filter(({ name, reloads }) => {
