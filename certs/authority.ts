@@ -6,8 +6,10 @@ import {
   ExtendedKeyUsageExtension,
   type Extension,
   type JsonGeneralName,
+  type JsonName,
   KeyUsageFlags,
   KeyUsagesExtension,
+  type Name,
   PublicKey,
   SubjectAlternativeNameExtension,
   SubjectKeyIdentifierExtension,
@@ -48,9 +50,9 @@ export interface SignOptions {
 
 const LEAF_DAYS = 90;
 const CA_DAYS = 3650;
-const DAY_MS = 86_400_000;
+export const DAY_MS = 86_400_000;
 /** A certificate is valid from a little before it was made, for parties whose clocks are slow. */
-const BACKDATE_MS = 5 * 60_000;
+export const BACKDATE_MS = 5 * 60_000;
 
 /** A new CA with a self-signed certificate of 10 years, which may sign leaves only. Throws CertError `invalid`. */
 export async function createAuthority(options: { bits?: number | undefined; now?: Date } = {}): Promise<Authority> {
@@ -92,32 +94,59 @@ export async function openAuthority(certificatePath: string, keyPath: string): P
  * Returns the certificate in PEM, an intermediate CA's behind it. Throws CertError `invalid` for an option, `refused` for the request or the CA.
  */
 export async function sign(authority: Authority, request: CertificateRequest, options: SignOptions): Promise<string> {
-  const { profile, now = new Date() } = options;
-  const ca = authority.certificate;
+  const { profile } = options;
   requireStrong(request.publicKey, request.commonName, options.minBits);
   const subject = `CN=${request.commonName}`;
-  if (subject === ca.subject) {
+  if (subject === authority.certificate.subject) {
     throw new CertError("refused", `${request.commonName}: is the CA's own name; the request needs another`);
   }
-  const publicKey = new PublicKey(request.publicKey.export({ format: "der", type: "spki" }));
+  return certify(
+    authority,
+    { subject: [{ CN: [request.commonName] }], publicKey: request.publicKey, profile },
+    options,
+    [...profileExtensions(profile, request, options.hosts)],
+  );
+}
+
+/** What a leaf says of its holder. */
+interface Leaf {
+  readonly subject: Name | JsonName;
+  readonly publicKey: KeyObject;
+  readonly profile: Profile;
+}
+
+/** Signs a leaf with a profile's extensions and `own`. Returns it in PEM, an intermediate CA's certificate behind it. */
+export async function certify(
+  authority: Authority,
+  { subject, publicKey: key, profile }: Leaf,
+  { now = new Date(), days }: Pick<SignOptions, "now" | "days">,
+  own: readonly Extension[],
+): Promise<string> {
+  const ca = authority.certificate;
+  const publicKey = new PublicKey(key.export({ format: "der", type: "spki" }));
   const certificate = await X509CertificateGenerator.create({
     // The library makes a serial number of 128 random bits, a positive integer, when none is given.
-    subject: [{ CN: [request.commonName] }],
+    subject,
     issuer: ca.subjectName,
     publicKey,
     signingKey: toCryptoKey(authority.key, "sign"),
     signingAlgorithm: SIGNING,
-    ...leafLife(ca, now, options.days),
+    ...leafLife(ca, now, days),
     extensions: [
       new BasicConstraintsExtension(false, undefined, true),
       new KeyUsagesExtension(KeyUsageFlags.digitalSignature, true),
       new ExtendedKeyUsageExtension([purposes[profile]]),
       await SubjectKeyIdentifierExtension.create(publicKey),
       await authorityKeyId(ca),
-      ...profileExtensions(profile, request, options.hosts),
+      ...own,
     ],
   });
   return toPem(certificate) + authority.chain;
+}
+
+/** The same certificate as Node has it. */
+export function nodeCertificate(certificate: X509Certificate): NodeCertificate {
+  return new NodeCertificate(Buffer.from(certificate.rawData));
 }
 
 /** A certificate in PEM, ending in a newline. */
@@ -161,7 +190,7 @@ function workerNames(request: CertificateRequest, hosts: readonly string[] = [])
 }
 
 /** The CA's own identifier, which need not be the hash of its key. */
-async function authorityKeyId(ca: X509Certificate): Promise<Extension> {
+export async function authorityKeyId(ca: X509Certificate): Promise<Extension> {
   const keyId = ca.getExtension(SubjectKeyIdentifierExtension)?.keyId;
   return keyId ? new AuthorityKeyIdentifierExtension(keyId) : AuthorityKeyIdentifierExtension.create(ca.publicKey);
 }

@@ -1,11 +1,32 @@
 import { randomBytes } from "node:crypto";
-import { link, lstat, open, rename, rm } from "node:fs/promises";
-import { dirname } from "node:path";
+import { link, lstat, open, rename, rm, stat } from "node:fs/promises";
+import { dirname, join } from "node:path";
 import { makeDirectory } from "../src/os/directory.ts";
 import { codeOf, meaningOf } from "../src/os/errno.ts";
 import { readSmall } from "../src/x509/file.ts";
 import { PemError } from "../src/x509/pem.ts";
 import { CertError, type CertErrorCode } from "./error.ts";
+
+/** The files of a CA. */
+export interface CaFiles {
+  readonly crt: string;
+  readonly key: string;
+  /** What it has signed: ca-index.ts. */
+  readonly index: string;
+  /** The list of what it has revoked. */
+  readonly crl: string;
+}
+
+/** The files of a CA that is given by its certificate, or by a directory with ca.crt. */
+export async function caFiles(ca: string, caKey?: string): Promise<CaFiles> {
+  const isDirectory = await stat(ca).then(
+    (found) => found.isDirectory(),
+    () => false,
+  );
+  const crt = isDirectory ? join(ca, "ca.crt") : ca;
+  const named = (ending: string): string => crt.replace(/(\.(crt|pem|cer))?$/, ending);
+  return { crt, key: caKey ?? named(".key"), index: named(".index"), crl: named(".crl") };
+}
 
 export interface NewFile {
   readonly path: string;

@@ -135,7 +135,7 @@ describe("a directory that has certificates already", () => {
     await issueAll({ out: dir.path, bits: 2048, force: true });
     expect(await readFile(join(dir.path, "ca.key"), "utf8")).toContain("BEGIN PRIVATE KEY");
     expect((await stat(join(dir.path, "ca.key"))).mode & 0o777).toBe(0o600);
-    expect(await readdir(dir.path)).toHaveLength(8);
+    expect(await readdir(dir.path)).toHaveLength(9);
   });
 });
 

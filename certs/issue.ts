@@ -1,7 +1,8 @@
 import { hostname } from "node:os";
 import { resolve } from "node:path";
-import { createAuthority, sign, toPem } from "./authority.ts";
-import { refuseExisting, writeFiles } from "./files.ts";
+import { createAuthority, nodeCertificate, sign, toPem } from "./authority.ts";
+import { handOut, indexOf } from "./ca-index.ts";
+import { caFiles, refuseExisting } from "./files.ts";
 import { isHost } from "./host.ts";
 import { type CertificateDescription, describe } from "./inspect.ts";
 import { generateKey, keyToPem } from "./key.ts";
@@ -35,7 +36,7 @@ export interface Issued {
 
 /**
  * Makes a CA and, by request and signature, the certificates of a worker, a writer and a reader:
- * NAME.crt (0644) and NAME.key (0600) in `out`. Writes all eight files or none.
+ * NAME.crt (0644) and NAME.key (0600) in `out`, and the CA's index. Writes all eight files or none.
  * Throws CertError: `invalid` names the option, `exists` the file that is there already.
  */
 export async function issueAll(options: IssueOptions): Promise<Issued[]> {
@@ -57,17 +58,19 @@ export async function issueAll(options: IssueOptions): Promise<Issued[]> {
     }),
   );
   const made = [{ name: "ca" as const, key: authority.key, pem: toPem(authority.certificate) }, ...leaves];
-  await writeFiles(
-    made.flatMap(({ name, key, pem }) => [
-      { path: place(name).key, text: keyToPem(key), mode: 0o600 as const },
-      { path: place(name).crt, text: pem, mode: 0o644 as const },
-    ]),
-    force,
-  );
-  return made.map(({ name, pem }) => {
+  const issued = made.map(({ name, pem }) => {
     const { crt, key } = place(name);
     return { name, crt, key, certificate: describe(pem, crt) };
   });
+  const signed = issued.map(({ certificate }) => certificate).filter(({ ca }) => !ca);
+  const files = made.flatMap(({ name, key, pem }) => [
+    { path: place(name).key, text: keyToPem(key), mode: 0o600 as const },
+    { path: place(name).crt, text: pem, mode: 0o644 as const },
+  ]);
+  const index = indexOf(await caFiles(place("ca").crt), nodeCertificate(authority.certificate));
+  // The index is of now, also where the certificates' lives are not.
+  await handOut(index, signed, files, { force, now: new Date() });
+  return issued;
 }
 
 /** Describes the certificates that were made, for people: one a line. */

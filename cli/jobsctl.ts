@@ -6,6 +6,8 @@ export const output: Flag = { name: "output", short: "o", value: "text|json", ab
 const force: Flag = { name: "force", about: "replace files that are there" };
 const host: Flag = { name: "host", value: "NAME", about: "DNS name or address of the worker; repeatable" };
 const bits: Flag = { name: "bits", value: "N", about: "size of the RSA keys, 4096 when not given" };
+const ca: Flag = { name: "ca", value: "DIR|FILE", about: "the CA's directory, or its certificate" };
+const caKey: Flag = { name: "ca-key", value: "FILE", about: "the CA's key, beside its certificate when not given" };
 const days: Flag = { name: "days", value: "N", about: "life of the certificates, 90 when not given" };
 
 const connectionFlags: readonly Flag[] = [
@@ -223,14 +225,41 @@ const commands: readonly Command[] = [
     force,
   ]),
   certs("sign", "<csr>", "Signs a request with the role that you give.", [
-    { name: "ca", value: "DIR|FILE", about: "the CA's directory, or its certificate" },
-    { name: "ca-key", value: "FILE", about: "the CA's key, beside its certificate when not given" },
+    ca,
+    caKey,
     { name: "role", value: "ROLE", about: "reader, writer, admin or worker" },
     host,
     days,
     { name: "min-bits", value: "N", about: "the smallest key to accept, 4096 when not given" },
     { name: "out", value: "FILE", about: "file of the certificate, beside the request when not given" },
     force,
+  ]),
+  certs("list", undefined, "Lists what a CA has signed, and what of it was revoked.", [ca]),
+  certs("renew", "<file>", "Signs a certificate anew, for the same holder: subject, hosts, role and key stay.", [
+    ca,
+    caKey,
+    { name: "old-ca", value: "DIR|FILE", about: "the CA that signed it, when another one renews it" },
+    { name: "new-key", about: "make a new private key, too, in place of the one beside the certificate" },
+    { name: "bits", value: "N", about: "size of a new key, that of the old one when not given" },
+    { name: "days", value: "N", about: "life of the certificate, 90 when not given" },
+    { name: "out", value: "FILE", about: "file of the new certificate; it replaces the old one when not given" },
+    force,
+  ]),
+  certs(
+    "revoke",
+    "<certificate>",
+    "Revokes a certificate, given by its file or serial number, and writes the CA's list.",
+    [
+      ca,
+      caKey,
+      { name: "reason", value: "REASON", about: "as in keyCompromise or superseded; unspecified when not given" },
+      { name: "force", about: "revoke a serial number that the CA's index does not know" },
+    ],
+  ),
+  certs("crl", undefined, "Writes the CA's list of revoked certificates anew, before the one there expires.", [
+    ca,
+    caKey,
+    { name: "days", value: "N", about: "how long it holds; as long as the one before it, or 30, when not given" },
   ]),
   certs("inspect", "<file>", "Shows what a certificate or a request says.", []),
 ];

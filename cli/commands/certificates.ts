@@ -2,16 +2,17 @@ import { EXIT } from "../tell/exit.ts";
 import { print, printJson } from "../tell/output.ts";
 import { parseCount, UsageError } from "../line/parse.ts";
 import type { Given } from "../line/program.ts";
+import type { Line } from "../tell/text.ts";
 import * as certs from "./certs.ts";
 
-/** `jobsctl certs init|request|sign|inspect`. */
+/** `jobsctl certs init|request|sign|list|renew|revoke|crl|inspect`. */
 export async function certificates(given: Given): Promise<number> {
   const { value, text } = await make(given);
   await (given.text("output") === "json" ? printJson(value) : print(text));
   return EXIT.ok;
 }
 
-async function make(given: Given): Promise<{ readonly value: unknown; readonly text: readonly string[] }> {
+async function make(given: Given): Promise<{ readonly value: unknown; readonly text: readonly Line[] }> {
   const [operand = ""] = given.operands;
   switch (given.command) {
     case "certs init": {
@@ -25,8 +26,7 @@ async function make(given: Given): Promise<{ readonly value: unknown; readonly t
     case "certs sign": {
       const value = await certs.sign({
         csr: operand,
-        ca: required(given, "ca"),
-        caKey: given.text("ca-key"),
+        ...authority(given),
         role: given.text("role"),
         hosts: hosts(given),
         days: number(given, "days"),
@@ -36,11 +36,41 @@ async function make(given: Given): Promise<{ readonly value: unknown; readonly t
       });
       return { value, text: certs.formatSign(value) };
     }
+    case "certs list": {
+      const value = await certs.list({ ca: required(given, "ca") });
+      return { value, text: certs.formatList(value) };
+    }
+    case "certs renew": {
+      const value = await certs.renew({
+        file: operand,
+        ...authority(given),
+        oldCa: given.text("old-ca"),
+        newKey: given.on("new-key"),
+        bits: number(given, "bits"),
+        days: number(given, "days"),
+        out: given.text("out"),
+        force: given.on("force"),
+      });
+      return { value, text: certs.formatRenew(value) };
+    }
+    case "certs revoke": {
+      const how = { reason: given.text("reason"), force: given.on("force") };
+      const value = await certs.revoke({ certificate: operand, ...authority(given), ...how });
+      return { value, text: certs.formatRevoke(value) };
+    }
+    case "certs crl": {
+      const value = await certs.crl({ ...authority(given), days: number(given, "days") });
+      return { value, text: certs.formatCrl(value) };
+    }
     default: {
       const value = await certs.inspect({ file: operand });
       return { value, text: certs.formatInspect(value) };
     }
   }
+}
+
+function authority(given: Given): { readonly ca: string; readonly caKey: string | undefined } {
+  return { ca: required(given, "ca"), caKey: given.text("ca-key") };
 }
 
 function keys(given: Given): Pick<certs.RequestOptions, "hosts" | "bits" | "force"> {

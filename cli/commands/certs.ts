@@ -1,11 +1,17 @@
-import { stat } from "node:fs/promises";
-import { join, resolve } from "node:path";
-import { openAuthority, sign as signRequest } from "../../certs/authority.ts";
-import { readFrom, refuseExisting, writeFiles } from "../../certs/files.ts";
+import { resolve } from "node:path";
+import { nodeCertificate, openAuthority, sign as signRequest } from "../../certs/authority.ts";
+import { handOut, indexOf } from "../../certs/ca-index.ts";
+import { type WrittenCrl, writeCrl } from "../../certs/crl.ts";
+import { caFiles, readFrom, refuseExisting, writeFiles } from "../../certs/files.ts";
 import { type CertificateDescription, type Description, describe, format, inspectFile } from "../../certs/inspect.ts";
 import { formatIssued, type Issued, issueAll, type IssueOptions } from "../../certs/issue.ts";
 import { generateKey, keyToPem } from "../../certs/key.ts";
+import { type CaRegister, register } from "../../certs/list.ts";
 import { parseProfile, type Role } from "../../certs/profile.ts";
+import { type Renewed, type RenewOptions, renew as renewCertificate } from "../../certs/renew.ts";
+import { type RevokedCertificate, type RevokeOptions, revoke as revokeCertificate } from "../../certs/revoke.ts";
+import { columns, type Line, type Part } from "../tell/text.ts";
+import { count } from "../tell/format.ts";
 import { createRequest, parseRequest, requireName } from "../../certs/request.ts";
 
 // Every command returns plain data for `--output json`; the format… functions make its text for people.
@@ -84,16 +90,39 @@ export async function sign(options: SignOptions): Promise<Signed> {
   const profile = parseProfile(options.role);
   const crt = resolve(options.out ?? csr.replace(/(\.csr)?$/, ".crt"));
   if (!force) await refuseExisting([crt]);
-  const isDirectory = await stat(options.ca).then(
-    (found) => found.isDirectory(),
-    () => false,
-  );
-  const ca = isDirectory ? join(options.ca, "ca.crt") : options.ca;
-  const authority = await openAuthority(ca, options.caKey ?? ca.replace(/(\.crt)?$/, ".key"));
+  const files = await caFiles(options.ca, options.caKey);
+  const authority = await openAuthority(files.crt, files.key);
   const verified = await readFrom(csr, (contents) => parseRequest(contents, csr));
   const pem = await signRequest(authority, verified, { profile, hosts, days, minBits });
-  await writeFiles([{ path: crt, text: pem, mode: 0o644 }], force);
-  return { crt, ...(verified.role && { asked: verified.role }), certificate: describe(pem, crt) };
+  const certificate = describe(pem, crt);
+  const index = indexOf(files, nodeCertificate(authority.certificate));
+  await handOut(index, [certificate], [{ path: crt, text: pem, mode: 0o644 }], { force, now: new Date() });
+  return { crt, ...(verified.role && { asked: verified.role }), certificate };
+}
+
+/** `jobsctl certs renew FILE --ca DIR`: run by whoever holds the CA's key. */
+export function renew(options: RenewOptions): Promise<Renewed> {
+  return renewCertificate(options);
+}
+
+/** `jobsctl certs revoke FILE|SERIAL --ca DIR`: likewise; writes the CA's list, too. */
+export function revoke(options: RevokeOptions): Promise<RevokedCertificate> {
+  return revokeCertificate(options);
+}
+
+/** `jobsctl certs crl --ca DIR [--days N]`: writes the CA's list anew before it expires. */
+export async function crl(options: {
+  readonly ca: string;
+  readonly caKey?: string | undefined;
+  readonly days?: number | undefined;
+}): Promise<WrittenCrl> {
+  const files = await caFiles(options.ca, options.caKey);
+  return writeCrl(files, await openAuthority(files.crt, files.key), options);
+}
+
+/** `jobsctl certs list --ca DIR`: what a CA has signed. */
+export function list(options: { readonly ca: string }): Promise<CaRegister> {
+  return register(options.ca);
 }
 
 /** `jobsctl certs inspect FILE`: what a certificate or a request says. */
@@ -115,4 +144,33 @@ export function formatSign({ crt, asked, certificate }: Signed): string[] {
   const given = certificate.role ?? "none, as a worker has";
   const note = `The request asks for the role ${asked}, which was not taken over: --role decides, and gave ${given}.`;
   return [crt, ...format(certificate), ...(asked ? [note] : [])];
+}
+
+export function formatRenew({ crt, key, before, certificate }: Renewed): string[] {
+  const still = `The certificate before it, ${before}, holds until it ends: jobsctl certs revoke ends it at once.`;
+  return [crt, ...(key ? [`${key}  its new private key`] : []), ...format(certificate), still];
+}
+
+export function formatRevoke({ certificate, already, crl }: RevokedCertificate): string[] {
+  const { serial, subject, revoked } = certificate;
+  const who = [serial, subject].filter(Boolean).join("  ");
+  const when = already ? `was revoked before, at ${revoked.at}` : "is revoked";
+  return [`${who}  ${when} (${revoked.reason})`, ...formatCrl(crl)];
+}
+
+export function formatCrl({ path, number, revoked, until }: WrittenCrl): string[] {
+  const what = `list ${number}, ${count(revoked, "certificate")} revoked, until ${until}`;
+  return [`${path}  ${what}`, "Give it to each jobsd that has --crl: it is read when it changes."];
+}
+
+export function formatList({ certificates, faults }: CaRegister): Line[] {
+  const rows = certificates.map(({ serial, role, subject, until, state, revoked }): Part[] => [
+    serial,
+    role,
+    until.slice(0, 10),
+    { text: state, style: state === "valid" ? "green" : "red" },
+    subject,
+    revoked ? `${revoked.reason}, ${revoked.at.slice(0, 10)}` : "",
+  ]);
+  return [...columns([["SERIAL", "ROLE", "UNTIL", "STATE", "SUBJECT", "REVOKED"], ...rows]), ...faults];
 }

@@ -81,7 +81,7 @@ describe("jobsd --check", () => {
   it("finds beside a daemon what the daemon finds, without its lock", async () => {
     const told: Examined = JSON.parse((await host.jobs(["doctor", "-o", "json"])).stdout);
     const flags = ["--state", join(host.dir, "state"), ...(isRoot ? ["--user", "nobody"] : [])];
-    const { code, stdout, stderr } = await check("--json", ...flags);
+    const { code, stdout, stderr } = await launch("jobsd", ["--check", "--json", ...flags], host.certificates).ended;
     expect(ofWorker(JSON.parse(stdout))).toEqual(ofWorker(told));
     expect({ code, stderr }).toEqual({ code: stdout.includes("STATE_MISSING") ? 1 : 0, stderr: "" });
   });

@@ -1,9 +1,11 @@
 import { resolve } from "node:path";
 import { reasonOf } from "../../src/os/errno.ts";
 import { examine } from "../../src/worker/index.ts";
-import { problemsOf, readTls } from "../../src/server/pem.ts";
+import { findingsOf } from "../../src/server/expiry.ts";
+import { readCrls, readTls, ServeError } from "../../src/server/pem.ts";
 import { readTlsFiles } from "../line/connection.ts";
 import { exitCodeOfFindings, formatFindings, formatSummary, printFindings, type Told } from "../tell/findings.ts";
+import { crlOptions } from "./crl.ts";
 import { sharedFindings } from "./kept.ts";
 import { print } from "../tell/output.ts";
 import type { Given } from "../line/program.ts";
@@ -37,20 +39,29 @@ function configFindings(given: Given): Told[] {
   return file === undefined ? [] : [{ area: "configuration", name: "file", state: "enforced", meaning: file }];
 }
 
-/** Examines the worker's certificate, when the flags name all of its files. */
-async function certificateFindings(given: Given): Promise<Told[]> {
+/** Examines the worker's certificate and the lists of revoked ones, when the flags name all of its files. */
+async function certificateFindings(given: Given): Promise<readonly Told[]> {
   const [ca, cert, key] = [given.text("ca"), given.text("cert"), given.text("key")];
   if (!ca || !cert || !key) return [];
-  const row = { area: "certificate", name: "worker's" } as const;
+  const row = { area: "certificate", state: "missing", meaning: "no daemon starts" } as const;
   try {
-    const warnings: Told[] = [];
-    for (const { message: reason } of problemsOf(readTls(await readTlsFiles({ ca, cert, key })))) {
-      warnings.push({ ...row, state: "limited", meaning: "clients may refuse it", reason });
-    }
-    return warnings.length > 0 ? warnings : [{ ...row, state: "enforced", meaning: cert }];
+    const tls = await readTlsFiles({ ca, cert, key });
+    return [...findingsOf({ files: readTls(tls), ...(await listsOf(given, tls.ca)) })];
   } catch (error) {
     const reason = reasonOf(error);
+    if (error instanceof ServeError && error.code === "bad-crl")
+      return [{ ...row, name: "revoked", reason, remedy: "sign a new list: jobsctl certs crl" }];
     const remedy = "jobsctl certs init makes one; so do jobsctl certs request and sign";
-    return [{ ...row, state: "missing", meaning: "no daemon starts", reason, remedy }];
+    return [{ ...row, name: "worker's", reason, remedy }];
   }
+}
+
+/** Reads the lists that a daemon would. Throws ServeError where it would not start without them. */
+async function listsOf(given: Given, ca: string) {
+  const { crlFile, faultyLists } = crlOptions(given);
+  if (crlFile === undefined) return {};
+  return readCrls(crlFile, ca).catch((error: unknown) => {
+    if (faultyLists === "refuse") throw error;
+    return { lists: [] };
+  });
 }

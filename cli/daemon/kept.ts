@@ -13,7 +13,7 @@ export interface Place {
 
 /** The kernel follows no more links than that (path_resolution(7)). */
 export const MOST_LINKS = 40;
-const OF_CERTIFICATES = /\.(key|crt|cer|pem|csr|srl|crl)$/;
+const OF_CERTIFICATES = /\.(key|crt|cer|pem|csr|srl|crl|index)$/;
 
 /**
  * The place of a file that may be renewed, by a new file or a new link under its name, or be there only later. Its

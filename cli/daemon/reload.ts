@@ -5,6 +5,7 @@ import type { Worker } from "../../src/worker/index.ts";
 import { readTlsFiles } from "../line/connection.ts";
 import { UsageError } from "../line/parse.ts";
 import type { Given } from "../line/program.ts";
+import { type Crls, crlsOf, listsChanged } from "./crl.ts";
 import { flags, settings, type Settings } from "./settings.ts";
 
 interface Running {
@@ -13,7 +14,9 @@ interface Running {
   /** Reads what is given anew: the configuration file may have changed. */
   readonly read: () => Promise<Given>;
   readonly root: string;
-  readonly started: Pick<Settings, "tls" | "tlsFiles">;
+  readonly started: Pick<Settings, "tls" | "tlsFiles" | "crlFile">;
+  /** The lists that the server began with. */
+  readonly crls: Crls;
   readonly server: Served;
   readonly worker: Worker;
   readonly log: Logger;
@@ -27,9 +30,10 @@ export interface Reload {
   certificates(): Promise<void>;
 }
 
-export function openReload({ given: first, read, root, started, server, worker, log }: Running): Reload {
+export function openReload({ given: first, read, root, started, crls: atFirst, server, worker, log }: Running): Reload {
   let given = first;
   let { tls } = started;
+  let crls = atFirst;
 
   async function all(): Promise<void> {
     const next = await read();
@@ -37,14 +41,17 @@ export function openReload({ given: first, read, root, started, server, worker, 
     await settings(next, root);
     const mixed = mixedOf(given, next);
     const wanted = await settings(mixed, root);
+    const lists = await crlsOf(wanted, wanted.tls, log);
     const takeWorker = worker.renew(wanted.worker);
-    const takeServer = server.renew({ tls: wanted.tls, limits: wanted });
+    const takeServer = server.renew({ tls: wanted.tls, crls: lists, limits: wanted });
     takeWorker();
     takeServer();
     log.level = wanted.level;
-    const [files, taken, later] = [changedFiles(tls, wanted), changes(given, mixed), changes(mixed, next)];
+    const files = [...changedFiles(tls, wanted), ...changedList(wanted, crls, lists)];
+    const [taken, later] = [changes(given, mixed), changes(mixed, next)];
     given = mixed;
     tls = wanted.tls;
+    crls = lists;
     log.info({ ...(files.length > 0 && { files }), ...taken }, "configuration taken");
     if (Object.keys(later).length > 0) log.warn(later, "a part of the configuration needs a restart");
   }
@@ -52,10 +59,12 @@ export function openReload({ given: first, read, root, started, server, worker, 
   async function certificates(): Promise<void> {
     const { tlsFiles } = started;
     const next = await readTlsFiles(tlsFiles);
-    const files = changedFiles(tls, { tls: next, tlsFiles });
+    const lists = await crlsOf(started, next, log);
+    const files = [...changedFiles(tls, { tls: next, tlsFiles }), ...changedList(started, crls, lists)];
     if (files.length === 0) return;
-    server.renew({ tls: next })();
+    server.renew({ tls: next, crls: lists })();
     tls = next;
+    crls = lists;
     log.info({ files }, "certificates taken");
   }
 
@@ -93,6 +102,11 @@ function changes(before: Given, now: Given): Record<string, string> {
 /** Returns the names of the files of TLS whose content has changed. */
 function changedFiles(before: Settings["tls"], { tls, tlsFiles }: Pick<Settings, "tls" | "tlsFiles">): string[] {
   return (["ca", "cert", "key"] as const).filter((part) => tls[part] !== before[part]).map((part) => tlsFiles[part]);
+}
+
+/** Returns the name of the file of lists where these have changed. */
+function changedList({ crlFile }: Pick<Settings, "crlFile">, before: Crls, now: Crls): string[] {
+  return crlFile !== undefined && listsChanged(before, now) ? [crlFile] : [];
 }
 
 /** Work that is asked for at any time. */

@@ -8,6 +8,7 @@ import { isIgnored } from "../line/caller.ts";
 import type { Given } from "../line/program.ts";
 import { EXIT } from "../tell/exit.ts";
 import { print } from "../tell/output.ts";
+import { firstCrls } from "./crl.ts";
 import { sharedFindings } from "./kept.ts";
 import { openLog } from "./log.ts";
 import { openMetrics } from "./metrics.ts";
@@ -35,8 +36,9 @@ export async function serveUntilSignal({ given, read, root, version }: ServeOpti
     onHangup();
   });
   const started = await settings(given, root);
-  const { listen, worker: workerOptions, level, secrets, tlsFiles, metrics: scraped, ...served } = started;
+  const { listen, worker: workerOptions, level, secrets, tlsFiles, crlFile, metrics: scraped, ...served } = started;
   const log = openLog(level);
+  const crls = await firstCrls(started, log);
   using notifier = openNotifier(join(nativeDirectory(root), "notify.node"), process.env, log);
   await using metrics = scraped && (await openMetrics(scraped, version, log));
   const tracing = await traceBy(started.tracing, version);
@@ -48,11 +50,11 @@ export async function serveUntilSignal({ given, read, root, version }: ServeOpti
   try {
     const serving = Promise.withResolvers<Served>();
     await metrics?.listen({ worker, server: serving.promise, stateDir: workerOptions.stateDir });
-    const server = await serve({ ...served, ...listen, worker, log, meter: metrics?.server, tracing });
+    const server = await serve({ ...served, ...listen, crls, worker, log, meter: metrics?.server, tracing });
     serving.resolve(server);
     const address = formatTarget({ host: listen.host, port: server.port });
     const status = `listening on ${address}`;
-    const reload = openReload({ given, read, root, started, server, worker, log });
+    const reload = openReload({ given, read, root, started, crls, server, worker, log });
     const reloads = oneByOne(async () => {
       if (!hungUp) return reload.certificates();
       hungUp = false;
@@ -63,7 +65,8 @@ export async function serveUntilSignal({ given, read, root, version }: ServeOpti
     onHangup = reloads.ask;
     // What has come since the files were read.
     if (hungUp) reloads.ask();
-    using _watched = watchFiles(Object.values(tlsFiles), reloads.ask, (directory, error) =>
+    const watched = [...Object.values(tlsFiles), ...(crlFile === undefined ? [] : [crlFile])];
+    using _watched = watchFiles(watched, reloads.ask, (directory, error) =>
       log.warn({ err: error }, `changes of certificates in ${directory} are taken on SIGHUP alone`),
     );
     logCrashes(log);

@@ -6,6 +6,7 @@ import { parseTarget, type Target } from "../../src/client/target.ts";
 import { reasonOf } from "../../src/os/errno.ts";
 import { checkWorker, JobError, type Place, SWITCHES, type WorkerOptions } from "../../src/worker/index.ts";
 import { readTlsFiles } from "../line/connection.ts";
+import { type CrlOptions, crlFlags, crlOptions } from "./crl.ts";
 import { placeOf } from "./kept.ts";
 import { parseCount, parseDurationMs, parseSizeBytes, parseWord, UsageError } from "../line/parse.ts";
 import { type Given, optional } from "../line/program.ts";
@@ -29,6 +30,7 @@ export const flags: readonly Setting[] = [
   { name: "ca", value: "FILE", about: "certificate of the CA that signs clients" },
   { name: "cert", value: "FILE", about: "the worker's certificate" },
   { name: "key", value: "FILE", about: "its private key; nobody else may be able to read it" },
+  ...crlFlags,
   { name: "name", value: "NAME", about: "in front of each job's id, to tell workers apart" },
   ...ownerFlags,
   ...whoFlags,
@@ -100,7 +102,7 @@ export const flags: readonly Setting[] = [
 const LEAST_AUDIT_BYTES = 1024 * 1024;
 
 /** The settings that a daemon is started with. */
-export interface Settings {
+export interface Settings extends CrlOptions {
   readonly listen: Target;
   /** The addon that verifies chains in a thread of its own. */
   readonly verifier: string;
@@ -175,6 +177,7 @@ export function settingsWithoutTls(
     listen: optional(given, "listen", (flag, address) => parseTarget(address, flag)),
     verifier: join(nativeDirectory(root), "verify.node"),
     tlsFiles: { ca: text("ca"), cert: text("cert"), key: text("key") },
+    ...crlOptions(given),
     secrets,
     worker: workerOptions(given, root, { stateDir, secrets }),
     owners: ownersOf(given),
@@ -202,7 +205,7 @@ function workerOptions(
   const name = given.text("name");
   const maxJobs = optional(given, "max-jobs", (flag, count) => Number(parseCount(flag, count, 1)));
   const archive = parseArchive(given);
-  const unchanged = ["ca", "cert", "config", "tracing"].flatMap((flag) => given.text(flag) ?? []);
+  const unchanged = ["ca", "cert", "crl", "config", "tracing"].flatMap((flag) => given.text(flag) ?? []);
   const options: WorkerOptions = {
     stateDir,
     ...hostOptions(given, root),

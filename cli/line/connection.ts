@@ -1,3 +1,4 @@
+import type { X509Certificate } from "node:crypto";
 import { userInfo } from "node:os";
 import { dirname, isAbsolute, join, resolve } from "node:path";
 import { meaningOf, reasonOf } from "../../src/os/errno.ts";
@@ -103,16 +104,28 @@ function contextHint(env: NodeJS.ProcessEnv): string {
   return `name a context in config.json, which is nowhere: ${place.nowhere}`;
 }
 
+/** What proves who calls, and the certificate of it that is the caller's own. */
+export interface OwnCredentials extends Credentials {
+  readonly own: X509Certificate;
+}
+
 /** Reads the files of a connection. Throws PemError that begins with the file's name. */
-export async function readCredentials({ server, ...files }: Connection): Promise<Credentials> {
-  return { server, ...(await readTlsFiles(files)) };
+export async function readCredentials({ server, ...files }: Connection): Promise<OwnCredentials> {
+  const { pem, own } = await parsedFiles(files);
+  return { server, own, ...pem };
 }
 
 /** Reads what TLS is to be given, by the files' names. Returns it as PEM again. Throws PemError, led by a file's name. */
-export async function readTlsFiles(files: { readonly [part in keyof TlsPem]: string }): Promise<TlsFiles["pem"]> {
+export async function readTlsFiles(files: TlsFileNames): Promise<TlsFiles["pem"]> {
+  return (await parsedFiles(files)).pem;
+}
+
+type TlsFileNames = { readonly [part in keyof TlsPem]: string };
+
+async function parsedFiles(files: TlsFileNames): Promise<TlsFiles> {
   const given = { ca: await readSmall(files.ca), cert: await readSmall(files.cert), key: await readPrivate(files.key) };
   const { ca, cert, key } = files;
-  return parseTls(given, { ca, cert, key }).pem;
+  return parseTls(given, { ca, cert, key });
 }
 
 async function readContext(wanted: string | undefined, env: NodeJS.ProcessEnv): Promise<Place> {

@@ -168,7 +168,7 @@ function figureGauges(register: Registry): (worker: Figures, server: ServerFigur
   const notAfter = gauge(
     register,
     "jobsd_certificate_not_after_timestamp_seconds",
-    "when a certificate of the daemon's own, or of a CA that it trusts, expires",
+    "when a certificate of the daemon's own or of a CA that it trusts expires, or a list of revoked ones",
     ["use", "subject"],
   );
   return (worker, server) => {

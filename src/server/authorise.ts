@@ -122,6 +122,7 @@ export function authorise(
             if (identity.ok)
               callers.set(metadata, {
                 principal: identity.principal,
+                denied: () => denial(connections.identify(ends), path),
                 take: (work) => turns.take(owner, work, "begun"),
               });
             pass(metadata);

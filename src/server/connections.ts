@@ -2,7 +2,7 @@ import { X509Certificate } from "node:crypto";
 import { isIP } from "node:net";
 import type { TLSSocket } from "node:tls";
 import { unmapped } from "../x509/address.ts";
-import { identify, type Identity } from "../x509/identity.ts";
+import { identify, type Identity, type Refused } from "../x509/identity.ts";
 import { MAX_CONNECTIONS_TOLD, TOLD_MS } from "./limits.ts";
 import { shares, type Full, type Shares } from "./shares.ts";
 
@@ -23,26 +23,34 @@ export interface Connections {
    * Takes a connection in. A connection beyond its client's share is `over`: it stays for a moment, so that its calls are
    * told why they are refused. Where many such stay already it is `refused` and destroyed. A connection that the other side
    * has `reset` meanwhile is destroyed.
+   *
+   * @param revoked is asked at every call whether the certificate, or one of its chain, has been revoked
    */
-  add(socket: TLSSocket, certificate: X509Certificate): "in" | "over" | "refused" | "reset";
+  add(socket: TLSSocket, certificate: X509Certificate, revoked?: Revoked): "in" | "over" | "refused" | "reset";
   /** Returns the client whose share the connection counts in: see `shareOf`. */
   ownerOf(ends: Ends): string;
   /** Returns the limit that the connection is beyond; undefined when it is `in`. */
   overOf(ends: Ends): Full | undefined;
-  /** Tells who is at the other end; refused when the connection is not in the table, or its certificate is not valid now. */
+  /** Tells who is at the other end; refused when the connection is not in the table, or its certificate is not valid now or is revoked. */
   identify(ends: Ends): Identity;
   has(ends: Ends): boolean;
   sockets(): readonly TLSSocket[];
   /** Changes how many connections all clients have at once. Those beyond that stay. */
   resize(most: number): void;
+  /** The connections whose clients are revoked by now, and why. */
+  refused(): readonly (readonly [TLSSocket, Refused["reason"]])[];
   /** Resolves when no connection is left. */
   empty(): Promise<void>;
   destroy(): void;
 }
 
+/** Says why a client is refused whose certificate would do otherwise; undefined when it is not. */
+export type Revoked = () => Refused | undefined;
+
 interface Connection {
   readonly socket: TLSSocket;
   readonly der: Uint8Array;
+  readonly revoked: Revoked;
   readonly owner: string;
   readonly over?: Full;
 }
@@ -71,13 +79,13 @@ export function connectionTable(most: number): Connections {
   }
 
   return {
-    add(socket, certificate) {
+    add(socket, certificate, revoked = () => undefined) {
       const key = endsKey(socket);
       if (key === undefined) {
         socket.destroy();
         return "reset";
       }
-      const connection = { socket, der: certificate.raw, owner: shareOf(identify(certificate.raw)) };
+      const connection = { socket, der: certificate.raw, revoked, owner: shareOf(identify(certificate.raw)) };
       const over = kept.full(connection.owner);
       if (!over) {
         keep(key, connection, kept);
@@ -96,16 +104,27 @@ export function connectionTable(most: number): Connections {
     overOf: (ends) => open.get(endsKey(ends) ?? "")?.over,
     identify(ends) {
       const connection = open.get(endsKey(ends) ?? "");
-      return connection ? identify(connection.der) : NO_CERTIFICATE;
+      return connection ? identityOf(connection) : NO_CERTIFICATE;
     },
     has: (ends) => open.has(endsKey(ends) ?? ""),
     sockets: () => [...open.values()].map(({ socket }) => socket),
     resize: (next) => kept.resize(next),
+    refused: () =>
+      [...open.values()].flatMap(({ socket, revoked }) => {
+        const refusal = revoked();
+        return refusal ? [[socket, refusal.reason]] : [];
+      }),
     empty: () => (open.size === 0 ? Promise.resolve() : new Promise((resolve) => (emptied = resolve))),
     destroy() {
       for (const { socket } of open.values()) socket.destroy();
     },
   };
+}
+
+function identityOf({ der, revoked }: Connection): Identity {
+  const identity = identify(der);
+  const refused = identity.ok ? revoked() : undefined;
+  return identity.ok && refused ? { ...refused, certificate: identity.principal } : identity;
 }
 
 /**

@@ -15,7 +15,7 @@ import type { Logger } from "pino";
 import type { TraceParent } from "../os/traceparent.ts";
 import { JobError } from "../worker/index.ts";
 import type { Principal } from "../x509/identity.ts";
-import { type Failure, failureOf, statusOf } from "./status.ts";
+import { Denied, type Failure, failureOf, statusOf } from "./status.ts";
 import { TRACEPARENT, traceParentIn } from "./tracing.ts";
 
 // An exception in an interceptor, or a rejection in a handler, would end the process: grpc-js catches neither. All that it
@@ -105,6 +105,8 @@ export interface CallContext {
 /** The client of a call. */
 export interface Caller {
   readonly principal: Principal;
+  /** Tells why the client may call no more; undefined while it may. */
+  readonly denied: () => Failure | undefined;
   /** Takes a turn for work that has begun: see Turns. */
   readonly take: (work: () => boolean) => void;
 }
@@ -125,6 +127,8 @@ export interface Handlers {
   ) => handleBidiStreamingCall<Q, S>;
   /** Ends every call that lasts, with UNAVAILABLE. */
   readonly end: () => void;
+  /** Ends every call that lasts whose client may call no more. */
+  readonly endDenied: () => void;
 }
 
 /** What unary calls and streams have in common. */
@@ -151,7 +155,7 @@ export function readable<Request>(request: Request): Request {
  * @param callers the clients that the interceptor `authorise` let in, by the call's metadata
  */
 export function handlers(callers: Pick<WeakMap<Metadata, Caller>, "get">, log: Logger): Handlers {
-  const lasting = new Set<AbortController>();
+  const lasting = new Map<AbortController, Caller>();
   let ended = false;
   const gone = new JobError("unavailable", "the worker is shutting down; its jobs keep running, try again");
 
@@ -167,11 +171,11 @@ export function handlers(callers: Pick<WeakMap<Metadata, Caller>, "get">, log: L
       // grpc-js emits this at the end of every call, and an error takes time to make.
       if (!answered) cancel.abort(new JobError("unavailable", "the client has gone"));
     });
-    if (lasts) lasting.add(cancel);
     try {
       if (lasts && ended) throw gone;
       const caller = callers.get(call.metadata);
       if (!caller) throw new Error("a handler was reached without authorisation");
+      if (lasts) lasting.set(cancel, caller);
       const parent = traceParentIn(call.metadata.get(TRACEPARENT));
       const value = body({ principal: caller.principal, signal: cancel.signal, parent, turn: turnOf(caller) });
       // A value that is there already is answered in this turn of the client's.
@@ -205,9 +209,17 @@ export function handlers(callers: Pick<WeakMap<Metadata, Caller>, "get">, log: L
     duplex: (body) => (call) => stream(call, (context) => body(call, context)),
     end() {
       ended = true;
-      for (const cancel of lasting) cancel.abort(gone);
+      for (const cancel of lasting.keys()) cancel.abort(gone);
     },
+    endDenied: () => endDenied(lasting),
   };
+}
+
+function endDenied(lasting: ReadonlyMap<AbortController, Caller>): void {
+  for (const [cancel, { denied }] of lasting) {
+    const failure = denied();
+    if (failure) cancel.abort(new Denied(failure));
+  }
 }
 
 function turnOf({ take }: Caller): CallContext["turn"] {

@@ -64,7 +64,7 @@ const LOCAL: Principal = {
   notAfter: new Date(8.64e15),
 };
 
-const LOCAL_CALLER: Caller = { principal: LOCAL, take: (work) => void work() };
+const LOCAL_CALLER: Caller = { principal: LOCAL, denied: () => undefined, take: (work) => void work() };
 
 /**
  * Answers health checks, and nothing else, on a UNIX socket that only the daemon's own user can open: what keeps the daemon

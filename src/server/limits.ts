@@ -10,6 +10,8 @@ export const MAX_CONNECTIONS = 1024;
 export const MAX_CONNECTIONS_TOLD = 64;
 /** … and for how long. */
 export const TOLD_MS = 2 * SECOND_MS;
+/** How long a connection stays whose certificate was revoked, so that its calls are told. */
+export const REFUSED_MS = SECOND_MS / 4;
 /** How many calls are open at once. One client has a half at most. A follower is a call, and one client may have a thousand. */
 export const MAX_CALLS = 4096;
 /** How many connections the kernel holds until they are accepted; net.core.somaxconn may be less. */

@@ -18,15 +18,15 @@ export interface ServerMeter {
   unrecorded(): void;
 }
 
-/** A certificate that the server shows, or takes for a CA. */
+/** A certificate that the server shows or takes for a CA, or a list of those that a CA has revoked. */
 export interface ServerCertificate {
-  readonly use: "worker" | "ca";
-  /** As in `CN=worker`. */
+  readonly use: "worker" | "ca" | "crl";
+  /** As in `CN=worker`; of a list its CA's. */
   readonly subject: string;
   readonly notAfter: Date;
 }
 
-/** What a server has open now, and the certificates that it uses. */
+/** What a server has open now, and the certificates and lists that it uses. */
 export interface ServerFigures {
   readonly connections: number;
   readonly certificates: readonly ServerCertificate[];

@@ -1,9 +1,11 @@
 import type { X509Certificate } from "node:crypto";
 import { endsSoon, faultsOf, pathOf, tell } from "../x509/chain.ts";
-import { nameOf, parseTls, TlsFileError, type TlsFiles, type TlsPem } from "../x509/pem.ts";
+import { crlsIn, type CrlFile, readCrlFile } from "../x509/crl.ts";
+import { authoritiesIn, nameOf, parseTls, PemError, TlsFileError, type TlsFiles, type TlsPem } from "../x509/pem.ts";
 
 type ServeErrorCode =
   | "bad-ca"
+  | "bad-crl"
   | "bad-certificate"
   | "bad-key"
   | "key-mismatch"
@@ -40,6 +42,23 @@ export function readTls(given: TlsPem): TlsFiles {
     if (!(error instanceof TlsFileError)) throw error;
     const code = error.code === "mismatch" ? "key-mismatch" : CODES[error.part];
     throw new ServeError(code, error.message, error);
+  }
+}
+
+/**
+ * Reads a file of lists of revoked certificates, each signed by one of the CAs of `ca`. Throws ServeError, which names the
+ * file, for one that cannot be relied on, and for one without a list of any of these CAs.
+ */
+export async function readCrls(path: string, ca: TlsPem["ca"]): Promise<CrlFile> {
+  try {
+    const authorities = authoritiesIn(ca, "ca").map(({ certificate }) => certificate);
+    const file = await crlsIn(await readCrlFile(path), path, authorities);
+    if (file.lists.length > 0) return file;
+    const names = authorities.map(nameOf).join("; ");
+    throw new PemError("mismatch", `${path}: holds no list of a CA that clients are trusted by (${names})`);
+  } catch (error) {
+    if (!(error instanceof PemError)) throw error;
+    throw new ServeError("bad-crl", error.message, error);
   }
 }
 

@@ -8,6 +8,7 @@ import type { Logger } from "pino";
 import { HealthService } from "../../proto/generated/grpc/health/v1/health.ts";
 import { nativeDirectory } from "../os/native.ts";
 import type { Worker } from "../worker/index.ts";
+import type { CrlFile } from "../x509/crl.ts";
 import type { TlsPem } from "../x509/pem.ts";
 import { type Audit, openAudit, writeRecord } from "./audit.ts";
 import { auditCalls } from "./audit-calls.ts";
@@ -22,6 +23,7 @@ import { metered, NO_METER, type ServerFigures, type ServerMeter } from "./meter
 import { jobsOf, type Owners } from "./owners.ts";
 import { recordRefusals, recordUnknownMethods } from "./refusals.ts";
 import { REFLECTION, reflection } from "./reflection.ts";
+import type { FaultyLists } from "./revocation.ts";
 import { workerService } from "./service.ts";
 import { type Shares, shares, sums } from "./shares.ts";
 import { strictly } from "./requests.ts";
@@ -41,6 +43,10 @@ export interface ServeOptions {
   /** 0 takes a free one. */
   readonly port: number;
   readonly tls: TlsPem;
+  /** The lists of revoked certificates, by readCrls(); nobody is revoked when absent. */
+  readonly crls?: CrlFile | undefined;
+  /** What becomes of clients of a CA whose list has expired or is missing; `refuse` when absent. */
+  readonly faultyLists?: FaultyLists | undefined;
   /** Path of the built verify.c; that of a checkout when absent. */
   readonly verifier?: string | undefined;
   /** The path of a UNIX socket for health checks without a certificate; none when absent. */
@@ -62,7 +68,7 @@ export interface ServeOptions {
 }
 
 /** What may change under open connections. A limit that is absent has its default. */
-export interface Renewal extends Pick<ServeOptions, "tls"> {
+export interface Renewal extends Pick<ServeOptions, "tls" | "crls"> {
   readonly limits?: Pick<ServeOptions, "auditLimits" | "shutdownMs" | "maxConnections" | "maxCalls">;
 }
 
@@ -75,7 +81,7 @@ export interface Served {
    * ServeError, or Node's error when the audit log cannot be opened.
    */
   renew(next: Renewal): () => void;
-  /** What the server has open now, and the certificates that it uses. */
+  /** What the server has open now, and the certificates and lists that it uses. */
   figures(): ServerFigures;
   /** Ends streams with UNAVAILABLE, lets other calls finish, and is done after `shutdownMs` at the latest. */
   close(): Promise<void>;
@@ -92,6 +98,8 @@ export async function serve({
   host,
   port,
   tls,
+  crls,
+  faultyLists,
   verifier = join(nativeDirectory(), "verify.node"),
   healthSocket,
   audit: target,
@@ -121,7 +129,8 @@ export async function serve({
   const interceptors = [auditCalls(recording, room), authorise(connections, callers, room, log)];
   const injectors = openInjectors((most) => {
     const server = new Server({ ...grpcOptions(Math.ceil(most / 2)), interceptors });
-    server.addService(strictly(SERVICE), workerService(jobsOf(worker, owners), calls, recording));
+    const own = (): ReturnType<TlsListener["findings"]> => listener.findings();
+    server.addService(strictly(SERVICE), workerService(jobsOf(worker, owners), calls, { ...recording, own }));
     server.addService(HealthService, probe.service(calls));
     for (const each of REFLECTION) server.addService(strictly(each), reflection(calls));
     return server;
@@ -129,8 +138,8 @@ export async function serve({
   opening.defer(recordUnknownMethods(recording));
   if (healthSocket !== undefined)
     opening.adopt(await serveHealth(healthSocket, probe, log), (each) => each.forceShutdown());
-  const { inject: onConnection } = injectors;
-  const listener = await listenTls({ host, port, tls, verifier, log, connections, onConnection, onRefused });
+  const on = { onConnection: injectors.inject, onRefused, onRevoked: calls.endDenied };
+  const listener = await listenTls({ host, port, tls, crls, faultyLists, verifier, log, connections, ...on });
   const open = opening.move();
   const patience = { shutdownMs };
   let closed: Promise<void> | undefined;
@@ -155,8 +164,8 @@ interface Renewed {
 }
 
 function renewal({ listener, audit, connections, calls, injectors, patience }: Renewed, next: Renewal): () => void {
-  const { tls, limits } = next;
-  const takeTls = listener.renew(tls);
+  const { limits } = next;
+  const takeTls = listener.renew(next);
   if (!limits) return takeTls;
   const { auditLimits, maxConnections = MAX_CONNECTIONS, maxCalls = MAX_CALLS, shutdownMs } = limits;
   const takeAudit = audit.reopen({ ...AUDIT_LIMITS, ...auditLimits });

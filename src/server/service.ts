@@ -10,6 +10,7 @@ import {
   type WorkerServiceServer,
 } from "../../proto/generated/jobs/v1/worker.ts";
 import { brief, type Job } from "../worker/index.ts";
+import type { CertificateFinding } from "./expiry.ts";
 import type { CallContext, Handlers } from "./guard.ts";
 import { listJobs } from "./list.ts";
 import type { ServerMeter } from "./meter.ts";
@@ -27,11 +28,18 @@ type Service = Omit<WorkerServiceServer, "stream" | "list" | "query" | "wait"> &
   wait: handleUnaryCall<WaitRequest, Buffer>;
 };
 
+/** What a service takes note of calls by, and what it tells of the server itself. */
+interface Surroundings {
+  readonly meter: ServerMeter;
+  readonly tracing: Tracing;
+  readonly own: () => readonly CertificateFinding[];
+}
+
 /** Serves each client its jobs as WorkerService: translates requests and answers, and decides nothing. */
 export function workerService(
   jobsOf: JobsOf,
   { unary, streaming }: Handlers,
-  { meter, tracing }: { readonly meter: ServerMeter; readonly tracing: Tracing },
+  { meter, tracing, own }: Surroundings,
 ): Service {
   return {
     start: unary(async (request, { principal, signal, parent }) => {
@@ -62,7 +70,7 @@ export function workerService(
     }),
     stats: streaming((call, context) => streamStats(jobsOf(context.principal), call, context)),
     examine: unary(async (_request, { principal }) => {
-      const findings = await jobsOf(principal).examine();
+      const findings = [...(await jobsOf(principal).examine()), ...own()];
       return { findings: findings.map(fromFinding), time: new Date() };
     }),
     stream: streaming((call, context) => streamOutput(jobsOf(context.principal), call, context, meter)),

@@ -16,6 +16,17 @@ export interface Failure {
   readonly denied?: string | undefined;
 }
 
+/** Ends a call with a failure that is not the worker's. */
+export class Denied extends Error {
+  override readonly name = "Denied";
+  readonly failure: Failure;
+
+  constructor(failure: Failure) {
+    super(failure.message);
+    this.failure = failure;
+  }
+}
+
 /** gRPC's status for each of the worker's errors; google.rpc.Code says what each is for. */
 const CODES: Readonly<Record<JobErrorCode, status>> = {
   invalid: status.INVALID_ARGUMENT,
@@ -40,8 +51,9 @@ const MAX_FACTS = 6;
 const MAX_FACT_NAME_BYTES = 64;
 const MAX_FACT_BYTES = 128;
 
-/** Returns the failure that a worker's error stands for; undefined for `internal` and for any other exception. */
+/** Returns the failure that an error stands for; undefined for the worker's `internal` and for any other exception. */
 export function failureOf(error: unknown): Failure | undefined {
+  if (error instanceof Denied) return error.failure;
   if (!(error instanceof JobError) || error.code === "internal") return undefined;
   return {
     code: CODES[error.code],

@@ -3,12 +3,15 @@ import { createServer, type AddressInfo, type Server, type Socket } from "node:n
 import { createServer as createTlsServer, type TLSSocket } from "node:tls";
 import type { Logger } from "pino";
 import { type Fault, faultsOf, pathOf, presented } from "../x509/chain.ts";
-import { nameOf, type TlsFiles, type TlsPem } from "../x509/pem.ts";
-import { peerOf, type Connections, type Ends } from "./connections.ts";
+import type { CrlFile } from "../x509/crl.ts";
+import type { TlsFiles, TlsPem } from "../x509/pem.ts";
+import { peerOf, type Connections, type Ends, type Revoked } from "./connections.ts";
+import { type CertificateFinding, certificatesOf, findingsOf, type InHand, warnOf } from "./expiry.ts";
 import { openHandshakes } from "./handshakes.ts";
-import { BACKLOG, HANDSHAKE_TIMEOUT_MS } from "./limits.ts";
+import { BACKLOG, HANDSHAKE_TIMEOUT_MS, REFUSED_MS } from "./limits.ts";
 import type { ServerCertificate } from "./meter.ts";
-import { problemsOf, readTls, ServeError } from "./pem.ts";
+import { readTls, ServeError } from "./pem.ts";
+import { type FaultyLists, revocation, type Revocation } from "./revocation.ts";
 
 /** How often the server looks at its own certificates. */
 const WATCH_MS = 24 * 3600 * 1000;
@@ -27,17 +30,27 @@ export interface TlsListener {
    * Checks files to go on with. Returns what takes them: handshakes that begin from then on use them, and connections stay,
    * but for those whose certificates no CA of these files stands behind. Throws ServeError for files that cannot work.
    */
-  renew(tls: TlsPem): () => void;
-  /** The certificates of the present files. */
+  renew(next: Materials): () => void;
+  /** The present certificates and lists, each of which ends by itself. */
   certificates(): readonly ServerCertificate[];
+  /** What a doctor tells of these. */
+  findings(): readonly CertificateFinding[];
   /** Takes no more connections, and ends handshakes that are not over. */
   stop(): void;
 }
 
-interface ListenOptions {
+/** What connections are judged by. */
+export interface Materials {
+  readonly tls: TlsPem;
+  /** The lists of revoked certificates, by readCrls(); nobody is revoked when absent. */
+  readonly crls?: CrlFile | undefined;
+}
+
+interface ListenOptions extends Materials {
   readonly host: string;
   readonly port: number;
-  readonly tls: TlsPem;
+  /** What becomes of clients of a CA whose list has expired or is missing; `refuse` when absent. */
+  readonly faultyLists?: FaultyLists | undefined;
   /** Path of the native module that verify.c is built to. */
   readonly verifier: string;
   readonly log: Logger;
@@ -45,21 +58,25 @@ interface ListenOptions {
   readonly connections: Connections;
   readonly onConnection: (socket: TLSSocket) => void;
   readonly onRefused: (refusal: Refusal) => void;
+  /** Is called when clients may be revoked that were not before; their connections end a moment later. */
+  readonly onRevoked: () => void;
 }
 
 /**
- * Listens for TLS 1.3 connections whose client certificate is signed by the CA, for clients, and valid now. No session is
+ * Listens for TLS 1.3 connections whose client certificate is signed by the CA, for clients, valid now and not revoked. No session is
  * resumed, because a resumed session is not verified. TLS ends here and not in grpc-js, so that a refusal has a reason.
  *
  * @throws ServeError
  */
 export async function listenTls(options: ListenOptions): Promise<TlsListener> {
-  const { host, port, tls, verifier, log, connections, onRefused } = options;
+  const { host, port, tls, crls, faultyLists = "refuse", verifier, log, connections, onRefused, onRevoked } = options;
   stopAtFirstFault(verifier);
+  const revoked = crls && revocation(faultyLists, crls);
   // Files may be renewed during a handshake: what has begun with the old ones must satisfy the new ones, too.
   const handshakerOf = (files: TlsFiles): Handshaker =>
     openHandshaker(files, {
       ...options,
+      revocation: revoked,
       refuse: (socket) => (files === current.files ? undefined : distrust(socket, current.files)),
       done: (socket) => handshakes.done(socket),
     });
@@ -70,29 +87,41 @@ export async function listenTls(options: ListenOptions): Promise<TlsListener> {
   );
   const server = createServer((socket) => handshakes.arrive(socket));
   const { port: bound, address } = await listening(server, host, port, log);
-  const warn = (): void => warnOf(current.files, log);
+  const inHand = (): InHand => ({ files: current.files, lists: revoked?.lists });
+  const warn = (): void => warnOf(inHand(), log);
   warn();
   const timer = setInterval(warn, WATCH_MS).unref();
+  const end = (socket: TLSSocket, reason: string, afterMs: number): void => {
+    const certificate = socket.getPeerX509Certificate();
+    onRefused({ peer: peerOf(socket), reason, ...(certificate && { certificate }) });
+    setTimeout(() => socket.destroy(), afterMs).unref();
+  };
+  const watched = revoked?.watch(() => {
+    onRevoked();
+    for (const [socket, reason] of connections.refused()) end(socket, reason, REFUSED_MS);
+    warn();
+  });
   return {
     port: bound,
     address,
-    renew(pem) {
-      const next = handshakerOf(readTls(pem));
+    renew(materials) {
+      const next = handshakerOf(readTls(materials.tls));
+      if (materials.crls) revoked?.requireNewer(materials.crls);
       return () => {
         current = next;
         for (const socket of connections.sockets()) {
           const reason = distrust(socket, current.files);
-          if (reason === undefined) continue;
-          const certificate = socket.getPeerX509Certificate();
-          onRefused({ peer: peerOf(socket), reason, ...(certificate && { certificate }) });
-          socket.destroy();
+          if (reason !== undefined) end(socket, reason, 0);
         }
-        warn();
+        if (materials.crls) revoked?.replace(materials.crls);
+        else warn();
       };
     },
-    certificates: () => certificatesOf(current.files),
+    certificates: () => certificatesOf(inHand()),
+    findings: () => findingsOf(inHand()),
     stop() {
       clearInterval(timer);
+      watched?.[Symbol.dispose]();
       server.close();
       handshakes.stop();
     },
@@ -106,6 +135,7 @@ interface Handshaker {
 }
 
 interface HandshakerOptions extends Pick<ListenOptions, "log" | "connections" | "onConnection" | "onRefused"> {
+  readonly revocation: Revocation | undefined;
   /** Says why a client that these files let in is not let in all the same. */
   readonly refuse: (socket: TLSSocket) => string | undefined;
   /** Is told of each handshake that is over; false when it was over before. */
@@ -113,7 +143,7 @@ interface HandshakerOptions extends Pick<ListenOptions, "log" | "connections" | 
 }
 
 function openHandshaker(files: TlsFiles, options: HandshakerOptions): Handshaker {
-  const { log, connections, onConnection, onRefused, refuse, done } = options;
+  const { log, connections, onConnection, onRefused, revocation, refuse, done } = options;
   const server = createTlsServer({
     ...files.pem,
     minVersion: "TLSv1.3",
@@ -133,9 +163,12 @@ function openHandshaker(files: TlsFiles, options: HandshakerOptions): Handshaker
     done(socket);
     let certificate: X509Certificate | undefined;
     let reason: string | undefined;
+    let revoked: Revoked | undefined;
     try {
       certificate = socket.getPeerX509Certificate();
       reason = refusalOf(socket, certificate, files.authorities) ?? refuse(socket);
+      if (reason === undefined) revoked = revocation?.of(presented(socket), files.authorities);
+      reason ??= revoked?.()?.reason;
     } catch (error) {
       // A stranger's certificate must not end the process.
       log.error({ err: error }, "a client's certificate could not be looked at");
@@ -147,7 +180,7 @@ function openHandshaker(files: TlsFiles, options: HandshakerOptions): Handshaker
       return;
     }
     endWhenExpired(socket, certificate);
-    const added = connections.add(socket, certificate);
+    const added = connections.add(socket, certificate, revoked);
     if (added === "over" || added === "refused")
       onRefused({ peer: peerOf(socket), reason: "TOO_MANY_CONNECTIONS", certificate });
     if (added === "in" || added === "over") onConnection(socket);
@@ -171,21 +204,6 @@ function stopAtFirstFault(verifier: string): void {
     const message = `what verifies clients' certificates cannot be loaded from ${verifier}: npm run build makes it`;
     throw new ServeError("no-verifier", message, error);
   }
-}
-
-/** Warns of the faults of the server's own certificates. */
-function warnOf(files: TlsFiles, log: Logger): void {
-  for (const { certificate, message } of problemsOf(files))
-    log.warn({ certificate: `${nameOf(certificate)}, serial ${certificate.serialNumber}` }, message);
-}
-
-function certificatesOf({ own, authorities }: TlsFiles): ServerCertificate[] {
-  const told = (use: ServerCertificate["use"], certificate: X509Certificate): ServerCertificate => ({
-    use,
-    subject: nameOf(certificate),
-    notAfter: certificate.validToDate,
-  });
-  return [told("worker", own), ...authorities.map((each) => told("ca", each))];
 }
 
 function refusalOf(

@@ -37,6 +37,10 @@ export interface Refused {
     | "CERTIFICATE_PURPOSE"
     | "CERTIFICATE_NOT_YET_VALID"
     | "CERTIFICATE_EXPIRED"
+    | "CERTIFICATE_REVOKED"
+    | "CRL_MISSING"
+    | "CRL_EXPIRED"
+    | "CRL_NOT_YET_VALID"
     | "NO_CERTIFICATE"
     | RoleRefusal;
   readonly message: string;
