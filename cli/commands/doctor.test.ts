@@ -23,7 +23,9 @@ function check(...flags: readonly string[]) {
 }
 
 function ofWorker({ findings }: Examined): string[] {
-  return findings.flatMap(({ area, name, state }) => (area === "client" ? [] : [`${area} ${name} ${state}`]));
+  return findings.flatMap(({ area, name, state }) =>
+    ["client", "configuration"].includes(area) ? [] : [`${area} ${name} ${state}`],
+  );
 }
 
 describe("jobsctl doctor", () => {
@@ -135,12 +137,14 @@ describe("jobsd --check", () => {
     ]);
     const { stdout } = await launch("jobsd", ["--check"], { JOBSD_ALLOW_USER: "daemon,bin" }).ended;
     expect(stdout).toContain("a start may name daemon, bin, with their own groups\n");
-    for (const flags of [
+    expect(await told("--job-uids", "65000-65999")).toEqual(["no daemon starts"]);
+    for (const [flag, user] of [
       ["--user", "nosuchuser"],
-      ["--job-uids", "65000-65999"],
       ["--allow-user", "root"],
-    ])
-      expect(await told(...flags)).toEqual(["no daemon starts"]);
+    ] as const) {
+      const refused = { code: 125, stdout: "", stderr: expect.stringMatching(`^jobsd: ${flag}: `) };
+      expect(await check(flag, user)).toEqual(refused);
+    }
   });
 
   it("refuses a wrong command line as ever", async () => {
