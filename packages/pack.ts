@@ -44,12 +44,15 @@ async function packClient(): Promise<void> {
   const directory = open("jobsctl");
   await bundleProgram("jobsctl", directory, NODES.jobsctl.least);
   await bundleLibrary("client", directory, NODES.jobsctl.least[0]);
+  cpSync("build/jobs.protoset", join(directory, "jobs.protoset"));
+  const { exports, ...rest } = library("client");
   close(directory, {
     name: "jobsctl",
     description: "Starts, stops, queries and streams jobs of a jobsd: a program, and a library.",
     engines: { node: NODES.jobsctl.engines },
     bin: { jobsctl: "dist/jobsctl.js" },
-    ...library("client"),
+    ...rest,
+    exports: { ...exports, "./jobs.protoset": "./jobs.protoset" },
   });
 }
 

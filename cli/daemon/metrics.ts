@@ -31,6 +31,8 @@ const MAX_SOCKET_PATH = 107;
 /** Returns where these flags have metrics served; undefined where they do not. Throws UsageError and ClientError. */
 export function metricsOptions(given: Given): MetricsOptions | undefined {
   const address = optional(given, "metrics", parseAddress);
+  if (!address && given.on("metrics-remote"))
+    throw new UsageError(`${given.nameOf("metrics-remote")} is for ${given.nameOf("metrics")} HOST:PORT only`);
   return address && { address, remote: given.on("metrics-remote") };
 }
 

@@ -1,4 +1,4 @@
-import { readFileSync } from "node:fs";
+import { readFileSync, renameSync } from "node:fs";
 import { request } from "node:http";
 import { connect } from "node:net";
 import { join } from "node:path";
@@ -7,6 +7,7 @@ import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { type Host, launch, startHost } from "../testing/host.ts";
 
+const WATCH = fileURLToPath(new URL("../../docs/watch", import.meta.url));
 const PAGE = fileURLToPath(new URL("../../docs/metrics.md", import.meta.url));
 
 let host: Host;
@@ -154,6 +155,29 @@ describe("a daemon's metrics", () => {
   });
 });
 
+it.each(["alerts.yaml", "alerts.test.yaml", "dashboard.json"])(
+  "docs/watch/%s names metrics and labels that a daemon has, and no others",
+  async (name) => {
+    const scraped = await scrape();
+    const contents = readFileSync(join(WATCH, name), "utf8").replaceAll('\\"', '"');
+    const real = new Map(
+      [...scraped.matchAll(/^# TYPE (\S+) (\S+)$/gm)].map(([, metric = "", type]) => [metric, type === "histogram"]),
+    );
+    const used = contents.matchAll(/\b((?:jobsd|process)_\w+)(?:\{([^}]*)\})?/g);
+    const strays = [...used].flatMap(([, metric = "", selector = ""]) => {
+      const base = metric.replace(/_(bucket|sum|count)$/, "");
+      if (!real.has(metric) && !real.get(base)) return [metric];
+      const labels = [...selector.matchAll(/(\w+)(?==~?")/g)].map(([label]) => label);
+      // What Prometheus adds to each series of a target.
+      const known = (label: string): boolean => ["instance", "job", "le"].includes(label);
+      return labels.flatMap((label) =>
+        known(label) || new RegExp(`^${metric}\\{.*\\b${label}="`, "m").test(scraped) ? [] : [`${metric}{${label}}`],
+      );
+    });
+    expect(strays).toEqual([]);
+  },
+);
+
 describe("jobsd --metrics", () => {
   const refused = async (address: string): Promise<{ code: number | null; stderr: string }> => {
     const flags = ["--listen", "127.0.0.1:0", "--state", join(host.dir, "other"), "--metrics", address];
@@ -173,6 +197,24 @@ describe("jobsd --metrics", () => {
     ["unix:/no/such/directory/metrics", 1, /--metrics: cannot listen on unix:\/no\/such\/directory\/metrics: .*/],
   ])("%s is refused, and no daemon starts", async (address, code, message) => {
     expect(await refused(address)).toEqual({ code, stderr: expect.stringMatching(message) });
+  });
+
+  it("that is missing is told of where --metrics-remote is given", async () => {
+    const flags = ["--listen", "127.0.0.1:0", "--state", join(host.dir, "other"), "--metrics-remote"];
+    const { code, stderr } = await launch("jobsd", flags, host.certificates).ended;
+    expect({ code, stderr }).toEqual({
+      code: 125,
+      stderr: "jobsd: --metrics-remote is for --metrics HOST:PORT only\n",
+    });
+  });
+
+  it("tells what can be had when the state directory cannot be", async () => {
+    const [state, away] = [join(host.dir, "state"), join(host.dir, "away")];
+    renameSync(state, away);
+    const scraped = await scrape().finally(() => renameSync(away, state));
+    expect(scraped).toMatch(/^jobsd_state_disk_free_bytes Nan$/im);
+    expect(scraped).toMatch(/^jobsd_jobs_limit 50$/m);
+    expect((await series()).get("jobsd_state_disk_free_bytes")).toBeGreaterThan(0);
   });
 
   it("that is taken already is refused in a line that says so, and leaves the other one as it was", async () => {

@@ -13,8 +13,9 @@ export interface ApiFiles {
 
 export function readApiFiles(): ApiFiles {
   const registry = createFileRegistry(fromBinary(FileDescriptorSetSchema, Buffer.from(DESCRIPTORS, "base64")));
+  const bytes = new Map([...registry.files].map((file) => [file, toBinary(FileDescriptorProtoSchema, file.proto)]));
   const serialised = (file: DescFile | undefined): Uint8Array[] | undefined =>
-    file && [...withImports(file, new Set())].map(({ proto }) => toBinary(FileDescriptorProtoSchema, proto));
+    file && [...withImports(file, new Set())].flatMap((each) => bytes.get(each) ?? []);
   return {
     named: (path) => serialised(registry.getFile(path)),
     declaring: (symbol) => serialised(fileOf(registry, symbol)),
