@@ -1,23 +1,25 @@
 import { execFileSync } from "node:child_process";
 import { chmodSync, globSync, lstatSync, lutimesSync, mkdirSync, mkdtempDisposableSync, writeFileSync } from "node:fs";
 import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import manifest from "../package.json" with { type: "json" };
+import { architectureOf } from "./architecture.ts";
 import { maintainer, type Package, packages, type Release, ROOT } from "./packages.ts";
 
 /*
- * npm run deb -- [--out DIR] [--version VERSION]: the Debian packages of this checkout as it is built, in build/debian when no
- * DIR is given, with package.json's version when none is given. The same sources make the same bytes: times are
- * SOURCE_DATE_EPOCH, or the last commit's.
+ * npm run deb -- [--out DIR] [--version VERSION] [--architecture amd64|arm64]: the Debian packages of this checkout as it is
+ * built, in build/debian when no DIR is given, with package.json's version when none is given. The same sources make the same
+ * bytes: times are SOURCE_DATE_EPOCH, or the last commit's.
  */
-const { values } = parseArgs({ options: { out: { type: "string" }, version: { type: "string" } } });
-const out = values.out ?? join(ROOT, "build/debian");
+const text = { type: "string" } as const;
+const { values } = parseArgs({ options: { out: text, version: text, architecture: text } });
+const out = resolve(values.out ?? join(ROOT, "build/debian"));
 mkdirSync(out, { recursive: true });
 const release: Release = {
   // A pre-release sorts before its release: deb-version(7).
   version: values.version ?? manifest.version.replace("-", "~"),
-  architecture: process.arch === "arm64" ? "arm64" : "amd64",
+  architecture: architectureOf(ROOT, out, values.architecture),
   date: new Date(Number(process.env["SOURCE_DATE_EPOCH"] ?? commitTime()) * 1000),
 };
 for (const each of packages(release)) process.stdout.write(`${build(each, release)}\n`);
@@ -38,7 +40,7 @@ function build({ name, files, scripts, ...rest }: Package, { version, architectu
   const control = [
     `Package: ${name}`,
     `Version: ${version}`,
-    `Architecture: ${architecture}`,
+    `Architecture: ${architecture.name}`,
     `Maintainer: ${maintainer}`,
     `Installed-Size: ${Math.ceil(sizes.reduce((sum, size) => sum + size, 0) / 1024)}`,
     `Depends: ${rest.depends}`,
@@ -55,7 +57,7 @@ function build({ name, files, scripts, ...rest }: Package, { version, architectu
     writeFileSync(join(debian, "conffiles"), configuration.map((path) => `/${path}\n`).join(""));
   for (const [script, content] of Object.entries(scripts)) writeFileSync(join(debian, script), content);
   settle(tree.path, date);
-  const file = join(out, `${name}_${version}_${architecture}.deb`);
+  const file = join(out, `${name}_${version}_${architecture.name}.deb`);
   const env = { ...process.env, SOURCE_DATE_EPOCH: String(date.getTime() / 1000) };
   execFileSync(
     "dpkg-deb",

@@ -1,9 +1,10 @@
 import { spawnSync } from "node:child_process";
 import { describe, expect, it } from "vitest";
 import { program } from "../cli/daemon/jobsd.ts";
+import { flags } from "../cli/daemon/settings.ts";
 import { jobsctl } from "../cli/jobsctl.ts";
 import { unless } from "../src/testing/root.ts";
-import { jobsctlPage, jobsdPage } from "./manual.ts";
+import { configurationPage, jobsctlPage, jobsdPage } from "./manual.ts";
 
 const DATE = new Date(Date.UTC(2026, 10, 30));
 const jobsd = program("/", "1.2.3");
@@ -36,9 +37,25 @@ describe.each(PAGES)("the manual page $name", ({ of, page }) => {
         expect(text).toContain([`--${flag.name}`, flag.value].filter(Boolean).join(" "));
     }
   });
+});
 
-  it("has no line that is taken for a macro, and no letter that roff would change", () => {
-    for (const line of page.split("\n"))
-      expect(line).toMatch(/^(?:\.(?:TH|SH|SS|TP|P|RS|RE|nf|fi|br)\b.*|[^.'][\x20-\x7e]*|)$/);
+describe("the manual page jobsd.toml(5)", () => {
+  const page = configurationPage(jobsd, flags, DATE);
+
+  it("has every key, and no flag that is none", unless(noMan), () => {
+    const { stdout, stderr } = format(page, "man", "--warnings", "--no-hyphenation", "--no-justification", "-l", "-");
+    expect(stderr).toBe("");
+    const text = stdout.replace(/\s+/g, " ");
+    for (const { name, about, once } of flags)
+      if (once) expect(text).not.toContain(`${name} = `);
+      else expect(text).toContain(`${about}.`);
   });
 });
+
+it.each([...PAGES.map(({ page }) => page), configurationPage(jobsd, flags, DATE)])(
+  "a manual page has no line that is taken for a macro, and no letter that roff would change",
+  (page) => {
+    for (const line of page.split("\n"))
+      expect(line).toMatch(/^(?:\.(?:TH|SH|SS|TP|P|RS|RE|nf|fi|br)\b.*|[^.'][\x20-\x7e]*|)$/);
+  },
+);

@@ -1,3 +1,4 @@
+import { CONFIG, type Setting, wanted } from "../cli/daemon/config.ts";
 import type { Command, Flag, Program } from "../cli/line/program.ts";
 
 /* Manual pages in man(7)'s macros, from the tables that the programs read their command lines by. */
@@ -61,17 +62,49 @@ export function jobsdPage(program: Program, date: Date): string {
       "jobs.slice": "bounds all jobs together: systemctl set-property jobs.slice MemoryMax=80%",
     }),
     FILES: terms({
+      [CONFIG]: "the configuration",
       "/etc/jobs/ca.crt": "certificates of the authorities that sign clients",
       "/etc/jobs/worker.crt, /etc/jobs/worker.key": "the worker's certificate and its private key",
       "/var/lib/jobs": "jobs, their records and output, and the audit log",
       "/run/jobs": "sockets",
     }),
-    "SEE ALSO": [`${bold("jobsctl")}(1), ${bold("systemctl")}(1), ${bold("cgroups")}(7)`],
+    "SEE ALSO": [`${bold("jobsctl")}(1), ${bold("jobsd.toml")}(5), ${bold("systemctl")}(1), ${bold("cgroups")}(7)`],
+  });
+}
+
+/** Returns jobsd.toml(5). */
+export function configurationPage({ version }: Program, settings: readonly Setting[], date: Date): string {
+  const keys = settings.filter(({ once }) => !once);
+  return page({ name: "jobsd.toml", version }, 5, date, {
+    NAME: ["jobsd.toml \\- configuration of jobsd"],
+    DESCRIPTION: [
+      `${bold("jobsd")}(8) reads ${italic(CONFIG)} where it exists, or the file that ${bold("--config")} names. It is TOML.`,
+      "Each flag is a key. A flag on the command line goes before a variable of the environment (JOBSD_LISTEN), and that",
+      "before the file. A relative path counts from the file's directory. An unknown key, or a value that is wrong, is an",
+      "error that names its line.",
+      ".P",
+      `On SIGHUP (${bold("systemctl reload jobsd")}) the file is read anew. If it is right, each change of a key that says`,
+      "so below is taken, and the log names those that need a restart; otherwise all stays as it was.",
+    ],
+    KEYS: keys.flatMap((key) => [
+      ".TP",
+      `${bold(key.name)} = ${italic(key.value ?? "true|false")}`,
+      roff(`${key.about}.`),
+      roff(`The value is ${wanted(key)}.${key.reloads ? " Taken on reload." : ""}`),
+    ]),
+    EXAMPLE: [
+      'listen = "0.0.0.0:7443"',
+      'state = "/var/lib/jobs"',
+      'allow-user = ["jobs", "2000-2999"]',
+      'log-limit = "1G"',
+      "max-jobs = 200",
+    ].flatMap(code),
+    "SEE ALSO": [`${bold("jobsd")}(8)`],
   });
 }
 
 function page(
-  { name, version }: Program,
+  { name, version }: Pick<Program, "name" | "version">,
   section: number,
   date: Date,
   sections: Readonly<Record<string, readonly string[]>>,

@@ -5,15 +5,20 @@ import { gzipSync } from "node:zlib";
 import { program } from "../cli/daemon/jobsd.ts";
 import { jobsctl } from "../cli/jobsctl.ts";
 import manifest from "../package.json" with { type: "json" };
+import { flags } from "../cli/daemon/settings.ts";
+import type { Architecture } from "./architecture.ts";
 import { bashCompletion } from "./completion.ts";
+import { configuration } from "./configuration.ts";
 import { copyright } from "./copyright.ts";
-import { jobsctlPage, jobsdPage } from "./manual.ts";
+import { configurationPage, jobsctlPage, jobsdPage } from "./manual.ts";
 
 export const ROOT = dirname(import.meta.dirname);
 /** Where the programs find Node and what they load: bin/jobsctl and bin/jobsd look beside themselves. */
 const LIB = "usr/lib/jobs";
 /** What Node is linked against, with the least version that has the symbols it uses. */
 const NODE_NEEDS = "libc6 (>= 2.28), libatomic1 (>= 4.8), libgcc-s1 (>= 4.2), libstdc++6 (>= 5.2)";
+/** What is built from C. */
+const NATIVE = ["supervisor", "verify.node", "notify.node"];
 const MAINTAINER_SCRIPTS = ["postinst", "prerm", "postrm"];
 
 /** A Debian package. */
@@ -31,13 +36,15 @@ export interface Package {
 /** What the packages are made for. */
 export interface Release {
   readonly version: string;
-  /** In Debian's words. */
-  readonly architecture: "amd64" | "arm64";
+  readonly architecture: Architecture;
   readonly date: Date;
 }
 
 const copy = (from: string) => (path: string) => copyFileSync(join(ROOT, from), path);
-const strip = (from: string) => (path: string) => void execFileSync("strip", ["-o", path, join(ROOT, from)]);
+const strip =
+  ({ architecture }: Release, from: string) =>
+  (path: string): void =>
+    void execFileSync(architecture.strip, ["-o", path, from]);
 const link = (target: string) => (path: string) => symlinkSync(target, path);
 const text = (content: string) => (path: string) => writeFileSync(path, content);
 const zip = (content: string) => (path: string) => writeFileSync(path, gzipSync(content, { level: 9 }));
@@ -48,7 +55,6 @@ export function packages(release: Release): readonly Package[] {
 }
 
 function client(release: Release): Package {
-  const node = `node-linux-${release.architecture === "amd64" ? "x64" : "arm64"}`;
   return {
     name: "jobsctl",
     depends: NODE_NEEDS,
@@ -60,8 +66,8 @@ function client(release: Release): Package {
     files: {
       ...programFiles("jobsctl", "bin"),
       ...built([...bundle("jobsctl.js"), "package.json"]),
-      [`${LIB}/bin/node`]: strip(`node_modules/${node}/bin/node`),
       "usr/share/jobs/jobs.protoset": copy("build/jobs.protoset"),
+      [`${LIB}/bin/node`]: strip(release, release.architecture.node),
       "usr/share/man/man1/jobsctl.1.gz": zip(jobsctlPage(jobsctl, release.date)),
       "usr/share/bash-completion/completions/jobsctl": text(bashCompletion(jobsctl)),
       ...papers(release),
@@ -76,7 +82,7 @@ function daemon(release: Release): Package {
   const units = ["jobs.slice", "jobs.service", "jobsd.service"];
   return {
     name: "jobsd",
-    depends: `jobsctl (= ${release.version}), systemd (>= 247), passwd`,
+    depends: `jobsctl (= ${release.version}), systemd (>= 247), passwd, init-system-helpers`,
     about: [
       "runs jobs on this machine for people and programs elsewhere",
       "A daemon runs each command as a job in a cgroup of its own, with limits. Jobs go",
@@ -85,14 +91,16 @@ function daemon(release: Release): Package {
     files: {
       ...programFiles("jobsd", "sbin"),
       ...built([...bundle("jobsd.js")].filter((name) => !ofClient.has(name))),
-      [`${LIB}/build/supervisor`]: strip("build/supervisor"),
-      [`${LIB}/build/verify.node`]: strip("build/verify.node"),
-      [`${LIB}/build/notify.node`]: strip("build/notify.node"),
+      ...Object.fromEntries(
+        NATIVE.map((name) => [`${LIB}/build/${name}`, strip(release, join(release.architecture.native, name))]),
+      ),
       ...Object.fromEntries(units.map((unit) => [`lib/systemd/system/${unit}`, copy(`debian/files/${unit}`)])),
       "usr/lib/sysusers.d/jobsd.conf": copy("debian/files/sysusers.conf"),
       "usr/lib/tmpfiles.d/jobsd.conf": copy("debian/files/tmpfiles.conf"),
       "usr/share/jobs/alerts.yaml": copy("docs/watch/alerts.yaml"),
       "usr/share/jobs/dashboard.json": copy("docs/watch/dashboard.json"),
+      "etc/jobs/jobsd.toml": text(configuration(readFileSync(join(ROOT, "docs/jobsd.toml"), "utf8"))),
+      "usr/share/man/man5/jobsd.toml.5.gz": zip(configurationPage(jobsd, flags, release.date)),
       "usr/share/man/man8/jobsd.8.gz": zip(jobsdPage(jobsd, release.date)),
       "usr/share/bash-completion/completions/jobsd": text(bashCompletion(jobsd)),
       "usr/share/doc/jobsd": link("jobsctl"),

@@ -3,8 +3,8 @@ import { defineConfig } from "vitest/config";
 import type { Reporter } from "vitest/node";
 import { tally } from "../vitest.config.ts";
 
-/** Suites that measure what a job gets of the machine, fill it, or set its clock. */
-const ALONE = ["limits", "update", "crowd", "time"].map((name) => `e2e/${name}.test.ts`);
+/** Suites that measure what a job gets of the machine, fill it, set its clock, or have another machine beside it. */
+const ALONE = ["limits", "update", "crowd", "time", "installed"].map((name) => `e2e/${name}.test.ts`);
 
 const times: Reporter = {
   onTestRunEnd(modules) {

@@ -8,34 +8,15 @@ import { putOnDisk, type BuiltImage } from "./builder.ts";
 import { type Cache, keyOf } from "./cache.ts";
 import { docker } from "./docker.ts";
 import { CommandError, ready, run, start, tail, type Service } from "./process.ts";
+import { FAST, fromMemory, hardware, saveMemory } from "./qemu.ts";
 import { step } from "./steps.ts";
 
 /** How many ports Docker can publish; the guest and this machine give them the same numbers. */
 const PORTS = 32;
 const FIRST_PORT = 42000;
 const LAST_PORT = 43000;
-/** Stock kernels do not come up under KVM everywhere, and under TCG, QEMU's own emulation, they do. */
-const ACCELERATOR = process.env["JOBS_E2E_ACCEL"] || "tcg,thread=multi,tb-size=1024";
-/**
- * What a later processor has, as AVX, five levels of page tables and SMAP, takes an emulator time: a process costs a
- * third less without. Memory that was saved can be loaded by the same hardware only.
- */
-const HARDWARE = [
-  "-accel",
-  ACCELERATOR,
-  "-cpu",
-  "Westmere,+rdrand",
-  "-smp",
-  "2",
-  "-m",
-  "4096",
-  "-display",
-  "none",
-  "-no-reboot",
-];
-/** clearcpuid=112 is for copies by moves: a string instruction is a loop to the emulator. */
-const FAST = "mitigations=off init_on_alloc=0 randomize_kstack_offset=off preempt=none clearcpuid=112";
-const KERNEL_WORDS = `console=ttyS0 panic=-1 root=/dev/vda rw init=/sbin/engine-init quiet ${FAST}`;
+const HARDWARE = hardware(4096);
+const KERNEL_WORDS = `console=ttyS0 panic=-1 root=/dev/vda rw init=/sbin/engine-init ${FAST}`;
 const BOOT_TIMEOUT_MS = 300_000;
 
 /** Makes the guest's kernel and root: a Debian with a Docker engine. Returns their directory. */
@@ -73,7 +54,7 @@ export async function startMachine(
       const saved = await cache.entry(`machine-${first}`, key, (directory) =>
         save(guest, image, first, directory, signal),
       );
-      const machine = await power(guest, saved, first, ["-snapshot", "-incoming", `exec:cat ${saved}/memory`]);
+      const machine = await power(guest, saved, first, fromMemory(saved));
       return await step("virtual machine started", () => machine.up(signal));
     } catch (error) {
       if (!(error instanceof PortsTaken)) throw error;
@@ -97,22 +78,14 @@ async function save(
   // Reads into memory what every container is started with.
   const container = ["run", "--rm", "--privileged", "--publish", "1", image.tag, "--version"];
   await step("first container run", () => docker(booted.host, container, { signal }));
-  await step("virtual machine saved", async () => {
-    const said = await machine.monitor([
-      "migrate_set_parameter max-bandwidth 8G",
-      `migrate "exec:cat > ${directory}/memory"`,
-      "info migrate",
-      "quit",
-    ]);
-    if (!said.includes("Migration status: completed")) throw new CommandError("the memory could not be saved", said);
-  });
+  await step("virtual machine saved", () => saveMemory(machine.monitor, directory));
 }
 
 interface Powered {
   /** Resolves when the Docker answers and the clock is right; stops the machine when neither comes. */
   up(signal: AbortSignal): Promise<Machine>;
-  /** Gives QEMU's monitor commands of which the last is quit, and resolves to what it answered. */
-  monitor(commands: readonly string[]): Promise<string>;
+  /** The socket of QEMU's monitor. */
+  readonly monitor: string;
 }
 
 /** @param disks the directory of root.img and docker.img */
@@ -120,7 +93,7 @@ async function power(guest: string, disks: string, first: number, more: readonly
   await using stack = new AsyncDisposableStack();
   const scratch = await mkdtemp(join(tmpdir(), "jobs-engine-"));
   stack.defer(() => rm(scratch, { recursive: true, force: true }));
-  const [console, clock, monitor] = ["console", "clock", "monitor"].map((name) => join(scratch, name));
+  const [console, clock, monitor = ""] = ["console", "clock", "monitor"].map((name) => join(scratch, name));
   const last = first + PORTS - 1;
   const api = last + 1;
   const ports = Array.from({ length: PORTS }, (_, i) => first + i);
@@ -140,6 +113,7 @@ async function power(guest: string, disks: string, first: number, more: readonly
   const lifetime = stack.move();
 
   return {
+    monitor,
     async up(signal) {
       await using failed = new AsyncDisposableStack();
       failed.use(lifetime);
@@ -160,14 +134,6 @@ async function power(guest: string, disks: string, first: number, more: readonly
       }
       const rest = failed.move();
       return { host, [Symbol.asyncDispose]: () => rest.disposeAsync() };
-    },
-    async monitor(commands) {
-      const socket = connect(monitor ?? "").setEncoding("utf8");
-      let said = "";
-      socket.on("data", (text: string) => (said += text));
-      socket.write(commands.map((command) => `${command}\n`).join(""));
-      await once(socket, "close");
-      return said;
     },
   };
 }

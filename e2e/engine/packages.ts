@@ -3,7 +3,7 @@ import { delimiter, join } from "node:path";
 import { CommandError, run } from "./process.ts";
 import { say, step } from "./steps.ts";
 
-/** The programs that the virtual machine and the images for it are made with, and Debian's packages of them. */
+/** The programs that the virtual machines, the images and the packages for them are made with, and Debian's packages of them. */
 const NEEDED: Readonly<Record<string, string>> = {
   docker: "docker.io",
   dockerd: "docker.io",
@@ -12,6 +12,7 @@ const NEEDED: Readonly<Record<string, string>> = {
   mmdebstrap: "mmdebstrap",
   "qemu-system-x86_64": "qemu-system-x86",
   setpriv: "util-linux",
+  strip: "binutils",
   unshare: "util-linux",
 };
 
