@@ -58,11 +58,13 @@ function held(pid: number, group: string): Held {
     found.push(...more);
   }
   const descriptors = (of: number): number => readdirSync(`/proc/${of}/fd`).length;
+  // Without root the spawner is not to be looked into, by nobody of its user.
+  const isSeen = process.getuid?.() === 0;
   const [spawner = 0] = children.get(pid) ?? [];
   const groups = group === "" ? [] : readdirSync(group, { recursive: true, withFileTypes: true });
   return {
     descriptors: descriptors(pid),
-    spawnerDescriptors: descriptors(spawner),
+    spawnerDescriptors: isSeen ? descriptors(spawner) : 0,
     cgroups: groups.filter((entry) => entry.isDirectory()).length,
     processes: below.length,
     zombies: below.filter((each) => zombies.has(each)).length,

@@ -1,4 +1,4 @@
-import { chmod, mkdir, mkdtemp, mkdtempDisposable, symlink, writeFile } from "node:fs/promises";
+import { chmod, mkdir, mkdtemp, mkdtempDisposable, rm, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { afterEach, beforeAll, describe, expect, it } from "vitest";
@@ -217,6 +217,7 @@ async function settings(contents: string | Buffer): Promise<{ readonly dir: stri
 describe("a private key's file", () => {
   it.each([0o644, 0o640, 0o604, 0o660, 0o601])("with mode %o is refused, saying what would be right", async (mode) => {
     const key = join(home, "some.key");
+    await rm(key, { force: true });
     await writeFile(key, "key");
     await chmod(key, mode);
     await expect(readPrivate(key)).rejects.toThrow(`(mode 0${mode.toString(8)}): chmod 600 ${key}`);
