@@ -1,11 +1,15 @@
 import { once } from "node:events";
+import { readFileSync } from "node:fs";
+import { mkdir, mkdtemp, rename, rm, rmdir } from "node:fs/promises";
 import { connect as connectTcp, createServer, type AddressInfo } from "node:net";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
 import { connect, type PeerCertificate } from "node:tls";
 import { status } from "@grpc/grpc-js";
 import { beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import { StreamRequest } from "../../proto/generated/jobs/v1/worker.ts";
 import { authority, type Authority, type Pair } from "./testing/authority.ts";
-import { answer, clientOf, errorOf, JOB, type Running, running, silence, until } from "./testing/server.ts";
+import { answer, clientOf, errorOf, factsOf, JOB, type Running, running, silence, until } from "./testing/server.ts";
 
 let before: Authority;
 let after: Authority;
@@ -101,6 +105,52 @@ describe("a server whose certificates are renewed", () => {
     renewed.resolve();
     expect((await refused).code).toBe(status.UNAVAILABLE);
     expect(server.audit).toContainEqual(expect.objectContaining({ reason: "CERTIFICATE_NO_ISSUER" }));
+  });
+
+  test("has other limits from then on, and ends nothing that is beyond them", async () => {
+    const dir = await mkdtemp(join(tmpdir(), "jobs-renew-"));
+    onTestFinished(() => rm(dir, { recursive: true }));
+    const audit = join(dir, "audit.jsonl");
+    await using server = await running(before, stream, { audit, maxConnections: 8, maxCalls: 8 });
+    const ended: unknown[] = [];
+    const clients = Array.from({ length: 3 }, () => clientOf(server.port, before.ca, oldWriter));
+    onTestFinished(() => clients.forEach((client) => client.close()));
+    const follow = (client: (typeof clients)[number] | undefined) => {
+      const call = client?.stream(StreamRequest.fromPartial({ jobId: JOB.id }));
+      call?.on("error", (error) => ended.push(error)).resume();
+    };
+    const begun = () => readFileSync(audit, "utf8").split('"stage":"begin"').length - 1;
+    for (const client of clients) follow(client);
+    await until(() => begun() === 3, "three streams are being handled");
+    const tls = { ca: before.ca.cert, ...before.server };
+    const limits = { shutdownMs: 100, maxConnections: 4, maxCalls: 4, auditLimits: { limitBytes: 0 } };
+    server.renew({ tls, limits })();
+    const refused = await errorOf(query(server, before.ca, oldWriter));
+    expect(factsOf(refused)).toMatchObject({ reason: "TOO_MANY_CONNECTIONS", maximum: "2" });
+    const [first] = clients;
+    const full = await errorOf(answer((done) => first?.query({ jobId: JOB.id }, done)));
+    expect(factsOf(full)).toMatchObject({ reason: "TOO_MANY_CALLS", maximum: "2" });
+    expect(ended).toEqual([]);
+    server.renew({ tls, limits: { shutdownMs: 100 } })();
+    expect(await query(server, before.ca, oldWriter)).toMatchObject({ pid: JOB.pid });
+  });
+
+  test("goes on in the audit log that its path names then, and in the old one where that cannot be opened", async () => {
+    const dir = await mkdtemp(join(tmpdir(), "jobs-renew-"));
+    onTestFinished(() => rm(dir, { recursive: true }));
+    const audit = join(dir, "audit.jsonl");
+    await using server = await running(before, stream, { audit });
+    const tls = { ca: both(), ...after.server };
+    await rename(audit, `${audit}.1`);
+    await mkdir(audit);
+    expect(() => server.renew({ tls, limits: { shutdownMs: 100 } })).toThrow(/EISDIR/);
+    await query(server, before.ca, oldWriter);
+    expect(readFileSync(`${audit}.1`, "utf8")).toContain("/Query");
+    expect((await shown(server, oldWriter)).issuer.CN).toBe("before");
+    await rmdir(audit);
+    server.renew({ tls, limits: { shutdownMs: 100 } })();
+    await query(server, after.ca, oldWriter);
+    expect(readFileSync(audit, "utf8")).toContain("/Query");
   });
 
   test("goes on with the old ones where the new ones are wrong, or are not taken after all", async () => {

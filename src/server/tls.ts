@@ -108,11 +108,11 @@ export async function listenTls(options: ListenOptions): Promise<TlsListener> {
       const next = handshakerOf(readTls(materials.tls));
       if (materials.crls) revoked?.requireNewer(materials.crls);
       return () => {
+        const { files } = current;
         current = next;
-        for (const socket of connections.sockets()) {
-          const reason = distrust(socket, current.files);
-          if (reason !== undefined) end(socket, reason, 0);
-        }
+        // Each signature that is verified holds the event loop.
+        if (files.pem.ca !== next.files.pem.ca)
+          for (const [socket, reason] of distrusted(connections, next.files)) end(socket, reason, 0);
         if (materials.crls) revoked?.replace(materials.crls);
         else warn();
       };
@@ -188,7 +188,20 @@ function openHandshaker(files: TlsFiles, options: HandshakerOptions): Handshaker
   return { files, begin: (socket) => void server.emit("connection", socket) };
 }
 
-/** Says why files that others have followed would not let in a client; undefined when they would. */
+/** Finds the connections that these files would not let in, and why. */
+function* distrusted(connections: Connections, files: TlsFiles): Generator<[TLSSocket, string]> {
+  for (const socket of connections.sockets().filter(({ destroyed }) => !destroyed)) {
+    let reason: string | undefined;
+    try {
+      reason = distrust(socket, files);
+    } catch {
+      reason = "CERTIFICATE_MALFORMED";
+    }
+    if (reason !== undefined) yield [socket, reason];
+  }
+}
+
+/** Says why these files would not let in a client that earlier ones have let in; undefined when they would. */
 function distrust(socket: TLSSocket, { authorities }: TlsFiles): string | undefined {
   const [leaf, ...others] = presented(socket);
   if (!leaf) return "NO_CERTIFICATE";

@@ -155,7 +155,11 @@ function renewed({ options, retirement }: Context, next: Renewable): () => void 
   const checked = checkWorker({ ...options, ...wanted });
   return () => {
     Object.assign(options, Object.fromEntries(RENEWABLE.map((name) => [name, checked[name]])));
-    retirement.renew();
+    try {
+      retirement.renew();
+    } catch (error) {
+      options.log("error", "what is to be done with the logs of ended jobs is taken by the next daemon", { error });
+    }
   };
 }
 
