@@ -123,7 +123,7 @@ describe("a daemon's metrics", () => {
     );
     const soon = Date.now() / 1000;
     const expiry = [...found].filter(([name]) => name.startsWith("jobsd_certificate_not_after"));
-    expect(expiry.map(([name]) => /use="(\w+)"/.exec(name)?.[1])).toEqual(["worker", "ca"]);
+    expect(expiry.map(([name]) => /use="(\w+)"/.exec(name)?.[1])).toEqual(["ca", "worker"]);
     for (const [, at] of expiry) expect(at).toBeGreaterThan(soon + 80 * 24 * 3600);
     expect(found.get("jobsd_state_disk_free_bytes")).toBeLessThanOrEqual(found.get("jobsd_state_disk_size_bytes") ?? 0);
     expect(found.get("jobsd_journal_size_bytes")).toBeGreaterThan(4096);

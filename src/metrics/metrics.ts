@@ -180,9 +180,15 @@ function figureGauges(register: Registry): (worker: Figures, server: ServerFigur
     archive.set(worker.waitingArchive);
     connections.set(server.connections);
     notAfter.reset();
-    for (const { use, subject, notAfter: date } of server.certificates)
+    // While a CA is replaced there are two of its name: the series is that of the first to expire.
+    for (const { use, subject, notAfter: date } of sooner(server.certificates))
       notAfter.set({ use, subject }, date.getTime() / 1000);
   };
+}
+
+/** Sorts certificates so that those that expire sooner come later. */
+function sooner(certificates: ServerFigures["certificates"]): ServerFigures["certificates"] {
+  return certificates.toSorted((one, other) => other.notAfter.getTime() - one.notAfter.getTime());
 }
 
 function hostGauges(register: Registry): (figures: HostFigures) => void {
