@@ -150,6 +150,20 @@ describe("a file that is wrong", () => {
     });
   });
 
+  it("is told of in few words, however much of it is wrong", async () => {
+    const many = await errorOf(Array.from({ length: 1000 }, (_, i) => `zzz${i} = 1`).join("\n"));
+    expect(many).toMatchObject({ message: expect.stringContaining(":1: "), more: expect.any(Array) });
+    expect(many).toHaveProperty("more.length", 21);
+    expect(many).toHaveProperty("more.20", "and 979 more");
+    for (const toml of [`a${".a".repeat(50_000)} = 1`, `x = ${"[".repeat(20_000)}`, "x".repeat(100_000)]) {
+      const error = await errorOf(toml);
+      expect(error instanceof Error && error.message).toMatch(/^.{20,600}$/);
+    }
+    expect(await errorOf(`allow-user = ${"[".repeat(20_000)}${"]".repeat(20_000)}`)).toMatchObject({
+      message: `${file}: is nested too deeply`,
+    });
+  });
+
   it.each([
     [Buffer.from("\ufeffx", "utf16le"), /jobsd\.toml: is UTF-16/],
     [Buffer.from([0x61, 0x80]), /jobsd\.toml: is not UTF-8/],

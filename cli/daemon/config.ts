@@ -8,6 +8,10 @@ import { readToml, type TomlEntry, type TomlValue } from "../line/toml.ts";
 /** The configuration file that is read where it exists and no other is named. */
 export const CONFIG = "/etc/jobs/jobsd.toml";
 
+/** How many faults of a file are told of beside the first. */
+const MOST_TOLD = 20;
+const MOST_OF_NAME = 100;
+
 /** A flag of the daemon, which is a variable and a key of the configuration file as well. */
 export interface Setting extends Flag {
   /** Each time that it is given counts; a key has a list. */
@@ -87,7 +91,8 @@ async function readConfig(file: string, settings: readonly Setting[]): Promise<C
     }
   }
   const [first, ...more] = wrong;
-  if (first !== undefined) throw new UsageError(first, more);
+  const unsaid = more.splice(MOST_TOLD).length;
+  if (first !== undefined) throw new UsageError(first, unsaid > 0 ? [...more, `and ${unsaid} more`] : more);
   return { file, keys };
 }
 
@@ -105,7 +110,7 @@ function textsOf({ value }: TomlEntry, name: string, settings: readonly Setting[
   if (!setting) {
     const known = settings.filter(({ once }) => !once).map((each) => each.name);
     throw new UsageError(
-      `there is no key ${name}${likely(name, known)}; jobsd --help lists the flags, and each is a key`,
+      `there is no key ${name.slice(0, MOST_OF_NAME)}${likely(name, known)}; jobsd --help lists the flags, and each is a key`,
     );
   }
   if (setting.once) throw new UsageError(`${name} is no key: give --${name} on the command line`);

@@ -2,6 +2,9 @@ import { type AST, ParseError, parseTOML } from "toml-eslint-parser";
 import { readSmall } from "../../src/x509/file.ts";
 import { SettingError, textOf } from "./connection.ts";
 
+/** The characters of a line that an error shows. */
+const MOST_SHOWN = 120;
+
 /** A value of TOML. What no setting can be is `other`, with its name. */
 export type TomlValue =
   | { readonly kind: "string"; readonly text: string }
@@ -27,6 +30,7 @@ export async function readToml(file: string): Promise<readonly TomlEntry[]> {
     const [top] = parseTOML(text, { tomlVersion: "1.0" }).body;
     return top.body.flatMap((part) => (part.type === "TOMLTable" ? tableEntries(part) : entriesOf([], part)));
   } catch (error) {
+    if (error instanceof RangeError) throw new SettingError(`${file}: is nested too deeply`, { cause: error });
     if (!(error instanceof ParseError)) throw error;
     const { lineNumber, message } = error;
     // An end that is missing is told of in the line after the last.
@@ -34,9 +38,8 @@ export async function readToml(file: string): Promise<readonly TomlEntry[]> {
     const line = Math.min(lineNumber, lines.length);
     const reason = `${message.charAt(0).toLowerCase()}${message.slice(1)}`;
     const hint = "texts are in quotes, and switches are true or false";
-    throw new SettingError(`${file}:${line}: is not TOML, ${reason}: ${lines[line - 1]?.trim()} (${hint})`, {
-      cause: error,
-    });
+    const shown = lines[line - 1]?.trim().slice(0, MOST_SHOWN);
+    throw new SettingError(`${file}:${line}: is not TOML, ${reason}: ${shown} (${hint})`, { cause: error });
   }
 }
 
