@@ -3,10 +3,12 @@ import { reasonOf } from "../../src/os/errno.ts";
 import { examine } from "../../src/worker/index.ts";
 import { findingsOf } from "../../src/server/expiry.ts";
 import { readCrls, readTls, ServeError } from "../../src/server/pem.ts";
+import { ownersFinding } from "../../src/server/owners.ts";
 import { readTlsFiles } from "../line/connection.ts";
 import { exitCodeOfFindings, formatFindings, formatSummary, printFindings, type Told } from "../tell/findings.ts";
 import { crlOptions } from "./crl.ts";
 import { sharedFindings } from "./kept.ts";
+import { ownersOf } from "./owners.ts";
 import { print } from "../tell/output.ts";
 import type { Given } from "../line/program.ts";
 import { hostOptions, settingsWithoutTls } from "./settings.ts";
@@ -25,6 +27,7 @@ export async function check(given: Given, root: string): Promise<number> {
   const findings = [
     ...found,
     ...configFindings(given),
+    ownersFinding(ownersOf(given)),
     ...(await certificateFindings(given)),
     ...sharedFindings(secrets, { ...options, ...state }),
   ];

@@ -1,7 +1,7 @@
 import { join, resolve } from "node:path";
 import { nativeDirectory } from "../../src/os/native.ts";
 import type { AuditLimits } from "../../src/server/audit-file.ts";
-import type { Owners } from "../../src/server/server.ts";
+import type { Owners } from "../../src/server/owners.ts";
 import { parseTarget, type Target } from "../../src/client/target.ts";
 import { reasonOf } from "../../src/os/errno.ts";
 import { checkWorker, JobError, type Place, SWITCHES, type WorkerOptions } from "../../src/worker/index.ts";
@@ -13,7 +13,7 @@ import { type Given, optional } from "../line/program.ts";
 import { CONFIG, type Setting } from "./config.ts";
 import { metricsFlags, metricsOptions } from "./metrics.ts";
 import { logFlags, logOptions } from "./retention.ts";
-import { ownerFlags, ownersOf } from "./owners.ts";
+import { ownerFlags, ownersOf, quotasOf } from "./owners.ts";
 import { tracingFlags } from "./tracing.ts";
 import { namesOf, whoFlags, whoOptions } from "./who.ts";
 
@@ -129,16 +129,18 @@ export interface Settings extends CrlOptions {
 export function hostOptions(
   given: Given,
   root: string,
-): Pick<WorkerOptions, "cgroup" | "isolationOff" | "logLimitBytes"> &
+): Pick<WorkerOptions, "cgroup" | "isolationOff" | "logLimitBytes" | "quotas"> &
   ReturnType<typeof whoOptions> & { readonly supervisor: string } {
   const cgroup = given.text("cgroup");
   const logLimitBytes = optional(given, "log-limit", (flag, size) => Number(parseSizeBytes(flag, size)));
   const isolationOff = namesOf(given, "isolation-off").map((word) =>
     parseWord(given.nameOf("isolation-off"), word, SWITCHES),
   );
+  const quotas = quotasOf(given);
   return {
     supervisor: join(nativeDirectory(root), "supervisor"),
     ...whoOptions(given),
+    ...(quotas && { quotas }),
     ...(cgroup && { cgroup }),
     isolationOff,
     ...(logLimitBytes !== undefined && { logLimitBytes }),

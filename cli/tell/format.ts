@@ -42,9 +42,10 @@ export function describeEnd({ state, ended, usage }: Pick<Job, "state" | "ended"
     case "timedOut":
       return { word: "timed-out", words: `timed out after ${formatDuration(how.value.limit)}${left}` };
     case "outOfMemory": {
-      const { kills, wholeJob } = how.value;
+      const { kills, wholeJob, ofOwner } = how.value;
       const what = wholeJob ? `the whole job, ${processes(kills)}` : processes(kills);
-      return { word: "out-of-memory", words: `out of memory: the kernel killed ${what}` };
+      const whose = ofOwner ? ", since all jobs of its owner had the memory that they may have" : "";
+      return { word: "out-of-memory", words: `out of memory: the kernel killed ${what}${whose}` };
     }
     default:
       return { word: "lost", words: `lost: ${how.value.reason}` };

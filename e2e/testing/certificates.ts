@@ -7,7 +7,7 @@ import { ExtendedKeyUsage, ExtendedKeyUsageExtension, Extension, X509Certificate
 import { type Authority, createAuthority, openAuthority, toPem } from "../../certs/authority.ts";
 import { issueAll } from "../../certs/issue.ts";
 import { generateKey, keyToPem, SIGNING, toCryptoKey } from "../../certs/key.ts";
-import { ROLE_OID } from "../../certs/profile.ts";
+import { ROLE_OID, type Role } from "../../certs/profile.ts";
 
 const HOUR_MS = 3_600_000;
 const UTF8_STRING = 0x0c;
@@ -62,6 +62,13 @@ export async function issueOdd({ file }: Certificates): Promise<void> {
     await writeFile(file(`${name}.crt`), await sign(name === "stranger" ? namesake : trusted, name, key, odd));
     await writeFile(file(`${name}.key`), keyToPem(key), { mode: 0o600 });
   }
+}
+
+/** Adds a party with a role. */
+export async function issueParty({ file }: Certificates, name: string, role: Role): Promise<void> {
+  const [trusted, key] = await Promise.all([openAuthority(file("ca.crt"), file("ca.key")), generateKey(2048)]);
+  await writeFile(file(`${name}.crt`), await sign(trusted, name, key, { roles: [derString(role)] }));
+  await writeFile(file(`${name}.key`), keyToPem(key), { mode: 0o600 });
 }
 
 async function sign(

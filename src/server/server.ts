@@ -32,8 +32,6 @@ import { listenTls, type TlsListener } from "./tls.ts";
 import { NO_TRACING, type Tracing } from "./tracing.ts";
 import { fairTurns } from "./turns.ts";
 
-export type { Owners } from "./owners.ts";
-
 export interface ServeOptions {
   /** Closing the server does not close the worker. */
   readonly worker: Worker;

@@ -218,7 +218,10 @@ function fromHow(how: Ended["how"]): ProtoEnded["how"] {
     case "timed-out":
       return { $case: "timedOut", value: { limit: fromMs(how.limitMs) } };
     case "out-of-memory":
-      return { $case: "outOfMemory", value: { kills: BigInt(how.kills), wholeJob: how.wholeJob ?? false } };
+      return {
+        $case: "outOfMemory",
+        value: { kills: BigInt(how.kills), wholeJob: how.wholeJob ?? false, ofOwner: how.ofOwner ?? false },
+      };
     default:
       return { $case: "lost", value: { reason: how.reason } };
   }

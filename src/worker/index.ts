@@ -28,6 +28,7 @@ export type {
 } from "./model/job.ts";
 export type { Figures, WorkerMeter } from "./model/meter.ts";
 export type { Place, Renewable, UidRange, WorkerOptions } from "./model/options.ts";
+export { type Amounts, checkQuotas, type Quota, type Quotas } from "./model/quota.ts";
 export type {
   LinuxBlockIO,
   LinuxCpu,

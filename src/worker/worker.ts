@@ -5,8 +5,10 @@ import { type Moves, openArchive } from "./archive/archive.ts";
 import { moveLog } from "./archive/move.ts";
 import { openGroupsAhead } from "./cgroup/groups-ahead.ts";
 import { openHierarchy } from "./cgroup/hierarchy.ts";
+import { openOwnerGroups, ownerGroupsIn } from "./cgroup/owner-groups.ts";
 import { examine } from "./doctor/examine.ts";
 import type { Finding } from "./doctor/finding.ts";
+import { quotaFindings } from "./doctor/quotas.ts";
 import { checkOwner, type Context, find, isTracked } from "./jobs/context.ts";
 import { describeHost } from "./jobs/enforceable.ts";
 import { figuresOf, meteredStart } from "./jobs/figures.ts";
@@ -18,7 +20,7 @@ import { settle, start, type Started } from "./jobs/start.ts";
 import { stats, type Stats, type StatsOptions } from "./jobs/stats.ts";
 import { stop, type StopOptions, type Stopped } from "./jobs/stop.ts";
 import { stream, type Stream } from "./jobs/stream.ts";
-import { removeSpares, takeUpAll } from "./jobs/take-up.ts";
+import { limitOwners, removeSpares, takeUpAll } from "./jobs/take-up.ts";
 import { update } from "./jobs/update.ts";
 import { type Journal, openJournal } from "./journal/journal.ts";
 import { lockDirectory } from "./journal/lock.ts";
@@ -95,9 +97,12 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
   await context.spawner.ready;
   const opened = opening.move();
   let examining: Promise<readonly Finding[]> | undefined;
-  const examined: Jobs["examine"] = () => {
-    const { options: asked, hierarchy } = context;
-    return (examining ??= examine({ ...asked, hierarchy }).finally(() => (examining = undefined)));
+  /** What an owner's jobs may have is told to that owner alone, and to who sees all jobs. */
+  const examined = async (owner?: string): Promise<readonly Finding[]> => {
+    const { quotas, ...asked } = context.options;
+    const { hierarchy } = context;
+    const found = await (examining ??= examine({ ...asked, hierarchy }).finally(() => (examining = undefined)));
+    return quotas ? [...found, ...quotaFindings(quotas, found, owner)] : found;
   };
 
   return {
@@ -114,7 +119,7 @@ export async function openWorker(given: WorkerOptions): Promise<Worker> {
 }
 
 /** All jobs, or with `owner` those of that owner alone. */
-function jobsIn(context: Context, examined: Jobs["examine"], owner?: string): Jobs {
+function jobsIn(context: Context, examined: (owner?: string) => ReturnType<Jobs["examine"]>, owner?: string): Jobs {
   const seen = (id: string): string => {
     if (owner !== undefined) checkOwner(context, id, owner);
     return id;
@@ -138,7 +143,7 @@ function jobsIn(context: Context, examined: Jobs["examine"], owner?: string): Jo
     stream: (id, how) => stream(context, seen(id), how),
     update: async (id, resources) => update(context, seen(id), resources),
     stats: (id, how) => stats(context, seen(id), how),
-    examine: examined,
+    examine: () => examined(owner),
   };
 }
 
@@ -150,7 +155,8 @@ export function checkWorker(given: WorkerOptions): CheckedOptions {
 }
 
 /** Checks options to go on with. Returns what takes them: all parts of the worker have the same object. */
-function renewed({ options, retirement }: Context, next: Renewable): () => void {
+function renewed(context: Context, next: Renewable): () => void {
+  const { options, retirement } = context;
   const wanted = Object.fromEntries(RENEWABLE.map((name) => [name, next[name]]));
   const checked = checkWorker({ ...options, ...wanted });
   return () => {
@@ -160,6 +166,7 @@ function renewed({ options, retirement }: Context, next: Renewable): () => void 
     } catch (error) {
       options.log("error", "what is to be done with the logs of ended jobs is taken by the next daemon", { error });
     }
+    limitOwners(context);
   };
 }
 
@@ -177,7 +184,10 @@ async function openContext(options: CheckedOptions, opened: AsyncDisposableStack
   for (const id of [journal.newest(), journal.settled]) if (id !== undefined) sortBehind(id);
   const hierarchy = openHierarchy(`jobs-${journal.instance}`, options.cgroup);
   groups = journal.groupsIn(hierarchy.kind === "none" ? undefined : hierarchy.path);
-  const groupsAhead = opened.use(openGroupsAhead(name, hierarchy));
+  // Before those that they are in, so that they are removed first.
+  groups = [...ownerGroupsIn(groups), ...groups];
+  const ownerGroups = opened.use(openOwnerGroups(hierarchy, (message, facts) => log("warn", message, facts)));
+  const groupsAhead = opened.use(openGroupsAhead(name, hierarchy, (path) => ownerGroups.leave(path)));
   removeSpares(sparesDir);
   const uids = uidRange && openUids(uidRange, journal.lastUid(uidRange));
   const hidden = [stateDir, ...(place?.kind === "directory" ? [resolve(place.path)] : []), ...(options.hidden ?? [])];
@@ -199,6 +209,7 @@ async function openContext(options: CheckedOptions, opened: AsyncDisposableStack
     hierarchy,
     groups,
     groupsAhead,
+    ownerGroups,
     uids,
     spawner,
     tracked: new Map(),

@@ -83,7 +83,7 @@ function vacate(path: string): void {
 }
 
 /** Turns controllers on: all with one write, which is fastest, and one by one if that fails. Returns those that are on. */
-function enable(path: string): Set<string> {
+export function enable(path: string): Set<string> {
   const file = join(path, "cgroup.subtree_control");
   const on = new Set(words(file));
   // Threaded controllers could be turned on here, but then groups below could contain no process (cgroup-v2.rst, "Threads").

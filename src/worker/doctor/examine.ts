@@ -19,6 +19,7 @@ import {
   sliceFinding,
   userFinding,
 } from "./probe.ts";
+import { quotaFindings } from "./quotas.ts";
 import { type Who, whoFindings } from "./who.ts";
 
 const MIB = 1024 ** 2;
@@ -27,7 +28,9 @@ const LEAST_FREE_BYTES = 512 * MIB;
 
 /** The options of a worker that decide what it can enforce. Without `stateDir` no state directory is examined. */
 export interface ExamineOptions
-  extends Who, Partial<Pick<WorkerOptions, "stateDir" | "cgroup" | "isolationOff" | "logLimitBytes" | "supervisor">> {
+  extends
+    Who,
+    Partial<Pick<WorkerOptions, "stateDir" | "cgroup" | "isolationOff" | "logLimitBytes" | "quotas" | "supervisor">> {
   /** What the daemon that asks has opened; when absent, what a new daemon would find is examined. */
   readonly hierarchy?: Hierarchy;
 }
@@ -43,15 +46,17 @@ export async function examine(options: ExamineOptions): Promise<Finding[]> {
   const cause = hierarchyCause(place, cgroup);
   const state = stateDir === undefined ? undefined : nearest(resolve(stateDir));
   const { findings, probed } = await supervisorFindings(supervisor, state);
+  const controllers = controllerFindings(place, cause);
   return [
     ...cgroupFindings(place, cause),
     ...(probed ? [cloneFinding(probed)] : []),
-    ...controllerFindings(place, cause),
+    ...controllers,
     ...(probed ? [...isolationFindings(probed, isolationOff), deviceFinding(probed)] : []),
     userFinding(),
     ...privilegeFindings(isolationOff),
     ...(probed ? [filterFinding(probed, isolationOff)] : []),
     ...whoFindings(options),
+    ...quotaFindings(options.quotas, controllers),
     ...findings,
     ...(stateDir === undefined ? [] : stateFindings(resolve(stateDir), probed, logLimitBytes)),
   ];

@@ -2,7 +2,16 @@ import { contentOf } from "../../os/proc.ts";
 
 /** Whether this host keeps one of the promises to jobs. */
 export interface Finding {
-  readonly area: "cgroup" | "controller" | "namespace" | "privilege" | "user" | "device rules" | "supervisor" | "state";
+  readonly area:
+    | "cgroup"
+    | "controller"
+    | "namespace"
+    | "privilege"
+    | "user"
+    | "owner"
+    | "device rules"
+    | "supervisor"
+    | "state";
   /** Such as "memory" or "pid". */
   readonly name: string;
   /** `limited`: the host gives less than it could, but breaks no promise. */

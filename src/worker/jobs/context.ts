@@ -1,6 +1,7 @@
 import type { Archive } from "../archive/archive.ts";
 import type { GroupsAhead } from "../cgroup/groups-ahead.ts";
 import type { Hierarchy } from "../cgroup/hierarchy.ts";
+import type { OwnerGroups } from "../cgroup/owner-groups.ts";
 import type { JobRecord } from "../journal/record.ts";
 import type { PatientJournal } from "../journal/patient.ts";
 import { notFound } from "../model/errors.ts";
@@ -22,9 +23,13 @@ export interface Context {
   readonly journal: PatientJournal;
   readonly files: JobFiles;
   readonly hierarchy: Hierarchy;
-  /** The groups that may contain jobs' groups: this daemon's, and those of earlier daemons that were started elsewhere. */
+  /**
+   * The groups that may contain jobs' groups: this daemon's, those of earlier daemons that were started elsewhere, and the
+   * owners' groups that were in these.
+   */
   readonly groups: readonly string[];
   readonly groupsAhead: GroupsAhead;
+  readonly ownerGroups: OwnerGroups;
   /** Undefined when jobs share a user. */
   readonly uids: Uids | undefined;
   readonly spawner: Spawner;
@@ -51,15 +56,17 @@ export interface Starting {
 }
 
 /** Tracks a job from now on, and keeps its uid from others. */
-export function track({ jobsDir, tracked, uids }: Context, job: Job, hierarchy: Hierarchy): TrackedJob {
+export function track({ jobsDir, ownerGroups, tracked, uids }: Context, job: Job, hierarchy: Hierarchy): TrackedJob {
   const entry = trackedJob(job, jobsDir, hierarchy);
   tracked.set(job.id, entry);
+  ownerGroups.hold(entry.group);
   uids?.hold(job.user);
   return entry;
 }
 
 /** Stops tracking a job, of which nothing runs any more. */
-export function untrack({ tracked, uids }: Context, { id, user }: Job): void {
+export function untrack({ ownerGroups, tracked, uids }: Context, { id, user }: Job): void {
+  ownerGroups.free(tracked.get(id)?.group);
   tracked.delete(id);
   uids?.free(user);
 }

@@ -1,8 +1,10 @@
 import { statSync } from "node:fs";
 import { constants } from "node:os";
+import { dirname } from "node:path";
 import { setTimeout } from "node:timers/promises";
 import { pauseAfter } from "../../os/pause.ts";
 import { killGroup, removeGroup } from "../cgroup/group.ts";
+import { timesFull } from "../cgroup/owner-groups.ts";
 import { logIn } from "../log/files.ts";
 import type { Job } from "../model/job.ts";
 import { endedOf, type Exit, readExit } from "../supervisor/exit.ts";
@@ -109,6 +111,7 @@ async function exitOf(context: Context, { directory, job }: TrackedJob): Promise
 
 export function endedJob(entry: TrackedJob, exit: Exit | undefined, lost: string | undefined): Job {
   const usage = usageOf(entry, exit);
+  const full = entry.group !== undefined && timesFull(dirname(entry.group)) > entry.timesFull;
   const number = (key: string): number => Number(exit?.get(key));
   return {
     ...entry.job,
@@ -116,7 +119,7 @@ export function endedJob(entry: TrackedJob, exit: Exit | undefined, lost: string
     pid: exit ? number("pid") : entry.job.pid,
     ...(exit && { startedAt: new Date(number("started_ns") / 1e6) }),
     endedAt: exit ? new Date(number("ended_ns") / 1e6) : new Date(),
-    ended: endedOf(exit, usage, entry, lost),
+    ended: endedOf(exit, usage, { ...entry, ownerFull: full }, lost),
     usage,
     output: exit ? { size: number("size"), first: number("first"), dropped: number("dropped") } : extentOf(entry),
   };

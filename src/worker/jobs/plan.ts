@@ -5,12 +5,23 @@ import type { Setting } from "../limits/setting.ts";
 import { settingsOf } from "../limits/settings.ts";
 import { JobError } from "../model/errors.ts";
 import type { Job, JobSpec } from "../model/job.ts";
+import type { Quota } from "../model/quota.ts";
 import { GRACE_MS } from "../supervisor/control.ts";
 import type { Launch } from "../supervisor/frame.ts";
 import { chooseCredentials, type Chosen } from "../system/users.ts";
 import type { Context } from "./context.ts";
 import { checkDevices, checkIsolation, checkSettings, checkUserNamespaces, warningsOf } from "./enforceable.ts";
 import { policyOf } from "./log-policy.ts";
+import {
+  checkJobs,
+  checkKept,
+  checkMost,
+  checkTimeLimit,
+  quotaHere,
+  sharedSettings,
+  sumSettings,
+  withDefaults,
+} from "./quota.ts";
 import { environmentOf } from "./spec.ts";
 
 const UMASK = 0o022;
@@ -28,16 +39,21 @@ export interface Plan {
   readonly launch: Omit<Launch, "directory" | "cgroup">;
   /** The limits to write into the job's group. */
   readonly settings: readonly Setting[];
+  /** The limits of the group that has all jobs of the owner; none where they share none. */
+  readonly shared: readonly Setting[];
   readonly requestId: string | undefined;
 }
 
 /** Plans a start. Throws JobError when this worker, or its host, refuses it. */
-export function planOf(context: Context, spec: JobSpec): Plan {
+export function planOf(context: Context, given: JobSpec): Plan {
   const { hierarchy, options, tracked, spawner, uids } = context;
-  const logPolicy = policyOf(spec.log, options);
+  const quota = quotaHere(context, given.owner);
+  const spec = quota ? withDefaults(given, quota) : given;
+  const logPolicy = policyOf(spec.log, options, quota);
   const rlimits = rlimitsOf(spec.rlimits ?? []);
   const host = thisHost(hierarchy.kind === "none" ? undefined : hierarchy.path);
   const settings = settingsOf(spec.resources ?? {}, host);
+  if (quota) checkQuota(context, spec, settings, quota);
   checkSettings(settings, hierarchy);
   checkIsolation(spec, context);
   const asked = deviceProgram(spec.resources?.devices ?? [], host);
@@ -79,7 +95,21 @@ export function planOf(context: Context, spec: JobSpec): Plan {
     rlimits,
     ...(devices && { devices }),
   };
-  return { job, launch, settings, requestId: spec.requestId };
+  return {
+    job,
+    launch,
+    settings: quota ? [...sharedSettings(quota), ...settings] : settings,
+    shared: quota ? sumSettings(quota) : [],
+    requestId: spec.requestId,
+  };
+}
+
+/** Refuses what the owner's quota does not allow. Throws JobError. */
+function checkQuota(context: Context, spec: JobSpec, settings: readonly Setting[], quota: Quota): void {
+  checkKept(quota, context.hierarchy);
+  checkMost(settings, spec.owner, quota);
+  checkTimeLimit(spec, quota);
+  checkJobs(context, spec.owner, quota);
 }
 
 /** The parts of a new record that the start alone decides. */

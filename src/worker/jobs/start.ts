@@ -1,5 +1,6 @@
 import { constants } from "node:os";
 import { killGroup, limitGroup, removeGroup } from "../cgroup/group.ts";
+import type { Hierarchy } from "../cgroup/hierarchy.ts";
 import { removeDirectory } from "../journal/state-directory.ts";
 import { JobError, notFound } from "../model/errors.ts";
 import { refusal } from "../model/failure.ts";
@@ -91,12 +92,29 @@ function isTaken(error: unknown): boolean {
   return error instanceof JobError && error.facts["stage"] === "user" && error.facts["errno"] === "EBUSY";
 }
 
+/** Takes a group for the job, and with it the job's id. Throws JobError. */
+function groupFor(
+  { groupsAhead, hierarchy, ownerGroups }: Context,
+  { job: { owner }, shared }: Plan,
+): { readonly id: string; readonly parent: Hierarchy } {
+  if (shared.length === 0) return { id: groupsAhead.take(hierarchy), parent: hierarchy };
+  const parent = ownerGroups.enter(owner, shared);
+  try {
+    return { id: groupsAhead.take(parent), parent };
+  } catch (error) {
+    // Somebody may have removed the owner's group: the next start makes another one.
+    if (parent.kind === "cgroup2") ownerGroups.leave(parent.path);
+    throw error;
+  }
+}
+
 /** Carries out a plan. Rejects when the kernel, the disk or the supervisor refuses it, and then leaves nothing of it. */
 async function launch(context: Context, plan: Plan, made: Starting["made"]): Promise<Job> {
   const { job: planned, launch: told, settings, requestId } = plan;
-  const { files, groupsAhead, hierarchy, journal, options, spawner } = context;
-  const job = { ...planned, id: groupsAhead.take(), createdAt: new Date() };
-  const entry = track(context, job, hierarchy);
+  const { files, groupsAhead, journal, options, spawner } = context;
+  const { id, parent } = groupFor(context, plan);
+  const job = { ...planned, id, createdAt: new Date() };
+  const entry = track(context, job, parent);
   made.entry = entry;
   entry.requestId = requestId;
   const record = (supervisor: number): void => {

@@ -1,9 +1,10 @@
 import { existsSync, opendirSync, readdirSync, unlinkSync } from "node:fs";
 import { constants } from "node:os";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { setTimeout as delay } from "node:timers/promises";
 import { killGroup, populated, readLimits, removeGroup } from "../cgroup/group.ts";
 import { type Hierarchy, hierarchyAt } from "../cgroup/hierarchy.ts";
+import { isOwnerGroup, ownerGroupName } from "../cgroup/owner-groups.ts";
 import { readJob, type Told } from "../journal/job-file.ts";
 import type { JobRecord } from "../journal/record.ts";
 import { removeDirectory } from "../journal/state-directory.ts";
@@ -15,6 +16,7 @@ import { readExit } from "../supervisor/exit.ts";
 import { bootOf, interruption, signalSupervisor, supervisorState } from "../system/process.ts";
 import { type Context, track, untrack } from "./context.ts";
 import { gone, lostBy } from "./end.ts";
+import { quotaHere, sumSettings } from "./quota.ts";
 import type { TrackedJob } from "./tracked-job.ts";
 
 /** A supervisor that was told to start its job does so, or fails, in milliseconds. */
@@ -43,7 +45,40 @@ export async function takeUpAll(context: Context): Promise<void> {
   // Groups made ahead, and groups of starts that were cut before they were recorded.
   for (const path of groups)
     for (const each of readdirSync(path, { withFileTypes: true }))
-      if (each.isDirectory() && !tracked.has(each.name)) discardGroup(context, join(path, each.name));
+      if (each.isDirectory() && !isOwnerGroup(each.name) && !tracked.has(each.name))
+        discardGroup(context, join(path, each.name));
+  takeUpOwners(context);
+}
+
+/** Removes the groups of owners that have no jobs any more, and gives the others their limits. */
+function takeUpOwners(context: Context): void {
+  const { groups, ownerGroups, tracked } = context;
+  const used = new Set([...tracked.values()].map(({ group = "" }) => dirname(group)));
+  for (const path of groups) if (isOwnerGroup(path) && !used.has(path)) ownerGroups.leave(path);
+  limitOwners(context);
+}
+
+/** Gives the groups of owners the limits that their quotas have now. */
+export function limitOwners(context: Context): void {
+  const { hierarchy, options, ownerGroups, tracked } = context;
+  const owners = new Map<string, string>();
+  const outside: string[] = [];
+  for (const { group, job } of tracked.values()) {
+    const path = dirname(group ?? "");
+    const shared = sumSettings(quotaHere(context, job.owner) ?? {}).length > 0;
+    if (isOwnerGroup(path)) owners.set(path, job.owner);
+    const own = hierarchy.kind === "cgroup2" && path === join(hierarchy.path, ownerGroupName(job.owner));
+    if (shared && !own) outside.push(job.id);
+  }
+  for (const [path, owner] of owners) {
+    try {
+      ownerGroups.adopt(path, sumSettings(quotaHere(context, owner) ?? {}));
+    } catch (error) {
+      options.log("error", "an owner's group could not be given its limits", { group: path, error });
+    }
+  }
+  if (outside.length > 0)
+    options.log("warn", "jobs that were started without a quota do not count in their owners' sums", { jobs: outside });
 }
 
 /** Returns the ids of directories that the journal does not know, in their order: of those that it may have lost, since there may be a million. */

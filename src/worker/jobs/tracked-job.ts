@@ -1,6 +1,7 @@
 import { type FSWatcher, watch } from "node:fs";
 import { join } from "node:path";
 import type { Hierarchy } from "../cgroup/hierarchy.ts";
+import { timesFull } from "../cgroup/owner-groups.ts";
 import { groupUsage } from "../cgroup/usage.ts";
 import { openLog } from "../log/log.ts";
 import { JobError } from "../model/errors.ts";
@@ -17,6 +18,8 @@ export interface TrackedJob {
   /** The job's cgroup, undefined without cgroup v2; and the controllers that measure it. */
   readonly group: string | undefined;
   readonly controllers: ReadonlySet<string>;
+  /** How often the memory of all jobs of the owner was full before this one. */
+  readonly timesFull: number;
   stoppedBy: string | undefined;
   /** The supervisor's pid; undefined when that is not known. */
   supervisor: number | undefined;
@@ -54,6 +57,7 @@ export function trackedJob(job: Job, jobsDir: string, hierarchy: Hierarchy): Tra
     directory: join(jobsDir, job.id),
     group: hierarchy.kind === "cgroup2" ? join(hierarchy.path, job.id) : undefined,
     controllers: hierarchy.kind === "cgroup2" ? hierarchy.controllers : new Set(),
+    timesFull: hierarchy.kind === "cgroup2" ? timesFull(hierarchy.path) : 0,
     stoppedBy: undefined,
     supervisor: undefined,
     gone: false,

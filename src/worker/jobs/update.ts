@@ -17,6 +17,7 @@ import type { Job } from "../model/job.ts";
 import type { LinuxMemory, LinuxResources } from "../model/resources.ts";
 import { type Context, find, isTracked } from "./context.ts";
 import { checkDevices, checkSettings } from "./enforceable.ts";
+import { checkMost, quotaHere } from "./quota.ts";
 import { type TrackedJob, usageOf } from "./tracked-job.ts";
 
 /**
@@ -42,6 +43,8 @@ async function change(context: Context, entry: TrackedJob, asked: LinuxResources
   const resources = merged(old, asked, host);
   const settings = settingsToWrite(old, asked, resources, host);
   const devices = deviceProgram(asked.devices ?? [], host);
+  const quota = quotaHere(context, entry.job.owner);
+  if (quota) checkMost(settings, entry.job.owner, quota);
   checkSettings(settings, hierarchy);
   if (devices) checkDevices(hierarchy);
   if (hasEnded(entry)) throw ended(id);

@@ -233,7 +233,8 @@ function onceEach(entries: readonly Entry[]): Entry[] {
 /** Returns the instance that the cgroup of a running job names. */
 function instanceOfGroup({ id, pid }: Job): string | undefined {
   try {
-    const [, instance, job] = /\/jobs-([0-9a-f]{8})\/([^/\n]+)/.exec(readFileSync(`/proc/${pid}/cgroup`, "utf8")) ?? [];
+    const [, instance, job] =
+      /\/jobs-([0-9a-f]{8})\/(?:@[^/\n]+\/)?([^/\n]+)/.exec(readFileSync(`/proc/${pid}/cgroup`, "utf8")) ?? [];
     return job === id ? instance : undefined;
   } catch {
     return undefined;

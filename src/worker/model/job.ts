@@ -16,7 +16,13 @@ export type How =
   | { readonly kind: "signalled"; readonly signal: number; readonly coreDumped: boolean }
   | { readonly kind: "stopped"; readonly by: string; readonly escalated: boolean }
   | { readonly kind: "timed-out"; readonly limitMs: number }
-  | { readonly kind: "out-of-memory"; readonly kills: number; readonly wholeJob?: boolean }
+  | {
+      readonly kind: "out-of-memory";
+      readonly kills: number;
+      readonly wholeJob?: boolean;
+      /** All jobs of the owner together had the memory that they may have, and not this one alone. */
+      readonly ofOwner?: boolean;
+    }
   | { readonly kind: "lost"; readonly reason: string };
 
 export interface Ended {

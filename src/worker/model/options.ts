@@ -3,6 +3,7 @@ import { nativeDirectory } from "../../os/native.ts";
 import type { Pauses } from "../../os/pause.ts";
 import { invalid } from "./errors.ts";
 import type { Part } from "./isolation.ts";
+import { checkQuotas, type Quotas } from "./quota.ts";
 import type { WorkerMeter } from "./meter.ts";
 
 export interface WorkerOptions {
@@ -39,6 +40,8 @@ export interface WorkerOptions {
   readonly archivePauses?: Pauses;
   /** The most jobs at once; a start beyond them is refused as `exhausted`. */
   readonly maxJobs?: number;
+  /** What the jobs of each owner may have; no limits when absent. */
+  readonly quotas?: Quotas;
   /** The cgroup v2 directory to make jobs' groups in, instead of the worker's own group. */
   readonly cgroup?: string;
   /** Parts of the isolation that jobs do without. Without a mount namespace there is no pid or cgroup namespace either. */
@@ -67,6 +70,7 @@ export const RENEWABLE = [
   "logCompress",
   "logPrune",
   "maxJobs",
+  "quotas",
 ] as const satisfies readonly (keyof WorkerOptions)[];
 export type Renewable = Pick<WorkerOptions, (typeof RENEWABLE)[number]>;
 
@@ -105,6 +109,7 @@ export function checkOptions(options: WorkerOptions): CheckedOptions {
     );
   if (options.allowUserNamespaces && process.getuid?.() !== 0)
     throw invalid("allow-user-namespaces", `needs a worker that is root: ${OWN_USER}`);
+  if (options.quotas) checkQuotas(options.quotas);
   return { ...options, log, logCompress, logKeep, logLimitBytes, maxJobs, supervisor };
 }
 

@@ -44,7 +44,14 @@ export function endedOf(
     job,
     stoppedBy,
     unanswered,
-  }: Readonly<{ job: Job; stoppedBy: string | undefined; unanswered?: { readonly killed: number } }>,
+    ownerFull = false,
+  }: Readonly<{
+    job: Job;
+    stoppedBy: string | undefined;
+    unanswered?: { readonly killed: number };
+    /** The memory of all jobs of the owner together was full. */
+    ownerFull?: boolean;
+  }>,
   lost = "its supervisor ended without a record",
 ): Ended {
   if (!exit)
@@ -66,14 +73,17 @@ export function endedOf(
       escalated: number("escalated") === 1 || (unanswered?.killed ?? 0) > 0,
     };
   else if (exit.get("cause") === "timeout") how = { kind: "timed-out", limitMs: job.timeLimitMs ?? 0 };
-  else if (signal === SIGKILL && (usage.oomKills ?? 0) > 0) how = outOfMemory(usage);
+  else if (signal === SIGKILL && (usage.oomKills ?? 0) > 0) how = outOfMemory(usage, ownerFull);
   return { how, exitCode, signal, killed: Math.max(number("killed"), unanswered?.killed ?? 0) };
 }
 
 /**
  * memory.events counts the process that the kernel chose, and where it kills the whole group (memory.oom.group) then all
- * that are in it, that one again: oom_kill_process(), mm/oom_kill.c.
+ * that are in it, that one again: oom_kill_process(), mm/oom_kill.c. "oom" counts only the group whose limit was reached,
+ * and those above it (cgroup-v2.rst, memory.events).
  */
-function outOfMemory({ oomKills = 0, oomGroupKills = 0 }: Usage): How {
-  return { kind: "out-of-memory", kills: Math.max(1, oomKills - oomGroupKills), wholeJob: oomGroupKills > 0 };
+function outOfMemory({ oomEvents = 0, oomKills = 0, oomGroupKills = 0 }: Usage, ownerFull: boolean): How {
+  const kills = Math.max(1, oomKills - oomGroupKills);
+  const ofOwner = ownerFull && oomEvents === 0;
+  return { kind: "out-of-memory", kills, wholeJob: oomGroupKills > 0, ...(ofOwner && { ofOwner }) };
 }
