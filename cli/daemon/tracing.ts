@@ -1,3 +1,4 @@
+import { stat } from "node:fs/promises";
 import { pathToFileURL } from "node:url";
 import { NO_TRACING, openTracing, type Tracing } from "../../src/server/tracing.ts";
 import { reasonOf } from "../../src/os/errno.ts";
@@ -15,11 +16,12 @@ export const tracingFlags: readonly Setting[] = [
 
 /**
  * Opens tracing by the SDK that `file` sets up, or that is in this process already; without either there is none. Throws Error
- * when the file cannot be run, or sets up no SDK.
+ * when the file cannot be run, others may write it, or it sets up no SDK.
  */
 export async function traceBy(file: string | undefined, version: string): Promise<Tracing> {
   if (file !== undefined)
     try {
+      await checkWriters(file);
       await import(pathToFileURL(file).href);
     } catch (error) {
       throw new Error(`--tracing ${file}: ${reasonOf(error)}`, { cause: error });
@@ -30,6 +32,12 @@ export async function traceBy(file: string | undefined, version: string): Promis
       `--tracing ${file} sets up no SDK: it has to register a provider of tracers with @opentelemetry/api 1.x`,
     );
   return tracing;
+}
+
+/** Whoever may write the file could have the daemon do anything. */
+async function checkWriters(file: string): Promise<void> {
+  const mode = (await stat(file)).mode & 0o777;
+  if (mode & 0o022) throw new Error(`others can write this file (mode 0${mode.toString(8)}): chmod go-w`);
 }
 
 /** Returns what hears of starts and ends for both; undefined where neither has to. */

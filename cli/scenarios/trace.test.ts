@@ -1,4 +1,4 @@
-import { readFile, writeFile } from "node:fs/promises";
+import { chmod, readFile, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
@@ -74,12 +74,18 @@ describe("a daemon with an SDK of OpenTelemetry", () => {
   });
 
   it.each([
-    ["is not there", undefined, /^jobsd: --tracing .*\/sdk-1\.cjs: Cannot find module/],
+    ["is not there", undefined, /^jobsd: --tracing .*\/sdk-1\.cjs: .*no such file/],
     ["throws", "throw new Error('no exporter')", /^jobsd: --tracing .*\/sdk-2\.cjs: no exporter$/m],
-    ["sets up nothing", "", /^jobsd: --tracing .*\/sdk-3\.cjs sets up no SDK: it has to register a provider/],
+    [
+      "may be written by others",
+      "open",
+      /^jobsd: --tracing .*\/sdk-3\.cjs: others can write this file \(mode 0666\): chmod go-w$/m,
+    ],
+    ["sets up nothing", "", /^jobsd: --tracing .*\/sdk-4\.cjs sets up no SDK: it has to register a provider/],
   ])("does not start when the file that sets it up %s", async (_, contents, message) => {
     const file = join(host.dir, `sdk-${++files}.cjs`);
     if (contents !== undefined) await writeFile(file, contents);
+    if (contents === "open") await chmod(file, 0o666);
     const flags = ["--listen", "127.0.0.1:0", "--state", join(host.dir, "other"), "--tracing", file];
     const ran = await launch("jobsd", flags, host.certificates).ended;
     expect(ran).toEqual({ code: 1, stdout: "", stderr: expect.stringMatching(message) });

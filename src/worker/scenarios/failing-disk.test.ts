@@ -322,10 +322,12 @@ describe("on a full disk", unless(noMounts), () => {
     expect(journal.findRequest(by, "request")).toBeUndefined();
     expect(journal.list({ before: 1000, limit: 10, keep: () => true }).records.map(({ job }) => job.id)).toEqual(["b"]);
     expect(recorded).toEqual([]);
+    expect(journal.waiting()).toBe(3);
     expect(logged).toHaveLength(1);
     small.empty();
     await until("it is written", () => logged.length === 2);
     expect(recorded).toEqual(["b 20"]);
+    expect(journal.waiting()).toBe(0);
     expect(journal.find("b")).toMatchObject({ job: { pid: 20 }, stoppedBy: by });
     journal.insert(JOB, "request");
     expect(journal.findRequest(by, "request")?.job.id).toBe("a");
