@@ -7,7 +7,7 @@ import { CertError } from "./error.ts";
 import { readFrom } from "./files.ts";
 
 /** RSA bits of a new key, and the fewest that a signer accepts when nothing else is said. */
-export const DEFAULT_BITS = 4096;
+const DEFAULT_BITS = 4096;
 /** Under 2048 is broken by NIST SP 800-131A; over 8192 a handshake costs tens of milliseconds and buys nothing. */
 const BITS = { min: 2048, max: 8192 };
 

@@ -6,7 +6,7 @@ import { CertError } from "./error.ts";
 export { ROLE_OID, type Role } from "../src/x509/role.ts";
 
 /** The uses of a certificate: the daemon's own, or a client's with its role. */
-export const profiles = ["worker", ...ROLES] as const;
+const profiles = ["worker", ...ROLES] as const;
 export type Profile = (typeof profiles)[number];
 
 /** The one purpose that a certificate of each profile may be used for. */

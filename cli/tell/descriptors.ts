@@ -9,7 +9,7 @@ import { contentOf } from "../../src/os/proc.ts";
  */
 
 /** A stream to a descriptor, whose description stays as it is. */
-export function writerTo(fd: 1 | 2): Writable {
+function writerTo(fd: 1 | 2): Writable {
   // libuv opens a terminal anew by itself.
   if (isTerminal(fd)) return fd === 1 ? process.stdout : process.stderr;
   const stats = fstatSync(fd);

@@ -130,7 +130,7 @@ export function formatCommand({ command, args, argvBytes }: Pick<Job, "command" 
   return (argvBytes.length > 0 ? argvBytes.map(textOf) : [command, ...args]).map(quoteWord).join(" ");
 }
 
-export function signalName(signal: number): string {
+function signalName(signal: number): string {
   const name = Object.entries(SIGNALS).find(([, number]) => number === signal)?.[0];
   return name ?? `signal ${signal}`;
 }

@@ -86,7 +86,7 @@ export function lineForStderr(line: Line): string {
 }
 
 /** Does the same as say(), for another program. */
-export function sayAs(program: string, message: string, more: readonly string[] = []): void {
+function sayAs(program: string, message: string, more: readonly string[] = []): void {
   const lines = [`${program}: ${message}`, ...more.map((line) => `  ${line}`)];
   stderr.write(lines.map(lineForStderr).join(""));
 }

@@ -61,27 +61,11 @@ export async function startDaemon(options: DaemonOptions = {}): Promise<Daemon> 
   const { box, log, closed } = containerOf(certificates, options, made);
   const ready = Wait.forLogMessage("listening on").withStartupTimeout(START_MS);
   const container = await box.withExposedPorts(PORT).withWaitStrategy(ready).start();
-  const launched = new Set<Running>();
-  made.defer(async () => {
-    for (const { child } of launched) child.kill("SIGKILL");
-    await Promise.all([...launched].map(({ ended }) => ended));
-  });
   const shell = made.use(openShell(container.getId()));
   const server = `${container.getHost()}:${container.getMappedPort(PORT)}`;
+  const start = starter(server, certificates, made);
   const { container: containers } = runtime;
   const lifetime = made.move();
-
-  const start = (party: string, args: readonly string[], limitMs: number): Running => {
-    const { file } = certificates;
-    const running = launch(
-      { JOBS_SERVER: server, JOBS_CA: file("ca.crt"), JOBS_CERT: file(`${party}.crt`), JOBS_KEY: file(`${party}.key`) },
-      args,
-      limitMs,
-    );
-    launched.add(running);
-    void running.ended.finally(() => launched.delete(running));
-    return running;
-  };
   const jobs: Daemon["jobs"] = (party, ...args) => start(party, args, STEP_MS).ended;
   const inside: Daemon["inside"] = (...command) => shell.run(command);
   return {
@@ -126,6 +110,29 @@ export async function startDaemon(options: DaemonOptions = {}): Promise<Daemon> 
       return (await containers.inspect(ending)).State.ExitCode;
     },
     [Symbol.asyncDispose]: () => lifetime.disposeAsync(),
+  };
+}
+
+/** Runs the client as a party, for so long at most. What still runs when `made` is disposed of is killed. */
+function starter(
+  server: string,
+  { file }: Certificates,
+  made: AsyncDisposableStack,
+): (party: string, args: readonly string[], limitMs: number) => Running {
+  const launched = new Set<Running>();
+  made.defer(async () => {
+    for (const { child } of launched) child.kill("SIGKILL");
+    await Promise.all([...launched].map(({ ended }) => ended));
+  });
+  return (party, args, limitMs) => {
+    const running = launch(
+      { JOBS_SERVER: server, JOBS_CA: file("ca.crt"), JOBS_CERT: file(`${party}.crt`), JOBS_KEY: file(`${party}.key`) },
+      args,
+      limitMs,
+    );
+    launched.add(running);
+    void running.ended.finally(() => launched.delete(running));
+    return running;
   };
 }
 

@@ -5,7 +5,8 @@ import { status } from "@grpc/grpc-js";
 import { beforeAll, describe, expect, test } from "vitest";
 import { StartRequest, UpdateRequest, StreamRequest } from "../../proto/generated/jobs/v1/worker.ts";
 import { authority, derString, type Authority, type IssueOptions, type Pair } from "./testing/authority.ts";
-import { answer, clientOf, errorOf, JOB, running, silence, until } from "./testing/server.ts";
+import { until } from "../testing/processes.ts";
+import { answer, clientOf, errorOf, JOB, running, silence } from "./testing/server.ts";
 
 let trusted: Authority;
 let stranger: Authority;

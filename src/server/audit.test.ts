@@ -25,7 +25,8 @@ import { FEW } from "./limits.ts";
 import { NO_METER } from "./meter.ts";
 import { recordRefusals } from "./refusals.ts";
 import { authority, type Authority, type Pair } from "./testing/authority.ts";
-import { answer, clientOf, errorOf, JOB, logTo, running, until } from "./testing/server.ts";
+import { until } from "../testing/processes.ts";
+import { answer, clientOf, errorOf, JOB, logTo, running } from "./testing/server.ts";
 
 let trusted: Authority;
 let writer: Pair;

@@ -11,7 +11,8 @@ import {
 import { JobError } from "../worker/model/errors.ts";
 import { guardedInterceptor, type Hooks } from "./guard.ts";
 import { authority, type Authority, type Pair } from "./testing/authority.ts";
-import { answer, clientOf, errorOf, JOB, logTo, running, until } from "./testing/server.ts";
+import { until } from "../testing/processes.ts";
+import { answer, clientOf, errorOf, JOB, logTo, running } from "./testing/server.ts";
 
 function bang(): never {
   throw new Error("secret");

@@ -19,6 +19,7 @@ import { type Role, ROLES } from "../x509/role.ts";
 import type { Owners } from "./owners.ts";
 import { METHODS } from "./roles.ts";
 import { authority, type Authority, derString } from "./testing/authority.ts";
+import { until } from "../testing/processes.ts";
 import {
   answer,
   channelOf,
@@ -28,7 +29,6 @@ import {
   healthClientOf,
   running,
   type Running,
-  until,
 } from "./testing/server.ts";
 
 const made = new AsyncDisposableStack();

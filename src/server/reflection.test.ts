@@ -15,7 +15,8 @@ import {
 import { ServerReflectionClient as AlphaClient } from "../../proto/generated/grpc/reflection/v1alpha/reflection.ts";
 import { WorkerServiceService } from "../../proto/generated/jobs/v1/worker.ts";
 import { type Authority, authority, type Pair } from "./testing/authority.ts";
-import { answer, CLIENT_OPTIONS, channelOf, healthClientOf, type Running, running, until } from "./testing/server.ts";
+import { until } from "../testing/processes.ts";
+import { answer, CLIENT_OPTIONS, channelOf, healthClientOf, type Running, running } from "./testing/server.ts";
 
 type Asked = ServerReflectionRequest["messageRequest"];
 

@@ -9,7 +9,8 @@ import { status } from "@grpc/grpc-js";
 import { beforeAll, describe, expect, onTestFinished, test } from "vitest";
 import { StreamRequest } from "../../proto/generated/jobs/v1/worker.ts";
 import { authority, type Authority, type Pair } from "./testing/authority.ts";
-import { answer, clientOf, errorOf, factsOf, JOB, type Running, running, silence, until } from "./testing/server.ts";
+import { until } from "../testing/processes.ts";
+import { answer, clientOf, errorOf, factsOf, JOB, type Running, running, silence } from "./testing/server.ts";
 
 let before: Authority;
 let after: Authority;

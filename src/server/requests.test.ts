@@ -8,7 +8,8 @@ import { strictly } from "./requests.ts";
 import { MAX_REQUESTS_BYTES } from "./limits.ts";
 import { SERVICE } from "./stream.ts";
 import { authority } from "./testing/authority.ts";
-import { answer, clientOf, cpuMs, errorOf, factsOf, JOB, rawSession, running, until } from "./testing/server.ts";
+import { until } from "../testing/processes.ts";
+import { answer, clientOf, cpuMs, errorOf, factsOf, JOB, rawSession, running } from "./testing/server.ts";
 import type { Authority, Pair } from "./testing/authority.ts";
 import type { Running } from "./testing/server.ts";
 

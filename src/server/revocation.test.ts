@@ -12,7 +12,8 @@ import { crlOf, type CrlOptions, pemOf } from "../x509/testing/crl.ts";
 import { shell, withoutOpenssl } from "../x509/testing/openssl.ts";
 import { readCrls } from "./pem.ts";
 import { authority, type Authority, type Pair } from "./testing/authority.ts";
-import { answer, clientOf, errorOf, factsOf, JOB, type Running, running, silence, until } from "./testing/server.ts";
+import { until } from "../testing/processes.ts";
+import { answer, clientOf, errorOf, factsOf, JOB, type Running, running, silence } from "./testing/server.ts";
 
 let trusted: Authority;
 let other: Authority;

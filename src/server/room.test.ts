@@ -9,6 +9,7 @@ import { networkOf } from "./handshakes.ts";
 import { HANDSHAKE_TIMEOUT_MS, MAX_CONNECTIONS_TOLD, MAX_HANDSHAKES, MAX_SILENT, MAX_UNREAD_BYTES } from "./limits.ts";
 import { shares } from "./shares.ts";
 import { authority, type Authority, type Pair } from "./testing/authority.ts";
+import { until } from "../testing/processes.ts";
 import {
   answer,
   clientOf,
@@ -18,7 +19,6 @@ import {
   rawSession,
   running,
   silence,
-  until,
   type Running,
 } from "./testing/server.ts";
 import { fairTurns } from "./turns.ts";

@@ -13,7 +13,8 @@ import {
 } from "../../proto/generated/grpc/health/v1/health.ts";
 import { StreamRequest, WorkerServiceClient } from "../../proto/generated/jobs/v1/worker.ts";
 import { authority, type Authority, type Pair } from "./testing/authority.ts";
-import { answer, clientOf, errorOf, healthClientOf, JOB, running, silence, until } from "./testing/server.ts";
+import { until } from "../testing/processes.ts";
+import { answer, clientOf, errorOf, healthClientOf, JOB, running, silence } from "./testing/server.ts";
 
 let trusted: Authority;
 let writer: Pair;

@@ -14,7 +14,8 @@ import type { Chunk } from "../worker/log/reader.ts";
 import type { Worker } from "../worker/worker.ts";
 import { encode } from "./stream.ts";
 import { authority, type Authority, type Pair } from "./testing/authority.ts";
-import { clientOf, JOB, running, silence, until } from "./testing/server.ts";
+import { until } from "../testing/processes.ts";
+import { clientOf, JOB, running, silence } from "./testing/server.ts";
 
 let trusted: Authority;
 let reader: Pair;

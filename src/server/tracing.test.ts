@@ -6,7 +6,8 @@ import { type StartResponse, StartRequest } from "../../proto/generated/jobs/v1/
 import { JobError } from "../worker/model/errors.ts";
 import type { Ended, JobSpec } from "../worker/model/job.ts";
 import { type Authority, authority, type Pair } from "./testing/authority.ts";
-import { answer, clientOf, errorOf, JOB, type Running, running, until } from "./testing/server.ts";
+import { until } from "../testing/processes.ts";
+import { answer, clientOf, errorOf, JOB, type Running, running } from "./testing/server.ts";
 import { NO_TRACING, openTracing, type Tracing } from "./tracing.ts";
 
 const [TRACE, SPAN] = ["4bf92f3577b34da6a3ce929d0e0e4736", "00f067aa0ba902b7"];

@@ -1,9 +1,9 @@
 import { readFileSync, readdirSync } from "node:fs";
 import { setTimeout } from "node:timers/promises";
 
-const DEADLINE_MS = 15_000;
+const DEADLINE_MS = 30_000;
 
-/** Waits until a condition holds, for some seconds at most. */
+/** Waits until a condition holds, half a minute at most: a machine may have much else to do. */
 export async function until(condition: () => boolean, what: string): Promise<void> {
   const deadline = performance.now() + DEADLINE_MS;
   while (!condition()) {

@@ -9,7 +9,8 @@ import { beforeAll, describe, expect, it } from "vitest";
 import { unless } from "../testing/root.ts";
 import { diagnose } from "../client/diagnose.ts";
 import { problemsOf, readTls } from "../server/pem.ts";
-import { running, until } from "../server/testing/server.ts";
+import { until } from "../testing/processes.ts";
+import { running } from "../server/testing/server.ts";
 import { shell, withoutOpenssl } from "./testing/openssl.ts";
 
 /** Chains from a root, each with one fault; a leaf is for both sides of a connection. */

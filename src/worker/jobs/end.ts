@@ -109,7 +109,7 @@ async function exitOf(context: Context, { directory, job }: TrackedJob): Promise
   }
 }
 
-export function endedJob(entry: TrackedJob, exit: Exit | undefined, lost: string | undefined): Job {
+function endedJob(entry: TrackedJob, exit: Exit | undefined, lost: string | undefined): Job {
   const usage = usageOf(entry, exit);
   const full = entry.group !== undefined && timesFull(dirname(entry.group)) > entry.timesFull;
   const number = (key: string): number => Number(exit?.get(key));

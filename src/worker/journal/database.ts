@@ -32,7 +32,7 @@ export function databasePath(stateDir: string): string {
 }
 
 /** Returns whether any job has a directory. */
-export function hasJobs(jobsDir: string): boolean {
+function hasJobs(jobsDir: string): boolean {
   if (!existsSync(jobsDir)) return false;
   using directory = opendirSync(jobsDir);
   for (let entry; (entry = directory.readSync());) if (!entry.name.startsWith(".")) return true;

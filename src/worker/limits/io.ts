@@ -14,7 +14,7 @@ export const THROTTLES = [
  * Converts blkio.weight (10 to 1000) to io.weight (1 to 10000): opencontainers/cgroups, ConvertBlkIOToIOWeightValue.
  * blkio's default of 500 becomes 4950, and not 100, io.weight's default.
  */
-export function ioWeight(weight: number): number {
+function ioWeight(weight: number): number {
   return 1 + Math.trunc(((weight - 10) * 9999) / 990);
 }
 

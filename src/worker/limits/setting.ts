@@ -36,7 +36,7 @@ export interface Host {
 
 export const MAJOR_MAX = 2n ** 12n - 1n; // 12 and 20 bits: include/linux/kdev_t.h
 export const MINOR_MAX = 2n ** 20n - 1n;
-export const INT64_MAX = 2n ** 63n - 1n;
+const INT64_MAX = 2n ** 63n - 1n;
 export const UINT64_MAX = 2n ** 64n - 1n;
 
 /** A limit as the kernel reads it: "max" for -1. Throws `invalid` for a value that is not a limit. */

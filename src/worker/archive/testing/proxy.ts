@@ -20,11 +20,59 @@ export interface Proxy extends AsyncDisposable {
   change: (bytes: Buffer) => Buffer;
 }
 
+/** What the connections of a proxy share. */
+interface Sky {
+  weather: Weather;
+  /** The bytes that `cut` and `hole` let through. */
+  most: number;
+}
+
+/** Resolves when the weather lets anything through, or the connection is gone. */
+async function fair(sky: Sky, client: Socket): Promise<void> {
+  while (sky.weather === "stall" && !client.destroyed) await delay(5);
+}
+
+/** Hands a client's requests on. */
+async function forward(client: Socket, upstream: Socket, sky: Sky, proxy: Proxy): Promise<void> {
+  let sent = 0;
+  for await (const bytes of client as AsyncIterable<Buffer>) {
+    const [, line] = /^((?:GET|PUT|POST|HEAD|DELETE) \S+ HTTP\/1\.1)\r\n/.exec(bytes.toString("latin1")) ?? [];
+    if (line !== undefined) {
+      proxy.requests.push(line);
+      sent = 0;
+      await proxy.onRequest(line);
+    }
+    await fair(sky, client);
+    if (sky.weather === "cut" && sent + bytes.length > sky.most) {
+      client.resetAndDestroy();
+      return;
+    }
+    sent += bytes.length;
+    upstream.write(proxy.change(bytes));
+  }
+}
+
+/** Hands the server's answers back. */
+async function answer(upstream: Socket, client: Socket, sky: Sky): Promise<void> {
+  let sent = 0;
+  for await (const bytes of upstream as AsyncIterable<Buffer>) {
+    sent += bytes.length;
+    if (sky.weather === "hole" && sent > sky.most) sky.weather = "stall";
+    await fair(sky, client);
+    for (let at = 0; at < bytes.length; at += 1) {
+      if (sky.weather !== "trickle") {
+        client.write(bytes.subarray(at));
+        break;
+      }
+      client.write(bytes.subarray(at, at + 1));
+      await delay(1);
+    }
+  }
+}
+
 export async function startProxy(target: number): Promise<Proxy> {
   const connections = new Set<Socket>();
-  const requests: string[] = [];
-  let weather: Weather = "fair";
-  let most = 0;
+  const sky: Sky = { weather: "fair", most: 0 };
   const server = createServer((client) => {
     const upstream = connect(target, "127.0.0.1");
     for (const socket of [client, upstream]) {
@@ -32,54 +80,17 @@ export async function startProxy(target: number): Promise<Proxy> {
       socket.on("error", () => {}).on("close", () => connections.delete(socket));
     }
     // Each connection ends with the other, whatever ended that.
-    forward(client, upstream)
+    forward(client, upstream, sky, proxy)
       .catch(() => {})
       .finally(() => upstream.end());
-    answer(upstream, client)
+    answer(upstream, client, sky)
       .catch(() => {})
       .finally(() => client.end());
   });
-
-  async function forward(client: Socket, upstream: Socket): Promise<void> {
-    let sent = 0;
-    for await (const bytes of client as AsyncIterable<Buffer>) {
-      const [, line] = /^((?:GET|PUT|POST|HEAD|DELETE) \S+ HTTP\/1\.1)\r\n/.exec(bytes.toString("latin1")) ?? [];
-      if (line !== undefined) {
-        requests.push(line);
-        sent = 0;
-        await proxy.onRequest(line);
-      }
-      await fair(client);
-      if (weather === "cut" && sent + bytes.length > most) {
-        client.resetAndDestroy();
-        return;
-      }
-      sent += bytes.length;
-      upstream.write(proxy.change(bytes));
-    }
-  }
-
-  async function answer(upstream: Socket, client: Socket): Promise<void> {
-    let sent = 0;
-    for await (const bytes of upstream as AsyncIterable<Buffer>) {
-      sent += bytes.length;
-      if (weather === "hole" && sent > most) weather = "stall";
-      await fair(client);
-      for (let at = 0; at < bytes.length; at += 1) {
-        if (weather !== "trickle") {
-          client.write(bytes.subarray(at));
-          break;
-        }
-        client.write(bytes.subarray(at, at + 1));
-        await delay(1);
-      }
-    }
-  }
-
-  /** Resolves when the weather lets anything through, or the connection is gone. */
-  async function fair(client: Socket): Promise<void> {
-    while (weather === "stall" && !client.destroyed) await delay(5);
-  }
+  const close = (): void => {
+    server.close();
+    for (const socket of connections) socket.destroy();
+  };
 
   async function listen(port: number): Promise<number> {
     server.listen(port, "127.0.0.1");
@@ -89,23 +100,18 @@ export async function startProxy(target: number): Promise<Proxy> {
 
   const proxy: Proxy = {
     port: await listen(0),
-    requests,
-    async set(next, bytes = 0) {
-      if (next === "refuse" && weather !== "refuse") {
-        server.close();
-        for (const socket of connections) socket.destroy();
-      }
-      const closed = weather === "refuse" && next !== "refuse";
-      weather = next;
-      most = bytes;
-      if (closed) await listen(proxy.port);
+    requests: [],
+    async set(weather, most = 0) {
+      const before = sky.weather;
+      if (weather === "refuse" && before !== "refuse") close();
+      Object.assign(sky, { weather, most });
+      if (before === "refuse" && weather !== "refuse") await listen(proxy.port);
     },
     onRequest() {},
     change: (bytes) => bytes,
     async [Symbol.asyncDispose]() {
-      weather = "refuse";
-      server.close();
-      for (const socket of connections) socket.destroy();
+      sky.weather = "refuse";
+      close();
     },
   };
   return proxy;
