@@ -32,7 +32,9 @@ async function main(args: string[]): Promise<number> {
     if (values.help) return say(process.stdout, USAGE, 0);
     if (!values.out) return say(process.stderr, `--out: missing; name the directory for the files\n\n${USAGE}`, 2);
     const { out, host: hosts, force } = values;
-    const issued = await issueAll({ out, hosts, force, days: number(values.days), bits: number(values.bits) });
+    if (process.stderr.isTTY) process.stderr.write("making four RSA keys…");
+    const made = issueAll({ out, hosts, force, days: number(values.days), bits: number(values.bits) });
+    const issued = await made.finally(() => process.stderr.isTTY && process.stderr.write("\r\x1b[K"));
     return say(process.stdout, `${formatIssued(issued).join("\n")}\n`, 0);
   } catch (error) {
     if (error instanceof CertError) return say(process.stderr, `${error.message}\n`, error.code === "invalid" ? 2 : 1);

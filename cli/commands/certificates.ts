@@ -1,5 +1,5 @@
 import { EXIT } from "../tell/exit.ts";
-import { print, printJson } from "../tell/output.ts";
+import { print, printJson, working } from "../tell/output.ts";
 import { parseCount, UsageError } from "../line/parse.ts";
 import type { Given } from "../line/program.ts";
 import type { Line } from "../tell/text.ts";
@@ -7,9 +7,17 @@ import * as certs from "./certs.ts";
 
 /** `jobsctl certs init|request|sign|list|renew|revoke|crl|inspect`. */
 export async function certificates(given: Given): Promise<number> {
-  const { value, text } = await make(given);
+  const slow = keysOf(given);
+  const { value, text } = await (slow === undefined ? make(given) : working(`making ${slow}`, () => make(given)));
   await (given.text("output") === "json" ? printJson(value) : print(text));
   return EXIT.ok;
+}
+
+/** The RSA keys that a command makes, which takes seconds; undefined for none. */
+function keysOf(given: Given): string | undefined {
+  if (given.command === "certs init") return "four RSA keys";
+  const one = given.command === "certs request" || (given.command === "certs renew" && given.on("new-key"));
+  return one ? "an RSA key" : undefined;
 }
 
 async function make(given: Given): Promise<{ readonly value: unknown; readonly text: readonly Line[] }> {

@@ -91,6 +91,17 @@ function sayAs(program: string, message: string, more: readonly string[] = []): 
   stderr.write(lines.map(lineForStderr).join(""));
 }
 
+/** Does what takes seconds, and tells of it on stderr meanwhile where that is a terminal. */
+export async function working<Result>(what: string, work: () => Promise<Result>): Promise<Result> {
+  if (!isTerminal(2)) return work();
+  stderr.write(`${what}…`);
+  try {
+    return await work();
+  } finally {
+    stderr.write(CLEAR_LINE);
+  }
+}
+
 /** Tells an error; nothing when stdout's reader has gone. */
 export function sayError(error: unknown, program = "jobsctl"): void {
   if (error instanceof ClosedPipe) return;
