@@ -3,6 +3,7 @@ import type { Command, Flag, Program } from "./line/program.ts";
 
 /** Of every command that can answer in the API's own messages. */
 export const output: Flag = { name: "output", short: "o", value: "text|json", about: "json: the API's own messages" };
+const archived: Flag = { name: "with-archive", about: "remove copies of their output in the daemon's archive, too" };
 const force: Flag = { name: "force", about: "replace files that are there" };
 const host: Flag = { name: "host", value: "NAME", about: "DNS name or address of the worker; repeatable" };
 const bits: Flag = { name: "bits", value: "N", about: "size of the RSA keys, 4096 when not given" };
@@ -127,6 +128,34 @@ const commands: readonly Command[] = [
       output,
     ],
     run: async (given) => (await import("./commands/stop.ts")).stop(given),
+  },
+  {
+    name: "rm",
+    operands: "<id...>",
+    about: ["Removes jobs that have ended: their records and their output."],
+    flags: [archived, output],
+    run: async (given) => (await import("./commands/remove.ts")).remove(given),
+  },
+  {
+    name: "prune",
+    about: [
+      "Removes the jobs that have ended and that all flags name: their records and their output.",
+      "At least one of --older-than, --state and --label is given; --older-than 0s names all.",
+    ],
+    flags: [
+      { name: "older-than", value: "DURATION", about: "only jobs that ended so long ago, as in 7d" },
+      {
+        name: "state",
+        value: "STATE",
+        about: "only jobs that ended so: exited, signalled, stopped, timed-out, out-of-memory or lost; repeatable",
+      },
+      { name: "label", short: "l", value: "KEY=VALUE", about: "only jobs with this label; repeatable" },
+      { name: "dry-run", about: "print their ids, and remove none" },
+      archived,
+      output,
+    ],
+    examples: ["prune --older-than 7d --state exited --label build=42 --dry-run"],
+    run: async (given) => (await import("./commands/prune.ts")).prune(given),
   },
   {
     name: "query",

@@ -3,7 +3,7 @@ import { parseCount, parseDurationMs, parseSizeBytes, parseWord, UsageError } fr
 import { type Given, optional } from "../line/program.ts";
 import type { Setting } from "./config.ts";
 
-/** The daemon's flags for output logs. */
+/** The daemon's flags for output logs, and for how long jobs are known. */
 export const logFlags: readonly Setting[] = [
   {
     name: "log-limit",
@@ -42,7 +42,31 @@ export const logFlags: readonly Setting[] = [
     about: "remove the oldest logs while the disk has less free, as in 5%",
     reloads: true,
   },
+  {
+    name: "job-prune-age",
+    value: "DURATION",
+    about: "remove jobs that ended so long ago, 365d when not given, 0 for never",
+    reloads: true,
+  },
+  {
+    name: "job-prune-count",
+    value: "N",
+    about: "remove the jobs that ended first beyond so many, 1000000 when not given, 0 for never",
+    reloads: true,
+  },
+  { name: "job-prune-archive", about: "remove copies of their output in the archive, too", reloads: true },
 ];
+
+const JOB_AGE_MS = 365 * 86_400_000;
+const JOB_COUNT = 1_000_000;
+
+/** Returns how many jobs that have ended the daemon keeps, and for how long. Throws UsageError. */
+export function jobPruneOptions(given: Given): Required<Pick<WorkerOptions, "jobPrune">> {
+  const ageMs = optional(given, "job-prune-age", parseDurationMs) ?? JOB_AGE_MS;
+  const count = optional(given, "job-prune-count", (flag, text) => Number(parseCount(flag, text))) ?? JOB_COUNT;
+  const archived = given.on("job-prune-archive");
+  return { jobPrune: { ...(ageMs > 0 && { ageMs }), ...(count > 0 && { count }), archived } };
+}
 
 /** Returns the options for all logs that the daemon's flags give. Throws UsageError. */
 export function logOptions(given: Given): Pick<WorkerOptions, "logKeep" | "logCompress" | "logPrune"> {

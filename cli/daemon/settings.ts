@@ -12,7 +12,7 @@ import { parseCount, parseDurationMs, parseSizeBytes, parseWord, UsageError } fr
 import { type Given, optional } from "../line/program.ts";
 import { CONFIG, type Setting } from "./config.ts";
 import { metricsFlags, metricsOptions } from "./metrics.ts";
-import { logFlags, logOptions } from "./retention.ts";
+import { jobPruneOptions, logFlags, logOptions } from "./retention.ts";
 import { ownerFlags, ownersOf, quotasOf } from "./owners.ts";
 import { tracingFlags } from "./tracing.ts";
 import { namesOf, whoFlags, whoOptions } from "./who.ts";
@@ -129,7 +129,7 @@ export interface Settings extends CrlOptions {
 export function hostOptions(
   given: Given,
   root: string,
-): Pick<WorkerOptions, "cgroup" | "isolationOff" | "logLimitBytes" | "quotas"> &
+): Pick<WorkerOptions, "cgroup" | "isolationOff" | "logLimitBytes" | "jobPrune" | "quotas"> &
   ReturnType<typeof whoOptions> & { readonly supervisor: string } {
   const cgroup = given.text("cgroup");
   const logLimitBytes = optional(given, "log-limit", (flag, size) => Number(parseSizeBytes(flag, size)));
@@ -141,6 +141,7 @@ export function hostOptions(
     supervisor: join(nativeDirectory(root), "supervisor"),
     ...whoOptions(given),
     ...(quotas && { quotas }),
+    ...jobPruneOptions(given),
     ...(cgroup && { cgroup }),
     isolationOff,
     ...(logLimitBytes !== undefined && { logLimitBytes }),

@@ -6,7 +6,9 @@ import { DESCRIPTORS } from "../../proto/generated/descriptors.ts";
 export type MessageName =
   | "ExamineResponse"
   | "ListResponse"
+  | "PruneResponse"
   | "QueryResponse"
+  | "RemoveResponse"
   | "StartResponse"
   | "StatsResponse"
   | "StopResponse"

@@ -2,7 +2,11 @@ import type {
   ExamineResponse,
   ListRequest,
   ListResponse,
+  PruneRequest,
+  PruneResponse,
   QueryResponse,
+  RemoveRequest,
+  RemoveResponse,
   StartRequest,
   StartResponse,
   StatsRequest,
@@ -63,6 +67,8 @@ export type StopInput = DeepPartial<StopRequest>;
 export type ListInput = DeepPartial<ListRequest>;
 export type StreamInput = DeepPartial<StreamRequest>;
 export type UpdateInput = DeepPartial<UpdateRequest>;
+export type RemoveInput = DeepPartial<RemoveRequest>;
+export type PruneInput = DeepPartial<PruneRequest>;
 export type StatsInput = DeepPartial<StatsRequest>;
 
 /** A worker, as worker.proto has it. Every method throws ClientError; `using` or close() lets go of the connection. */
@@ -77,6 +83,9 @@ export interface Client extends Disposable {
   /** Messages are read only as they are asked for, so a slow consumer holds back the worker; leaving the loop cancels. */
   stream(request: StreamInput, options?: CallOptions): AsyncGenerator<StreamResponse, void, void>;
   update(request: UpdateInput, options?: CallOptions): Promise<UpdateResponse>;
+  remove(request: RemoveInput, options?: CallOptions): Promise<RemoveResponse>;
+  /** What has been removed, some jobs at a time. Leaving the loop ends it. */
+  prune(request: PruneInput, options?: CallOptions): AsyncGenerator<PruneResponse, void, void>;
   /** The newest message each time: a slow consumer skips those before it. Leaving the loop cancels. */
   stats(request: StatsInput, options?: CallOptions): AsyncGenerator<StatsResponse, void, void>;
   close(): void;

@@ -1,6 +1,8 @@
 import { connectivityState, Metadata } from "@grpc/grpc-js";
 import {
   ListRequest,
+  PruneRequest,
+  RemoveRequest,
   StartRequest,
   StatsRequest,
   StopRequest,
@@ -16,6 +18,7 @@ import { ClientError } from "./errors.ts";
 import { channelFor, formatTarget, parseTarget, secureContext } from "./target.ts";
 
 export {
+  Ending,
   FindingState,
   LogCompression,
   LogKeep,
@@ -30,7 +33,9 @@ export type {
   Finding,
   Job,
   ListResponse,
+  PruneResponse,
   QueryResponse,
+  RemoveResponse,
   StartResponse,
   StatsResponse,
   StopResponse,
@@ -105,6 +110,14 @@ export function connect(options: ConnectOptions): Client {
         call.signal,
         watch,
       ),
+    remove: (request, call = {}) =>
+      unary(
+        (done) => grpc.remove(RemoveRequest.fromPartial(request), metadata, deadline(call), done),
+        call.signal,
+        watch,
+      ),
+    prune: (request, call = {}) =>
+      messages(() => grpc.prune(PruneRequest.fromPartial(request), metadata, deadline(call)), call.signal, watch),
     stats: (request, call = {}) =>
       newest(
         (signal) =>

@@ -168,9 +168,12 @@ function callRecords(
       begun = record({ stage: "begin" });
       return begun || !needsRecord(path);
     },
-    /** Takes the job's id from the answer. */
+    /** Takes the job's id from the answer, or counts the jobs in it. */
     answered(message: unknown): void {
       if (facts.jobId === undefined) facts = { ...facts, ...jobIdIn(message) };
+      if (typeof message !== "object" || message === null || !("jobIds" in message)) return;
+      const count = Array.isArray(message.jobIds) ? message.jobIds.length : 0;
+      facts = { ...facts, pruned: (facts.pruned ?? 0) + count };
     },
   };
 }
@@ -194,6 +197,7 @@ function requestFacts(message: unknown): Partial<AuditRecord> {
   if (typeof message !== "object" || message === null) return {};
   const limits = "resources" in message ? limitNames(message.resources) : [];
   const asked = limits.length > 0 && { limits };
+  if ("olderThan" in message) return { request: { prune: pruneFacts(message) } };
   if (!("command" in message) || typeof message.command !== "string")
     return { ...jobIdIn(message), ...(asked && { request: asked }) };
   const args: unknown[] = "args" in message && Array.isArray(message.args) ? message.args : [];
@@ -201,6 +205,17 @@ function requestFacts(message: unknown): Partial<AuditRecord> {
   const [command = message.command, ...rest] = bytes.length > 0 ? bytes : [message.command, ...args];
   const text = command instanceof Uint8Array ? readable(textOf(command.subarray(0, MAX_RECORDED_CHARS))) : command;
   return { request: { command: String(text).slice(0, MAX_RECORDED_CHARS), argc: rest.length, ...asked } };
+}
+
+/** Tells what a pruning asks for: the age in seconds, how many labels and ways of ending, and what is on. */
+function pruneFacts(message: object): Record<string, number | boolean> {
+  const facts = Object.entries(message).map(([name, value]: [string, unknown]): [string, number | boolean] => {
+    if (value instanceof Map) return [name, value.size];
+    if (Array.isArray(value)) return [name, value.length];
+    if (typeof value === "object" && value !== null && "seconds" in value) return [name, Number(value.seconds)];
+    return [name, value === true];
+  });
+  return Object.fromEntries(facts.filter(([name, value]) => name === "olderThan" || value));
 }
 
 function jobIdIn(message: unknown): { jobId?: string } {

@@ -28,7 +28,15 @@ export interface AuditRecord {
   readonly traceparent?: string;
   readonly durationMs?: number;
   /** Names and counts; arguments and variables may be secrets. */
-  readonly request?: { readonly command?: string; readonly argc?: number; readonly limits?: readonly string[] };
+  readonly request?: {
+    readonly command?: string;
+    readonly argc?: number;
+    readonly limits?: readonly string[];
+    /** The conditions of a pruning of jobs. */
+    readonly prune?: Readonly<Record<string, number | boolean>>;
+  };
+  /** How many jobs a pruning removed, or would have. */
+  readonly pruned?: number;
   /** How often each kind was refused without a record of its own, since `since`. */
   readonly more?: Readonly<Record<string, number>>;
   readonly since?: string;

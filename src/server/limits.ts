@@ -35,7 +35,7 @@ export const MAX_UNREAD_BYTES = 32 * 1024 * 1024;
 /** A page of jobs ends when it has this many bytes, or when the search has taken this long. */
 export const LIST_BYTES = 1024 * 1024;
 export const LIST_MS = SECOND_MS;
-/** The bytes of a request that changes nothing. Thousands may be under way. */
+/** The bytes of a request other than Start and Update. Thousands may be under way. */
 export const MAX_QUESTION_BYTES = 64 * 1024;
 /** The bytes of the requests of one client's open calls. */
 export const MAX_REQUESTS_BYTES = 32 * 1024 * 1024;

@@ -3,6 +3,8 @@ import { type ServiceError, status } from "@grpc/grpc-js";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 import {
   ListRequest,
+  PruneRequest,
+  type PruneResponse,
   StartRequest,
   State,
   StatsRequest,
@@ -89,6 +91,12 @@ function first(stream: Readable & { cancel(): void }): Promise<unknown> {
   });
 }
 
+/** Resolves to the ids of the jobs with these labels, which are removed. */
+async function pruned(jobs: WorkerServiceClient, labels: Map<string, string>): Promise<string[]> {
+  const messages = (await jobs.prune(PruneRequest.fromPartial({ labels })).toArray()) as PruneResponse[];
+  return messages.flatMap(({ jobIds }) => jobIds);
+}
+
 const EVERYBODY = ["reader", "writer", "admin"];
 const CHANGERS = ["writer", "admin"];
 const JOBS = "/jobs.v1.WorkerService/";
@@ -120,6 +128,16 @@ const ROWS: Readonly<Record<string, Row>> = {
     command: SLEEPS,
     reached: status.INVALID_ARGUMENT,
     call: ({ jobs }, jobId) => answer((done) => jobs.update(UpdateRequest.fromPartial({ jobId }), done)),
+  },
+  [`${JOBS}Remove`]: {
+    roles: CHANGERS,
+    command: SLEEPS,
+    reached: status.FAILED_PRECONDITION,
+    call: ({ jobs }, jobId) => answer((done) => jobs.remove({ jobId, archived: false }, done)),
+  },
+  [`${JOBS}Prune`]: {
+    roles: CHANGERS,
+    call: ({ jobs }) => pruned(jobs, new Map([["none", "has it"]])),
   },
   [`${JOBS}Query`]: {
     roles: EVERYBODY,
@@ -240,6 +258,17 @@ describe("where jobs are private", () => {
     expect((await ids(own("reader"))).slice(0, ours.length)).toEqual(ours);
     for (const id of all) await worker.stop(id, { signal: 9, graceMs: 0, by: "the test" });
     expect(await ids(own("reader"), { states: [State.STATE_ENDED], labels })).toEqual(ours);
+  });
+
+  test("a pruning takes the client's own jobs, and an admin's takes all", async () => {
+    const labels = new Map([["prune", "yes"]]);
+    const started = [];
+    for (const owner of ["ada", "bob", "ada"])
+      started.push((await worker.start({ ...run("true"), owner, labels })).job);
+    for (const { id } of started) await worker.wait(id);
+    const [first, bobs, last] = started.map(({ id }) => id);
+    expect(await pruned(own("writer").jobs, labels)).toEqual([last, first]);
+    expect(await pruned(own("admin").jobs, labels)).toEqual([bobs]);
   });
 
   test("a start is its client's own, and a request id is one owner's: it neither meets another's nor tells of it", async () => {

@@ -5,7 +5,7 @@ import { reasonOf } from "../os/errno.ts";
 import { JobError } from "../worker/index.ts";
 import type { Call } from "./guard.ts";
 import { MAX_QUESTION_BYTES, MAX_REQUESTS_BYTES } from "./limits.ts";
-import { mutates } from "./roles.ts";
+import { takesLong } from "./roles.ts";
 import type { Failure } from "./status.ts";
 
 const utf8 = new TextDecoder("utf-8", { fatal: true, ignoreBOM: true });
@@ -140,7 +140,7 @@ export function boundRequest(
     bytes += length;
     const all = weigh(length);
     const why =
-      bytes > MAX_QUESTION_BYTES && !mutates(path) ? TOO_LONG : all > MAX_REQUESTS_BYTES ? TOO_MANY : undefined;
+      bytes > MAX_QUESTION_BYTES && !takesLong(path) ? TOO_LONG : all > MAX_REQUESTS_BYTES ? TOO_MANY : undefined;
     if (!why) return;
     refused = true;
     refuse(why);

@@ -11,9 +11,9 @@ test("every method of each service has its roles, and nothing else has any", () 
   expect([...METHODS].toSorted()).toEqual(served.toSorted());
 });
 
-test("only Start, Stop and Update are not for readers, and an admin may call what a writer may", () => {
+test("only Start, Stop, Update, Remove and Prune are not for readers, and an admin may call what a writer may", () => {
   const writersOnly = [...METHODS].filter(mutates).map((path) => path.replace("/jobs.v1.WorkerService/", ""));
-  expect(writersOnly.toSorted()).toEqual(["Start", "Stop", "Update"]);
+  expect(writersOnly.toSorted()).toEqual(["Prune", "Remove", "Start", "Stop", "Update"]);
   for (const path of METHODS) for (const role of ["writer", "admin"]) expect(rolesOf(path)).toContain(role);
 });
 

@@ -7,6 +7,8 @@ const ROLES: ReadonlyMap<string, readonly Role[]> = new Map([
   ["/jobs.v1.WorkerService/Start", WRITERS],
   ["/jobs.v1.WorkerService/Stop", WRITERS],
   ["/jobs.v1.WorkerService/Update", WRITERS],
+  ["/jobs.v1.WorkerService/Remove", WRITERS],
+  ["/jobs.v1.WorkerService/Prune", WRITERS],
   ["/jobs.v1.WorkerService/Query", ANYONE],
   ["/jobs.v1.WorkerService/Stream", ANYONE],
   ["/jobs.v1.WorkerService/List", ANYONE],
@@ -34,6 +36,13 @@ export const METHODS: ReadonlySet<string> = new Set(ROLES.keys());
  */
 export function needsRecord(path: string): boolean {
   return mutates(path) && path !== "/jobs.v1.WorkerService/Stop";
+}
+
+const LONG: ReadonlySet<string> = new Set(["/jobs.v1.WorkerService/Start", "/jobs.v1.WorkerService/Update"]);
+
+/** Tells whether a method's request may have a program's arguments and variables, or as many limits. */
+export function takesLong(path: string): boolean {
+  return LONG.has(path);
 }
 
 /** Tells whether a method changes something: then no reader may call it. */

@@ -15,7 +15,7 @@ import type { CallContext, Handlers } from "./guard.ts";
 import { listJobs } from "./list.ts";
 import type { ServerMeter } from "./meter.ts";
 import type { JobsOf } from "./owners.ts";
-import { type StreamMessage, streamOutput, streamStats } from "./stream.ts";
+import { type StreamMessage, streamOutput, streamPruned, streamStats } from "./stream.ts";
 import type { Tracing } from "./tracing.ts";
 import { toResources } from "./translate-resources.ts";
 import { fromFinding, fromJob, toJobSpec, toStop } from "./translate.ts";
@@ -68,6 +68,11 @@ export function workerService(
       const job = await jobsOf(principal).update(jobId, resources ? toResources(resources) : {});
       return { job: fromJob(brief(job)) };
     }),
+    remove: unary(async ({ jobId, archived }, { principal }) => {
+      await jobsOf(principal).remove(jobId, { archived });
+      return {};
+    }),
+    prune: streaming((call, context) => streamPruned(jobsOf(context.principal), call, context)),
     stats: streaming((call, context) => streamStats(jobsOf(context.principal), call, context)),
     examine: unary(async (_request, { principal }) => {
       const findings = [...(await jobsOf(principal).examine()), ...own()];

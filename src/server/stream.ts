@@ -1,5 +1,7 @@
 import type { ServerWritableStream } from "@grpc/grpc-js";
 import {
+  type PruneRequest,
+  type PruneResponse,
   Source,
   type StatsRequest,
   type StatsResponse,
@@ -10,7 +12,7 @@ import {
 import { brief, type Chunk, type Gap, type Job, type Jobs } from "../worker/index.ts";
 import type { CallContext } from "./guard.ts";
 import type { ServerMeter } from "./meter.ts";
-import { fromJob, fromUsage, toStatsOptions, toStreamOptions } from "./translate.ts";
+import { fromJob, fromUsage, toPruneFilter, toStatsOptions, toStreamOptions } from "./translate.ts";
 
 /** The last message: the job as it is, and the offset to resume from. */
 interface End {
@@ -66,6 +68,19 @@ export async function streamStats(
     });
     if (next.done) return;
     await sent.taken;
+  }
+}
+
+/** Removes jobs, and streams which. A client that takes no messages holds up its own pruning. */
+export async function streamPruned(
+  jobs: Jobs,
+  call: ServerWritableStream<PruneRequest, PruneResponse>,
+  { signal }: CallContext,
+): Promise<void> {
+  const write = writer(call, signal);
+  for await (const jobIds of jobs.prune(toPruneFilter(call.request), signal)) {
+    await write({ jobIds: [...jobIds] });
+    signal.throwIfAborted();
   }
 }
 

@@ -1,10 +1,12 @@
 import {
   type Ended as ProtoEnded,
+  Ending,
   type Finding as ProtoFinding,
   FindingState,
   Job as ProtoJob,
   type ListRequest,
   type Pressure as ProtoPressure,
+  type PruneRequest,
   Source as ProtoSource,
   type Stall as ProtoStall,
   type StartRequest,
@@ -26,6 +28,7 @@ import {
   MOST_LISTED,
   type Position,
   type Pressure,
+  type PruneFilter,
   quoted,
   type Source,
   type Stall,
@@ -114,6 +117,33 @@ export function toListFilter(request: ListRequest): ListFilter {
       states: states.length > 0 ? states : undefined,
       labels: request.labels.size > 0 ? request.labels : undefined,
       pageToken: request.pageToken || undefined,
+    }),
+  };
+}
+
+const ENDINGS: ReadonlyMap<Ending, Ended["how"]["kind"]> = new Map([
+  [Ending.ENDING_EXITED, "exited"],
+  [Ending.ENDING_SIGNALLED, "signalled"],
+  [Ending.ENDING_STOPPED, "stopped"],
+  [Ending.ENDING_TIMED_OUT, "timed-out"],
+  [Ending.ENDING_OUT_OF_MEMORY, "out-of-memory"],
+  [Ending.ENDING_LOST, "lost"],
+]);
+
+/** Throws JobError `invalid`. */
+export function toPruneFilter({ olderThan, endings, labels, archived, dryRun }: PruneRequest): PruneFilter {
+  const ends = endings.map((ending, i) => {
+    const kind = ENDINGS.get(ending);
+    if (kind === undefined) throw invalid(`endings[${i}]`, `${ending} is no way in which a job ends`);
+    return kind;
+  });
+  return {
+    archived,
+    dryRun,
+    ...defined({
+      olderThanMs: olderThan && toMs("older_than", olderThan),
+      ends: ends.length > 0 ? ends : undefined,
+      labels: labels.size > 0 ? labels : undefined,
     }),
   };
 }

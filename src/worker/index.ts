@@ -4,6 +4,7 @@ export { examine, type ExamineOptions } from "./doctor/examine.ts";
 export type { Finding } from "./doctor/finding.ts";
 export { brief, type Brief } from "./jobs/brief.ts";
 export { type ListFilter, MOST_LISTED } from "./jobs/list.ts";
+export type { PruneFilter, RemoveOptions } from "./jobs/remove.ts";
 export type { Started } from "./jobs/start.ts";
 export type { Stats, StatsOptions } from "./jobs/stats.ts";
 export type { Stopped } from "./jobs/stop.ts";
@@ -27,7 +28,7 @@ export type {
   Usage,
 } from "./model/job.ts";
 export type { Figures, WorkerMeter } from "./model/meter.ts";
-export type { Place, Renewable, UidRange, WorkerOptions } from "./model/options.ts";
+export type { JobPruneLimits, Place, Renewable, UidRange, WorkerOptions } from "./model/options.ts";
 export { type Amounts, checkQuotas, type Quota, type Quotas } from "./model/quota.ts";
 export type {
   LinuxBlockIO,

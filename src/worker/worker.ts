@@ -16,6 +16,7 @@ import { openJobFiles } from "./jobs/job-files.ts";
 import { list, type Listed, type ListFilter } from "./jobs/list.ts";
 import { current, endOf, unwatch } from "./jobs/tracked-job.ts";
 import { pageTokens } from "./jobs/page-tokens.ts";
+import { prune, type PruneFilter, remove, type RemoveOptions } from "./jobs/remove.ts";
 import { settle, start, type Started } from "./jobs/start.ts";
 import { stats, type Stats, type StatsOptions } from "./jobs/stats.ts";
 import { stop, type StopOptions, type Stopped } from "./jobs/stop.ts";
@@ -58,6 +59,10 @@ export interface Jobs {
   stream(id: string, options: StreamOptions): Stream;
   /** Changes limits of a job that has not ended: all that are named, or none. The others stay. */
   update(id: string, resources: LinuxResources): Promise<Job>;
+  /** Removes a job that has ended: record, directory and log. Resolves when they are gone. */
+  remove(id: string, options?: RemoveOptions): Promise<void>;
+  /** Removes the jobs that have ended and that `filter` names, and yields their ids, some at a time. */
+  prune(filter: PruneFilter, signal: AbortSignal): AsyncGenerator<readonly string[]>;
   /** Samples what a job uses, at an interval. Throws `not-found` at once, not at the first sample. Returns the ended job. */
   stats(id: string, options: StatsOptions): Stats;
   /** Examines what this host can enforce. Calls at the same time share one examination. */
@@ -142,6 +147,8 @@ function jobsIn(context: Context, examined: (owner?: string) => ReturnType<Jobs[
     },
     stream: (id, how) => stream(context, seen(id), how),
     update: async (id, resources) => update(context, seen(id), resources),
+    remove: async (id, how = {}) => remove(context, seen(id), how),
+    prune: (filter, signal) => prune(context, owner === undefined ? filter : { ...filter, owner }, signal),
     stats: (id, how) => stats(context, seen(id), how),
     examine: () => examined(owner),
   };
@@ -194,10 +201,20 @@ async function openContext(options: CheckedOptions, opened: AsyncDisposableStack
   const isolation = isolationOf({ ...options, hidden, ownTmp: uids !== undefined }, hierarchy);
   const spawner = opened.use(openSpawner(supervisor, sparesDir, isolation, (message) => log("error", message)));
   const files = opened.use(openJobFiles(journal, (message, facts) => log("error", message, facts)));
-  const archive = place && opened.use(await openArchive(place, movesOf(options, jobsDir, journal)));
+  const archive =
+    place &&
+    opened.use(
+      await openArchive(
+        place,
+        movesOf({ options, jobsDir, journal }, () => retirement.archived()),
+      ),
+    );
   const readers: Context["readers"] = new Map();
+  const tracked: Context["tracked"] = new Map();
   const leave = (id: string): void => readers.get(id)?.forEach((end) => end());
-  const retirement = opened.use(openRetirement({ options, jobsDir, journal, archive, leave }));
+  const retirement = opened.use(
+    openRetirement({ options, jobsDir, sparesDir, journal, archive, leave, held: (id) => tracked.has(id) }),
+  );
   return {
     archive,
     retirement,
@@ -212,7 +229,7 @@ async function openContext(options: CheckedOptions, opened: AsyncDisposableStack
     ownerGroups,
     uids,
     spawner,
-    tracked: new Map(),
+    tracked,
     requests: new Map(),
     pageTokens: pageTokens(journal.secret),
     closed: false,
@@ -239,12 +256,16 @@ async function leaveJobs(context: Context): Promise<void> {
   }
 }
 
-/** How the archive moves logs, and how long it pauses between tries. */
-function movesOf({ archivePauses, log }: CheckedOptions, jobsDir: string, journal: Journal): Moves {
+/** How the archive moves logs, and how long it pauses between tries; `moved` is told of each. */
+function movesOf(
+  { options, ...home }: { readonly options: CheckedOptions; readonly jobsDir: string; readonly journal: Journal },
+  moved: () => void,
+): Moves {
+  const { archivePauses, log } = options;
   return {
     log,
     pauses: archivePauses,
-    move: (store, id, signal) => moveLog({ jobsDir, journal }, store, { id, signal }),
+    move: (store, id, signal) => moveLog(home, store, { id, signal }).then(moved),
   };
 }
 

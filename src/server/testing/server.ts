@@ -157,6 +157,10 @@ function workerOf(methods: Partial<Worker>): Worker {
       throw none(id);
     },
     update: (id) => Promise.reject(none(id)),
+    remove: (id) => Promise.reject(none(id)),
+    async *prune() {
+      yield* [];
+    },
     stats: (id) => {
       throw none(id);
     },

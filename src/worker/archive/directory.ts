@@ -1,5 +1,5 @@
 import { createHash } from "node:crypto";
-import { type FileHandle, mkdir, open, rename, rm, stat } from "node:fs/promises";
+import { type FileHandle, mkdir, open, rename, rm, rmdir, stat } from "node:fs/promises";
 import { dirname, join } from "node:path";
 import { codeOf } from "../../os/errno.ts";
 import { READ_FLAGS } from "../system/file.ts";
@@ -16,7 +16,7 @@ export function directoryStore(root: string): Store {
       const directory = dirname(target);
       await makeDirectories(root, dirname(key));
       await using source = await open(path);
-      const partial = join(directory, `.partial-${key.slice(key.lastIndexOf("/") + 1)}`);
+      const partial = join(directory, partialOf(key.slice(key.lastIndexOf("/") + 1)));
       const wanted = await copy(source, partial, signal).catch(async (error: unknown) => {
         // A full disk gets its room back.
         await rm(partial, { force: true }).catch(() => {});
@@ -38,6 +38,17 @@ export function directoryStore(root: string): Store {
         throw error;
       }
     },
+    async remove(key, files) {
+      const directory = join(root, key);
+      // A directory without anything of this worker may be a mount point whose mount is missing.
+      await stat(dirname(directory));
+      for (const file of files.flatMap((name) => [name, partialOf(name)]))
+        await rm(join(directory, file), { force: true });
+      await rmdir(directory).catch((error: unknown) => {
+        if (codeOf(error) !== "ENOENT" && codeOf(error) !== "ENOTEMPTY") throw error;
+      });
+      await syncDirectory(dirname(directory));
+    },
     async open(key) {
       try {
         const file = await openStored(join(root, key));
@@ -56,6 +67,11 @@ export function directoryStore(root: string): Store {
     },
     [Symbol.dispose]() {},
   };
+}
+
+/** What a file is called until all of it is there. */
+function partialOf(name: string): string {
+  return `.partial-${name}`;
 }
 
 /** A FIFO in its place would hold one of few threads, and all who read files with it. */

@@ -1,6 +1,6 @@
 import { existsSync, rmSync } from "node:fs";
 import { rm } from "node:fs/promises";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { writeJobFile } from "../journal/job-file.ts";
 import type { Journal } from "../journal/journal.ts";
 import { COMPRESSED_FILES, LOG_FILES, logFilesIn, PLAIN_FILES } from "../log/files.ts";
@@ -36,6 +36,7 @@ export async function moveLog(
   const directory = join(jobsDir, id);
   const key = (file: string): string => objectKey(journal.instance, id, file);
   const place = logs.of(id)?.kind;
+  if (!journal.find(id)) return; // it was removed
   // A job's files alone tell of it before its end is recorded.
   if (place === undefined) throw new Error("that the job has ended is not on the disk yet");
   if (place === "pruned") return;
@@ -58,6 +59,11 @@ export async function moveLog(
       logs.removed(id);
     }
   }
+}
+
+/** Removes a job's log from the archive, and what moving it has left there. May be called again. */
+export function removeArchived(store: Store, instance: string, id: string, signal: AbortSignal): Promise<void> {
+  return store.remove(dirname(objectKey(instance, id, RECORD)), [...PLAIN_FILES, ...COMPRESSED_FILES, RECORD], signal);
 }
 
 /** Whether the log that is in the archive is compressed; undefined when none is. Throws JobError `unavailable`. */

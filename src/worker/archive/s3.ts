@@ -6,6 +6,7 @@ import {
   type CompletedPart,
   CompleteMultipartUploadCommand,
   CreateMultipartUploadCommand,
+  DeleteObjectCommand,
   GetObjectCommand,
   HeadObjectCommand,
   ListMultipartUploadsCommand,
@@ -87,6 +88,18 @@ export async function openS3(place: Place & { readonly kind: "s3" }): Promise<St
         // A client that may not list a bucket gets AccessDenied for objects that do not exist.
         if (statusOf(error) === 404 || (error instanceof Error && error.name === "AccessDenied")) return false;
         throw new Error(saidBy(error), { cause: error });
+      }
+    },
+    async remove(directory, files, signal) {
+      for (const file of files) {
+        const target = targetOf(`${directory}/${file}`);
+        try {
+          await client.send(new DeleteObjectCommand(target), { abortSignal: signal });
+        } catch (error) {
+          // S3 itself does not tell of an object that does not exist.
+          if (statusOf(error) !== 404) throw new Error(saidBy(error), { cause: error });
+        }
+        await abortLeftovers(client, target, signal);
       }
     },
     async open(key, signal) {

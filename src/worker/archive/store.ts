@@ -21,6 +21,8 @@ export interface Store extends Disposable {
   put(key: string, path: string, signal: AbortSignal): Promise<void>;
   /** Whether there is such a file. Throws whatever keeps it from being known. */
   has(key: string, signal: AbortSignal): Promise<boolean>;
+  /** Removes the files of a directory, `WORKER/JOB`, as far as they are there. Throws whatever keeps one of them there. */
+  remove(directory: string, files: readonly string[], signal: AbortSignal): Promise<void>;
   /** Throws JobError `unavailable`; so do its reads, which `signal` ends. */
   open(key: string, signal: AbortSignal): Promise<Stored>;
 }

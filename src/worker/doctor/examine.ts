@@ -2,7 +2,7 @@ import { accessSync, constants, existsSync, statfsSync } from "node:fs";
 import { dirname, resolve } from "node:path";
 import { codeOf, reasonOf } from "../../os/errno.ts";
 import type { Hierarchy } from "../cgroup/hierarchy.ts";
-import { LOG_LIMIT_BYTES, nativeSupervisor, type WorkerOptions } from "../model/options.ts";
+import { type JobPruneLimits, LOG_LIMIT_BYTES, nativeSupervisor, type WorkerOptions } from "../model/options.ts";
 import { checkSupervisor } from "../supervisor/spawner.ts";
 import { cgroupFindings, hierarchyCause, placeOf } from "./cgroup.ts";
 import { controllerFindings } from "./controllers.ts";
@@ -23,6 +23,7 @@ import { quotaFindings } from "./quotas.ts";
 import { type Who, whoFindings } from "./who.ts";
 
 const MIB = 1024 ** 2;
+const DAY_MS = 86_400_000;
 /** Bytes that the journal needs beside a log. */
 const LEAST_FREE_BYTES = 512 * MIB;
 
@@ -30,7 +31,7 @@ const LEAST_FREE_BYTES = 512 * MIB;
 export interface ExamineOptions
   extends
     Who,
-    Partial<Pick<WorkerOptions, "stateDir" | "cgroup" | "isolationOff" | "logLimitBytes" | "quotas" | "supervisor">> {
+    Partial<Pick<WorkerOptions, "stateDir" | "cgroup" | "isolationOff" | "jobPrune" | "logLimitBytes" | "quotas" | "supervisor">> {
   /** What the daemon that asks has opened; when absent, what a new daemon would find is examined. */
   readonly hierarchy?: Hierarchy;
 }
@@ -58,7 +59,9 @@ export async function examine(options: ExamineOptions): Promise<Finding[]> {
     ...whoFindings(options),
     ...quotaFindings(options.quotas, controllers),
     ...findings,
-    ...(stateDir === undefined ? [] : stateFindings(resolve(stateDir), probed, logLimitBytes)),
+    ...(stateDir === undefined
+      ? []
+      : [...stateFindings(resolve(stateDir), probed, logLimitBytes), recordFinding(options.jobPrune)]),
   ];
 }
 
@@ -104,6 +107,20 @@ function stateFindings(stateDir: string, probed: Probed | undefined, logLimitByt
     found("state", "log limit", endless, ["a log ends at --log-limit", "a log grows beyond --log-limit"], "limited"),
     found("state", "space", scarce, [told, "output may be dropped, which shows as a gap"], "limited"),
   ];
+}
+
+/** For how long jobs that have ended are known, and how many. */
+function recordFinding({ ageMs, count }: JobPruneLimits = {}): Finding {
+  const limits = [
+    ...(ageMs === undefined ? [] : [`${Math.round((ageMs / DAY_MS) * 10) / 10} days after their end`]),
+    ...(count === undefined ? [] : [`beyond ${count}`]),
+  ];
+  const endless =
+    limits.length > 0
+      ? undefined
+      : { reason: "nothing limits them", remedy: "--job-prune-age 365d, or --job-prune-count 1000000" };
+  const meanings = [`ended jobs are removed ${limits.join(", or ")}`, "records of ended jobs grow for ever"] as const;
+  return found("state", "records", endless, meanings, "limited");
 }
 
 function exposed(stateDir: string): Cause | undefined {

@@ -72,7 +72,7 @@ function enter(
   let pruned: JobError | undefined;
   const abort = (): void => ending.abort();
   const leave = (): void => {
-    pruned = notThere(id, journal.logs.of(id));
+    pruned = journal.find(id) ? notThere(id, journal.logs.of(id)) : removed(id);
     abort();
   };
   const others = readers.get(id) ?? new Set();
@@ -111,6 +111,7 @@ async function open(
   } catch (error) {
     if (codeOf(error) !== "ENOENT") throw error;
   }
+  if (!journal.find(id)) throw removed(id);
   const log = journal.logs.of(id);
   if (!log || log.kind === "pruned" || !archive) throw notThere(id, log);
   const key = (file: string): string => objectKey(journal.instance, id, file);
@@ -150,6 +151,10 @@ const WHY: Readonly<Record<PruneReason, string>> = {
   "keep-for": "its start asked for it to be kept no longer",
   missing: "its files were not there any more",
 };
+
+function removed(id: string): JobError {
+  return new JobError("not-found", `job ${id} has been removed`, { reason: "removed", field: "job_id" });
+}
 
 function notThere(id: string, log: JobLog | undefined): JobError {
   if (log?.kind === "pruned") {

@@ -1,4 +1,5 @@
 import type { DatabaseSync } from "node:sqlite";
+import type { Row } from "./log-place.ts";
 import { type JobRecord, keptIn } from "./record.ts";
 import { labelTexts } from "./search.ts";
 
@@ -20,12 +21,14 @@ export interface EndedRow {
 
 export interface Removals {
   /**
-   * Removes the records of those of the jobs that have ended, and returns their ids. That is on the disk when it returns: the
-   * files go next.
+   * Removes the records of those of the jobs that have ended, and returns these. That is on the disk when it returns: the files
+   * go next. With `archived` a copy in the archive goes, too; one that is being made does in any case.
    */
-  begin(ids: readonly string[], archived: boolean): string[];
-  /** The jobs whose files are yet to go, `limit` at most. */
-  pending(limit: number): Removed[];
+  begin(ids: readonly string[], archived: boolean): Removed[];
+  /** The jobs whose files are yet to go, in the order of their ids, `limit` at most, behind `after`. */
+  pending(limit: number, after?: string): Removed[];
+  /** The job, when its files are yet to go. */
+  find(id: string): Removed[];
   /** The files of these jobs are gone for good. */
   done(ids: readonly string[]): void;
   /** How many jobs have ended. Counts all of them. */
@@ -42,26 +45,31 @@ export function removalsIn(database: DatabaseSync, columns: string): Removals {
   find.setReadBigInts(true);
   const remove = removalFrom(database);
   const note = database.prepare("INSERT OR REPLACE INTO removals VALUES (?, ?)");
-  const pending = database.prepare("SELECT id, archived FROM removals LIMIT ?");
+  const pending = database.prepare("SELECT id, archived FROM removals WHERE id > ? ORDER BY id LIMIT ?");
+  const one = database.prepare("SELECT id, archived FROM removals WHERE id = ?");
+  const removedIn = ({ id, archived }: Row): Removed => ({ id: String(id), archived: archived === 1 });
   const done = database.prepare("DELETE FROM removals WHERE id = ?");
   return {
     begin(ids, archived) {
       database.exec("PRAGMA synchronous = FULL");
       try {
         return atomically(database, () =>
-          ids.filter((id) => {
+          ids.flatMap((id) => {
             const kept = keptIn(find.get(id));
-            if (kept === undefined) return false;
+            if (kept === undefined) return [];
+            const { log } = kept.job;
+            const copied = log?.kind === "archived" ? archived : log?.kind !== "pruned" && log?.due === true;
             remove(kept);
-            note.run(id, archived ? 1 : 0);
-            return true;
+            note.run(id, copied ? 1 : 0);
+            return [{ id, archived: copied }];
           }),
         );
       } finally {
         database.exec("PRAGMA synchronous = NORMAL");
       }
     },
-    pending: (limit) => pending.all(limit).map(({ id, archived }) => ({ id: String(id), archived: archived === 1 })),
+    pending: (limit, after = "") => pending.all(after, limit).map(removedIn),
+    find: (id) => one.all(id).map(removedIn),
     done: (ids) => atomically(database, () => ids.forEach((id) => done.run(id))),
     ...endedIn(database),
   };

@@ -24,8 +24,11 @@ export type JobErrorCode =
   | "internal";
 
 interface JobErrorOptions {
-  /** More than `unavailable` says: what is not available, and will not be if the caller waits. */
-  readonly reason?: "archive-unavailable" | "journal-unavailable";
+  /**
+   * More than the code says. Of `unavailable`: what is not available, and will not be if the caller waits. Of `not-found`: the
+   * job was there when the call began.
+   */
+  readonly reason?: "archive-unavailable" | "journal-unavailable" | "removed";
   /** The field of the request that is wrong, such as `resources.memory.limit`. */
   readonly field?: string;
   /** Machine-readable facts, such as `{ stage: "exec", errno: "ENOENT" }`. */

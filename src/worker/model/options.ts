@@ -32,6 +32,8 @@ export interface WorkerOptions {
   readonly logCompress?: "off" | "zstd";
   /** When logs of ended jobs are removed; never when absent. */
   readonly logPrune?: PruneLimits;
+  /** When jobs that have ended are removed, with all that there is of them; never when absent. */
+  readonly jobPrune?: JobPruneLimits;
   /** Pauses between tries while compressing fails, as on a full disk; as `archivePauses` when absent. */
   readonly compressPauses?: Pauses;
   /** The archive that logs of ended jobs are moved to; none when absent. */
@@ -69,6 +71,7 @@ export const RENEWABLE = [
   "logKeep",
   "logCompress",
   "logPrune",
+  "jobPrune",
   "maxJobs",
   "quotas",
 ] as const satisfies readonly (keyof WorkerOptions)[];
@@ -140,6 +143,15 @@ export interface PruneLimits {
   readonly free?: { readonly kind: "bytes" | "percent"; readonly amount: number };
   /** How often the free space is checked; 30 s when absent. */
   readonly freeEveryMs?: number;
+}
+
+/** Limits at which jobs that have ended are removed, those that ended first before the others. */
+export interface JobPruneLimits {
+  /** Time since the job's end. */
+  readonly ageMs?: number;
+  readonly count?: number;
+  /** Copies of their logs in the archive go, too. */
+  readonly archived?: boolean;
 }
 
 /** A range of uids, with both ends. */

@@ -1,9 +1,9 @@
 import { statfsSync } from "node:fs";
 import { setImmediate as nextTurn } from "node:timers/promises";
-import { reasonOf } from "../../os/errno.ts";
 import type { Local, LogRecords } from "../journal/log-records.ts";
 import type { PruneReason } from "../model/job.ts";
 import type { PruneLimits } from "../model/options.ts";
+import { openSchedule, type Schedule } from "./schedule.ts";
 
 /* What ended jobs' logs may take together. The logs of the jobs that ended first go first. */
 
@@ -23,79 +23,23 @@ interface Parts {
   readonly log: (level: "info" | "error", message: string, facts: object) => void;
 }
 
-export interface Pruner extends AsyncDisposable {
-  /** Looks whether there is something to prune. */
-  run(): void;
-  /** Begins, or goes on with the limits that `parts` has now. */
-  renew(): void;
-}
-
 /** How many logs are pruned before others have their turn. */
 const BATCH = 64;
 const FREE_EVERY_MS = 30_000;
-const DAY_MS = 86_400_000;
-/** Looking takes longer with many logs. After it come so many times as long without it. */
-const IDLE_TIMES = 20;
 
 /** Disposing ends what is under way. */
-export function openPruner(parts: Parts): Pruner {
-  const closing = new AbortController();
-  const { signal } = closing;
-  let again = false;
-  let running: Promise<void> | undefined;
-  let expiry: NodeJS.Timeout | undefined;
-  let pause: NodeJS.Timeout | undefined;
-  let looking: NodeJS.Timeout | undefined;
-
-  function everyMs(): number {
-    return parts.limits.freeEveryMs ?? FREE_EVERY_MS;
-  }
-
-  function runAt(ms: number): void {
-    clearTimeout(expiry);
-    if (!signal.aborted && ms < Infinity) expiry = setTimeout(run, Math.min(Math.max(0, ms), DAY_MS)).unref();
-  }
-
-  async function look(): Promise<void> {
-    const before = performance.now();
-    try {
+export function openPruner(parts: Parts): Schedule {
+  const everyMs = (): number => parts.limits.freeEveryMs ?? FREE_EVERY_MS;
+  return openSchedule({
+    async work(signal) {
       await pruneAll(parts, signal);
-      runAt(firstEndMs(parts) - Date.now());
-    } catch (error) {
-      parts.log("error", `logs cannot be pruned: ${reasonOf(error)}`, {});
-      runAt(FREE_EVERY_MS);
-    }
-    running = undefined;
-    if (!signal.aborted)
-      pause = setTimeout(resume, Math.min((performance.now() - before) * IDLE_TIMES, everyMs())).unref();
-  }
-
-  function resume(): void {
-    pause = undefined;
-    if (again) run();
-  }
-
-  function run(): void {
-    again = true;
-    if (signal.aborted || running || pause || !parts.ready()) return;
-    again = false;
-    running = look();
-  }
-
-  return {
-    run,
-    renew() {
-      clearInterval(looking);
-      // No kernel tells when a disk fills.
-      looking = parts.limits.free && setInterval(run, everyMs()).unref();
-      run();
+      return firstEndMs(parts);
     },
-    async [Symbol.asyncDispose]() {
-      closing.abort();
-      for (const timer of [looking, expiry, pause]) clearTimeout(timer);
-      await running;
-    },
-  };
+    ready: parts.ready,
+    failed: (reason) => parts.log("error", `logs cannot be pruned: ${reason}`, {}),
+    pauseMs: everyMs,
+    everyMs: () => parts.limits.free && everyMs(), // no kernel tells when a disk fills
+  });
 }
 
 /** Prunes until no limit is exceeded. */

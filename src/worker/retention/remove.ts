@@ -12,8 +12,12 @@ import type { CheckedOptions } from "../model/options.ts";
 export interface Parts {
   readonly options: CheckedOptions;
   readonly jobsDir: string;
+  /** A directory on the same file system, which each daemon empties when it is opened. */
+  readonly sparesDir: string;
   readonly journal: Journal;
   readonly archive: Archive | undefined;
+  /** Tells whether a job that has ended is not put away yet. */
+  readonly held: (id: string) => boolean;
   /** Ends the readers of a job's log, which is about to go. */
   readonly leave: (id: string) => void;
 }
@@ -48,7 +52,7 @@ export async function removeLog({ journal, jobsDir }: Parts, id: string): Promis
 }
 
 /** Frees the blocks of a log, whose files a slow client's reader may keep open. */
-async function empty(directory: string): Promise<void> {
+export async function empty(directory: string): Promise<void> {
   for (const file of LOG_FILES) {
     try {
       // A link would lead to a file that is not the job's, and a FIFO is waited for.

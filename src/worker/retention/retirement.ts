@@ -3,6 +3,7 @@ import { isFailing } from "../model/failure.ts";
 import type { Job, PruneReason } from "../model/job.ts";
 import { openRetryQueue, type RetryQueue } from "../system/retry-queue.ts";
 import { openPruner } from "./prune.ts";
+import { openRecords, type Records } from "./records.ts";
 import { type Parts, pruneLog } from "./remove.ts";
 import { archives, compresses, retireLog } from "./retire.ts";
 
@@ -12,6 +13,10 @@ export interface Retirement extends AsyncDisposable {
   wanted(job: Job): boolean;
   /** The job has ended, and that is recorded. */
   ended(job: Job): void;
+  /** A log has come into the archive. */
+  archived(): void;
+  /** Removes jobs that have ended, as removal.ts says. */
+  readonly remove: Records["remove"];
   /** How many logs wait for their turn. */
   waiting(): number;
   /** The options have changed. */
@@ -38,6 +43,7 @@ export function openRetirement(parts: Parts): Retirement {
   }
 
   const steps = openSteps(parts, queue, () => pruner.run());
+  const ready = (): boolean => steps.recorded() || archive === undefined;
   const pruner = openPruner({
     get limits() {
       return options.logPrune ?? {};
@@ -45,7 +51,7 @@ export function openRetirement(parts: Parts): Retirement {
     jobsDir,
     logs,
     archiving: archive !== undefined,
-    ready: () => steps.recorded() || archive === undefined,
+    ready,
     busy: () => queue.busy(),
     prune,
     log: options.log,
@@ -55,12 +61,22 @@ export function openRetirement(parts: Parts): Retirement {
   };
   addDue();
   pruner.renew();
+  const records = openRecords(parts, {
+    ready,
+    async drop(id) {
+      await queue.drop(id);
+      await archive?.drop(id);
+    },
+  });
   return {
+    remove: records.remove,
+    archived: records.run,
     waiting: () => queue.waiting(),
     renew() {
       steps.renew();
       addDue();
       pruner.renew();
+      records.renew();
     },
     wanted: (job) => compresses(parts, job) || archives(parts, job),
     ended(job) {
@@ -68,8 +84,10 @@ export function openRetirement(parts: Parts): Retirement {
       if (due) queue.add(job.id);
       // The pruner runs after each turn of the queue, but in a pause there is none.
       if (!due || queue.busy() === undefined) pruner.run();
+      records.ended();
     },
     async [Symbol.asyncDispose]() {
+      await records[Symbol.asyncDispose]();
       await pruner[Symbol.asyncDispose]();
       await steps[Symbol.asyncDispose]();
       await queue[Symbol.asyncDispose]();

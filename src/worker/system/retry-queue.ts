@@ -9,6 +9,8 @@ export interface RetryQueue extends AsyncDisposable {
   add(id: string): void;
   /** How many have not had a turn in which it worked. */
   waiting(): number;
+  /** Takes an id out. Resolves when nothing is under way with it any more. */
+  drop(id: string): Promise<void>;
   /** Returns the id whose turn it is. */
   busy(): string | undefined;
 }
@@ -22,6 +24,26 @@ interface Work {
   readonly pauses?: Pauses | undefined;
 }
 
+interface Turn {
+  readonly id: string;
+  readonly done: Promise<void>;
+  /** Ends the turn. Resolves when nothing of it is under way. */
+  readonly cut: () => Promise<void>;
+}
+
+function begin(id: string, work: Work["work"]): Turn {
+  const ending = new AbortController();
+  const done = work(id, ending.signal);
+  return {
+    id,
+    done,
+    async cut() {
+      ending.abort();
+      await done.catch(() => {}); // whose turn it is hears of it
+    },
+  };
+}
+
 export function openRetryQueue({ work, told, log, pauses = PAUSES }: Work): RetryQueue {
   const closing = new AbortController();
   const { signal } = closing;
@@ -29,20 +51,20 @@ export function openRetryQueue({ work, told, log, pauses = PAUSES }: Work): Retr
   const failed = new Set<string>();
   const tell = outagesToldBy(told, log);
   let working: Promise<void> | undefined;
-  let busy: string | undefined;
+  let current: Turn | undefined;
 
   /** Gives one id its turn. Returns what it failed with. */
   async function turn(id: string): Promise<unknown> {
-    busy = id;
     try {
-      await work(id, signal);
+      current = begin(id, work);
+      await current.done;
       waiting.delete(id);
       if (failed.delete(id)) tell(undefined, { waiting: waiting.size });
       return undefined;
     } catch (error) {
       return error ?? new Error("no reason given");
     } finally {
-      busy = undefined;
+      current = undefined;
     }
   }
 
@@ -53,9 +75,8 @@ export function openRetryQueue({ work, told, log, pauses = PAUSES }: Work): Retr
       if (error === undefined) {
         failures = 0;
         await nextTurn(); // others come before the next log
-      } else if (!signal.aborted) {
+      } else if (!signal.aborted && waiting.delete(id)) {
         // A failure goes to the end of the queue, so that one log keeps no other from its turn.
-        waiting.delete(id);
         waiting.add(id);
         failed.add(id);
         tell(reasonOf(error), { job: id, waiting: waiting.size });
@@ -67,14 +88,18 @@ export function openRetryQueue({ work, told, log, pauses = PAUSES }: Work): Retr
 
   return {
     add(id) {
-      if (signal.aborted) return;
-      waiting.add(id);
+      if (!signal.aborted) waiting.add(id);
       working ??= workAll();
     },
     waiting: () => waiting.size,
-    busy: () => busy,
+    async drop(id) {
+      for (const ids of [waiting, failed]) ids.delete(id);
+      if (current?.id === id) await current.cut();
+    },
+    busy: () => current?.id,
     async [Symbol.asyncDispose]() {
       closing.abort();
+      await current?.cut();
       await working;
     },
   };

@@ -4,7 +4,8 @@ import { StatementSync } from "node:sqlite";
 
 /*
  * Imported ahead of a program, this has it killed at the call that DEATH names, as by somebody else at that moment:
- * "before renameSync \.spare", "after run INSERT"; the last word is a pattern for what the call is given.
+ * "before renameSync \.spare", "after run INSERT", "before promises.rename removed"; the last word is a pattern for what the
+ * call is given.
  */
 
 const [when = "", name = "", pattern = ""] = (process.env["DEATH"] ?? "").split(" ");
@@ -25,6 +26,7 @@ function deadly<A extends unknown[], R>(call: (this: unknown, ...args: A) => R):
   };
 }
 
-const owner: object = name === "run" ? StatementSync.prototype : fs;
-if (name !== "") Object.assign(owner, { [name]: deadly(Reflect.get(owner, name)) });
+const [method = "", place = ""] = name.split(".").toReversed();
+const owner: object = name === "run" ? StatementSync.prototype : place === "promises" ? fs.promises : fs;
+if (name !== "") Object.assign(owner, { [method]: deadly(Reflect.get(owner, method)) });
 syncBuiltinESMExports();

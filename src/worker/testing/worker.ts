@@ -304,6 +304,8 @@ export async function refused(call: () => unknown): Promise<JobError> {
 export interface TestDaemon extends AsyncDisposable {
   readonly pid: number;
   start(spec: JobSpec): Promise<Job>;
+  /** Removes a job when it has ended. */
+  remove(id: string): Promise<void>;
   readonly died: Promise<unknown>;
   /** Kills the daemon with SIGKILL. */
   kill(): Promise<void>;
@@ -338,6 +340,9 @@ export async function testDaemon(options: WorkerOptions, death = ""): Promise<Te
       const answer = (await ask(spec)) as Job | Error;
       if (answer instanceof Error) throw answer;
       return answer;
+    },
+    async remove(id) {
+      await ask({ remove: id });
     },
     kill,
     [Symbol.asyncDispose]: kill,
