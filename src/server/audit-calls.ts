@@ -170,10 +170,7 @@ function callRecords(
     },
     /** Takes the job's id from the answer, or counts the jobs in it. */
     answered(message: unknown): void {
-      if (facts.jobId === undefined) facts = { ...facts, ...jobIdIn(message) };
-      if (typeof message !== "object" || message === null || !("jobIds" in message)) return;
-      const count = Array.isArray(message.jobIds) ? message.jobIds.length : 0;
-      facts = { ...facts, pruned: (facts.pruned ?? 0) + count };
+      facts = { ...facts, ...answerFacts(message, facts) };
     },
   };
 }
@@ -216,6 +213,12 @@ function pruneFacts(message: object): Record<string, number | boolean> {
     return [name, value === true];
   });
   return Object.fromEntries(facts.filter(([name, value]) => name === "olderThan" || value));
+}
+
+function answerFacts(message: unknown, { jobId, pruned = 0 }: Partial<AuditRecord>): Partial<AuditRecord> {
+  if (typeof message === "object" && message !== null && "jobIds" in message && Array.isArray(message.jobIds))
+    return { pruned: pruned + message.jobIds.length };
+  return jobId === undefined ? jobIdIn(message) : {};
 }
 
 function jobIdIn(message: unknown): { jobId?: string } {

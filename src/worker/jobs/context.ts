@@ -67,7 +67,7 @@ export function track({ jobsDir, ownerGroups, tracked, uids }: Context, job: Job
 /** Stops tracking a job, of which nothing runs any more. */
 export function untrack({ ownerGroups, tracked, uids }: Context, { id, user }: Job): void {
   ownerGroups.free(tracked.get(id)?.group);
-  tracked.get(id)?.away.resolve();
+  tracked.get(id)?.untracked.resolve();
   tracked.delete(id);
   uids?.free(user);
 }

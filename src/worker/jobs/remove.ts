@@ -50,10 +50,10 @@ function checkArchive({ archive }: Context, archived: boolean): void {
 }
 
 /** Waits until nothing is yet to be done about a job that has ended. */
-async function putAway({ away, job: { id } }: TrackedJob): Promise<void> {
+async function putAway({ untracked, job: { id } }: TrackedJob): Promise<void> {
   const late = new AbortController();
   const waited = delay(MOST_AWAY_MS, "late", { signal: late.signal, ref: false }).catch(() => "closing");
-  const first = await Promise.race([away.promise, waited]);
+  const first = await Promise.race([untracked.promise, waited]);
   late.abort();
   if (first !== undefined)
     throw new JobError(

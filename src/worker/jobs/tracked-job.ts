@@ -37,7 +37,7 @@ export interface TrackedJob {
   readonly launched: PromiseWithResolvers<void>;
   readonly ended: PromiseWithResolvers<Job>;
   /** Resolved once the job is tracked no more. */
-  readonly away: PromiseWithResolvers<void>;
+  readonly untracked: PromiseWithResolvers<void>;
   /** Callers of endOf(); undefined once `ended` is settled. */
   waiting: Set<PromiseWithResolvers<Job>> | undefined;
   /** Called when there may be more output, or at the end. */
@@ -68,7 +68,7 @@ export function trackedJob(job: Job, jobsDir: string, hierarchy: Hierarchy): Tra
     requestId: undefined,
     launched: Promise.withResolvers(),
     ended: Promise.withResolvers(),
-    away: Promise.withResolvers(),
+    untracked: Promise.withResolvers(),
     waiting: new Set(),
     followers: new Set(),
     updates: Promise.resolve(),

@@ -5,6 +5,7 @@ import { openRetryQueue, type RetryQueue } from "../system/retry-queue.ts";
 import { openPruner } from "./prune.ts";
 import { openRecords, type Records } from "./records.ts";
 import { type Parts, pruneLog } from "./remove.ts";
+import type { Schedule } from "./schedule.ts";
 import { archives, compresses, retireLog } from "./retire.ts";
 
 /** The logs of ended jobs: retired one at a time, and in the end pruned. Disposing ends what is under way; the next daemon goes on. */
@@ -25,8 +26,8 @@ export interface Retirement extends AsyncDisposable {
 
 /** Goes on with what the daemon before has left. */
 export function openRetirement(parts: Parts): Retirement {
-  const { archive, jobsDir, journal, options } = parts;
-  const { logs } = journal;
+  const { archive, options } = parts;
+  const { logs } = parts.journal;
   const queue = openRetryQueue({
     work: (id, signal) => retireLog(parts, id, signal).finally(() => setImmediate(() => pruner.run())), // its turn is over then
     told: { failed: "logs cannot be compressed", again: "logs can be compressed again" },
@@ -34,28 +35,9 @@ export function openRetirement(parts: Parts): Retirement {
     pauses: options.compressPauses,
   });
 
-  async function prune(id: string, why: PruneReason): Promise<void> {
-    await pruneLog(parts, id, why).catch((error: unknown) => {
-      if (logs.of(id)?.kind !== "pruned") throw error;
-      options.log("error", `a pruned log cannot be removed: ${reasonOf(error)}`, { job: id });
-      queue.add(id); // it is due, and tried again
-    });
-  }
-
   const steps = openSteps(parts, queue, () => pruner.run());
   const ready = (): boolean => steps.recorded() || archive === undefined;
-  const pruner = openPruner({
-    get limits() {
-      return options.logPrune ?? {};
-    },
-    jobsDir,
-    logs,
-    archiving: archive !== undefined,
-    ready,
-    busy: () => queue.busy(),
-    prune,
-    log: options.log,
-  });
+  const pruner = prunerOf(parts, queue, ready);
   const addDue = (): void => {
     for (const id of logs.due()) queue.add(id);
   };
@@ -70,7 +52,7 @@ export function openRetirement(parts: Parts): Retirement {
   });
   return {
     remove: records.remove,
-    archived: records.run,
+    archived: () => records.run(),
     waiting: () => queue.waiting(),
     renew() {
       steps.renew();
@@ -93,6 +75,33 @@ export function openRetirement(parts: Parts): Retirement {
       await queue[Symbol.asyncDispose]();
     },
   };
+}
+
+/** @param ready tells whether it is known which logs wait for the archive */
+function prunerOf(parts: Parts, queue: RetryQueue, ready: () => boolean): Schedule {
+  const { archive, jobsDir, journal, options } = parts;
+  const { logs } = journal;
+
+  async function prune(id: string, why: PruneReason): Promise<void> {
+    await pruneLog(parts, id, why).catch((error: unknown) => {
+      if (logs.of(id)?.kind !== "pruned") throw error;
+      options.log("error", `a pruned log cannot be removed: ${reasonOf(error)}`, { job: id });
+      queue.add(id); // it is due, and tried again
+    });
+  }
+
+  return openPruner({
+    get limits() {
+      return options.logPrune ?? {};
+    },
+    jobsDir,
+    logs,
+    archiving: archive !== undefined,
+    ready,
+    busy: () => queue.busy(),
+    prune,
+    log: options.log,
+  });
 }
 
 interface Steps extends AsyncDisposable {
