@@ -127,17 +127,20 @@ test("a job that is removed is in no page, and its labels are nobody's", () => {
   const labels = new Map([["build", "42"]]);
   {
     using journal = openJournal(directory.path);
-    for (const id of ["a", "b", "c"]) journal.insert(job(id, { labels }), `request of ${id}`);
+    const log = { kind: "archived", at: new Date(1), compressed: true } as const;
+    for (const id of ["a", "b", "c"])
+      journal.insert(job(id, { labels, ...(id === "a" && { log }) }), `request of ${id}`);
     journal.insert(job("d", { labels, state: "running" }), undefined);
-    expect(journal.removals.begin(["a", "c", "d", "nothing"], true)).toEqual(["a", "c"]);
+    const removed = [
+      { id: "a", archived: true },
+      { id: "c", archived: false }, // there is no copy of its log
+    ];
+    expect(journal.removals.begin(["a", "c", "d", "nothing"], true)).toEqual(removed);
     journal.remove("b");
     expect(journal.list({ ...ALL, labels }).records.map((kept) => kept.job.id)).toEqual(["d"]);
     expect(journal.findRequest("tester", "request of a")).toBeUndefined();
     expect(["a", "b", "c", "d"].map((id) => journal.knows(id))).toEqual([true, false, true, true]);
-    expect(journal.removals.pending(10)).toEqual([
-      { id: "a", archived: true },
-      { id: "c", archived: true },
-    ]);
+    expect(journal.removals.pending(10)).toEqual(removed);
     journal.removals.done(["a", "c"]);
     expect(journal.knows("a")).toBe(false);
   }
