@@ -31,7 +31,12 @@ const LEAST_FREE_BYTES = 512 * MIB;
 export interface ExamineOptions
   extends
     Who,
-    Partial<Pick<WorkerOptions, "stateDir" | "cgroup" | "isolationOff" | "jobPrune" | "logLimitBytes" | "quotas" | "supervisor">> {
+    Partial<
+      Pick<
+        WorkerOptions,
+        "stateDir" | "cgroup" | "isolationOff" | "jobPrune" | "logLimitBytes" | "quotas" | "supervisor"
+      >
+    > {
   /** What the daemon that asks has opened; when absent, what a new daemon would find is examined. */
   readonly hierarchy?: Hierarchy;
 }
