@@ -1,3 +1,4 @@
+import { globSync, readFileSync } from "node:fs";
 import { mkdir, mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
@@ -105,6 +106,14 @@ describe("a value that its flag would not take", () => {
     ['log-keep = ""', "log-keep is empty; leave the key out where it is not to count"],
   ])("%s is refused", async (toml, message) => {
     expect(await errorOf(toml)).toMatchObject({ message: `${file}:1: ${message}` });
+  });
+
+  it("is named by no parser's caller as a flag: it may be a variable or a key", () => {
+    const sources = globSync("*.ts", { cwd: import.meta.dirname }).filter((name) => !name.endsWith(".test.ts"));
+    const naming = sources.filter((name) =>
+      /\bparse\w*\(\s*["'`]--/.test(readFileSync(join(import.meta.dirname, name), "utf8")),
+    );
+    expect(naming).toEqual([]);
   });
 
   it("is not looked at where a flag counts before it", async () => {

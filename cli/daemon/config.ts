@@ -3,7 +3,7 @@ import { dirname, resolve } from "node:path";
 import { reasonOf } from "../../src/os/errno.ts";
 import { UsageError } from "../line/parse.ts";
 import { type Flag, type Given, likely } from "../line/program.ts";
-import { readToml, type TomlEntry, type TomlValue } from "../line/toml.ts";
+import type { TomlEntry, TomlValue } from "../line/toml.ts";
 
 /** The configuration file that is read where it exists and no other is named. */
 export const CONFIG = "/etc/jobs/jobsd.toml";
@@ -97,6 +97,7 @@ async function readConfig(file: string, settings: readonly Setting[]): Promise<C
 }
 
 async function entriesIn(file: string): Promise<readonly TomlEntry[]> {
+  const { readToml } = await import("../line/toml.ts");
   try {
     return await readToml(file);
   } catch (error) {

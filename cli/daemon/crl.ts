@@ -28,7 +28,10 @@ export interface CrlOptions {
 /** Returns what the flags say. Throws UsageError. */
 export function crlOptions(given: Given): CrlOptions {
   const faulty = given.text("crl-expired") ?? "refuse";
-  return { crlFile: given.text("crl"), faultyLists: parseWord("--crl-expired", faulty, ["refuse", "warn"]) };
+  return {
+    crlFile: given.text("crl"),
+    faultyLists: parseWord(given.nameOf("crl-expired"), faulty, ["refuse", "warn"]),
+  };
 }
 
 /** The lists of a file; undefined where none was asked for. */

@@ -80,6 +80,25 @@ describe("a service manager", () => {
     await expect.poll(told, PATIENCE).toEqual([ready, reloading, ready, { PID: String(pid), STOPPING: "1" }]);
   });
 
+  it("hears in the status that a reload was not taken, and that the next one was", async () => {
+    const [path, file] = [join(dir, "broken"), join(dir, "jobsd.toml")];
+    const told = await listenAt(path);
+    await writeFile(file, "max-jobs = 5\n");
+    const { daemon } = await daemonOf(path, { JOBSD_CONFIG: file });
+    const status = daemon.output.stdout.trim();
+    await expect.poll(() => told().length, PATIENCE).toBe(1);
+    for (const [toml, more] of [
+      ["max-jobs = none\n", "; the configuration was not taken: the log has the reason"],
+      ["max-jobs = 6\n", ""],
+    ] as const) {
+      const before = told().length;
+      await writeFile(file, toml);
+      daemon.child.kill("SIGHUP");
+      await expect.poll(() => told().length, PATIENCE).toBe(before + 2);
+      expect(told().at(-1)).toMatchObject({ READY: "1", STATUS: `${status}${more}` });
+    }
+  });
+
   it("that wants to hear of the watchdog does so while the event loop turns, and not while it stands", async () => {
     const told = await listenAt(join(dir, "watchdog"));
     const { daemon } = await daemonOf(join(dir, "watchdog"), { WATCHDOG_USEC: "200000" });

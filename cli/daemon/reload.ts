@@ -24,10 +24,13 @@ interface Running {
 
 /** What is taken while the daemon runs. Nothing is taken where anything is wrong, and the log has the reason. */
 export interface Reload {
-  /** Takes the certificates' files and what of the configuration needs no restart, and opens the audit log anew. */
-  all(): Promise<void>;
-  /** Takes the certificates' files where they have changed. */
-  certificates(): Promise<void>;
+  /**
+   * Takes the certificates' files and what of the configuration needs no restart, and opens the audit log anew. Resolves to
+   * whether it was taken.
+   */
+  all(): Promise<boolean>;
+  /** Takes the certificates' files where they have changed, likewise. */
+  certificates(): Promise<boolean>;
 }
 
 export function openReload({ given: first, read, root, started, crls: atFirst, server, worker, log }: Running): Reload {
@@ -68,11 +71,16 @@ export function openReload({ given: first, read, root, started, crls: atFirst, s
     log.info({ files }, "certificates taken");
   }
 
-  const whole = (what: string, work: () => Promise<void>) => (): Promise<void> =>
-    work().catch((error: unknown) => {
+  const whole = (what: string, work: () => Promise<void>) => async (): Promise<boolean> => {
+    try {
+      await work();
+      return true;
+    } catch (error) {
       const more = error instanceof UsageError && error.more.length > 0 ? { more: error.more } : {};
       log.error({ reason: reasonOf(error), ...more }, `${what} not taken: all stays as it was`);
-    });
+      return false;
+    }
+  };
   return { all: whole("configuration", all), certificates: whole("certificates", certificates) };
 }
 
@@ -117,7 +125,7 @@ export interface Repeated {
   end(): Promise<void>;
 }
 
-export function oneByOne(work: () => Promise<void>): Repeated {
+export function oneByOne(work: () => Promise<unknown>): Repeated {
   let asked = false;
   let ended = false;
   let running: Promise<void> | undefined;

@@ -55,20 +55,21 @@ export async function serveUntilSignal({ given, read, root, version }: ServeOpti
     const address = formatTarget({ host: listen.host, port: server.port });
     const status = `listening on ${address}`;
     const reload = openReload({ given, read, root, started, crls, server, worker, log });
+    const untaken = `${status}; the configuration was not taken: the log has the reason`;
     const reloads = oneByOne(async () => {
-      if (!hungUp) return reload.certificates();
-      hungUp = false;
-      notifier.reloading();
-      await reload.all();
-      notifier.ready(status);
+      if (hungUp) {
+        hungUp = false;
+        notifier.reloading();
+        notifier.ready((await reload.all()) ? status : untaken);
+      } else await reload.certificates();
     });
     onHangup = reloads.ask;
-    // What has come since the files were read.
-    if (hungUp) reloads.ask();
     const watched = [...Object.values(tlsFiles), ...(crlFile === undefined ? [] : [crlFile])];
     using _watched = watchFiles(watched, reloads.ask, (directory, error) =>
       log.warn({ err: error }, `changes of certificates in ${directory} are taken on SIGHUP alone`),
     );
+    // Takes what has changed since the files were read.
+    reloads.ask();
     logCrashes(log);
     log.info({ address, host: worker.host, version }, "listening");
     for (const { meaning, reason, remedy } of sharedFindings(secrets, workerOptions))
@@ -77,8 +78,8 @@ export async function serveUntilSignal({ given, read, root, version }: ServeOpti
     notifier.ready(status);
     const signal = await stopping;
     log.info({ signal }, "shutting down; jobs keep running");
-    notifier.stopping();
     await reloads.end();
+    notifier.stopping();
     await server.close();
   } finally {
     await worker.close();
