@@ -178,6 +178,34 @@ describe("a hostile scraper", () => {
     expect(await get(listener.address)).toMatchObject({ status: 200 });
   });
 
+  it("that sends a request before the one before it was answered loses its connection, and holds up nobody", async () => {
+    let scrapes = 0;
+    const scrape = (): Promise<string> => {
+      scrapes++;
+      return Promise.resolve("x".repeat(10_000));
+    };
+    await using listener = await listening(LOOPBACK, { scrape });
+    const impatient = await dialled(listener.address);
+    const closed = new Promise((resolve) => impatient.once("close", resolve));
+    impatient.resume();
+    impatient.write("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n".repeat(20_000));
+    await closed;
+    expect(scrapes).toBeLessThanOrEqual(1);
+    expect(await get(listener.address)).toMatchObject({ status: 200 });
+  });
+
+  it("that asks again once it has its answer keeps its connection", async () => {
+    await using listener = await listening(LOOPBACK);
+    const patient = await dialled(listener.address);
+    for (let i = 0; i < 3; i++) {
+      const answered = once(patient, "data");
+      patient.write("GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n");
+      expect(String(await answered)).toMatch(/^HTTP\/1\.1 200 /);
+      await new Promise((next) => setImmediate(next));
+    }
+    patient.destroy();
+  });
+
   it("that does not read its answer keeps no listener from closing", async () => {
     const listener = await listening(LOOPBACK, { scrape: () => Promise.resolve("x".repeat(50e6)) });
     const socket = await dialled(listener.address);

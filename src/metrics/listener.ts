@@ -1,6 +1,6 @@
 import { chmod } from "node:fs/promises";
 import { createServer, type IncomingMessage, type Server, type ServerResponse } from "node:http";
-import { BlockList, isIP, isIPv6 } from "node:net";
+import { BlockList, isIP, isIPv6, type Socket } from "node:net";
 import { lookup } from "node:dns/promises";
 import { reasonOf } from "../os/errno.ts";
 import { removeStale } from "../os/socket.ts";
@@ -59,7 +59,17 @@ export async function listenForScrapes({ address, remote, scrape, failed }: List
   server.timeout = SILENT_MS;
   server.keepAliveTimeout = SILENT_MS;
   const shared = shareOne(scrape);
+  /** Connections with a request that is not answered. */
+  const busy = new WeakSet<Socket>();
   server.on("request", (request, response) => {
+    const { socket } = request;
+    // Requests that came before the answer would be answered all at once, in memory.
+    if (socket.destroyed || busy.has(socket)) {
+      socket.destroy();
+      return;
+    }
+    busy.add(socket);
+    response.once("close", () => busy.delete(socket));
     answer(request, response, shared).catch((error: unknown) => {
       failed(error);
       tell(response, 500, "the metrics could not be had; the log of jobsd says why\n");
