@@ -82,11 +82,11 @@ function daemon(release: Release): Package {
   const units = ["jobs.slice", "jobs.service", "jobsd.service"];
   return {
     name: "jobsd",
-    depends: `jobsctl (= ${release.version}), systemd (>= 247), passwd, init-system-helpers`,
+    depends: `jobsctl (= ${release.version}), systemd (>= 247), passwd`,
     about: [
       "runs jobs on this machine for people and programs elsewhere",
-      "A daemon runs each command as a job in a cgroup of its own, with limits. Jobs go",
-      "on while the daemon is restarted or upgraded.",
+      "A daemon runs each command as a job in a cgroup of its own, with limits.",
+      "Jobs go on while the daemon is restarted or upgraded.",
     ],
     files: {
       ...programFiles("jobsd", "sbin"),
@@ -113,7 +113,11 @@ function daemon(release: Release): Package {
 
 /** @param directory of /usr, which is on the PATH of whoever uses the program */
 function programFiles(name: string, directory: "bin" | "sbin"): Package["files"] {
-  return { [`usr/${directory}/${name}`]: link(`../lib/jobs/bin/${name}`), [`${LIB}/bin/${name}`]: copy(`bin/${name}`) };
+  return {
+    [`usr/${directory}/${name}`]: link(`../lib/jobs/bin/${name}`),
+    [`${LIB}/bin/${name}`]: copy(`bin/${name}`),
+    [`usr/share/lintian/overrides/${name}`]: copy(`debian/files/${name}.lintian`),
+  };
 }
 
 function built(names: readonly string[]): Package["files"] {

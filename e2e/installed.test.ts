@@ -21,7 +21,7 @@ const lacking = obstacle();
 const OF_OTHERS =
   "/proc /sys /dev /run /tmp /root /var/cache /var/log /var/lib/apt /var/lib/dpkg /var/lib/systemd".split(" ");
 const FILES = `find / ${OF_OTHERS.map((path) => `-path ${path} -prune -o`).join(" ")} -print | sort`;
-/** What is not in files: users, groups of processes, mounts, units. */
+/** What is not in files: users, cgroups, mounts, units. */
 const REST = `getent passwd; getent group; find /sys/fs/cgroup -path '*job*'; grep job /proc/self/mounts
   systemctl list-units --all --plain --no-legend 'job*'; systemctl list-unit-files --no-legend 'job*'
   find /etc/systemd /run/systemd /var/lib/systemd -name '*job*'; ls /run | grep job`;

@@ -12,8 +12,8 @@ import { say, step } from "./steps.ts";
 
 const ROOT = fileURLToPath(new URL("../..", import.meta.url));
 const DOCKERFILE = "docker/Dockerfile";
-/** The npm of the stand-in for Docker's node image. */
-const NPM_VERSION = "11.19.1";
+/** The npm of stand-ins for what Node's makers hand out. */
+export const NPM_VERSION = "11.19.1";
 /** Variables that a build needs where packages are reached by a way of one's own. */
 const PASSED = [
   "HTTP_PROXY",

@@ -5,6 +5,7 @@ import { say, step } from "./steps.ts";
 
 /** The programs that the virtual machines, the images and the packages for them are made with, and Debian's packages of them. */
 const NEEDED: Readonly<Record<string, string>> = {
+  "aarch64-linux-gnu-gcc": "gcc-aarch64-linux-gnu",
   docker: "docker.io",
   dockerd: "docker.io",
   flock: "util-linux",
