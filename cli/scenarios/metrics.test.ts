@@ -65,6 +65,7 @@ describe("a daemon's metrics", () => {
     for (const _ of [1, 2]) await host.jobs(["start", "--request-id", "once", "--", "true"]);
     await host.jobs(["start", "--", "/no/such/program"]);
     await become('jobsd_job_ends_total{how="exited"}', 2);
+    await become("jobsd_ended_jobs", 5);
     const found = await series();
     const ends = (how: string): number | undefined => found.get(`jobsd_job_ends_total{how="${how}"}`);
     expect([ends("stopped"), ends("signalled"), ends("timed-out"), ends("lost")]).toEqual([1, 1, 1, 0]);

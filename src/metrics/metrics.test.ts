@@ -13,6 +13,7 @@ function sources(certificates: readonly { readonly subject: string; readonly not
     worker: {
       figures: () => ({
         jobs: { starting: 0, running: 0, stopping: 0 },
+        endedJobs: undefined,
         maxJobs: 1,
         waitingStarts: 0,
         waitingWrites: 0,

@@ -155,6 +155,7 @@ function bounded(): (reason: string) => string {
 
 function figureGauges(register: Registry): (worker: Figures, server: ServerFigures) => void {
   const jobs = gauge(register, "jobsd_jobs", "jobs that have not ended, by state", ["state"]);
+  const ended = gauge(register, "jobsd_ended_jobs", "jobs that have ended and are kept; NaN until they are counted");
   const maxJobs = gauge(register, "jobsd_jobs_limit", "the most jobs at once (--max-jobs)");
   const starts = gauge(register, "jobsd_starts_waiting", "starts that wait for a supervisor");
   const writes = gauge(register, "jobsd_journal_queue_writes", "writes that the journal's disk could not take yet");
@@ -173,6 +174,7 @@ function figureGauges(register: Registry): (worker: Figures, server: ServerFigur
   );
   return (worker, server) => {
     for (const [state, count] of Object.entries(worker.jobs)) jobs.set({ state }, count);
+    ended.set(worker.endedJobs ?? Number.NaN);
     maxJobs.set(worker.maxJobs);
     starts.set(worker.waitingStarts);
     writes.set(worker.waitingWrites);

@@ -134,6 +134,7 @@ function workerOf(methods: Partial<Worker>): Worker {
     host: "memory",
     figures: () => ({
       jobs: { starting: 0, running: 1, stopping: 0 },
+      endedJobs: 2,
       maxJobs: 10,
       waitingStarts: 0,
       waitingWrites: 0,

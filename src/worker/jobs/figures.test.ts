@@ -18,6 +18,7 @@ test("a worker tells how many jobs there are in each state, and what waits", asy
   const none = { starting: 0, running: 0, stopping: 0 };
   expect(worker.figures()).toEqual({
     jobs: none,
+    endedJobs: undefined,
     maxJobs: 7,
     waitingStarts: 0,
     waitingWrites: 0,

@@ -11,6 +11,7 @@ export function figuresOf({ archive, journal, options, retirement, spawner, trac
   for (const { job } of tracked.values()) if (job.state !== "ended") jobs[job.state]++;
   return {
     jobs,
+    endedJobs: retirement.kept(),
     maxJobs: options.maxJobs,
     waitingStarts: spawner.waiting(),
     waitingWrites: journal.waiting(),

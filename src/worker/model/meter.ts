@@ -17,6 +17,8 @@ export interface WorkerMeter {
 export interface Figures {
   /** The jobs that have not ended, by their state. */
   readonly jobs: Readonly<Record<"starting" | "running" | "stopping", number>>;
+  /** Jobs that have ended and are kept; undefined while the worker did not have to count them. */
+  readonly endedJobs: number | undefined;
   /** The most jobs at once: `maxJobs` of the worker's options. */
   readonly maxJobs: number;
   /** Starts that wait for a supervisor. */

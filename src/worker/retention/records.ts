@@ -9,6 +9,8 @@ export interface Records extends AsyncDisposable {
   readonly remove: Removal["remove"];
   /** One job more has ended. */
   ended(): void;
+  /** How many jobs have ended and are kept; undefined while nobody had to count them. */
+  kept(): number | undefined;
   /** Looks whether there is a job to remove. */
   run(): void;
   /** The options have changed. */
@@ -52,6 +54,7 @@ export function openRecords(parts: Parts, { ready, drop }: Others): Records {
   schedule.renew();
   return {
     remove,
+    kept: () => known.known(),
     run,
     renew: () => schedule.renew(),
     ended() {
@@ -68,6 +71,8 @@ export function openRecords(parts: Parts, { ready, drop }: Others): Records {
 interface Count {
   /** How many jobs have ended. */
   get(): number;
+  /** The same, undefined where that would have to be found out first. */
+  known(): number | undefined;
   add(change: number): void;
 }
 
@@ -76,6 +81,7 @@ function countOf({ journal }: Parts): Count {
   let known: number | undefined;
   return {
     get: () => (known ??= journal.removals.countEnded()),
+    known: () => known,
     add(change) {
       if (known !== undefined) known += change;
     },

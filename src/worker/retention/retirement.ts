@@ -18,6 +18,8 @@ export interface Retirement extends AsyncDisposable {
   archived(): void;
   /** Removes jobs that have ended, as removal.ts says. */
   readonly remove: Records["remove"];
+  /** How many jobs have ended and are kept; undefined while nobody had to count them. */
+  kept(): number | undefined;
   /** How many logs wait for their turn. */
   waiting(): number;
   /** The options have changed. */
@@ -53,6 +55,7 @@ export function openRetirement(parts: Parts): Retirement {
   return {
     remove: records.remove,
     archived: () => records.run(),
+    kept: () => records.kept(),
     waiting: () => queue.waiting(),
     renew() {
       steps.renew();
