@@ -142,15 +142,15 @@ function eventIn(line: string): Event | undefined {
 
 function isEvent(read: unknown): read is Event {
   if (typeof read !== "object" || read === null) return false;
-  const has = (...names: readonly string[]): boolean =>
-    names.every((name) => name in read && typeof Reflect.get(read, name) === "string");
-  return (
-    has("ca") &&
-    (has("signed", "serial", "subject", "role", "until") ||
-      (has("revoked", "serial", "reason") && "reason" in read && isReason(String(read.reason))) ||
-      has("withdrawn", "serial") ||
-      has("crl"))
-  );
+  const text = (name: string): string => (name in read ? String(Reflect.get(read, name)) : "");
+  const isTime = (name: string): boolean => !Number.isNaN(Date.parse(text(name)));
+  if (text("ca") === "") return false;
+  if ("crl" in read) return isTime("crl");
+  // It goes into lists as it is.
+  if (!/^([0-9A-F]{2})+$/.test(text("serial")) || ("until" in read && !isTime("until"))) return false;
+  if ("withdrawn" in read) return true;
+  if ("revoked" in read) return isTime("revoked") && isReason(text("reason"));
+  return isTime("signed") && ["subject", "role", "until"].every((name) => text(name) !== "");
 }
 
 /**

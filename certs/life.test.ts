@@ -141,11 +141,17 @@ describe("a CA's index", () => {
 
   it("goes on after half a line, as a full disk leaves it, and tells of it", async () => {
     const ca = await copy();
+    const own = { ca: caKey(await certificateAt(ca, "ca.crt")).slice(0, 16), revoked: "2026-01-01T00:00:00.000Z" };
+    for (const wrong of [{ serial: "zz" }, { serial: "0a" }, { serial: "0A0" }, { serial: "0A", revoked: "then" }])
+      await appendFile(join(ca, "ca.index"), `${JSON.stringify({ ...own, reason: "superseded", ...wrong })}\n`);
     await appendFile(join(ca, "ca.index"), '{"ca":"x","signed":"20');
     await renew({ file: join(ca, "reader.crt"), ca });
     const { certificates, faults } = await register(ca);
     expect(certificates).toHaveLength(4);
-    expect(faults).toEqual([`${join(ca, "ca.index")}:4: is no line of an index, and was left out`]);
+    const lines = [4, 5, 6, 7, 8].map(
+      (line) => `${join(ca, "ca.index")}:${line}: is no line of an index, and was left out`,
+    );
+    expect(faults).toEqual(lines);
   });
 
   it("has no certificate that could not be written, and hands out none that it could not note", async () => {

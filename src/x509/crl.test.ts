@@ -197,7 +197,17 @@ describe("a list that openssl has made", unless(withoutOpenssl), () => {
     cd ..
   }
   make rsa 'openssl genpkey -quiet -algorithm RSA -pkeyopt rsa_keygen_bits:2048'
+  make silent 'openssl genpkey -quiet -algorithm RSA -pkeyopt rsa_keygen_bits:2048'
+  cd silent; openssl req -x509 -key ca.key -subj /O=lab/CN=silent -days 9 -addext keyUsage=keyCertSign -out mute.crt; cd ..
   make ec 'openssl genpkey -quiet -algorithm EC -pkeyopt ec_paramgen_curve:P-384'`;
+
+  test("is refused where its CA's key usage has no cRLSign", async () => {
+    await using dir = await mkdtempDisposable(join(tmpdir(), "jobs-crl-"));
+    await shell(MAKE, dir.path);
+    const at = (name: string) => join(dir.path, "silent", name);
+    const signer = new X509Certificate(await readFile(at("mute.crt")));
+    await expect(crlsIn(await readCrlFile(at("ca.crl")), "ca.crl", [signer])).rejects.toThrow("has no cRLSign");
+  });
 
   test("is read, of RSA and ECDSA, PEM and DER, with extensions and without", async () => {
     await using dir = await mkdtempDisposable(join(tmpdir(), "jobs-crl-"));

@@ -106,7 +106,9 @@ export async function crlsIn(
 ): Promise<CrlFile> {
   const newest = new Map<string, Crl>();
   const strangers: string[] = [];
+  const turn = turns();
   for (const { der, at } of await blocksIn(contents, from)) {
+    await turn();
     const list = outlineOf(der, at);
     const namesakes = authorities.filter((ca) => comparable(subjectOf(ca.raw)) === comparable(list.issuer));
     if (namesakes.length === 0) {
