@@ -1,17 +1,7 @@
 import { execFile, spawn } from "node:child_process";
 import { createPrivateKey, X509Certificate } from "node:crypto";
 import { once } from "node:events";
-import {
-  appendFile,
-  mkdir,
-  mkdtempDisposable,
-  readdir,
-  readFile,
-  rm,
-  stat,
-  symlink,
-  writeFile,
-} from "node:fs/promises";
+import { appendFile, mkdir, mkdtempDisposable, readdir, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
@@ -22,6 +12,7 @@ import { shell, withoutOpenssl } from "../src/x509/testing/openssl.ts";
 import { crlOf, pemOf } from "../src/x509/testing/crl.ts";
 import { serialKey } from "../src/x509/der.ts";
 import { unless } from "../src/testing/root.ts";
+import { noStrace } from "../src/testing/strace.ts";
 import { openAuthority } from "./authority.ts";
 import { readIndex } from "./ca-index.ts";
 import { serialIn, writeCrl } from "./crl.ts";
@@ -111,6 +102,36 @@ describe("a CA's index", () => {
     for (const name of ["a", "b", "c", "d", "e"])
       expect((await listed(ca)).has(key((await certificateAt(ca, `${name}.crt`)).serialNumber))).toBe(true);
   });
+
+  it(
+    "makes a list complete that was overtaken by another signer's while it was written",
+    unless(noStrace),
+    async () => {
+      const ca = await copy();
+      const script = `
+      import { revoke } from ${JSON.stringify(pathToFileURL(join(import.meta.dirname, "revoke.ts")))};
+      await revoke({ certificate: "0A", ca: process.argv[1], force: true });
+    `;
+      const calls = "rename,renameat,renameat2";
+      const late = [
+        "-f",
+        "-e",
+        `trace=${calls}`,
+        "-e",
+        `inject=${calls}:delay_enter=4000000:when=1`,
+        "-o",
+        "/dev/null",
+      ];
+      const words = [...late, process.execPath, "--input-type=module", "-e", script, ca];
+      const slow = promisify(execFile)("strace", words);
+      await expect
+        .poll(() => readdir(ca), { timeout: 30_000 })
+        .toContainEqual(expect.stringMatching(/^ca\.crl\..*\.tmp$/));
+      await revoke({ certificate: "0B", ca, force: true });
+      await slow;
+      expect(await listed(ca)).toEqual(new Set(["0A", "0B"].map(key)));
+    },
+  );
 
   it("is right after signers that were killed, who never left a certificate that it does not know", async () => {
     const ca = await copy();
@@ -295,80 +316,5 @@ describe("a list", () => {
     await expect(revoke({ certificate: join(ca, "reader.crt"), ca })).rejects.toThrow("move it away");
     const { faults } = await register(ca);
     expect(faults.join("\n")).toMatch(/is no list of revoked certificates[^]*lacks 1 of the revoked/);
-  });
-});
-
-describe("a certificate that is renewed", () => {
-  it("has another serial number and life, and all else as it was: key, subject, hosts, role", async () => {
-    const ca = await copy();
-    for (const name of ["worker", "writer"]) {
-      const file = join(ca, `${name}.crt`);
-      const before = await certificateAt(file);
-      const { certificate, ...renewed } = await renew({ file, ca, days: 7 });
-      const after = await certificateAt(file);
-      expect(renewed).toEqual({ crt: file, before: before.serialNumber });
-      for (const field of ["subject", "subjectAltName", "keyUsage", "issuer"] as const)
-        expect(after[field]).toEqual(before[field]);
-      expect(after.publicKey.equals(before.publicKey)).toBe(true);
-      expect(after.serialNumber).not.toBe(before.serialNumber);
-      expect(certificate).toMatchObject({ serial: after.serialNumber, daysLeft: 6 });
-    }
-    expect(await readFile(join(ca, "writer.crt"), "utf8")).toContain("BEGIN CERTIFICATE");
-    expect((await register(ca)).certificates).toHaveLength(5);
-  });
-
-  it("has a new key where that is wanted, in place of its own and of no other", async () => {
-    const ca = await copy();
-    const [file, keyFile] = [join(ca, "writer.crt"), join(ca, "writer.key")];
-    const before = await certificateAt(file);
-    expect(await renew({ file, ca, newKey: true })).toMatchObject({ key: keyFile, certificate: { role: "writer" } });
-    const after = await certificateAt(file);
-    expect(after.publicKey.equals(before.publicKey)).toBe(false);
-    expect(after.checkPrivateKey(createPrivateKey(await readFile(keyFile)))).toBe(true);
-    expect((await stat(keyFile)).mode & 0o777).toBe(0o600);
-    await writeFile(keyFile, await readFile(join(ca, "reader.key")));
-    await expect(renew({ file, ca, newKey: true })).rejects.toThrow("is the key of another certificate; --force");
-    await rm(keyFile);
-    expect(await renew({ file, ca, newKey: true })).toMatchObject({ key: keyFile });
-  });
-
-  it("is the file that a symbolic link leads to, and the link stays", async () => {
-    const ca = await copy();
-    await symlink("writer.crt", join(ca, "current"));
-    expect(await renew({ file: join(ca, "current"), ca })).toMatchObject({ crt: join(ca, "writer.crt") });
-  });
-
-  it("may be signed by the CA that follows its own, where that is said", async () => {
-    const [old, young] = [await copy(), join(dir, "young")];
-    await issueAll({ out: young, bits: 2048 });
-    const options = { file: join(old, "writer.crt"), ca: young, out: join(young, "renewed.crt") };
-    await expect(renew(options)).rejects.toThrow("and not by this CA; where that CA is to be followed by this one");
-    await renew({ ...options, oldCa: old });
-    const signed = await certificateAt(young, "renewed.crt");
-    expect(signed.verify((await certificateAt(young, "ca.crt")).publicKey)).toBe(true);
-    expect(signed.subject).toBe("CN=writer");
-  });
-
-  it.each<[string, (ca: string) => Promise<string>, RegExp]>([
-    [
-      "that is revoked",
-      async (ca) => (await revoke({ certificate: join(ca, "writer.crt"), ca }), "writer.crt"),
-      /was revoked/,
-    ],
-    ["of a CA", () => Promise.resolve("ca.crt"), /is a CA's certificate; make another CA/],
-    [
-      "with its key in the same file, which would be gone",
-      async (ca) => {
-        await appendFile(join(ca, "writer.crt"), await readFile(join(ca, "writer.key")));
-        return "writer.crt";
-      },
-      /holds a private key, too, and would be replaced; give --out/,
-    ],
-  ])("is none %s", async (_, prepare, message) => {
-    const ca = await copy();
-    const name = await prepare(ca);
-    const before = await readFile(join(ca, name));
-    await expect(renew({ file: join(ca, name), ca })).rejects.toThrow(message);
-    expect(await readFile(join(ca, name))).toEqual(before);
   });
 });
