@@ -1,12 +1,13 @@
-import { execFile } from "node:child_process";
-import { mkdtempDisposable, readdir } from "node:fs/promises";
+import { globSync } from "node:fs";
+import { mkdtempDisposable } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
-import { promisify } from "node:util";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { NPM_VERSION } from "./engine/builder.ts";
 import { type Debian, startDebian } from "./engine/debian.ts";
 import { obstacle } from "./engine/packages.ts";
+import { run } from "./engine/process.ts";
 import { isAsShown, stepsOf } from "./testing/session.ts";
 
 const ROOT = fileURLToPath(new URL("..", import.meta.url));
@@ -27,23 +28,34 @@ const REST = `getent passwd; getent group; find /sys/fs/cgroup -path '*job*'; gr
   find /etc/systemd /run/systemd /var/lib/systemd -name '*job*'; ls /run | grep job`;
 const PROCESSES = "ps -eo args= | grep -E '/jobs/|supervisor|jobs[.d]|sleep infinity' | grep -v grep";
 
-describe("a new Debian", lacking === undefined ? {} : { skip: true, meta: { lacking } }, () => {
+/** What nodejs.org's archive has, in the place of it: the Node of the package, and npm. */
+const NODE = `apt-get -qq install libatomic1 >/dev/null
+  dpkg-deb --fsys-tarfile jobsctl_${VERSIONS[0]}_amd64.deb | tar -x --to-stdout ./usr/lib/jobs/bin/node >/usr/local/bin/node
+  chmod 755 /usr/local/bin/node; mkdir -p /usr/local/lib/node_modules/npm
+  tar -xf npm-${NPM_VERSION}.tgz --strip-components=1 -C /usr/local/lib/node_modules/npm
+  ln -s ../lib/node_modules/npm/bin/npm-cli.js /usr/local/bin/npm`;
+/** A package manager takes an emulated and busy machine minutes. */
+const TEST_MS = 1_200_000;
+
+describe("a new Debian", { timeout: TEST_MS, ...(lacking !== undefined && { skip: true, meta: { lacking } }) }, () => {
   const made = new AsyncDisposableStack();
   let machine: Debian;
   /** What there was before anything was installed. */
   let before: { readonly files: readonly string[]; readonly rest: string };
 
   beforeAll(async () => {
-    const packages = made.use(await mkdtempDisposable(join(tmpdir(), "jobs-deb-")));
+    const packages = made.use(await mkdtempDisposable(join(tmpdir(), "jobs-installed-")));
     const signal = AbortSignal.timeout(PREPARED_MS);
-    const build = (version: string): Promise<unknown> =>
-      promisify(execFile)(process.execPath, ["debian/main.ts", "--out", packages.path, "--version", version], {
-        cwd: ROOT,
-        signal,
-      });
-    const [started] = await Promise.all([startDebian(signal), ...VERSIONS.map(build)]);
+    const build = (...args: readonly string[]): Promise<string> => run(process.execPath, args, { signal, cwd: ROOT });
+    const [started] = await Promise.all([
+      startDebian(signal),
+      ...VERSIONS.map((version) => build("debian/main.ts", "--out", packages.path, "--version", version)),
+      build("packages/pack.ts"),
+      run("npm", ["pack", "--silent", "--pack-destination", packages.path, `npm@${NPM_VERSION}`], { signal }),
+    ]);
     machine = made.use(started);
-    await machine.put("/root", ...(await readdir(packages.path)).map((name) => join(packages.path, name)));
+    const tarballs = globSync("build/packages/jobs{ctl,d,d-linux-x64}-[0-9]*.tgz", { cwd: ROOT });
+    await machine.put("/root", ...globSync(join(packages.path, "*")), ...tarballs.map((path) => join(ROOT, path)));
     await machine.bash("export DEBIAN_FRONTEND=noninteractive");
     before = { files: await files(), rest: await said(REST) };
   }, PREPARED_MS);
@@ -81,6 +93,9 @@ describe("a new Debian", lacking === undefined ? {} : { skip: true, meta: { lack
   it("refuses a configuration that is wrong, in a reload and in a start, and does not try for ever", async () => {
     await said("cp /etc/jobs/jobsd.toml kept; echo 'lisen = \"1:1\"' >>/etc/jobs/jobsd.toml");
     await said("systemctl reload jobsd; jobsctl list >/dev/null && echo serves");
+    // As dpkg runs it for an upgrade.
+    const configured = "/var/lib/dpkg/info/jobsd.postinst configure 0.1.0; jobsctl list >/dev/null && echo serves";
+    expect(await said(configured)).toMatch(/not restarted[^]*no key lisen[^]*serves$/);
     expect(await said("jobsd --check; echo $?")).toMatch(/jobsd\.toml:\d+: .*lisen.*listen[^]*125$/);
     expect(await said("systemctl restart jobsd; systemctl show jobsd -P ExecMainStatus -P NRestarts")).toMatch(
       /125\n0$/,
@@ -140,5 +155,10 @@ describe("a new Debian", lacking === undefined ? {} : { skip: true, meta: { lack
     expect(await files()).toEqual(before.files);
     expect(await said(REST)).toBe(before.rest);
     expect(await said(PROCESSES)).toBe("");
+  });
+
+  it("comes to a job's output from npm's packages, too, by the commands of the page", async () => {
+    await said(NODE);
+    await follow("From npm's packages");
   });
 });
