@@ -30,7 +30,7 @@ beforeAll(async () => {
 async function strangers(extensions: Extension[], cn: string[] = ["mallory"]): Promise<string> {
   const request = await Pkcs10CertificateRequestGenerator.create({
     name: [{ O: ["Evil"] }, { CN: cn }],
-    keys: { privateKey: toCryptoKey(key, "sign"), publicKey: toCryptoKey(createPublicKey(key), "verify") },
+    keys: { privateKey: await toCryptoKey(key, "sign"), publicKey: await toCryptoKey(createPublicKey(key), "verify") },
     signingAlgorithm: SIGNING,
     extensions,
   });

@@ -18,7 +18,7 @@ beforeAll(async () => {
 async function certificate(cn: string, extensions: Extension[] = []): Promise<string> {
   const made = await X509CertificateGenerator.createSelfSigned({
     name: [{ CN: [cn] }],
-    keys: { privateKey: toCryptoKey(key, "sign"), publicKey: toCryptoKey(createPublicKey(key), "verify") },
+    keys: { privateKey: await toCryptoKey(key, "sign"), publicKey: await toCryptoKey(createPublicKey(key), "verify") },
     signingAlgorithm: SIGNING,
     notBefore: new Date("2026-01-01T00:00:00Z"),
     notAfter: new Date("2026-01-31T00:00:00Z"),

@@ -34,6 +34,7 @@ import type { Job, JobSpec } from "./model/job.ts";
 import type { Figures } from "./model/meter.ts";
 import { type CheckedOptions, checkOptions, type Renewable, RENEWABLE, type WorkerOptions } from "./model/options.ts";
 import type { LinuxResources } from "./model/resources.ts";
+import { abortSignal } from "./model/shape.ts";
 import { openRetirement } from "./retention/retirement.ts";
 import { isolationOf } from "./supervisor/isolation.ts";
 import { checkSupervisor, openSpawner } from "./supervisor/spawner.ts";
@@ -142,6 +143,7 @@ function jobsIn(context: Context, examined: (owner?: string) => ReturnType<Jobs[
     },
     list: (filter) => list(context, owner === undefined ? filter : { ...filter, owner }),
     async wait(id, signal) {
+      if (signal !== undefined) abortSignal("signal", signal);
       const entry = find(context, seen(id));
       return isTracked(entry) ? endOf(entry, signal) : entry.job;
     },

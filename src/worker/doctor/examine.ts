@@ -2,7 +2,17 @@ import { accessSync, constants, existsSync, statfsSync } from "node:fs";
 import { dirname, resolve } from "node:path";
 import { codeOf, reasonOf } from "../../os/errno.ts";
 import type { Hierarchy } from "../cgroup/hierarchy.ts";
-import { type JobPruneLimits, LOG_LIMIT_BYTES, nativeSupervisor, type WorkerOptions } from "../model/options.ts";
+import { SWITCHES } from "../model/isolation.ts";
+import {
+  checkJobPrune,
+  type JobPruneLimits,
+  LOG_LIMIT_BYTES,
+  nativeSupervisor,
+  type UidRange,
+  type WorkerOptions,
+} from "../model/options.ts";
+import { checkQuotaTypes } from "../model/quota.ts";
+import { amount, listOf, oneOf, shape, text, truth, whole } from "../model/shape.ts";
 import { checkSupervisor } from "../supervisor/spawner.ts";
 import { cgroupFindings, hierarchyCause, placeOf } from "./cgroup.ts";
 import { controllerFindings } from "./controllers.ts";
@@ -41,11 +51,32 @@ export interface ExamineOptions
   readonly hierarchy?: Hierarchy;
 }
 
+const checkTypes = shape<ExamineOptions>(
+  {
+    stateDir: text,
+    cgroup: text,
+    isolationOff: listOf(oneOf(...SWITCHES)),
+    logLimitBytes: amount,
+    supervisor: text,
+    user: text,
+    jobUids: shape<UidRange>({ first: whole, last: whole }, ["first", "last"]),
+    allowUsers: listOf(text),
+    allowGroups: listOf(text),
+    allowRoot: truth,
+    quotas: checkQuotaTypes,
+    jobPrune: checkJobPrune,
+    hierarchy: () => {},
+  },
+  [],
+  { open: true },
+);
+
 /**
  * Finds out what this host can enforce for a worker with these options. What it cannot enforce has a reason and a
  * remedy. Changes nothing on the host, and may run beside a daemon.
  */
 export async function examine(options: ExamineOptions): Promise<Finding[]> {
+  checkTypes("", options);
   const { stateDir, cgroup, supervisor = nativeSupervisor(), isolationOff, hierarchy } = options;
   const { logLimitBytes = LOG_LIMIT_BYTES } = options;
   const place = placeOf(cgroup, hierarchy);

@@ -8,6 +8,7 @@ import { notFound } from "../model/errors.ts";
 import { isId } from "../model/id.ts";
 import type { Job } from "../model/job.ts";
 import type { CheckedOptions } from "../model/options.ts";
+import { text } from "../model/shape.ts";
 import type { Retirement } from "../retention/retirement.ts";
 import type { Spawner } from "../supervisor/spawner.ts";
 import type { Uids } from "../system/uids.ts";
@@ -74,6 +75,7 @@ export function untrack({ ownerGroups, tracked, uids }: Context, { id, user }: J
 
 /** The job, from memory or from the journal. Throws `not-found`. */
 export function find({ tracked, journal }: Context, id: string): TrackedJob | JobRecord {
+  text("job_id", id);
   const entry = tracked.get(id) ?? (isId(id) ? journal.find(id) : undefined);
   if (!entry) throw notFound(id);
   return entry;

@@ -1,5 +1,6 @@
 import { invalid } from "../model/errors.ts";
 import type { Job, State } from "../model/job.ts";
+import { amount, listOf, number, oneOf, shape, text, texts } from "../model/shape.ts";
 import { brief, type Brief } from "./brief.ts";
 import type { Context } from "./context.ts";
 import { current } from "./tracked-job.ts";
@@ -18,16 +19,27 @@ export interface ListFilter {
   readonly stepMs?: number;
 }
 
+const checkTypes = shape<ListFilter>(
+  {
+    states: listOf(oneOf("starting", "running", "stopping", "ended")),
+    labels: texts,
+    owner: text,
+    limit: number,
+    pageToken: text,
+    stepMs: amount,
+  },
+  ["limit"],
+);
+
 /** Jobs, newest first; `nextPageToken` is absent on the last page. With `stepMs` a page may have fewer jobs than `limit`, or none. */
 export interface Listed {
   readonly jobs: readonly Brief[];
   readonly nextPageToken?: string;
 }
 
-export function list(
-  context: Context,
-  { states, labels = new Map(), owner, limit, pageToken, stepMs = Infinity }: ListFilter,
-): Listed {
+export function list(context: Context, filter: ListFilter): Listed {
+  checkTypes("", filter);
+  const { states, labels = new Map(), owner, limit, pageToken, stepMs = Infinity } = filter;
   if (!Number.isInteger(limit) || limit < 1 || limit > MOST_LISTED)
     throw invalid("limit", `${limit} is not between 1 and ${MOST_LISTED}`);
   const { tracked, journal, pageTokens } = context;

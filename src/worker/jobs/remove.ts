@@ -3,6 +3,7 @@ import { TURN_MS, turns } from "../../os/turn.ts";
 import type { EndedRow } from "../journal/removals.ts";
 import { invalid, JobError, notFound } from "../model/errors.ts";
 import type { Ended, Job } from "../model/job.ts";
+import { abortSignal, amount, listOf, oneOf, shape, text, texts, truth } from "../model/shape.ts";
 import { BATCH } from "../retention/removal.ts";
 import { type Context, find, isTracked } from "./context.ts";
 import type { TrackedJob } from "./tracked-job.ts";
@@ -11,6 +12,8 @@ export interface RemoveOptions {
   /** The copy of the log in the archive goes, too. */
   readonly archived?: boolean;
 }
+
+const checkTypes = shape<RemoveOptions>({ archived: truth });
 
 /** Which jobs to remove: of those that have ended, those that meet all conditions. At least one is to be given. */
 export interface PruneFilter extends RemoveOptions {
@@ -24,6 +27,15 @@ export interface PruneFilter extends RemoveOptions {
   readonly dryRun?: boolean;
 }
 
+const checkFilter = shape<PruneFilter>({
+  olderThanMs: amount,
+  ends: listOf(oneOf("exited", "signalled", "stopped", "timed-out", "out-of-memory", "lost")),
+  labels: texts,
+  owner: text,
+  dryRun: truth,
+  archived: truth,
+});
+
 /** An end is recorded, and its group removed, in milliseconds; a disk may be full, or a group not go. */
 const MOST_AWAY_MS = 5000;
 
@@ -31,7 +43,9 @@ const MOST_AWAY_MS = 5000;
  * Removes a job that has ended: record, directory and log. Resolves when they are gone. Throws JobError: `not-found`,
  * `precondition` when the job has not ended or there is no archive, `exhausted` when the disk has no room to record it.
  */
-export async function remove(context: Context, id: string, { archived = false }: RemoveOptions): Promise<void> {
+export async function remove(context: Context, id: string, options: RemoveOptions): Promise<void> {
+  checkTypes("", options);
+  const { archived = false } = options;
   const entry = find(context, id);
   checkArchive(context, archived);
   const { state } = entry.job;
@@ -67,6 +81,8 @@ async function putAway({ untracked, job: { id } }: TrackedJob): Promise<void> {
  * were started last. A job that ends meanwhile may be left. Throws JobError, at once for a filter that is wrong.
  */
 export function prune(context: Context, filter: PruneFilter, signal: AbortSignal): AsyncGenerator<readonly string[]> {
+  checkFilter("", filter);
+  abortSignal("signal", signal);
   const { olderThanMs, ends, labels, archived = false } = filter;
   if (olderThanMs === undefined && !ends?.length && !labels?.size)
     throw invalid(

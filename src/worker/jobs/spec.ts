@@ -1,6 +1,8 @@
 import { byteLengthOf, isBytes } from "../../os/bytes.ts";
 import { invalid, quoted } from "../model/errors.ts";
-import type { JobSpec } from "../model/job.ts";
+import type { JobSpec, LogPolicy, NamedRlimit } from "../model/job.ts";
+import { checkResources } from "../model/resources.ts";
+import { amount, integer, listOf, number, oneOf, shape, text, texts, truth, whole } from "../model/shape.ts";
 
 const DEFAULT_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const ARGUMENT_BYTES = 128 * 1024; // MAX_ARG_STRLEN, execve(2)
@@ -12,6 +14,37 @@ const REQUEST_ID_LENGTH = 128;
 const UMASK_MAX = 0o777;
 const OOM_SCORE_ADJ_MAX = 1000; // proc_pid_oom_score_adj(5)
 const TIME_LIMIT_MS = 10 * 365 * 24 * 3600 * 1000;
+
+const checkTypes = shape<JobSpec>(
+  {
+    command: text,
+    args: listOf(text),
+    env: texts,
+    cwd: text,
+    user: text,
+    group: text,
+    labels: texts,
+    timeLimitMs: number,
+    resources: checkResources,
+    network: oneOf("host", "none"),
+    privateTmp: truth,
+    mergeOutput: truth,
+    userNamespaces: truth,
+    rlimits: listOf(shape<NamedRlimit>({ name: text, soft: whole, hard: whole }, ["name"])),
+    umask: integer,
+    oomScoreAdj: integer,
+    log: shape<LogPolicy>({
+      limitBytes: amount,
+      keep: oneOf("newest", "oldest"),
+      compress: oneOf("off", "zstd"),
+      archive: truth,
+      keepForMs: number,
+    }),
+    requestId: text,
+    owner: text,
+  },
+  ["owner", "command"],
+);
 
 /** Returns the bytes that a text takes of what execve(2) can pass: its own, a NUL, and a pointer. `field` is named in an error. */
 function checkText(field: () => string, text: string): number {
@@ -35,6 +68,7 @@ function checkLabels(labels: ReadonlyMap<string, string>): void {
 
 /** Throws `invalid`, naming the field, for a start that no host could run. */
 export function checkSpec(spec: JobSpec): void {
+  checkTypes("", spec);
   if (spec.command === "") throw invalid("command", "is empty; give a path, or a name to look up in PATH");
   let bytes = checkText(() => "command", spec.command);
   for (const [i, arg] of (spec.args ?? []).entries()) bytes += checkText(() => `args[${i}]`, arg);

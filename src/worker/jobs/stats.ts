@@ -1,6 +1,7 @@
 import type { JobRecord } from "../journal/record.ts";
 import { invalid } from "../model/errors.ts";
 import type { Job, Usage } from "../model/job.ts";
+import { abortSignal, number, shape } from "../model/shape.ts";
 import { type Context, find, isTracked } from "./context.ts";
 import { awaitEnd, current, type TrackedJob, usageOf } from "./tracked-job.ts";
 
@@ -11,6 +12,8 @@ export interface StatsOptions {
   readonly signal?: AbortSignal;
 }
 
+const checkTypes = shape<StatsOptions>({ intervalMs: number, signal: abortSignal });
+
 /** Samples of what a job uses. Returns the job at the end of the samples: ended, unless the signal ended them. */
 export type Stats = AsyncGenerator<Usage, Job>;
 
@@ -19,7 +22,9 @@ const LEAST_INTERVAL_MS = 100;
 const LONGEST_INTERVAL_MS = 24 * 3600 * 1000;
 
 /** Samples what a job uses, at an interval. Throws at once, not at the first sample: `invalid` for the interval, `not-found`. */
-export function stats(context: Context, id: string, { intervalMs = INTERVAL_MS, signal }: StatsOptions): Stats {
+export function stats(context: Context, id: string, options: StatsOptions): Stats {
+  checkTypes("", options);
+  const { intervalMs = INTERVAL_MS, signal } = options;
   if (!(intervalMs >= LEAST_INTERVAL_MS && intervalMs <= LONGEST_INTERVAL_MS))
     throw invalid("interval", `${intervalMs} ms is not an interval; give 100 ms to 1 day`);
   return sample(context, find(context, id), intervalMs, signal);

@@ -1,6 +1,7 @@
 import { constants } from "node:os";
 import { invalid, notFound } from "../model/errors.ts";
 import type { Job } from "../model/job.ts";
+import { abortSignal, integer, number, shape, text } from "../model/shape.ts";
 import { GRACE_MS, order } from "../supervisor/control.ts";
 import { signalMain } from "../system/process.ts";
 import { withReserve } from "../system/reserve.ts";
@@ -16,6 +17,8 @@ export interface StopOptions {
   readonly by: string;
 }
 
+const checkTypes = shape<StopOptions>({ signal: integer, graceMs: number, by: text }, ["by"]);
+
 export interface Stopped {
   readonly job: Job;
   readonly killed: number;
@@ -25,9 +28,12 @@ export interface Stopped {
 export async function stop(
   context: Context,
   id: string,
-  { signal = constants.signals.SIGTERM, graceMs = GRACE_MS, by }: StopOptions,
+  options: StopOptions,
   waiting: AbortSignal | undefined,
 ): Promise<Stopped> {
+  checkTypes("", options);
+  if (waiting !== undefined) abortSignal("signal", waiting);
+  const { signal = constants.signals.SIGTERM, graceMs = GRACE_MS, by } = options;
   if (!Number.isInteger(signal) || signal < 1 || signal > 64)
     throw invalid("signal", `${signal} is not a signal; give 1 to 64, such as 15 for SIGTERM`);
   if (!(graceMs >= 0 && graceMs <= Number.MAX_SAFE_INTEGER))

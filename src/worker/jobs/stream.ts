@@ -9,14 +9,30 @@ import { type Chunk, type Gap, readOutput, type StreamOptions } from "../log/rea
 import { invalid, JobError } from "../model/errors.ts";
 import { unreadable } from "../model/failure.ts";
 import type { Job, JobLog, PruneReason } from "../model/job.ts";
+import { abortSignal, type Check, kinds, number, oneOf, shape, text, truth } from "../model/shape.ts";
 import { type Context, find, isTracked } from "./context.ts";
 import { current, type TrackedJob, subscribe } from "./tracked-job.ts";
 
 /** A job's output. Returns the offset to resume from, and the job at the end of the stream. */
 export type Stream = AsyncGenerator<Chunk | Gap, { readonly offset: number; readonly job: Job }>;
 
+const positionOf = (name: "offset" | "count"): Check => shape({ kind: text, [name]: number }, [name]);
+
+const checkTypes = shape<StreamOptions>({
+  position: kinds({
+    offset: positionOf("offset"),
+    "tail-bytes": positionOf("count"),
+    "tail-lines": positionOf("count"),
+  }),
+  follow: truth,
+  source: oneOf("stdout", "stderr"),
+  times: truth,
+  signal: abortSignal,
+});
+
 /** Streams a job's output. Throws at once, not at the first chunk: `invalid` for the position, `not-found`, `pruned`. */
 export function stream(context: Context, id: string, options: StreamOptions): Stream {
+  checkTypes("", options);
   const { position } = options;
   const place = position?.kind === "offset" ? position.offset : (position?.count ?? 0);
   if (!Number.isSafeInteger(place) || place < 0)

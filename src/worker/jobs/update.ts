@@ -14,7 +14,7 @@ import { unifiedSettings } from "../limits/unified.ts";
 import { invalid, JobError, notFound } from "../model/errors.ts";
 import { notWritten } from "../model/failure.ts";
 import type { Job } from "../model/job.ts";
-import type { LinuxMemory, LinuxResources } from "../model/resources.ts";
+import { checkResources, type LinuxMemory, type LinuxResources } from "../model/resources.ts";
 import { type Context, find, isTracked } from "./context.ts";
 import { checkDevices, checkSettings } from "./enforceable.ts";
 import { checkMost, quotaHere } from "./quota.ts";
@@ -26,6 +26,7 @@ import { type TrackedJob, usageOf } from "./tracked-job.ts";
  */
 export async function update(context: Context, id: string, resources: LinuxResources): Promise<Job> {
   if (context.closed) throw new JobError("unavailable", "the worker is closing");
+  checkResources("resources", resources);
   const entry = find(context, id);
   if (!isTracked(entry)) throw ended(id);
   const turn = entry.updates.then(() => change(context, entry, resources));

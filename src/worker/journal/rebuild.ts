@@ -17,6 +17,7 @@ import { join, resolve } from "node:path";
 import { codeOf } from "../../os/errno.ts";
 import { logIn } from "../log/files.ts";
 import { JobError } from "../model/errors.ts";
+import { text } from "../model/shape.ts";
 import type { Job } from "../model/job.ts";
 import { isSupervised } from "../supervisor/control.ts";
 import { readExit } from "../supervisor/exit.ts";
@@ -63,6 +64,7 @@ const WORK = ".recover";
  * while a daemon has the directory, or where other users could change it.
  */
 export function recoverJournal(stateDirectory: string, now = new Date()): Recovered {
+  text("stateDir", stateDirectory);
   const stateDir = resolve(stateDirectory);
   const jobsDir = join(stateDir, "jobs");
   if (!existsSync(jobsDir))

@@ -2,9 +2,10 @@ import { join } from "node:path";
 import { nativeDirectory } from "../../os/native.ts";
 import type { Pauses } from "../../os/pause.ts";
 import { invalid } from "./errors.ts";
-import type { Part } from "./isolation.ts";
-import { checkQuotas, type Quotas } from "./quota.ts";
+import { type Part, SWITCHES } from "./isolation.ts";
+import { checkQuotas, checkQuotaTypes, type Quotas } from "./quota.ts";
 import type { WorkerMeter } from "./meter.ts";
+import { amount, callback, kinds, listOf, oneOf, shape, text, truth, whole } from "./shape.ts";
 
 export interface WorkerOptions {
   /** Holds the journal and the jobs' directories; made with mode 0700 when it does not exist. */
@@ -92,8 +93,58 @@ export function nativeSupervisor(): string {
   return join(nativeDirectory(), "supervisor");
 }
 
+const pauses = shape<Pauses>({ firstMs: whole, lastMs: whole }, ["firstMs", "lastMs"]);
+const place = kinds({
+  directory: shape<Extract<Place, { kind: "directory" }>>({ kind: text, path: text }, ["path"]),
+  s3: shape<Extract<Place, { kind: "s3" }>>(
+    { kind: text, bucket: text, prefix: text, endpoint: text, region: text, silenceMs: whole },
+    ["bucket", "prefix"],
+  ),
+});
+
+/** Throws `invalid` where a field of a policy for records has another type. */
+export const checkJobPrune = shape<JobPruneLimits>({ ageMs: amount, count: whole, archived: truth });
+
+const checkTypes = shape<WorkerOptions>(
+  {
+    stateDir: text,
+    name: text,
+    user: text,
+    jobUids: shape<UidRange>({ first: whole, last: whole }, ["first", "last"]),
+    allowUsers: listOf(text),
+    allowGroups: listOf(text),
+    allowRoot: truth,
+    logLimitBytes: amount,
+    logKeep: oneOf("newest", "oldest"),
+    logCompress: oneOf("off", "zstd"),
+    logPrune: shape<PruneLimits>({
+      ageMs: amount,
+      count: whole,
+      bytes: amount,
+      free: shape<NonNullable<PruneLimits["free"]>>({ kind: oneOf("bytes", "percent"), amount }, ["kind", "amount"]),
+      freeEveryMs: whole,
+    }),
+    jobPrune: checkJobPrune,
+    compressPauses: pauses,
+    archive: place,
+    archivePauses: pauses,
+    maxJobs: whole,
+    quotas: checkQuotaTypes,
+    cgroup: text,
+    isolationOff: listOf(oneOf(...SWITCHES)),
+    allowUserNamespaces: truth,
+    hidden: listOf(text),
+    sealed: listOf(text),
+    supervisor: text,
+    meter: shape<WorkerMeter>({ started: callback, repeated: callback, refused: callback, ended: callback }),
+    log: callback,
+  },
+  ["stateDir"],
+);
+
 /** Fills in defaults. Throws `invalid`, naming the option. */
 export function checkOptions(options: WorkerOptions): CheckedOptions {
+  checkTypes("", options);
   const {
     name,
     log = () => {},

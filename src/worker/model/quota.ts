@@ -1,4 +1,5 @@
 import { invalid, quoted } from "./errors.ts";
+import { amount, type Check, mapOf, shape, whole } from "./shape.ts";
 
 /** Amounts of what a job may have. */
 export interface Amounts {
@@ -27,6 +28,18 @@ export interface Quotas {
   readonly all?: Quota;
   readonly owners?: ReadonlyMap<string, Quota>;
 }
+
+const amounts = { memoryBytes: amount, cpus: amount, pids: amount };
+const allAmounts = shape<Amounts>({ ...amounts, timeLimitMs: amount, logLimitBytes: amount });
+const quota = shape<Quota>({
+  default: allAmounts,
+  max: allAmounts,
+  sum: shape<NonNullable<Quota["sum"]>>(amounts),
+  jobs: whole,
+});
+
+/** Throws `invalid` where a field has another type. */
+export const checkQuotaTypes: Check = shape<Quotas>({ all: quota, owners: mapOf(quota) });
 
 /** Returns the quota of an owner; undefined where there is none. */
 export function quotaOf(quotas: Quotas | undefined, owner: string): Quota | undefined {

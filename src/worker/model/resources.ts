@@ -1,4 +1,5 @@
 import { invalid } from "./errors.ts";
+import { bigint, type Check, listOf, recordOf, shape, text, truth, whole } from "./shape.ts";
 
 /**
  * LinuxResources of the OCI runtime specification 1.3, under its own names
@@ -101,3 +102,80 @@ export function checkSizes(field: string, value: unknown): void {
     checkSizes(Array.isArray(value) ? `${field}[${name}]` : `${field}.${name}`, each);
   }
 }
+
+const device = { path: text, major: bigint, minor: bigint };
+const open = { open: true };
+const weights = listOf(
+  shape<LinuxWeightDevice>({ ...device, weight: whole, leafWeight: whole }, ["major", "minor"], open),
+);
+const rates = listOf(shape<LinuxThrottleDevice>({ ...device, rate: bigint }, ["major", "minor", "rate"], open));
+
+/** Throws JobError `invalid` where a field has another type. One that is not known is left to limits/, which knows why. */
+export const checkResources: Check = shape<LinuxResources>(
+  {
+    devices: listOf(shape<LinuxDeviceCgroup>({ ...device, allow: truth, type: text, access: text }, ["allow"], open)),
+    memory: shape<LinuxMemory>(
+      {
+        limit: bigint,
+        reservation: bigint,
+        swap: bigint,
+        kernel: bigint,
+        kernelTCP: bigint,
+        swappiness: bigint,
+        disableOOMKiller: truth,
+        useHierarchy: truth,
+        checkBeforeUpdate: truth,
+      },
+      [],
+      open,
+    ),
+    cpu: shape<LinuxCpu>(
+      {
+        shares: bigint,
+        quota: bigint,
+        burst: bigint,
+        period: bigint,
+        realtimeRuntime: bigint,
+        realtimePeriod: bigint,
+        cpus: text,
+        mems: text,
+        idle: bigint,
+      },
+      [],
+      open,
+    ),
+    pids: shape<NonNullable<LinuxResources["pids"]>>({ limit: bigint }, [], open),
+    blockIO: shape<LinuxBlockIO>(
+      {
+        weight: whole,
+        leafWeight: whole,
+        weightDevice: weights,
+        throttleReadBpsDevice: rates,
+        throttleWriteBpsDevice: rates,
+        throttleReadIOPSDevice: rates,
+        throttleWriteIOPSDevice: rates,
+      },
+      [],
+      open,
+    ),
+    hugepageLimits: listOf(
+      shape<{ pageSize: string; limit: bigint }>({ pageSize: text, limit: bigint }, ["pageSize", "limit"], open),
+    ),
+    network: shape<NonNullable<LinuxResources["network"]>>(
+      {
+        classID: whole,
+        priorities: listOf(
+          shape<{ name: string; priority: number }>({ name: text, priority: whole }, ["name", "priority"], open),
+        ),
+      },
+      [],
+      open,
+    ),
+    rdma: recordOf(
+      shape<{ hcaHandles?: number; hcaObjects?: number }>({ hcaHandles: whole, hcaObjects: whole }, [], open),
+    ),
+    unified: recordOf(text),
+  },
+  [],
+  open,
+);
