@@ -57,11 +57,11 @@ export const BACKDATE_MS = 5 * 60_000;
 /** A new CA with a self-signed certificate of 10 years, which may sign leaves only. Throws CertError `invalid`. */
 export async function createAuthority(options: { bits?: number | undefined; now?: Date } = {}): Promise<Authority> {
   const key = await generateKey(options.bits);
-  const publicKey = toCryptoKey(createPublicKey(key), "verify");
+  const publicKey = await toCryptoKey(createPublicKey(key), "verify");
   const subjectKeyId = await SubjectKeyIdentifierExtension.create(publicKey);
   const certificate = await X509CertificateGenerator.createSelfSigned({
     name: [{ CN: ["jobs CA"] }],
-    keys: { privateKey: toCryptoKey(key, "sign"), publicKey },
+    keys: { privateKey: await toCryptoKey(key, "sign"), publicKey },
     signingAlgorithm: SIGNING,
     ...life(options.now ?? new Date(), CA_DAYS),
     extensions: [
@@ -129,7 +129,7 @@ export async function certify(
     subject,
     issuer: ca.subjectName,
     publicKey,
-    signingKey: toCryptoKey(authority.key, "sign"),
+    signingKey: await toCryptoKey(authority.key, "sign"),
     signingAlgorithm: SIGNING,
     ...leafLife(ca, now, days),
     extensions: [

@@ -1,5 +1,4 @@
-import { generateKeyPair, KeyObject } from "node:crypto";
-import type { webcrypto } from "node:crypto";
+import { generateKeyPair, KeyObject, webcrypto } from "node:crypto";
 import { promisify } from "node:util";
 import { readPrivate } from "../src/x509/file.ts";
 import { privateKeyIn } from "../src/x509/pem.ts";
@@ -52,6 +51,8 @@ export function requireStrong(key: KeyObject, of: string, minBits = DEFAULT_BITS
 }
 
 /** A key for WebCrypto, which is what the X.509 library signs with. */
-export function toCryptoKey(key: KeyObject, usage: "sign" | "verify"): webcrypto.CryptoKey {
-  return key.toCryptoKey(SIGNING, true, [usage]);
+export function toCryptoKey(key: KeyObject, usage: "sign" | "verify"): Promise<webcrypto.CryptoKey> {
+  // Node has key.toCryptoKey() from 22.10 on.
+  const format = usage === "sign" ? "pkcs8" : "spki";
+  return webcrypto.subtle.importKey(format, key.export({ type: format, format: "der" }), SIGNING, true, [usage]);
 }

@@ -31,7 +31,7 @@ export async function createRequest(name: string, key: KeyObject, hosts: readonl
   requireName(name);
   const request = await Pkcs10CertificateRequestGenerator.create({
     name: [{ CN: [name] }],
-    keys: { privateKey: toCryptoKey(key, "sign"), publicKey: toCryptoKey(createPublicKey(key), "verify") },
+    keys: { privateKey: await toCryptoKey(key, "sign"), publicKey: await toCryptoKey(createPublicKey(key), "verify") },
     signingAlgorithm: SIGNING,
     extensions: hosts.length > 0 ? [new SubjectAlternativeNameExtension(toAltNames(hosts))] : [],
   });

@@ -83,8 +83,8 @@ async function sign(
     issuer: ca.subjectName,
     notBefore: odd.notBefore ?? new Date(Date.now() - HOUR_MS),
     notAfter: odd.notAfter ?? new Date(Date.now() + HOUR_MS),
-    publicKey: toCryptoKey(createPublicKey(key), "verify"),
-    signingKey: toCryptoKey(caKey, "sign"),
+    publicKey: await toCryptoKey(createPublicKey(key), "verify"),
+    signingKey: await toCryptoKey(caKey, "sign"),
     signingAlgorithm: SIGNING,
     extensions: [
       ...(purpose === "any" ? [] : [new ExtendedKeyUsageExtension([purpose])]),
