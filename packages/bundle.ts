@@ -9,6 +9,14 @@ import programs from "../rolldown.config.ts";
 /** Where tsc puts a declaration for each source file, and where the messages are that buf makes. */
 const [TYPES, MESSAGES] = ["build/packages/types", "build/packages/messages"];
 
+/** What a consumer's compiler may not have of itself, whatever its `types` and `target` are. */
+const REFERENCES = '/// <reference types="node" />\n/// <reference lib="es2024.promise" />\n';
+
+/** Gives certificates their dates as Date, which Node has from 22.10 on. */
+const DATES = `for (const [name, text] of [["validFromDate", "validFrom"], ["validToDate", "validTo"]])
+  if (!(name in Certificate.prototype))
+    Object.defineProperty(Certificate.prototype, name, { get() { return new Date(this[text]); } });`;
+
 /** What stands before a program: what finds the Node to run it, and words for a Node that is too old. */
 function bannerOf(name: string, [major, minor]: readonly [number, number]): string {
   const needed = minor > 0 ? `${major}.${minor}` : String(major);
@@ -17,7 +25,8 @@ function bannerOf(name: string, [major, minor]: readonly [number, number]): stri
   if (major < ${major} || (major === ${major} && minor < ${minor})) {
     process.stderr.write("${name}: needs Node ${needed} or newer; this is " + process.version + "\\n");
     process.exit(125);
-  } }`;
+  }
+  if (major === 22 && minor < 10) { const { X509Certificate: Certificate } = require("node:crypto"); ${DATES} } }`;
 }
 
 /** Bundles one of the programs into DIR/dist, for a Node of at least this version. */
@@ -52,7 +61,8 @@ export async function bundleLibrary(name: "client" | "worker", directory: string
     transform: { target: `node${major}` },
     plugins: [licences(directory)],
   });
-  await bundle.write({ dir, format: "esm", chunkFileNames: "[name]-[hash].js" });
+  const banner = major < 24 ? `import { X509Certificate as Certificate } from "node:crypto";\n${DATES}` : "";
+  await bundle.write({ dir, format: "esm", chunkFileNames: "[name]-[hash].js", banner });
   copyTypes(name, directory);
 }
 
@@ -77,7 +87,7 @@ function copyTypes(name: "client" | "worker", directory: string): void {
     });
     const target = join(directory, "types", file);
     mkdirSync(dirname(target), { recursive: true });
-    writeFileSync(target, file.endsWith(`${name}/index.d.ts`) ? `/// <reference types="node" />\n${text}` : text);
+    writeFileSync(target, file.endsWith(`${name}/index.d.ts`) ? `${REFERENCES}${text}` : text);
   }
 }
 
