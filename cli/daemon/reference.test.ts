@@ -2,8 +2,10 @@ import { readFileSync } from "node:fs";
 import { mkdtemp, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
+import { isDeepStrictEqual } from "node:util";
 import { expect, it, onTestFinished } from "vitest";
 import { isRoot } from "../../src/testing/root.ts";
+import { RENEWABLE } from "../../src/worker/model/options.ts";
 import type { Given } from "../line/program.ts";
 import { allGiven, type Setting, wanted } from "./config.ts";
 import { flags, settingsWithoutTls } from "./settings.ts";
@@ -66,3 +68,31 @@ it("docs/jobsd.toml is taken as it is, and with each key at work", async () => {
   expect(KEYS.filter(({ name }) => whole.text(name) === undefined)).toEqual([]);
   expect(settingsWithoutTls(whole, "/opt/jobs")).toMatchObject({ maxCalls: 4096, worker: { maxJobs: 10_000 } });
 });
+
+/** What Served.renew takes beside the certificates, and the log's level. */
+const OF_SERVER = ["auditLimits", "shutdownMs", "maxConnections", "maxCalls", "level"];
+
+it("a key that a reload takes changes nothing but what the worker and the server take while they run", async () => {
+  const plain = settingsWithoutTls(await read(EXAMPLE), "/opt/jobs");
+  const wrong: string[] = [];
+  for (const { name } of KEYS.filter(({ reloads }) => reloads)) {
+    const toml = EXAMPLE.replace(new RegExp(`^#(?=${name} = )`, "m"), "");
+    if (name === "allow-user-namespaces" && !isRoot) continue;
+    const { worker, ...others } = settingsWithoutTls(await read(toml), "/opt/jobs");
+    const differs = (before: object, now: object, may: readonly string[]): string[] =>
+      [...new Set([...Object.keys(before), ...Object.keys(now)])].filter(
+        (key) => !may.includes(key) && !isDeepStrictEqual(valueOf(before, key), valueOf(now, key)),
+      );
+    const { worker: before, ...rest } = plain;
+    const found = [
+      ...differs(before, { ...worker, sealed: before.sealed }, RENEWABLE),
+      ...differs(rest, others, OF_SERVER),
+    ];
+    wrong.push(...found.map((key) => `${name} changes ${key}`));
+  }
+  expect(wrong).toEqual([]);
+});
+
+function valueOf(object: object, key: string): unknown {
+  return Object.entries(object).find(([name]) => name === key)?.[1];
+}
