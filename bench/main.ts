@@ -12,6 +12,7 @@ import { logs } from "./logs.ts";
 import { memory } from "./memory.ts";
 import { table, type Row } from "./report.ts";
 import { peer } from "./peer.ts";
+import { records } from "./records.ts";
 import { restart } from "./restart.ts";
 import { soak } from "./soak.ts";
 import { flight, heap, isolation, start } from "./start.ts";
@@ -31,6 +32,7 @@ const BENCHMARKS: Readonly<Record<string, (bench: Bench) => Promise<Row[]>>> = {
   idle,
   memory,
   restart,
+  records,
   flood,
   soak,
   logs,

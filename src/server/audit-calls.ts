@@ -212,7 +212,7 @@ function pruneFacts(message: object): Record<string, number | boolean> {
     if (typeof value === "object" && value !== null && "seconds" in value) return [name, Number(value.seconds)];
     return [name, value === true];
   });
-  return Object.fromEntries(facts.filter(([name, value]) => name === "olderThan" || value));
+  return Object.fromEntries(facts.filter(([name, value]) => value || (name === "olderThan" && value === 0)));
 }
 
 function answerFacts(message: unknown, { jobId, pruned = 0 }: Partial<AuditRecord>): Partial<AuditRecord> {
