@@ -4,6 +4,7 @@ import type { JobSpec } from "../model/job.ts";
 import { checkQuotas, type Quota, quotaOf } from "../model/quota.ts";
 import { settingsOf } from "../limits/settings.ts";
 import { thisHost } from "../limits/host.ts";
+import type { Jobs } from "../worker.ts";
 import { checkMost, sharedSettings, sumSettings, withDefaults } from "./quota.ts";
 
 const MIB = 1024 ** 2;
@@ -162,6 +163,16 @@ describe.each(modes)("a worker %s", (_mode, options) => {
         field: "log.limit",
         facts: { maximum: String(maximum) },
       });
+  });
+
+  test("tells an owner its own quota alone, and who sees all jobs that of all", async () => {
+    const quotas = { all: { jobs: 2 }, owners: new Map([["bob", { jobs: 5, max: { timeLimitMs: 3_600_000 } }]]) };
+    await using worker = await testWorker({ ...options, quotas });
+    const rows = async ({ examine }: Pick<Jobs, "examine">) =>
+      (await examine()).filter(({ area }) => area === "owner").map(({ name, meaning }) => `${name}: ${meaning}`);
+    expect(await rows(worker.of("ada"))).toEqual(["ada: 2 jobs at once"]);
+    expect(await rows(worker.of("bob"))).toEqual(["bob: time: 3600 s at most; 5 jobs at once"]);
+    expect(await rows(worker)).toEqual(["each: 2 jobs at once", "bob: time: 3600 s at most; 5 jobs at once"]);
   });
 
   test("refuses every start whose quota this host cannot keep", async () => {
