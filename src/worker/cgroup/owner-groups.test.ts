@@ -72,6 +72,8 @@ describe.each(modes.filter(([mode]) => mode === "with cgroup v2"))("%s the group
     }
     expect(existsSync(path)).toBe(false);
     expect(groupsIn(hierarchy.path)).toEqual(["@bob"]);
+    expect(groups.enter("bob", [{ ...DEPTH, value: "5" }])).toMatchObject({ path: join(hierarchy.path, "@bob") });
+    expect(readFileSync(join(hierarchy.path, "@bob", "cgroup.max.depth"), "utf8")).toBe("5\n");
     groups.leave(join(hierarchy.path, "@bob"));
     expect(groupsIn(hierarchy.path)).toEqual([]);
   });

@@ -45,7 +45,7 @@ export interface OwnerGroups extends Disposable {
    * `unsupported` for a limit that the kernel refuses, `exhausted` where the owner's jobs have more memory than it allows.
    */
   enter(owner: string, settings: readonly Setting[]): Hierarchy;
-  /** Gives a group that an earlier daemon made these limits, as far as its jobs allow. */
+  /** Gives a group that has jobs these limits, as far as these allow. */
   adopt(path: string, settings: readonly Setting[]): void;
   /** Counts the jobs in an owner's group. Groups of other kinds are not counted. */
   hold(jobGroup: string | undefined): void;
@@ -61,7 +61,7 @@ const FILES = { "memory.max": "max", "cpu.max": "max 100000", "pids.max": "max" 
 export function openOwnerGroups(hierarchy: Hierarchy, warn: (message: string, facts: object) => void): OwnerGroups {
   const jobs = new Map<string, number>();
   /** The groups that are ready for jobs, with the limits that were written. */
-  const ready = new Map<string, Group>();
+  const ready = new Map<string, { readonly group: Group; readonly limits: string }>();
   let entered = "";
 
   function remove(path: string): void {
@@ -81,13 +81,14 @@ export function openOwnerGroups(hierarchy: Hierarchy, warn: (message: string, fa
       const path = join(hierarchy.path, ownerGroupName(owner));
       entered = path;
       const found = ready.get(path);
-      if (found) return found;
+      const limits = settings.map(({ file, value }) => `${file}=${value}`).join();
+      if (found?.limits === limits) return found.group;
       try {
         if (make(path)) limitGroup(path, settings);
         else if (!relimit(path, settings)) throw overfull(owner);
-        const made: Group = { kind: "cgroup2", path, controllers: enable(path) };
-        ready.set(path, made);
-        return made;
+        const group: Group = { kind: "cgroup2", path, controllers: enable(path) };
+        ready.set(path, { group, limits });
+        return group;
       } catch (error) {
         remove(path);
         throw refusal(error);
