@@ -49,7 +49,9 @@ async function start(owner: string, ...args: readonly string[]): Promise<string>
   return stdout.trim();
 }
 async function query(id: string): Promise<Query> {
-  return JSON.parse((await daemon.jobs("boss", "query", "--output", "json", id)).stdout);
+  const { stdout, stderr } = await daemon.jobs("boss", "query", "--output", "json", id);
+  if (stdout === "") throw new Error(`${stderr}\n${daemon.log()}`);
+  return JSON.parse(stdout);
 }
 const end = (...ids: readonly string[]): Promise<unknown> => daemon.jobs("boss", "stop", "--grace", "0", ...ids);
 /** A file of an owner's group. */
@@ -116,7 +118,7 @@ describe("the jobs of an owner", () => {
     expect(Number(first?.job.usage.processes) + Number(second?.job.usage.processes)).toBe(20);
     await end(...many);
     const busy = [await start("ada", ...spins), await start("ada", ...spins)];
-    const shares = await Promise.all(busy.map((id) => cpuShare(daemon, id)));
+    const shares = await Promise.all(busy.map((id) => cpuShare({ ...daemon, query }, id)));
     const sum = shares.reduce((all, share) => all + share, 0);
     await end(...busy);
     expect(sum).toBeGreaterThan(0.3);

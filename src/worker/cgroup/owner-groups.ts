@@ -84,9 +84,7 @@ export function openOwnerGroups(hierarchy: Hierarchy, warn: (message: string, fa
       const limits = settings.map(({ file, value }) => `${file}=${value}`).join();
       if (found?.limits === limits) return found.group;
       try {
-        if (make(path)) limitGroup(path, settings);
-        else if (!relimit(path, settings)) throw overfull(owner);
-        const group: Group = { kind: "cgroup2", path, controllers: enable(path) };
+        const group = groupWith(path, owner, settings);
         ready.set(path, { group, limits });
         return group;
       } catch (error) {
@@ -118,6 +116,13 @@ export function openOwnerGroups(hierarchy: Hierarchy, warn: (message: string, fa
       for (const path of new Set([...jobs.keys(), ...ready.keys()])) remove(path);
     },
   };
+}
+
+/** Makes a group with these limits, or gives them to one that is there. Throws what the kernel refuses. */
+function groupWith(path: string, owner: string, settings: readonly Setting[]): Group {
+  if (make(path)) limitGroup(path, settings);
+  else if (!relimit(path, settings)) throw overfull(owner);
+  return { kind: "cgroup2", path, controllers: enable(path) };
 }
 
 /** Returns false for a group that is there already. */
