@@ -17,28 +17,6 @@ function groups(daemon: Daemon): Promise<string> {
   return daemon.inside("sh", "-c", "find /sys/fs/cgroup -type d | sort; cat /sys/fs/cgroup/cgroup.subtree_control");
 }
 
-it("a container whose root is read-only is healthy, and runs jobs with limits, since it writes to its volume alone", async () => {
-  await using daemon = await startDaemon({ readOnly: true, healthCheck: true });
-  await expect(daemon.inside("touch", "/etc/written")).rejects.toThrow(/Read-only file system/);
-  const id = await daemon.start(
-    "--memory",
-    "64M",
-    "--private-tmp",
-    "--",
-    "sh",
-    "-c",
-    "echo up >/tmp/f; cat /tmp/f; exec sleep 1000",
-  );
-  await vi.waitFor(
-    async () => expect(await daemon.jobs("reader", "stream", id)).toMatchObject({ stdout: "up\n" }),
-    DEADLINE,
-  );
-  expect(await daemon.jobs("writer", "stop", id)).toMatchObject({ code: 0 });
-  expect((await daemon.query(id)).job.state).toBe("STATE_ENDED");
-  await vi.waitFor(async () => expect(await daemon.health()).toBe("healthy"), { timeout: 250_000, interval: 2_000 });
-  expect(await daemon.terminate(20_000)).toBe(0);
-});
-
 describe("a privileged container", () => {
   const made = new AsyncDisposableStack();
   let daemon: Daemon;

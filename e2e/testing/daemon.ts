@@ -22,8 +22,6 @@ export interface DaemonOptions {
   readonly privileged?: boolean;
   /** The name of a volume for the state directory. */
   readonly volume?: string;
-  /** Nothing but volumes can be written to, as with docker run --read-only. */
-  readonly readOnly?: boolean;
   /** The image's health check is made. */
   readonly healthCheck?: boolean;
   /** Of its own when absent. Stay the caller's. */
@@ -164,35 +162,23 @@ export async function createVolume(): Promise<{ readonly name: string } & AsyncD
   return { name, [Symbol.asyncDispose]: () => dockerode.getVolume(name).remove() };
 }
 
-/** testcontainers has no option for it. */
-class ReadOnlyContainer extends GenericContainer {
-  constructor(image: string) {
-    super(image);
-    this.hostConfig.ReadonlyRootfs = true;
-  }
-}
-
 /** A container with a daemon's certificates, not started yet. `made` removes it, also when it failed half-way. */
 function containerOf(
   { file }: Certificates,
-  { flags = [], entrypoint, privileged = true, volume, readOnly = false, healthCheck }: DaemonOptions,
+  { flags = [], entrypoint, privileged = true, volume, healthCheck }: DaemonOptions,
   made: AsyncDisposableStack,
 ): { readonly box: GenericContainer; readonly log: () => string; readonly closed: Promise<void> } {
   const label = { "jobs.e2e": randomUUID() };
   const { promise: closed, resolve: close } = Promise.withResolvers<void>();
   let said = "";
-  // Docker copies into no read-only root: the certificates are in the volume then.
-  const directory = readOnly ? `${STATE}/certs` : "/etc/jobs";
-  const target = (name: string): string => `${directory}/${name}`;
-  const tls = ["--ca", target("ca.crt"), "--cert", target("worker.crt"), "--key", target("worker.key")];
-  const box = new (readOnly ? ReadOnlyContainer : GenericContainer)(image())
-    .withCommand([...(readOnly ? tls : []), ...flags])
+  const box = new GenericContainer(image())
+    .withCommand([...flags])
     .withLabels(label)
     .withLogConsumer((stream) => stream.on("data", (text: string) => (said += text)).once("end", close))
     .withCopyFilesToContainer([
-      { source: file("ca.crt"), target: target("ca.crt") },
-      { source: file("worker.crt"), target: target("worker.crt") },
-      { source: file("worker.key"), target: target("worker.key"), mode: 0o600 },
+      { source: file("ca.crt"), target: "/etc/jobs/ca.crt" },
+      { source: file("worker.crt"), target: "/etc/jobs/worker.crt" },
+      { source: file("worker.key"), target: "/etc/jobs/worker.key", mode: 0o600 },
     ]);
   // The image's check, twice a minute for each container, would be a good part of what an emulated machine does.
   if (!healthCheck) box.withHealthCheck({ test: ["CMD", "true"], interval: 3_600_000 });
