@@ -211,7 +211,7 @@ function journalIn(database: DatabaseSync, path: string): Journal {
     settled: meta.get("settled"),
     settle: (id) => toldOrFailing(() => settle(database, meta, id)),
     logs: eachIn(logRecords(database), toldOrFailing),
-    removals: eachIn(removalsIn(database, COLUMNS), toldOrFailing),
+    removals: eachIn(removalsIn(database, COLUMNS, `${path}-wal`), toldOrFailing),
     groupsIn: (group) => toldOrFailing(() => groupsIn(meta, group)),
     ...eachIn(
       writesOf(database, () => (marked ||= markOpen(database, meta, boot))),

@@ -1,3 +1,4 @@
+import { open } from "node:fs/promises";
 import type { DatabaseSync } from "node:sqlite";
 import type { Row } from "./log-place.ts";
 import { type JobRecord, keptIn } from "./record.ts";
@@ -21,10 +22,12 @@ export interface EndedRow {
 
 export interface Removals {
   /**
-   * Removes the records of those of the jobs that have ended, and returns these. That is on the disk when it returns: the files
-   * go next. With `archived` a copy in the archive goes, too; one that is being made does in any case.
+   * Removes the records of those of the jobs that have ended, and returns these. Nothing else of them may go before `synced`.
+   * With `archived` a copy in the archive goes, too; one that is being made does in any case.
    */
   begin(ids: readonly string[], archived: boolean): Removed[];
+  /** Resolves once all that was recorded is on the disk. */
+  synced(): Promise<void>;
   /** The jobs whose files are yet to go, in the order of their ids, `limit` at most, behind `after`. */
   pending(limit: number, after?: string): Removed[];
   /** The job, when its files are yet to go. */
@@ -40,7 +43,11 @@ export interface Removals {
   endedFirst(limit: number, archiving: boolean, after?: Omit<EndedRow, "id">): EndedRow[];
 }
 
-export function removalsIn(database: DatabaseSync, columns: string): Removals {
+/**
+ * @param columns a SELECT of the columns that a record is read from
+ * @param walPath the database's -wal: SQLite has no locks on it (fcntl(2)), so that it may be closed
+ */
+export function removalsIn(database: DatabaseSync, columns: string, walPath: string): Removals {
   const find = database.prepare(`${columns} WHERE id = ? AND state = 'ended'`);
   find.setReadBigInts(true);
   const remove = removalFrom(database);
@@ -51,22 +58,22 @@ export function removalsIn(database: DatabaseSync, columns: string): Removals {
   const done = database.prepare("DELETE FROM removals WHERE id = ?");
   return {
     begin(ids, archived) {
-      database.exec("PRAGMA synchronous = FULL");
-      try {
-        return atomically(database, () =>
-          ids.flatMap((id) => {
-            const kept = keptIn(find.get(id));
-            if (kept === undefined) return [];
-            const { log } = kept.job;
-            const copied = log?.kind === "archived" ? archived : log?.kind !== "pruned" && log?.due === true;
-            remove(kept);
-            note.run(id, copied ? 1 : 0);
-            return [{ id, archived: copied }];
-          }),
-        );
-      } finally {
-        database.exec("PRAGMA synchronous = NORMAL");
-      }
+      return atomically(database, () =>
+        ids.flatMap((id) => {
+          const kept = keptIn(find.get(id));
+          if (kept === undefined) return [];
+          const { log } = kept.job;
+          const copied = log?.kind === "archived" ? archived : log?.kind !== "pruned" && log?.due === true;
+          remove(kept);
+          note.run(id, copied ? 1 : 0);
+          return [{ id, archived: copied }];
+        }),
+      );
+    },
+    async synced() {
+      // SQLite would sync in this thread. What it has moved into the database itself it has synced before.
+      await using wal = await open(walPath);
+      await wal.sync();
     },
     pending: (limit, after = "") => pending.all(after, limit).map(removedIn),
     find: (id) => one.all(id).map(removedIn),

@@ -122,7 +122,8 @@ async function begin({ journal, jobsDir }: Parts, ids: readonly string[], archiv
 }
 
 /** Takes directories from their place, so that no recovery finds a part of one, and removes them there. */
-async function putAside({ jobsDir, sparesDir }: Parts, removed: readonly Removed[]): Promise<void> {
+async function putAside({ journal, jobsDir, sparesDir }: Parts, removed: readonly Removed[]): Promise<void> {
+  await journal.removals.synced();
   const aside = ({ id }: Removed): string => join(sparesDir, `.removed-${id}`);
   await Promise.all(
     removed.map(async (each) => {
