@@ -24,6 +24,8 @@ const MAGIC = "SQLite format 3\0";
 const HEADER_BYTES = 100;
 /** "jobs": what file(1) and others know our databases by (sqlite.org/fileformat2.html, "Application ID"). */
 const APPLICATION_ID = 0x6a6f6273;
+/** Journals of this version were made before a journal noted its version in the table `meta`, too. */
+const UNNOTED = 1;
 /** Above it a whole check takes longer than a start may wait for it. */
 const MOST_CHECKED_BYTES = 64 * 1024 * 1024;
 
@@ -177,7 +179,8 @@ function checkContent(
 ): void {
   const written = number(database, "user_version");
   const application = number(database, "application_id");
-  const noted = notedVersion(database);
+  const noted =
+    notedVersion(database) ?? (application === APPLICATION_ID && written === UNNOTED ? String(UNNOTED) : undefined);
   if (noted === undefined) {
     const tables = database
       .prepare("SELECT name FROM sqlite_master WHERE type = 'table'")
