@@ -1,6 +1,7 @@
 import { afterAll, beforeAll, describe, expect, it, vi } from "vitest";
 import type { Examined } from "./testing/api.ts";
-import { type Daemon, failDaemon, startDaemon } from "./testing/daemon.ts";
+import { issueCertificates } from "./testing/certificates.ts";
+import { createVolume, type Daemon, failDaemon, startDaemon } from "./testing/daemon.ts";
 
 const DEADLINE = { timeout: 60_000, interval: 500 };
 
@@ -16,6 +17,35 @@ function states({ findings }: Examined, area: string): Record<string, string> {
 function groups(daemon: Daemon): Promise<string> {
   return daemon.inside("sh", "-c", "find /sys/fs/cgroup -type d | sort; cat /sys/fs/cgroup/cgroup.subtree_control");
 }
+
+it("a container whose root is read-only is healthy, and runs jobs with limits, since it writes to its volume alone", async () => {
+  await using certificates = await issueCertificates();
+  await using volume = await createVolume();
+  const options = { certificates, volume: volume.name };
+  {
+    await using first = await startDaemon(options);
+    await first.inside("cp", "-r", "/etc/jobs", "/var/lib/jobs/certs");
+  }
+  await using daemon = await startDaemon({ ...options, readOnly: true, healthCheck: true });
+  await expect(daemon.inside("touch", "/etc/written")).rejects.toThrow(/Read-only file system/);
+  const id = await daemon.start(
+    "--memory",
+    "64M",
+    "--private-tmp",
+    "--",
+    "sh",
+    "-c",
+    "echo up >/tmp/f; cat /tmp/f; exec sleep 1000",
+  );
+  await vi.waitFor(
+    async () => expect(await daemon.jobs("reader", "stream", id)).toMatchObject({ stdout: "up\n" }),
+    DEADLINE,
+  );
+  expect(await daemon.jobs("writer", "stop", id)).toMatchObject({ code: 0 });
+  expect((await daemon.query(id)).job.state).toBe("STATE_ENDED");
+  await vi.waitFor(async () => expect(await daemon.health()).toBe("healthy"), { timeout: 250_000, interval: 2_000 });
+  expect(await daemon.terminate(20_000)).toBe(0);
+});
 
 describe("a privileged container", () => {
   const made = new AsyncDisposableStack();

@@ -22,6 +22,8 @@ export interface DaemonOptions {
   readonly privileged?: boolean;
   /** The name of a volume for the state directory. */
   readonly volume?: string;
+  /** Nothing but the volume can be written to, as with docker run --read-only. It has the certificates, in certs/. */
+  readonly readOnly?: boolean;
   /** The image's health check is made. */
   readonly healthCheck?: boolean;
   /** Of its own when absent. Stay the caller's. */
@@ -162,24 +164,36 @@ export async function createVolume(): Promise<{ readonly name: string } & AsyncD
   return { name, [Symbol.asyncDispose]: () => dockerode.getVolume(name).remove() };
 }
 
+/** testcontainers has no option for it. */
+class ReadOnlyContainer extends GenericContainer {
+  constructor(image: string) {
+    super(image);
+    this.hostConfig.ReadonlyRootfs = true;
+  }
+}
+
 /** A container with a daemon's certificates, not started yet. `made` removes it, also when it failed half-way. */
 function containerOf(
   { file }: Certificates,
-  { flags = [], entrypoint, privileged = true, volume, healthCheck }: DaemonOptions,
+  { flags = [], entrypoint, privileged = true, volume, readOnly = false, healthCheck }: DaemonOptions,
   made: AsyncDisposableStack,
 ): { readonly box: GenericContainer; readonly log: () => string; readonly closed: Promise<void> } {
   const label = { "jobs.e2e": randomUUID() };
   const { promise: closed, resolve: close } = Promise.withResolvers<void>();
   let said = "";
-  const box = new GenericContainer(image())
-    .withCommand([...flags])
+  const certs = `${STATE}/certs`;
+  const tls = ["--ca", `${certs}/ca.crt`, "--cert", `${certs}/worker.crt`, "--key", `${certs}/worker.key`];
+  const copied = [
+    { source: file("ca.crt"), target: "/etc/jobs/ca.crt" },
+    { source: file("worker.crt"), target: "/etc/jobs/worker.crt" },
+    { source: file("worker.key"), target: "/etc/jobs/worker.key", mode: 0o600 },
+  ];
+  const box = new (readOnly ? ReadOnlyContainer : GenericContainer)(image())
+    .withCommand([...(readOnly ? tls : []), ...flags])
     .withLabels(label)
     .withLogConsumer((stream) => stream.on("data", (text: string) => (said += text)).once("end", close))
-    .withCopyFilesToContainer([
-      { source: file("ca.crt"), target: "/etc/jobs/ca.crt" },
-      { source: file("worker.crt"), target: "/etc/jobs/worker.crt" },
-      { source: file("worker.key"), target: "/etc/jobs/worker.key", mode: 0o600 },
-    ]);
+    // Docker copies nothing into a root that is read-only.
+    .withCopyFilesToContainer(readOnly ? [] : copied);
   // The image's check, twice a minute for each container, would be a good part of what an emulated machine does.
   if (!healthCheck) box.withHealthCheck({ test: ["CMD", "true"], interval: 3_600_000 });
   if (entrypoint) box.withEntrypoint([...entrypoint]);
