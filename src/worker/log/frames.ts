@@ -13,6 +13,7 @@ import { JobError } from "../model/errors.ts";
  *   table:      an entry for each frame, and one for the end, which has no length.
  *   entry:      offset in what was compressed and position in the file (48 bits each), length in what was compressed and in
  *               the file (24 bits each), the last 16 bits of the frame, CRC-32 of these 20 bytes.
+ *               Earlier versions wrote 0 for the bits of the frame.
  *   footer:     how many entries the first and the second table have (32 bits each), "jobs", CRC-32 of these 12 bytes.
  */
 
@@ -35,7 +36,7 @@ export interface Frame {
   readonly position: number;
   readonly length: number;
   readonly compressed: number;
-  /** The last 16 bits, of the checksum of what the frame holds: a frame of another log has others. */
+  /** The last 16 bits, of the checksum of what the frame holds: a frame of another log has others. 0 where none are noted. */
   readonly check: number;
 }
 
@@ -83,6 +84,7 @@ export function decompressSync(frame: Buffer, { length, check }: Frame): Buffer 
 }
 
 function checkEnd(frame: Buffer, check: number): void {
+  if (check === 0) return; // not noted by an earlier version
   if (frame.length < CHECK_BYTES || frame.readUInt16LE(frame.length - CHECK_BYTES) !== check)
     throw damaged("a frame of the compressed log is not that which its table tells of");
 }
