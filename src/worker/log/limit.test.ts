@@ -107,7 +107,7 @@ describe("a log at its limit", () => {
   test.each([
     [1, /1048576 is the least/],
     [-1, /1048576 is the least/],
-    [NaN, /1048576 is the least/],
+    [NaN, /logLimitBytes: must be a number/],
   ])("is no less than 1 MiB: %d is refused", async (logLimitBytes, message) => {
     const error = await refused(() => testWorker({ logLimitBytes }));
     expect(error.code).toBe("invalid");
