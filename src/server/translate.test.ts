@@ -309,8 +309,9 @@ describe("a job", () => {
     [{ kind: "signalled", signal: 9, coreDumped: true }, "signalled", { signal: 9, coreDumped: true }],
     [{ kind: "stopped", by: "ada", escalated: true }, "stopped", { by: "ada", escalated: true }],
     [{ kind: "timed-out", limitMs: 10 }, "timedOut", { limit: { seconds: 0n, nanos: 10_000_000 } }],
-    [{ kind: "out-of-memory", kills: 2 }, "outOfMemory", { kills: 2n, wholeJob: false }],
-    [{ kind: "out-of-memory", kills: 1, wholeJob: true }, "outOfMemory", { kills: 1n, wholeJob: true }],
+    [{ kind: "out-of-memory", kills: 2 }, "outOfMemory", { kills: 2n, wholeJob: false, ofOwner: false }],
+    [{ kind: "out-of-memory", kills: 1, wholeJob: true }, "outOfMemory", { kills: 1n, wholeJob: true, ofOwner: false }],
+    [{ kind: "out-of-memory", kills: 1, ofOwner: true }, "outOfMemory", { kills: 1n, wholeJob: false, ofOwner: true }],
     [{ kind: "lost", reason: "reboot" }, "lost", { reason: "reboot" }],
   ])("tells how it ended: %o", (how, $case, value) => {
     const told = fromJob({ ...JOB, state: "ended", ended: { how, exitCode: -1, signal: 9, killed: 1 } });
