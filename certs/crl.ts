@@ -121,8 +121,12 @@ export function serialIn(text: string): string {
   if (!/^[0-9A-F]{1,80}$/.test(digits)) {
     throw new CertError("invalid", `${JSON.stringify(text)} is neither a file nor a serial number in hexadecimal`);
   }
-  const bare = digits.replace(/^0+/, "") || "0";
-  return bare.length % 2 === 0 ? bare : `0${bare}`;
+  return whole(digits.replace(/^0+/, "") || "0");
+}
+
+/** Hexadecimal digits of whole bytes. */
+function whole(hex: string): string {
+  return hex.length % 2 === 0 ? hex : `0${hex}`;
 }
 
 interface UnsignedCrl {
@@ -169,15 +173,14 @@ async function signCrl({ certificate, key }: Authority, list: UnsignedCrl): Prom
 /** A value of DER, its length in the shortest form. */
 function der(tag: number, ...parts: readonly Uint8Array[]): Buffer {
   const content = Buffer.concat(parts);
-  const hex = content.length.toString(16);
-  const bytes = Buffer.from(hex.length % 2 === 0 ? hex : `0${hex}`, "hex");
+  const bytes = Buffer.from(whole(content.length.toString(16)), "hex");
   const length = content.length < 0x80 ? bytes : Buffer.concat([Buffer.of(0x80 | bytes.length), bytes]);
   return Buffer.concat([Buffer.of(tag), length, content]);
 }
 
 /** A number of whole bytes in hexadecimal as a positive INTEGER. */
 function integer(hex: string): Buffer {
-  const bytes = Buffer.from(hex.length % 2 === 0 ? hex : `0${hex}`, "hex");
+  const bytes = Buffer.from(whole(hex), "hex");
   return der(0x02, (bytes[0] ?? 0) < 0x80 ? bytes : Buffer.concat([Buffer.of(0), bytes]));
 }
 

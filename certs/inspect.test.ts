@@ -58,10 +58,11 @@ describe("inspecting a certificate", () => {
     expect(read(pem, "a.crt", new Date("2026-02-02T00:00:00Z")).daysLeft).toBe(-2);
   });
 
-  it("takes nothing for a role but one DER UTF8String of reader or writer", async () => {
+  it("takes nothing for a role but one DER UTF8String of a role's name", async () => {
     expect(await role()).toBeUndefined();
     expect(await role(`0c06${hex("writer")}`)).toBe("writer");
     expect(await role(`0c06${hex("reader")}`)).toBe("reader");
+    expect(await role(`0c05${hex("admin")}`)).toBe("admin");
     expect(await role(`0c06${hex("Writer")}`)).toBe("malformed");
     expect(await role(`0c07${hex("writer\0")}`)).toBe("malformed");
     expect(await role(`1306${hex("writer")}`)).toBe("malformed");

@@ -21,7 +21,7 @@ function importsOf(path: string): string[] {
 
 const [commit = "HEAD"] = process.argv.slice(2);
 const changed = [...git("diff", "--name-only", commit, "--"), ...git("ls-files", "--others", "--exclude-standard")];
-const tests = globSync(["{src,cli,certs,debian,bench,scripts,e2e/engine}/**/*.test.ts", "*.test.ts"]);
+const tests = globSync(["{src,cli,certs,debian,bench,scripts,e2e/engine,e2e/sabotage}/**/*.test.ts", "*.test.ts"]);
 const importers = tests.map((path) => ({ path, imports: new Set(importsOf(path)) }));
 
 function testsOf(file: string): string[] {

@@ -32,7 +32,11 @@ it("rm removes the jobs that have ended, and says of each other why not", async 
     stderr: expect.stringContaining("there is no job"),
   });
   await host.jobs(["stop", runs]);
-  expect(await host.jobs(["rm", "--output", "json", runs])).toEqual({ code: 0, stdout: "{}\n", stderr: "" });
+  expect(await host.jobs(["rm", "--output", "json", runs])).toEqual({
+    code: 0,
+    stdout: `{\n  "jobId": "${runs}"\n}\n`,
+    stderr: "",
+  });
   expect(await host.jobs(["list", "-q"])).toMatchObject({ stdout: "" });
 });
 

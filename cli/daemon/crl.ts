@@ -4,9 +4,10 @@ import { readCrls } from "../../src/server/pem.ts";
 import type { FaultyLists } from "../../src/server/revocation.ts";
 import type { ServeOptions } from "../../src/server/server.ts";
 import { parseWord } from "../line/parse.ts";
-import type { Flag, Given } from "../line/program.ts";
+import type { Given } from "../line/program.ts";
+import type { Setting } from "./config.ts";
 
-export const crlFlags: readonly Flag[] = [
+export const crlFlags: readonly Setting[] = [
   {
     name: "crl",
     value: "FILE",

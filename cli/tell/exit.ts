@@ -10,7 +10,7 @@ export const EXIT = {
   ok: 0,
   failed: 1,
   timedOut: 124,
-  /** jobs or jobsd failed, not the job: also of a command line that is wrong. */
+  /** jobsctl or jobsd failed, not the job: also of a command line that is wrong. */
   unavailable: 125,
   notExecutable: 126,
   notFound: 127,

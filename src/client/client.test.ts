@@ -42,7 +42,7 @@ async function listen(hosts: string[], address: string): Promise<{ server: Serve
     list: (_call, done) => done({ code: status.UNAVAILABLE, details: "later" }),
     wait: (_call, done) => done(null, { job: undefined }),
     update: (_call, done) => done(null, { job: undefined }),
-    remove: (_call, done) => done(null, {}),
+    remove: (_call, done) => done(null, { jobId: "" }),
     prune: (call) => call.end(),
     stats: (call) => onStats(call),
     examine: (_call, done) => done(null, { findings: [], time: undefined }),

@@ -7,7 +7,7 @@ import { type HostFigures, watchHost } from "./host.ts";
 /** Seconds from the request to exec: a start takes one to three ms on an idle machine. */
 const START_SECONDS = [0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10];
 const HOWS: readonly How["kind"][] = ["exited", "signalled", "stopped", "timed-out", "out-of-memory", "lost"];
-/** How often each series of a bounded label may be a new one. What comes after that is counted as "other". */
+/** How many values a bounded label may have. What comes after those is counted as "other". */
 const MOST_REASONS = 100;
 const NANOSECONDS = 1e-9;
 

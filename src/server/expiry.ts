@@ -3,7 +3,6 @@ import type { Logger } from "pino";
 import { linksOf } from "./revocation.ts";
 import type { ServerCertificate } from "./meter.ts";
 import { problemsOf } from "./pem.ts";
-
 import { caKey, type Crl } from "../x509/crl.ts";
 import { nameOf, type TlsFiles } from "../x509/pem.ts";
 
@@ -30,7 +29,7 @@ export function certificatesOf({ files, lists = [] }: InHand): readonly ServerCe
 }
 
 /** A reason for which clients refuse the server, or it refuses them, now or soon. */
-export interface Trouble {
+interface Trouble {
   /** Names the certificate or the list. */
   readonly subject: string;
   readonly message: string;
@@ -75,7 +74,7 @@ function limited(
 }
 
 /** Finds what has expired, is revoked or missing, and what will be soon. */
-export function troublesOf({ files, lists }: InHand, nowMs = Date.now()): readonly Trouble[] {
+function troublesOf({ files, lists }: InHand, nowMs = Date.now()): readonly Trouble[] {
   const own = ownTroubles(files, nowMs);
   return lists ? [...own, ...listTroubles(files, lists, nowMs)] : own;
 }

@@ -70,7 +70,7 @@ export function workerService(
     }),
     remove: unary(async ({ jobId, archived }, { principal }) => {
       await jobsOf(principal).remove(jobId, { archived });
-      return {};
+      return { jobId };
     }),
     prune: streaming((call, context) => streamPruned(jobsOf(context.principal), call, context)),
     stats: streaming((call, context) => streamStats(jobsOf(context.principal), call, context)),

@@ -1,9 +1,8 @@
-import { existsSync, rmSync } from "node:fs";
-import { rm } from "node:fs/promises";
+import { existsSync } from "node:fs";
 import { dirname, join } from "node:path";
 import { writeJobFile } from "../journal/job-file.ts";
 import type { Journal } from "../journal/journal.ts";
-import { COMPRESSED_FILES, LOG_FILES, logFilesIn, PLAIN_FILES } from "../log/files.ts";
+import { COMPRESSED_FILES, logFilesIn, PLAIN_FILES, removeLogFiles } from "../log/files.ts";
 import { isFailing } from "../model/failure.ts";
 import { type Store, unavailable } from "./store.ts";
 
@@ -86,7 +85,7 @@ function archived({ logs }: Pick<Journal, "logs">, id: string, directory: string
     logs.archived(id, compressed);
   } catch (error) {
     if (!isFailing(error)) throw error;
-    for (const file of LOG_FILES) rmSync(join(directory, file), { force: true });
+    removeLogFiles(directory);
     logs.archived(id, compressed);
   }
 }
@@ -100,6 +99,6 @@ export async function letGo({ jobsDir, journal }: Home, id: string): Promise<voi
   } catch {
     // A full disk has room when the files are gone; the journal has it.
   }
-  for (const file of LOG_FILES) await rm(join(directory, file), { force: true });
+  removeLogFiles(directory);
   journal.logs.removed(id);
 }

@@ -156,7 +156,7 @@ function relimit(path: string, settings: readonly Setting[]): boolean {
 }
 
 function overfull(owner: string): JobError {
-  const message = `the jobs of ${quoted(owner)} have more memory than the quota that this worker was started with allows`;
+  const message = `the jobs of ${quoted(owner)} have more memory than the quota allows`;
   return new JobError("exhausted", `${message}: wait until some of them have ended`, {
     facts: { field: "sum-memory" },
   });

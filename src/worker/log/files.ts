@@ -1,4 +1,4 @@
-import { existsSync, statSync } from "node:fs";
+import { existsSync, rmSync, statSync } from "node:fs";
 import { join } from "node:path";
 import type { JobLog } from "../model/job.ts";
 
@@ -8,6 +8,11 @@ export const COMPRESSED_FILES = ["index.zst", "output.zst"] as const;
 /** The files of a log that is being compressed. */
 export const NEW_FILES = ["index.zst.new", "output.zst.new"] as const;
 export const LOG_FILES = [...PLAIN_FILES, ...COMPRESSED_FILES, ...NEW_FILES] as const;
+
+/** Removes the files of a log: its index first. Throws what keeps one from being removed. */
+export function removeLogFiles(directory: string): void {
+  for (const file of LOG_FILES) rmSync(join(directory, file), { force: true });
+}
 
 /** Returns how many bytes of the disk the log in a job's directory takes. A file that cannot be looked at takes none. */
 export function bytesOnDisk(directory: string): number {

@@ -1,10 +1,9 @@
-import { rmSync } from "node:fs";
 import { open, rename, rm } from "node:fs/promises";
 import { join } from "node:path";
 import { codeOf } from "../../os/errno.ts";
 import { removeArchived } from "../archive/move.ts";
 import type { Removed } from "../journal/removals.ts";
-import { LOG_FILES } from "../log/files.ts";
+import { removeLogFiles } from "../log/files.ts";
 import { JobError } from "../model/errors.ts";
 import { isFailing } from "../model/failure.ts";
 import { openRetryQueue } from "../system/retry-queue.ts";
@@ -104,7 +103,7 @@ async function begin({ journal, jobsDir }: Parts, ids: readonly string[], archiv
     const directory = join(jobsDir, id);
     await empty(directory);
     // Without its index nobody takes a log for an empty one.
-    for (const file of LOG_FILES) rmSync(join(directory, file), { force: true });
+    removeLogFiles(directory);
   }
   try {
     return journal.removals.begin(ids, archived);

@@ -1,14 +1,14 @@
-import { constants, rmSync } from "node:fs";
+import { constants } from "node:fs";
 import { open, rm } from "node:fs/promises";
 import { join } from "node:path";
 import type { Archive } from "../archive/archive.ts";
 import type { Journal } from "../journal/journal.ts";
-import { LOG_FILES } from "../log/files.ts";
+import { LOG_FILES, removeLogFiles } from "../log/files.ts";
 import { isFailing } from "../model/failure.ts";
 import type { PruneReason } from "../model/job.ts";
 import type { CheckedOptions } from "../model/options.ts";
 
-/** What retires and removes logs. */
+/** What retires and prunes logs, and removes jobs, works on. */
 export interface Parts {
   readonly options: CheckedOptions;
   readonly jobsDir: string;
@@ -35,7 +35,7 @@ export async function pruneLog(parts: Parts, id: string, why: PruneReason): Prom
     // The journal has no room to say so: the log makes it. Without its index nobody takes it for an empty one.
     const directory = join(jobsDir, id);
     await empty(directory);
-    for (const file of LOG_FILES) rmSync(join(directory, file), { force: true });
+    removeLogFiles(directory);
     leave(id);
     journal.logs.pruned(id, why, new Date());
   }
