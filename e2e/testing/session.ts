@@ -1,4 +1,5 @@
 import { readFileSync } from "node:fs";
+import { stripVTControlCharacters } from "node:util";
 
 /** A command as a page shows it, and the lines that it prints there. */
 export interface Step {
@@ -34,7 +35,9 @@ export function stepsOf(page: string, section: string): Step[] {
 export function isAsShown(printed: readonly string[], output: string): boolean {
   const pattern = printed.map((line) => (line.trim() === "…" ? "(?:.*\n)*" : `${escape(alike(line))}\n`)).join("");
   // A carriage return has a terminal show what comes behind it in the place of what was there.
-  const lines = output.split(/\r*\n/).map((line) => alike(line.slice(line.lastIndexOf("\r") + 1)));
+  const lines = stripVTControlCharacters(output)
+    .split(/\r*\n/)
+    .map((line) => alike(line.slice(line.lastIndexOf("\r") + 1)));
   // A line that is not ended, as a spinner that was wiped, is one, too.
   if (lines.at(-1) !== "") lines.push("");
   return new RegExp(`^${pattern}$`).test(lines.join("\n"));
