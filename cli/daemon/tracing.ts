@@ -1,8 +1,9 @@
 import { stat } from "node:fs/promises";
+import { resolve } from "node:path";
 import { pathToFileURL } from "node:url";
 import { NO_TRACING, openTracing, type Tracing } from "../../src/server/tracing.ts";
 import { reasonOf } from "../../src/os/errno.ts";
-import type { Job, WorkerMeter } from "../../src/worker/index.ts";
+import { exposureOfWay, type Job, type WorkerMeter } from "../../src/worker/index.ts";
 import type { Setting } from "./config.ts";
 
 /** The daemon's flag for traces. */
@@ -34,8 +35,10 @@ export async function traceBy(file: string | undefined, version: string): Promis
   return tracing;
 }
 
-/** Whoever may write the file could have the daemon do anything. */
+/** Whoever may write the file, or put another in its place, could have the daemon do anything. */
 async function checkWriters(file: string): Promise<void> {
+  const exposed = exposureOfWay(resolve(file));
+  if (exposed) throw new Error(exposed.reason);
   const mode = (await stat(file)).mode & 0o777;
   if (mode & 0o022) throw new Error(`others can write this file (mode 0${mode.toString(8)}): chmod go-w`);
 }

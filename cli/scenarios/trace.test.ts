@@ -1,8 +1,9 @@
-import { chmod, readFile, writeFile } from "node:fs/promises";
+import { chmod, chown, mkdir, readFile, writeFile } from "node:fs/promises";
 import { createRequire } from "node:module";
 import { join } from "node:path";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
-import { type Host, launch, startHost } from "../testing/host.ts";
+import { needsRoot } from "../../src/testing/root.ts";
+import { type Host, launch, type Ran, startHost } from "../testing/host.ts";
 
 const PARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
@@ -90,4 +91,26 @@ describe("a daemon with an SDK of OpenTelemetry", () => {
     const ran = await launch("jobsd", flags, host.certificates).ended;
     expect(ran).toEqual({ code: 1, stdout: "", stderr: expect.stringMatching(message) });
   });
+
+  it(
+    "does not start when the file that sets it up is another user's, or lies where another user may replace it",
+    needsRoot,
+    async () => {
+      const directory = join(host.dir, "theirs");
+      await mkdir(directory);
+      const file = join(directory, "sdk.cjs");
+      await writeFile(file, "");
+      const run = (): Promise<Ran> =>
+        launch(
+          "jobsd",
+          ["--listen", "127.0.0.1:0", "--state", join(host.dir, "other"), "--tracing", file],
+          host.certificates,
+        ).ended;
+      await chown(file, 65534, 65534);
+      expect((await run()).stderr).toMatch(/sdk\.cjs belongs to nobody/);
+      await chown(file, 0, 0);
+      await chown(directory, 65534, 65534);
+      expect((await run()).stderr).toMatch(/theirs belongs to nobody/);
+    },
+  );
 });

@@ -217,6 +217,17 @@ static bool prepare_descriptors(void)
 	return stops >= 0 && epoll_ctl(epoll, EPOLL_CTL_ADD, stops, &event) == 0;
 }
 
+/* The daemon's pid is that of whoever made the socket. Where the daemon has died the parent is another process by now. */
+static void hasten_daemon(void)
+{
+	struct ucred daemon;
+	socklen_t size = sizeof daemon;
+	if (getsockopt(DAEMON_FD, SOL_SOCKET, SO_PEERCRED, &daemon, &size) < 0 || daemon.pid != getppid())
+		return;
+	hasten(daemon.pid);
+	give_weight(daemon.pid);
+}
+
 static bool prepare(void)
 {
 	sigset_t all;
@@ -228,8 +239,7 @@ static bool prepare(void)
 	if (sigprocmask(SIG_SETMASK, &all, NULL) < 0 || !read_oom_score() || !put_back_inherited() ||
 	    getrlimit(RLIMIT_NOFILE, &files) < 0)
 		return false;
-	hasten(getppid());
-	give_weight(getppid());
+	hasten_daemon();
 	/* Whoever has the user of the spawner, a supervisor or a job before its exec could look into them, and trace them. */
 	if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) < 0)
 		return false;

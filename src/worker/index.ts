@@ -39,3 +39,4 @@ export type {
   LinuxThrottleDevice,
   LinuxWeightDevice,
 } from "./model/resources.ts";
+export { exposureOfWay } from "./system/exposure.ts";

@@ -23,7 +23,7 @@ export function exposureOf(directory: string): Exposure | undefined {
 }
 
 /** Looks at each directory and link on the way: neither may be another user's, and no directory open to other users. */
-function exposureOfWay(directory: string): Exposure | undefined {
+export function exposureOfWay(directory: string): Exposure | undefined {
   const names = directory.split("/");
   for (let at = "/", links = 0; links <= MOST_LINKS;) {
     const stats = lstatSync(at, { throwIfNoEntry: false });
