@@ -1,8 +1,8 @@
 import "reflect-metadata";
-import { sign } from "node:crypto";
+import { sign, type X509Certificate } from "node:crypto";
 import { type Extension, X509Crl } from "@peculiar/x509";
 import { codeOf } from "../src/os/errno.ts";
-import { crlsIn, maySignLists, readCrlFile } from "../src/x509/crl.ts";
+import { type Crl, crlsIn, maySignLists, readCrlFile } from "../src/x509/crl.ts";
 import { subjectOf } from "../src/x509/der.ts";
 import { PemError, pemBlocks } from "../src/x509/pem.ts";
 import { type Authority, authorityKeyId, BACKDATE_MS, DAY_MS, nodeCertificate } from "./authority.ts";
@@ -82,6 +82,23 @@ export async function existingCrl(path: string): Promise<Buffer | undefined> {
   });
 }
 
+/**
+ * Reads the lists that these CAs have signed, none when the file is not there. Throws CertError for a file of which not all is
+ * known.
+ */
+export async function listsIn(path: string, authorities: readonly X509Certificate[]): Promise<readonly Crl[]> {
+  try {
+    const contents = await existingCrl(path);
+    return contents ? (await crlsIn(contents, path, authorities)).lists : [];
+  } catch (error) {
+    throw error instanceof PemError ? unreliable(error) : error;
+  }
+}
+
+function unreliable(error: PemError): CertError {
+  return new CertError("unreadable", `${error.message}; move it away, where it is not needed`, error);
+}
+
 /** Reads the list that is there; undefined when there is none, or one of another CA. */
 async function listBefore(path: string, authority: Authority): Promise<ListBefore | undefined> {
   try {
@@ -97,7 +114,7 @@ async function listBefore(path: string, authority: Authority): Promise<ListBefor
   } catch (error) {
     if (!(error instanceof PemError)) throw error;
     if (error.code === "mismatch") return undefined;
-    throw new CertError("unreadable", `${error.message}; move it away, where it is not needed`, error);
+    throw unreliable(error);
   }
 }
 

@@ -1,6 +1,6 @@
 import { execFile } from "node:child_process";
 import { createPrivateKey, X509Certificate } from "node:crypto";
-import { appendFile, mkdtempDisposable, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
+import { appendFile, mkdtempDisposable, readdir, readFile, rm, stat, symlink, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { promisify } from "node:util";
@@ -75,12 +75,36 @@ describe("a certificate that is renewed", () => {
   it("may be signed by the CA that follows its own, where that is said", async () => {
     const [old, young] = [await copy(), join(dir, "young")];
     await issueAll({ out: young, bits: 2048 });
+    for (const ca of [old, young]) await revoke({ certificate: join(ca, "reader.crt"), ca });
     const options = { file: join(old, "writer.crt"), ca: young, out: join(young, "renewed.crt") };
     await expect(renew(options)).rejects.toThrow("and not by this CA; where that CA is to be followed by this one");
     await renew({ ...options, oldCa: old });
     const signed = await certificateAt(young, "renewed.crt");
     expect(signed.verify((await certificateAt(young, "ca.crt")).publicKey)).toBe(true);
     expect(signed.subject).toBe("CN=writer");
+  });
+
+  it.each<[string, (old: string) => Promise<unknown>, RegExp]>([
+    ["has revoked", () => Promise.resolve(), /writer\.crt: was revoked at .* \(keyCompromise\)/],
+    [
+      "has on its list alone, its index lost",
+      (old) => rm(join(old, "ca.index")),
+      /writer\.crt: was revoked: .*ca\.crl/,
+    ],
+    [
+      "may have revoked, as its index is lost and its list damaged",
+      async (old) => (await rm(join(old, "ca.index")), await writeFile(join(old, "ca.crl"), "hello")),
+      /ca\.crl: is no list of revoked certificates.*; move it away/,
+    ],
+  ])("is none that the CA which signed it %s, whichever CA is to renew it", async (_, prepare, message) => {
+    const [old, young] = [await copy(), await copy()];
+    await issueAll({ out: young, bits: 2048, force: true });
+    const [file, out] = [join(old, "writer.crt"), join(young, "renewed.crt")];
+    await revoke({ certificate: file, ca: old, reason: "keyCompromise" });
+    await prepare(old);
+    await expect(renew({ file, ca: young, oldCa: join(old, "ca.crt"), out })).rejects.toThrow(message);
+    await expect(renew({ file, ca: old, out })).rejects.toThrow(message);
+    expect(await readdir(young)).not.toContain("renewed.crt");
   });
 
   it.each<[string, (ca: string) => Promise<string>, RegExp]>([

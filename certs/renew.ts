@@ -3,11 +3,14 @@ import { createPublicKey, type KeyObject, X509Certificate as NodeCertificate } f
 import { realpath } from "node:fs/promises";
 import { type Extension, SubjectAlternativeNameExtension, type X509Certificate } from "@peculiar/x509";
 import { codeOf } from "../src/os/errno.ts";
+import { caKey, type Crl } from "../src/x509/crl.ts";
+import { serialOf } from "../src/x509/der.ts";
 import { LEAST_RSA_BITS, authoritiesIn, certificatesIn, nameOf, PemError, privateKeyIn } from "../src/x509/pem.ts";
-import { type Authority, certify, nodeCertificate, openAuthority, parseCertificate } from "./authority.ts";
+import { certify, nodeCertificate, openAuthority, parseCertificate } from "./authority.ts";
 import { handOut, indexOf, readIndex } from "./ca-index.ts";
+import { listsIn } from "./crl.ts";
 import { CertError } from "./error.ts";
-import { caFiles, type NewFile, readFrom, refuseExisting } from "./files.ts";
+import { type CaFiles, caFiles, type NewFile, readFrom, refuseExisting } from "./files.ts";
 import { type CertificateDescription, describe } from "./inspect.ts";
 import { generateKey, keyToPem, requireStrong } from "./key.ts";
 import { type Profile, ROLE_OID, roleOf } from "./profile.ts";
@@ -43,18 +46,25 @@ export interface Renewed {
 
 /**
  * Signs a certificate anew: subject, subject alternative names and role stay, byte for byte, and so does its key unless a new
- * one is asked for. Throws CertError, `refused` for a certificate that this CA did not sign, or has revoked.
+ * one is asked for. Throws CertError, `refused` for a certificate that neither this CA nor the old one signed, or that its CA has
+ * revoked.
  */
 export async function renew(options: RenewOptions): Promise<Renewed> {
   const { file, newKey = false, force = false, now = new Date() } = options;
   const files = await caFiles(options.ca, options.caKey);
   const authority = await openAuthority(files.crt, files.key);
   const [{ certificate: node }] = await readFrom(file, certificatesIn);
-  await requireOurs(node, file, authority, options.oldCa);
-  const place = indexOf(files, nodeCertificate(authority.certificate));
-  const revoked = (await readIndex(place)).entries.get(node.serialNumber)?.revoked;
-  if (revoked)
-    throw new CertError("refused", `${file}: was revoked at ${revoked.at} (${revoked.reason}); sign a request instead`);
+  const old = options.oldCa === undefined ? undefined : await caFiles(options.oldCa);
+  const given = old ? await readFrom(old.crt, authoritiesIn) : [];
+  const own = nodeCertificate(authority.certificate);
+  const authorities = [own, ...given.map(({ certificate }) => certificate)];
+  const signers = signersOf(node, file, authorities);
+  for (const kept of old ? [files, old] : [files]) {
+    // Lists are told apart by their keys: a CA and the one that follows it often have one name.
+    const lists = await listsIn(kept.crl, authorities);
+    for (const signer of signers) await requireUnrevoked(node, file, kept, { signer, lists });
+  }
+  const place = indexOf(files, own);
   const { certificate } = parseCertificate(node, file);
   const { profile, extensions } = holderOf(certificate, file);
   const target = await targetOf(options, node);
@@ -76,24 +86,36 @@ export async function renew(options: RenewOptions): Promise<Renewed> {
   return { crt: target.crt, ...(key && { key: target.key }), before: node.serialNumber, certificate: described };
 }
 
-/** Throws CertError unless this CA, or the one that is named as the old one, has signed the certificate. */
-async function requireOurs(
+/** Returns which of these CAs have signed the certificate: its CA may have several certificates. Throws CertError for none. */
+function signersOf(
   node: NodeCertificate,
   file: string,
-  authority: Authority,
-  oldCa: string | undefined,
-): Promise<void> {
-  const given = oldCa === undefined ? [] : await readFrom((await caFiles(oldCa)).crt, authoritiesIn);
-  const signers = [nodeCertificate(authority.certificate), ...given.map(({ certificate }) => certificate)];
+  authorities: readonly NodeCertificate[],
+): readonly NodeCertificate[] {
   if (node.ca)
     throw new CertError(
       "refused",
       `${file}: ${nameOf(node)} is a CA's certificate; make another CA, and trust both for a while`,
     );
-  if (signers.some((signer) => node.checkIssued(signer) && node.verify(signer.publicKey))) return;
+  const signers = authorities.filter((signer) => node.checkIssued(signer) && node.verify(signer.publicKey));
+  if (signers.length > 0) return signers;
   const issuer = node.issuer.replaceAll("\n", ", ");
   const remedy = "where that CA is to be followed by this one, give its certificate with --old-ca";
   throw new CertError("refused", `${file}: ${nameOf(node)} is signed by ${issuer}, and not by this CA; ${remedy}`);
+}
+
+/** Throws CertError where the index or the list among a CA's files says that the signer has revoked the certificate. */
+async function requireUnrevoked(
+  node: NodeCertificate,
+  file: string,
+  files: CaFiles,
+  { signer, lists }: { readonly signer: NodeCertificate; readonly lists: readonly Crl[] },
+): Promise<void> {
+  const revoked = (await readIndex(indexOf(files, signer))).entries.get(node.serialNumber)?.revoked;
+  const listed = lists.some(({ ca, serials }) => ca === caKey(signer) && serials.has(serialOf(node.raw) ?? ""));
+  if (!revoked && !listed) return;
+  const known = revoked ? ` at ${revoked.at} (${revoked.reason})` : `: ${files.crl} has its serial number`;
+  throw new CertError("refused", `${file}: was revoked${known}; sign a request instead`);
 }
 
 /** The profile of a certificate, and the extensions that say who its holder is. */
