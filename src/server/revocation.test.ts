@@ -250,4 +250,45 @@ describe("of a chain over an intermediate CA", unless(withoutOpenssl), () => {
       expect(server.audit).toMatchObject([{ event: "connection", reason }]);
     }
   });
+
+  const HIDE = `
+  for at in $(seq 18); do openssl x509 -req -in leaf.csr -signkey leaf.key -set_serial $at -days 9; done >junk.crt
+  cp root.ext evil.ext; make evil - "-signkey evil.key"
+  openssl x509 -req -in mid.csr -CA evil.crt -CAkey evil.key -CAcreateserial -days 9 -extfile mid.ext -out forged.crt
+  cp leaf.ext lent.ext; make lent root "-CA root.crt -CAkey root.key -CAcreateserial"
+  openssl x509 -req -in mid.csr -CA lent.crt -CAkey lent.key -CAcreateserial -days 9 -extfile mid.ext -out below-lent.crt
+  cat leaf.crt junk.crt mid.crt >far.pem; cat leaf.crt forged.crt mid.crt >astray.pem
+  cat leaf.crt below-lent.crt lent.crt mid.crt >lent.pem`;
+
+  test.each([
+    ["behind more certificates than are looked at", "root.crt", "far.pem", "CHAIN_INCOMPLETE"],
+    ["behind one of its name and key that a stranger has signed", "both.crt", "astray.pem", "CERTIFICATE_REVOKED"],
+    [
+      "behind one of its name and key that a client of the root has signed",
+      "both.crt",
+      "lent.pem",
+      "CERTIFICATE_REVOKED",
+    ],
+  ])(
+    "a client that hides its revoked intermediate CA %s is refused, also where lists may be faulty",
+    async (...row) => {
+      const [, cas, sent, reason] = row;
+      await using dir = await mkdtempDisposable(join(tmpdir(), "jobs-crl-"));
+      await shell(MAKE + HIDE, dir.path);
+      const text = (name: string) => readFile(join(dir.path, name), "utf8");
+      const ca = { cert: await text(cas), key: "" };
+      const key = await text("leaf.key");
+      const [own, client] = [
+        { cert: await text("leaf.pem"), key },
+        { cert: await text(sent), key },
+      ];
+      const crls = await readCrls(join(dir.path, "mid-revoked.crl"), ca.cert);
+      for (const faultyLists of ["warn", "refuse"] as const) {
+        await using server = await running({ ca, server: own }, {}, { crls, faultyLists });
+        const call = query(server, own, clientOf(server.port, { ...ca, cert: await text("root.crt") }, client));
+        expect((await errorOf(call)).code).toBe(status.UNAVAILABLE);
+        expect(server.audit).toMatchObject([{ event: "connection", reason }]);
+      }
+    },
+  );
 });

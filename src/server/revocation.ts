@@ -7,7 +7,7 @@ import { nameOf, PemError } from "../x509/pem.ts";
 
 /** A certificate of a client's chain, as its CA's list has it. */
 export interface Link {
-  /** The CA by caKey(); empty where nobody knows who signed it. */
+  /** The CA by caKey(); empty where the chain ends without a root: what it goes on with is not known. */
   readonly ca: string;
   /** By serialKey(). */
   readonly serial: string;
@@ -46,7 +46,8 @@ const MAX_WAIT_MS = 2 ** 31 - 1;
 
 /**
  * The certificates of a client's chain that are checked: each but the root, which nobody can revoke. The chain is followed up
- * to the root, also past a CA below it that is trusted.
+ * to the root, also past a CA below it that is trusted. As in OpenSSL, a trusted CA goes before one that was sent: a client may
+ * send another one of its name and key.
  *
  * @param sent the certificates that the client has sent, its own first; TLS has verified them
  */
@@ -54,7 +55,7 @@ export function linksOf(sent: readonly X509Certificate[], authorities: readonly 
   const [own] = sent;
   if (!own) return [];
   const roots = authorities.filter((authority) => authority.checkIssued(authority));
-  const { certificates } = pathOf(own, [...sent, ...authorities], roots);
+  const { certificates } = pathOf(own, [...authorities, ...sent], roots);
   const top = certificates.at(-1);
   // A chain whose root is not found has nobody who could tell of its top.
   const checked = top && roots.some(({ raw }) => raw.equals(top.raw)) ? certificates.slice(0, -1) : certificates;
@@ -69,7 +70,10 @@ export function linksOf(sent: readonly X509Certificate[], authorities: readonly 
   });
 }
 
-/** @param faulty what becomes of clients without a list that holds now; who is known to be revoked is refused in either case */
+/**
+ * @param faulty what becomes of clients without a list that holds now; who is known to be revoked, or sent a chain that cannot be
+ * checked up to its root, is refused in either case
+ */
 export function revocation(faulty: FaultyLists, file: CrlFile): Revocation {
   let lists = new Map(file.lists.map((list) => [list.ca, list]));
   let told = (): void => {};
@@ -96,6 +100,7 @@ export function revocation(faulty: FaultyLists, file: CrlFile): Revocation {
       const list = lists.get(link.ca);
       if (list?.serials.has(link.serial)) return revoked(link);
       if (faulty === "refuse") refused ??= faultOf(list, link, nowMs);
+      if (link.ca === "") return incomplete(link);
     }
     return refused;
   }
@@ -131,6 +136,12 @@ export function revocation(faulty: FaultyLists, file: CrlFile): Revocation {
 function revoked({ name, issuer }: Link): Refused {
   const message = `the certificate of ${JSON.stringify(name)} was revoked by its CA, ${issuer}: ask for a new one`;
   return { ok: false, reason: "CERTIFICATE_REVOKED", message };
+}
+
+function incomplete({ name, issuer }: Link): Refused {
+  const found = `no certificate of ${issuer}, which signed that of ${JSON.stringify(name)}, is known or among the first sent`;
+  const message = `whether a CA of the chain is revoked is not known: ${found}; send the chain alone, in its order`;
+  return { ok: false, reason: "CHAIN_INCOMPLETE", message };
 }
 
 function faultOf(list: Crl | undefined, { issuer }: Link, nowMs: number): Refused | undefined {

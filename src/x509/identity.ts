@@ -41,6 +41,7 @@ export interface Refused {
     | "CRL_MISSING"
     | "CRL_EXPIRED"
     | "CRL_NOT_YET_VALID"
+    | "CHAIN_INCOMPLETE"
     | "NO_CERTIFICATE"
     | RoleRefusal;
   readonly message: string;
