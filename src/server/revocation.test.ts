@@ -160,6 +160,28 @@ test("an older list takes nobody off the one in force", async () => {
   expect((await errorOf(query(server, pair(lost)))).code).toBe(status.UNAVAILABLE);
 });
 
+test("a file without a list in force takes nobody off it, while the list's CA is trusted", async () => {
+  const [revoking, older] = [await listed([pair(lost)], { number: 7 }), await listed([], { number: 6 })];
+  const others = await listed([], { number: 2 }, other);
+  const joined = (...files: readonly CrlFile[]): CrlFile => ({
+    lists: files.flatMap(({ lists }) => lists),
+    strangers: [],
+  });
+  const both = trusted.ca.cert + other.ca.cert;
+  const ca = { ...trusted.ca, cert: both };
+  const crls = joined(revoking, others);
+  await using server = await running({ ...trusted, ca }, {}, { crls, faultyLists: "warn" });
+  for (const dropped of [others, { lists: [], strangers: [] }])
+    expect(() => server.renew({ tls: tls(both), crls: dropped })).toThrow(
+      "the list of CN=test CA, number 7, is in force and not in the file: put it in, or trust that CA no more",
+    );
+  expect(() => server.renew({ tls: tls(both), crls: joined(older, others) })).toThrow("number 7 is in force");
+  expect((await errorOf(query(server, pair(lost)))).code).toBe(status.UNAVAILABLE);
+  server.renew({ tls: tls(), crls: revoking })();
+  expect((await errorOf(query(server, pair(lost)))).code).toBe(status.UNAVAILABLE);
+  expect(await query(server, pair(kept))).toMatchObject({ pid: 4711 });
+});
+
 test("a CA on its own list is no obstacle: whoever would not trust it takes it out of the CAs", async () => {
   await using server = await running(trusted, {}, { crls: await listed([trusted.ca]) });
   expect(await query(server, pair(kept))).toMatchObject({ pid: 4711 });

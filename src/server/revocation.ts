@@ -35,8 +35,11 @@ export interface Revocation {
   replace(file: CrlFile): void;
   /** Calls `changed` when other lists are in force, and when one has expired. */
   watch(changed: () => void): Disposable;
-  /** Throws PemError for a list that is older than the one in force: it may lack certificates that were revoked since. */
-  requireNewer(file: CrlFile): void;
+  /**
+   * Throws PemError for a list that is older than the one in force, and for a file without one in force whose CA is among
+   * `authorities`: certificates that were revoked since may be missing.
+   */
+  requireNewer(file: CrlFile, authorities: readonly X509Certificate[]): void;
 }
 
 /** A list may be a little ahead of this host's clock. */
@@ -113,7 +116,13 @@ export function revocation(faulty: FaultyLists, file: CrlFile): Revocation {
     get lists() {
       return [...lists.values()];
     },
-    requireNewer(next) {
+    requireNewer(next, authorities) {
+      const trusted = new Set(authorities.map(caKey));
+      for (const { ca, issuer, number = "unknown" } of lists.values()) {
+        if (!trusted.has(ca) || next.lists.some((list) => list.ca === ca)) continue;
+        const why = `number ${number}, is in force and not in the file: put it in, or trust that CA no more`;
+        throw new PemError("mismatch", `the list of ${issuer}, ${why}`);
+      }
       for (const list of next.lists) {
         const inForce = lists.get(list.ca);
         if (!inForce || !isNewer(inForce, list)) continue;

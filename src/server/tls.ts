@@ -106,7 +106,7 @@ export async function listenTls(options: ListenOptions): Promise<TlsListener> {
     address,
     renew(materials) {
       const next = handshakerOf(readTls(materials.tls));
-      if (materials.crls) revoked?.requireNewer(materials.crls);
+      if (materials.crls) revoked?.requireNewer(materials.crls, next.files.authorities);
       return () => {
         const { files } = current;
         current = next;
