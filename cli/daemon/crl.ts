@@ -38,10 +38,9 @@ export function crlOptions(given: Given): CrlOptions {
 /** The lists of a file; undefined where none was asked for. */
 export type Crls = ServeOptions["crls"];
 
-/** Tells whether other lists are there, by what identifies them. */
+/** Tells whether other lists are there: a number may be absent, and a second may have two lists. */
 export function listsChanged(before: Crls, now: Crls): boolean {
-  const named = (crls: Crls): string =>
-    (crls?.lists ?? []).map(({ ca, number, thisUpdate }) => `${ca} ${number} ${thisUpdate.toISOString()}`).join("\n");
+  const named = (crls: Crls): string => (crls?.lists ?? []).map(({ ca, signature }) => `${ca} ${signature}`).join("\n");
   return named(before) !== named(now);
 }
 

@@ -28,6 +28,8 @@ export interface Crl {
   readonly nextUpdate: Date;
   /** The serial numbers, by serialKey(). */
   readonly serials: ReadonlySet<string>;
+  /** In base64. No two lists of different content have it in common. */
+  readonly signature: string;
 }
 
 /** The lists of a file, the newest of each CA, and the lists in it that are about none of the CAs, by their issuers. */
@@ -272,6 +274,7 @@ async function crlOf(outline: Outline, signer: X509Certificate, at: string): Pro
     thisUpdate: outline.thisUpdate,
     nextUpdate: outline.nextUpdate,
     serials: await serialsIn(outline.revoked, at),
+    signature: Buffer.from(outline.signature).toString("base64"),
   };
 }
 
