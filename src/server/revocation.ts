@@ -117,12 +117,7 @@ export function revocation(faulty: FaultyLists, file: CrlFile): Revocation {
       return [...lists.values()];
     },
     requireNewer(next, authorities) {
-      const trusted = new Set(authorities.map(caKey));
-      for (const { ca, issuer, number = "unknown" } of lists.values()) {
-        if (!trusted.has(ca) || next.lists.some((list) => list.ca === ca)) continue;
-        const why = `number ${number}, is in force and not in the file: put it in, or trust that CA no more`;
-        throw new PemError("mismatch", `the list of ${issuer}, ${why}`);
-      }
+      requireAll([...lists.values()], next, authorities);
       for (const list of next.lists) {
         const inForce = lists.get(list.ca);
         if (!inForce || !isNewer(inForce, list)) continue;
@@ -140,6 +135,16 @@ export function revocation(faulty: FaultyLists, file: CrlFile): Revocation {
       return { [Symbol.dispose]: () => clearTimeout(timer) };
     },
   };
+}
+
+/** Throws PemError where a list in force, whose CA is still trusted, is not in a file. */
+function requireAll(inForce: readonly Crl[], { lists }: CrlFile, authorities: readonly X509Certificate[]): void {
+  const trusted = new Set(authorities.map(caKey));
+  const missing = inForce.find(({ ca }) => trusted.has(ca) && !lists.some((list) => list.ca === ca));
+  if (!missing) return;
+  const { issuer, number = "unknown" } = missing;
+  const why = `number ${number}, is in force and not in the file: put it in, or trust that CA no more`;
+  throw new PemError("mismatch", `the list of ${issuer}, ${why}`);
 }
 
 function revoked({ name, issuer }: Link): Refused {
