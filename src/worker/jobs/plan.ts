@@ -107,7 +107,7 @@ export function planOf(context: Context, given: JobSpec): Plan {
 /** Refuses what the owner's quota does not allow. Throws JobError. */
 function checkQuota(context: Context, spec: JobSpec, settings: readonly Setting[], quota: Quota): void {
   checkKept(quota, context.hierarchy);
-  checkMost(settings, spec.owner, quota);
+  checkMost(settings, spec.owner, quota, true);
   checkTimeLimit(spec, quota);
   checkJobs(context, spec.owner, quota);
 }

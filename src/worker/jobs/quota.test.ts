@@ -16,7 +16,7 @@ function linesOf(quota: Quota, resources?: JobSpec["resources"]): Promise<unknow
   return Promise.resolve().then(() => {
     const filled = withDefaults({ ...spec, ...(resources && { resources }) }, quota);
     const settings = settingsOf(filled.resources ?? {}, host);
-    checkMost(settings, "ada", quota);
+    checkMost(settings, "ada", quota, true);
     return Object.fromEntries(settings.map(({ file, value }) => [file, value]));
   });
 }
@@ -193,21 +193,24 @@ describe.each(modes)("a worker %s", (_mode, options) => {
     }
   });
 
-  test("refuses an update above the most, also of a job that was started before there was one", async () => {
-    await using first = await testWorker(options);
-    const { job } = await first.start(waits);
-    await first.close();
-    await using worker = await testWorker({
-      ...options,
-      stateDir: first.stateDir,
-      quotas: { all: { max: { pids: 10 } } },
-    });
-    for (const limit of [11n, -1n])
-      expect(await refused(() => worker.update(job.id, { pids: { limit } }))).toMatchObject({
-        code: "invalid",
-        field: "resources.pids.limit",
-        facts: { maximum: "10", asked: limit === 11n ? "11" : "no limit" },
+  test.each(["max", "sum"] as const)(
+    "refuses an update above the most (%s), also of a job that was started before there was one",
+    async (kind) => {
+      await using first = await testWorker(options);
+      const { job } = await first.start(waits);
+      await first.close();
+      await using worker = await testWorker({
+        ...options,
+        stateDir: first.stateDir,
+        quotas: { all: { [kind]: { pids: 10 } } },
       });
-    expect(worker.query(job.id)).toMatchObject({ state: "running", limits: new Map() });
-  });
+      for (const limit of [11n, -1n])
+        expect(await refused(() => worker.update(job.id, { pids: { limit } }))).toMatchObject({
+          code: "invalid",
+          field: "resources.pids.limit",
+          facts: { maximum: "10", asked: limit === 11n ? "11" : "no limit" },
+        });
+      expect(worker.query(job.id)).toMatchObject({ state: "running", limits: new Map() });
+    },
+  );
 });

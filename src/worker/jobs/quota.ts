@@ -51,8 +51,10 @@ function quotaUs(cpus: number, period: bigint): bigint {
 /**
  * Refuses settings above the most of the owner's quota, and those of the same files that cannot be compared with it. Throws
  * JobError `invalid` with the facts `field`, `maximum` and `asked`.
+ *
+ * @param inGroup the job is in its owner's group, so that what all have together limits it as well
  */
-export function checkMost(settings: readonly Setting[], owner: string, quota: Quota): void {
+export function checkMost(settings: readonly Setting[], owner: string, quota: Quota, inGroup: boolean): void {
   for (const { file, value, field } of settings) {
     const [name, key] = LIMITED.get(file) ?? [];
     const most = name === undefined ? undefined : mostOf(quota, name);
@@ -60,8 +62,7 @@ export function checkMost(settings: readonly Setting[], owner: string, quota: Qu
     const asked = amountIn(file, value);
     if (asked === undefined)
       throw invalid(field, `${quoted(value)} is not plain enough to compare with this worker's maximum`);
-    // What all have together limits a job that has no limit of its own.
-    const free = asked === Infinity && quota.max?.[name] === undefined;
+    const free = inGroup && asked === Infinity && quota.max?.[name] === undefined;
     const kind = most === quota.max?.[name] ? "max" : "sum";
     if (asked > most && !free) throw tooMuch({ field, key: `${kind}-${key}`, owner }, asked, most);
   }

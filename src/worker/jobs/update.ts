@@ -1,9 +1,10 @@
 import { constants, existsSync } from "node:fs";
 import { open } from "node:fs/promises";
-import { join } from "node:path";
+import { dirname, join } from "node:path";
 import { codeOf } from "../../os/errno.ts";
 import { contentOf } from "../../os/proc.ts";
 import { readLimits } from "../cgroup/group.ts";
+import { isOwnerGroup } from "../cgroup/owner-groups.ts";
 import { type Change, changesOf } from "../limits/change.ts";
 import { deviceProgram } from "../limits/devices.ts";
 import { thisHost } from "../limits/host.ts";
@@ -45,11 +46,11 @@ async function change(context: Context, entry: TrackedJob, asked: LinuxResources
   const settings = settingsToWrite(old, asked, resources, host);
   const devices = deviceProgram(asked.devices ?? [], host);
   const quota = quotaHere(context, entry.job.owner);
-  if (quota) checkMost(settings, entry.job.owner, quota);
+  const { group } = entry;
+  if (quota) checkMost(settings, entry.job.owner, quota, group !== undefined && isOwnerGroup(dirname(group)));
   checkSettings(settings, hierarchy);
   if (devices) checkDevices(hierarchy);
   if (hasEnded(entry)) throw ended(id);
-  const { group } = entry;
   let { limits } = entry.job;
   if (group !== undefined) {
     if (resources.memory?.checkBeforeUpdate) checkUse(affected(resources, asked).memory ?? {}, entry);
