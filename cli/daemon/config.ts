@@ -1,6 +1,6 @@
-import { existsSync } from "node:fs";
+import { lstatSync } from "node:fs";
 import { dirname, resolve } from "node:path";
-import { reasonOf } from "../../src/os/errno.ts";
+import { codeOf, reasonOf } from "../../src/os/errno.ts";
 import { UsageError } from "../line/parse.ts";
 import { type Flag, type Given, likely } from "../line/program.ts";
 import type { TomlEntry, TomlValue } from "../line/toml.ts";
@@ -30,11 +30,18 @@ interface Config {
 
 /**
  * Returns what the command line says, or else the environment (JOBSD_NAME), or else the configuration file, flag by flag. The
- * file is read anew at each call: the one that --config names, or CONFIG where that exists. Throws UsageError.
+ * file is read anew at each call: the one that --config names, or `before`, or CONFIG where that exists. Throws UsageError.
+ *
+ * @param before the file of the call before, without which its keys would be missing
  */
-export async function allGiven(given: Given, env: NodeJS.ProcessEnv, settings: readonly Setting[]): Promise<Given> {
+export async function allGiven(
+  given: Given,
+  env: NodeJS.ProcessEnv,
+  settings: readonly Setting[],
+  before?: string,
+): Promise<Given> {
   const line = lineAndEnvironment(given, env);
-  const file = line.text("config") ?? (existsSync(CONFIG) ? CONFIG : undefined);
+  const file = line.text("config") ?? before ?? (isMissing(CONFIG) ? undefined : CONFIG);
   if (file === undefined) return line;
   const config = await readConfig(resolve(file), settings);
   const list = (name: string): readonly string[] => {
@@ -52,6 +59,16 @@ export async function allGiven(given: Given, env: NodeJS.ProcessEnv, settings: r
       return key ? `${config.file}:${key.line}: ${name}` : line.nameOf(name);
     },
   };
+}
+
+/** Returns false for a file that cannot be looked at, too: whoever reads it is told why. */
+function isMissing(file: string): boolean {
+  try {
+    lstatSync(file);
+    return false;
+  } catch (error) {
+    return codeOf(error) === "ENOENT";
+  }
 }
 
 function lineAndEnvironment(given: Given, env: NodeJS.ProcessEnv): Given {

@@ -40,7 +40,12 @@ export function program(root: string, version: string): Program {
         flags,
         examples: ["--listen 0.0.0.0:7443 --state /var/lib/jobs --ca ca.crt --cert worker.crt --key worker.key"],
         run: async (line) => {
-          const read = (): Promise<Given> => allGiven(line, environment(), flags);
+          let file: string | undefined;
+          const read = async (): Promise<Given> => {
+            const given = await allGiven(line, environment(), flags, file);
+            file = given.text("config");
+            return given;
+          };
           const given = await read();
           if (given.on("check")) return (await import("./check.ts")).check(given, root);
           if (given.on("recover")) return (await import("./recover.ts")).recover(given);

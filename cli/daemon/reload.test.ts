@@ -1,6 +1,6 @@
 import { once } from "node:events";
 import { copyFileSync, readFileSync } from "node:fs";
-import { copyFile, mkdir, readdir, readFile, rename, symlink, writeFile } from "node:fs/promises";
+import { copyFile, mkdir, readdir, readFile, rename, rm, symlink, writeFile } from "node:fs/promises";
 import { join } from "node:path";
 import { connect } from "node:tls";
 import { afterAll, beforeAll, beforeEach, describe, expect, it } from "vitest";
@@ -272,5 +272,40 @@ describe("/etc/jobs/jobsd.toml", needsRoot, () => {
       stderr: "jobsd: /etc/jobs/jobsd.toml:1: max-jobs must be a number, or a text in quotes, and is true or false\n",
     });
     expect((await run("/dev/null")).stdout).toContain("configuration");
+  });
+
+  /** Launches a daemon that has what is in `etc` as the host's /etc/jobs, and no other configuration. */
+  function launchWith(etc: string, ...args: string[]): Running {
+    const script = `mount -t tmpfs none /etc && cp -r "$0" /etc/jobs && exec "$@"`;
+    return launch(
+      "jobsd",
+      args,
+      { ...host.certificates, JOBSD_CONFIG: "" },
+      { under: ["unshare", "--mount", "sh", "-c", script, etc] },
+    );
+  }
+
+  it("that cannot be looked at is told of, and is not taken for none", async () => {
+    const etc = join(host.dir, "loop");
+    await mkdir(etc);
+    await symlink("jobsd.toml", join(etc, "jobsd.toml"));
+    const { code, stderr } = await launchWith(etc, "--check").ended;
+    expect([code, stderr]).toEqual([125, expect.stringMatching(/^jobsd: \/etc\/jobs\/jobsd\.toml: .*symbolic links/)]);
+  });
+
+  it("that has vanished is no configuration without its keys: a reload leaves all as it was", async () => {
+    const etc = join(host.dir, "vanishing");
+    await mkdir(etc);
+    await writeFile(join(etc, "jobsd.toml"), 'quota = "jobs=1"\n');
+    const flags = ["--listen", "127.0.0.1:0", "--state", join(host.dir, "vanishing-state")];
+    const running = launchWith(etc, ...flags, ...(isRoot ? ["--user", "65534"] : []));
+    await running.shows("listening on");
+    await rm(`/proc/${running.child.pid}/root/etc/jobs/jobsd.toml`);
+    running.child.kill("SIGHUP");
+    await running.shows("configuration", "stderr");
+    running.child.kill("SIGTERM");
+    const { stderr } = await running.ended;
+    expect(stderr).toContain("/etc/jobs/jobsd.toml: no such file or directory");
+    expect(stderr).toContain("configuration not taken: all stays as it was");
   });
 });
