@@ -41,7 +41,7 @@ function unreadable(unread: Sums, owner: string): Failure | undefined {
   return {
     code: status.RESOURCE_EXHAUSTED,
     reason: "UNREAD_ANSWERS",
-    message: `answers of ${MAX_UNREAD_BYTES} bytes wait to be read by certificates of this name and role: read them first`,
+    message: `answers of ${MAX_UNREAD_BYTES} bytes wait to be read by certificates of this subject and role: read them first`,
     facts: { limit: "unread-bytes-of-one-client", maximum: String(MAX_UNREAD_BYTES) },
   };
 }
@@ -52,7 +52,7 @@ function crowded(connections: Connections, calls: Shares, ends: Ends): Failure |
   const full = over ?? calls.full(connections.ownerOf(ends));
   if (!full) return undefined;
   const what = over ? "connections" : "calls";
-  const whose = full.whose === "own" ? "certificates of one name and role have" : "all clients together have";
+  const whose = full.whose === "own" ? "certificates of one subject and role have" : "all clients together have";
   const remedy = full.whose === "own" ? `end some of yours` : `try again, or have jobsd allow more with --max-${what}`;
   return {
     code: status.RESOURCE_EXHAUSTED,

@@ -128,11 +128,11 @@ function identityOf({ der, revoked }: Connection): Identity {
 }
 
 /**
- * Names the client: the role and the common name. The certificate would give whoever renews it a second share. All
+ * Names the client: the role and the subject. The certificate would give whoever renews it a second share. All
  * certificates without a valid role have one share together.
  */
 function shareOf(identity: Identity): string {
-  return identity.ok ? `${identity.principal.role} ${identity.principal.name}` : "";
+  return identity.ok ? `${identity.principal.role} ${identity.principal.subject}` : "";
 }
 
 /** Returns a key for both ends; undefined when the connection has been reset, and has no addresses any more. */

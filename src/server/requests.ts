@@ -115,7 +115,7 @@ const TOO_LONG: Failure = {
 const TOO_MANY: Failure = {
   code: status.RESOURCE_EXHAUSTED,
   reason: "TOO_MANY_REQUEST_BYTES",
-  message: `requests of ${MAX_REQUESTS_BYTES} bytes by certificates of this name and role are under way: wait for their answers`,
+  message: `requests of ${MAX_REQUESTS_BYTES} bytes by certificates of this subject and role are under way: wait for their answers`,
   facts: { limit: "request-bytes-of-one-client", maximum: String(MAX_REQUESTS_BYTES) },
 };
 

@@ -143,6 +143,18 @@ describe("a client with as many connections as one may have", () => {
       .toBe("in");
   });
 
+  test("is its whole subject: another one with the same common name has a share of its own", async () => {
+    await using server = await running(trusted, {}, { maxConnections: 16 });
+    const [one, two] = await Promise.all(
+      ["O=One", "O=Two"].map((rest) => trusted.client("reader", { subject: `CN=ada,${rest}` })),
+    );
+    const sessions = new AsyncDisposableStack();
+    onTestFinished(() => sessions.disposeAsync());
+    for (let i = 0; i < 8; i++) sessions.use(await handshaken(server, one as Pair));
+    expect((await errorOf(query(server, one as Pair))).code).toBe(status.RESOURCE_EXHAUSTED);
+    expect(await query(server, two as Pair)).toMatchObject({ pid: JOB.pid });
+  });
+
   test("is told for a moment: then, or among many at once, its further connections are closed", async () => {
     await using server = await running(trusted, {}, { maxConnections: 2 });
     await using _first = await handshaken(server, reader);
