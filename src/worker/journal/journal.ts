@@ -10,7 +10,7 @@ import { databasePath, migrate, openDatabase, unusable } from "./database.ts";
 import { PLACE_COLUMNS, PLACE_NAMES, placeValues } from "./log-place.ts";
 import { logRecords, type LogRecords } from "./log-records.ts";
 import { encode, keptIn, type JobRecord } from "./record.ts";
-import { atomically, removalFrom, type Removals, removalsIn, type Removed } from "./removals.ts";
+import { archivedValue, atomically, removalFrom, type Removals, removalsIn, type Removed } from "./removals.ts";
 import { type Found, labelTexts, type Search, searchIn } from "./search.ts";
 
 /**
@@ -23,7 +23,8 @@ import { type Found, labelTexts, type Search, searchIn } from "./search.ts";
  * job's own policy keeps it out of the archive.
  *
  * `labels` has a row for each label of each job: JSON of the key and the value, and the job's `seq`. `removals` has the jobs
- * whose records are gone and whose files are yet to go; `archived` is 1 where the copy in the archive goes, too.
+ * whose records are gone and whose files are yet to go; `archived` is 2 where the copy in the archive goes, too, and 1
+ * where there may be one, as versions before wrote it for both.
  */
 const MIGRATIONS: readonly string[] = [
   `
@@ -164,7 +165,7 @@ export function makeJournal(
   const insert = insertionInto(database);
   for (const each of jobs) insert(each);
   const remove = database.prepare("INSERT INTO removals VALUES (?, ?)");
-  for (const { id, archived } of removed) remove.run(id, archived ? 1 : 0);
+  for (const each of removed) remove.run(each.id, archivedValue(each));
   database.exec("COMMIT");
 }
 

@@ -9,8 +9,8 @@ import { labelTexts } from "./search.ts";
 /** A job whose files are to go. */
 export interface Removed {
   readonly id: string;
-  /** The copy of its log in the archive goes, too. */
-  readonly archived: boolean;
+  /** The copy of its log in the archive goes, too; `perhaps` there is one, which was being made. */
+  readonly archived: boolean | "perhaps";
 }
 
 /** An ended job, as the pruning of jobs sees it. */
@@ -43,6 +43,17 @@ export interface Removals {
   endedFirst(limit: number, archiving: boolean, after?: Omit<EndedRow, "id">): EndedRow[];
 }
 
+/** Returns a row of the table `removals`, as it is read. */
+export function removedOf({ id, archived }: Row): Removed {
+  return { id: String(id), archived: archived === 1 ? "perhaps" : archived === 2 };
+}
+
+/** Returns the column `archived` of the table `removals`. */
+export function archivedValue({ archived }: Removed): number {
+  if (archived === "perhaps") return 1;
+  return archived ? 2 : 0;
+}
+
 /**
  * @param columns a SELECT of the columns that a record is read from
  * @param walPath the database's -wal: SQLite has no locks on it (fcntl(2)), so that it may be closed
@@ -54,7 +65,6 @@ export function removalsIn(database: DatabaseSync, columns: string, walPath: str
   const note = database.prepare("INSERT OR REPLACE INTO removals VALUES (?, ?)");
   const pending = database.prepare("SELECT id, archived FROM removals WHERE id > ? ORDER BY id LIMIT ?");
   const one = database.prepare("SELECT id, archived FROM removals WHERE id = ?");
-  const removedIn = ({ id, archived }: Row): Removed => ({ id: String(id), archived: archived === 1 });
   const done = database.prepare("DELETE FROM removals WHERE id = ?");
   return {
     begin(ids, archived) {
@@ -63,10 +73,11 @@ export function removalsIn(database: DatabaseSync, columns: string, walPath: str
           const kept = keptIn(find.get(id));
           if (kept === undefined) return [];
           const { log } = kept.job;
-          const copied = log?.kind === "archived" ? archived : log?.kind !== "pruned" && log?.due === true;
+          const making = log?.kind !== "archived" && log?.kind !== "pruned" && log?.due === true;
+          const removed = { id, archived: making ? "perhaps" : log?.kind === "archived" && archived } as const;
           remove(kept);
-          note.run(id, copied ? 1 : 0);
-          return [{ id, archived: copied }];
+          note.run(id, archivedValue(removed));
+          return [removed];
         }),
       );
     },
@@ -75,8 +86,8 @@ export function removalsIn(database: DatabaseSync, columns: string, walPath: str
       await using wal = await open(walPath);
       await wal.sync();
     },
-    pending: (limit, after = "") => pending.all(after, limit).map(removedIn),
-    find: (id) => one.all(id).map(removedIn),
+    pending: (limit, after = "") => pending.all(after, limit).map(removedOf),
+    find: (id) => one.all(id).map(removedOf),
     done: (ids) => atomically(database, () => ids.forEach((id) => done.run(id))),
     ...endedIn(database),
   };

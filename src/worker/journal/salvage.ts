@@ -4,7 +4,7 @@ import { JobError } from "../model/errors.ts";
 import { VERSION } from "./journal.ts";
 import type { Row } from "./log-place.ts";
 import { keptIn, type JobRecord } from "./record.ts";
-import type { Removed } from "./removals.ts";
+import { type Removed, removedOf } from "./removals.ts";
 
 /** The rows of a damaged journal that can still be read. */
 export interface Salvaged {
@@ -49,8 +49,7 @@ function noted(database: DatabaseSync, key: string): string | undefined {
 
 function removedIn(database: DatabaseSync): Removed[] {
   try {
-    const rows = database.prepare("SELECT id, archived FROM removals").all();
-    return rows.map(({ id, archived }) => ({ id: String(id), archived: archived === 1 }));
+    return database.prepare("SELECT id, archived FROM removals").all().map(removedOf);
   } catch {
     return []; // damaged, or of a version that had none
   }

@@ -1,5 +1,6 @@
 import { chmodSync, existsSync, mkdirSync, readdirSync, renameSync, rmSync, statfsSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { DatabaseSync } from "node:sqlite";
 import { setTimeout as delay } from "node:timers/promises";
 import { describe, expect, test } from "vitest";
 import { unless } from "../../testing/root.ts";
@@ -33,6 +34,15 @@ async function pruned(worker: TestWorker, filter: PruneFilter): Promise<string[]
   const ids: string[] = [];
   for await (const some of worker.prune(filter, never)) ids.push(...some);
   return ids;
+}
+
+/** Returns the jobs whose files are yet to go, as the journal has them. */
+function removals(stateDir: string): string[] {
+  using database = new DatabaseSync(join(stateDir, "journal.db"), { readOnly: true });
+  return database
+    .prepare("SELECT id FROM removals ORDER BY id")
+    .all()
+    .map(({ id }) => String(id));
 }
 
 const listed = (worker: TestWorker): string[] => worker.list({ limit: 100 }).jobs.map(({ id }) => id);
@@ -127,6 +137,39 @@ describe("a job that is removed", () => {
     rmSync(home);
     renameSync(away, home);
     await until("the copy is gone", () => readdirSync(home).length === 0);
+  });
+
+  test("takes its copy along once a daemon has an archive again, and is not forgotten by those without", async () => {
+    using files = testDirectory();
+    const [path, away] = [join(files.path, "archive"), join(files.path, "away")];
+    mkdirSync(path);
+    const options = { archive: { kind: "directory", path }, archivePauses: { firstMs: 10, lastMs: 20 } } as const;
+    await using worker = await testWorker(options);
+    const { stateDir } = worker;
+    const { id: first } = await startReady(worker, waits); // the first to have its turn later
+    const ids = [await ended(worker, sh("echo one")), await ended(worker, sh("echo two"))];
+    for (const id of ids) await until(`${id} is archived`, () => worker.query(id).log?.kind === "archived");
+    renameSync(path, away);
+    writeFileSync(path, ""); // what is not a directory can be read by nobody, root neither
+    await worker.stop(first, { by: "tester", graceMs: 0 });
+    for (const id of [...ids, first]) await worker.remove(id, { archived: true });
+    await worker.close();
+    for (let i = 0; i < 2; i++) {
+      const without = await testWorker({ stateDir });
+      await until("it is told", () => without.logged.some((line) => line.includes("--archive")));
+      await without.close();
+      expect(removals(stateDir)).toEqual(ids.toSorted());
+      expect(without.logged.filter((line) => line.includes("--archive"))).toHaveLength(1);
+    }
+    rmSync(path);
+    renameSync(away, path);
+    await using next = await testWorker({ ...options, stateDir });
+    await until(
+      "the copies are gone",
+      () => readdirSync(path).flatMap((name) => readdirSync(join(path, name))).length === 0,
+    );
+    await next.close();
+    expect(removals(stateDir)).toEqual([]);
   });
 
   test("on a full disk makes room for saying so", unless(noMounts), async () => {

@@ -31,8 +31,13 @@ export const BATCH = 32;
 export function openRemoval(parts: Parts, drop: (id: string) => Promise<void>): Removal {
   const { journal, options } = parts;
   const under = new Set<Promise<unknown>>();
+  let told = false;
   const queue = openRetryQueue({
-    work: (id, signal) => finish(parts, id, signal),
+    async work(id, signal) {
+      if ((await finish(parts, id, signal)) || told) return;
+      told = true;
+      options.log("warn", "copies of removed jobs' logs wait for a daemon that has their archive (jobsd --archive)");
+    },
     told: { failed: "a removed job's files cannot be removed", again: "removed jobs' files can be removed again" },
     log: options.log,
     pauses: options.archivePauses,
@@ -81,14 +86,19 @@ export function openRemoval(parts: Parts, drop: (id: string) => Promise<void>): 
   };
 }
 
-/** Removes what is left of a removed job. Throws what keeps a file from being removed. */
-async function finish(parts: Parts, id: string, signal: AbortSignal): Promise<void> {
+/**
+ * Removes what is left of a removed job. Resolves to false where a copy in the archive is left to a daemon that has one. Throws
+ * what keeps a file from being removed.
+ */
+async function finish(parts: Parts, id: string, signal: AbortSignal): Promise<boolean> {
   const { archive, journal } = parts;
   const removed = journal.removals.find(id);
   await putAside(parts, removed);
+  if (!archive && removed.some(({ archived }) => archived === true)) return false;
   for (const { archived } of removed)
     if (archived && archive) await removeArchived(archive.store, journal.instance, id, signal);
   journal.removals.done([id]);
+  return true;
 }
 
 /** Removes the records. On a full disk the logs make room for saying so. */
