@@ -10,7 +10,7 @@ export type MetricsAddress =
   | { readonly kind: "tcp"; readonly host: string; readonly port: number }
   | { readonly kind: "unix"; readonly path: string };
 
-/** How many connections there are at once; one more is closed. A scraper takes one. */
+/** How many connections there are at once; with one more the oldest that has no request is closed. A scraper takes one. */
 const MAX_CONNECTIONS = 16;
 /** How long a request may take to come, and a connection may be silent: an answer that nobody reads ends then. */
 const REQUEST_MS = 5_000;
@@ -53,7 +53,6 @@ interface ListenOptions {
 export async function listenForScrapes({ address, remote, scrape, failed }: ListenOptions): Promise<MetricsListener> {
   const told = address.kind === "unix" ? `unix:${address.path}` : `${inBrackets(address.host)}:${address.port}`;
   const server = createServer({ maxHeaderSize: MAX_HEADER_BYTES, connectionsCheckingInterval: 1000 });
-  server.maxConnections = MAX_CONNECTIONS;
   server.headersTimeout = REQUEST_MS;
   server.requestTimeout = REQUEST_MS;
   server.timeout = SILENT_MS;
@@ -61,6 +60,18 @@ export async function listenForScrapes({ address, remote, scrape, failed }: List
   const shared = shareOne(scrape);
   /** Connections with a request that is not answered. */
   const busy = new WeakSet<Socket>();
+  const open = new Set<Socket>();
+  server.on("connection", (socket: Socket) => {
+    open.add(socket);
+    socket.once("close", () => open.delete(socket));
+    if (open.size <= MAX_CONNECTIONS) return;
+    for (const each of open) {
+      if (busy.has(each)) continue;
+      open.delete(each);
+      each.destroy();
+      return;
+    }
+  });
   server.on("request", (request, response) => {
     const { socket } = request;
     // Requests that came before the answer would be answered all at once, in memory.
