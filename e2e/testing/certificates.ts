@@ -68,7 +68,7 @@ export async function issueOdd({ file }: Certificates): Promise<void> {
 export async function issueParty({ file }: Certificates, name: string, role: Role): Promise<void> {
   const [trusted, key] = await Promise.all([openAuthority(file("ca.crt"), file("ca.key")), generateKey(2048)]);
   // jobsctl warns of a certificate that ends within days.
-  const odd = { roles: [derString(role)], notAfter: new Date(Date.now() + 90 * 24 * HOUR_MS) };
+  const odd = { roles: [derString(role)] };
   await writeFile(file(`${name}.crt`), await sign(trusted, name, key, odd));
   await writeFile(file(`${name}.key`), keyToPem(key), { mode: 0o600 });
 }
@@ -84,7 +84,8 @@ async function sign(
     subject: `CN=${name}`,
     issuer: ca.subjectName,
     notBefore: odd.notBefore ?? new Date(Date.now() - HOUR_MS),
-    notAfter: odd.notAfter ?? new Date(Date.now() + HOUR_MS),
+    // Of a certificate that ends soon each command would warn.
+    notAfter: odd.notAfter ?? new Date(Date.now() + 90 * 24 * HOUR_MS),
     publicKey: await toCryptoKey(createPublicKey(key), "verify"),
     signingKey: await toCryptoKey(caKey, "sign"),
     signingAlgorithm: SIGNING,
