@@ -67,7 +67,6 @@ export async function issueOdd({ file }: Certificates): Promise<void> {
 /** Adds a party with a role. */
 export async function issueParty({ file }: Certificates, name: string, role: Role): Promise<void> {
   const [trusted, key] = await Promise.all([openAuthority(file("ca.crt"), file("ca.key")), generateKey(2048)]);
-  // jobsctl warns of a certificate that ends within days.
   const odd = { roles: [derString(role)] };
   await writeFile(file(`${name}.crt`), await sign(trusted, name, key, odd));
   await writeFile(file(`${name}.key`), keyToPem(key), { mode: 0o600 });
