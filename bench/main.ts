@@ -15,7 +15,7 @@ import { peer } from "./peer.ts";
 import { records } from "./records.ts";
 import { restart } from "./restart.ts";
 import { soak } from "./soak.ts";
-import { flight, heap, isolation, start } from "./start.ts";
+import { flight, heap, isolation, start, watched } from "./start.ts";
 import { stream } from "./stream.ts";
 
 /** The benchmarks in their order: starts come before anything has filled the disk. */
@@ -23,6 +23,7 @@ const BENCHMARKS: Readonly<Record<string, (bench: Bench) => Promise<Row[]>>> = {
   start,
   peer,
   heap,
+  watched,
   isolation,
   flight,
   cli,

@@ -104,6 +104,15 @@ export async function heap(bench: Bench): Promise<Row[]> {
   return [row(name, msOf("full"), "ms", ["without", msOf("without")], target)];
 }
 
+/** Measures starts in a daemon that is watched and shared by owners with quotas, and in a plain one, by turns. */
+export async function watched(bench: Bench): Promise<Row[]> {
+  const flags = ["--metrics", "127.0.0.1:0", "--owners", "private", "--quota", "jobs=1000,max-time-limit=1h"];
+  const msOf = await turnByTurn(bench, { plain: {}, watched: { flags } });
+  const target = { text: `at most ${MOST_WORSE.toFixed(2)}`, met: msOf("watched") <= MOST_WORSE * msOf("plain") };
+  const name = "Start with metrics, private owners and quotas";
+  return [row(name, msOf("watched"), "ms", ["without", msOf("plain")], target)];
+}
+
 /** Measures starts with all isolation, with none, and with all isolation and no network, by turns. */
 export async function isolation(bench: Bench): Promise<Row[]> {
   const off = { flags: ["--isolation-off", SWITCHES.join(",")] };
