@@ -58,7 +58,7 @@ function held(pid: number, group: string): Held {
     found.push(...more);
   }
   const descriptors = (of: number): number => readdirSync(`/proc/${of}/fd`).length;
-  // Without root the spawner is not to be looked into, by nobody of its user.
+  // Nobody but root may look into the spawner.
   const isSeen = process.getuid?.() === 0;
   const [spawner = 0] = children.get(pid) ?? [];
   const groups = group === "" ? [] : readdirSync(group, { recursive: true, withFileTypes: true });

@@ -108,7 +108,7 @@ export async function sign(authority: Authority, request: CertificateRequest, op
   );
 }
 
-/** What a leaf says of its holder. */
+/** A certificate to be signed that is no CA's: its holder and what that may do. */
 interface Leaf {
   readonly subject: Name | JsonName;
   readonly publicKey: KeyObject;

@@ -24,7 +24,7 @@ export interface IndexEntry {
 
 /** The index of a CA, as it is now. */
 export interface CaIndex {
-  /** By serial number, in the order of signing. */
+  /** The certificates by serial number, in the order of signing. */
   readonly entries: ReadonlyMap<string, IndexEntry>;
   /** How many lines there are, of all CAs that have used the file. It only grows. */
   readonly lines: number;
@@ -32,7 +32,7 @@ export interface CaIndex {
   readonly damaged: readonly number[];
 }
 
-/** What has happened, in one line of the index; `ca` tells the CAs apart that one file has had. */
+/** A line of the index: a certificate was signed or revoked. `ca` tells apart the CAs that one file has had. */
 type Event = { readonly ca: string } & (
   | (Omit<IndexEntry, "revoked"> & { readonly signed: string })
   | (Partial<Pick<IndexEntry, "subject" | "role" | "until">> & {
@@ -155,7 +155,7 @@ function isEvent(read: unknown): read is Event {
 
 /**
  * Appends lines by one write(2), between which and those of other signers the kernel decides, so that nobody waits for a lock
- * that a killed signer has left. Throws CertError `unwritable`; nothing may be handed out then.
+ * of a killed signer. Throws CertError `unwritable`; nothing may be handed out then.
  */
 async function append(path: string, events: readonly Event[]): Promise<void> {
   const lines = events.map((event) => `${JSON.stringify(event)}\n`).join("");

@@ -61,7 +61,7 @@ export async function writeCrl(
 }
 
 interface Revoked {
-  /** In hexadecimal. */
+  /** The serial number in hexadecimal. */
   readonly serial: string;
   readonly at: Date;
   readonly reason: number;

@@ -11,7 +11,7 @@ import { CertError, type CertErrorCode } from "./error.ts";
 export interface CaFiles {
   readonly crt: string;
   readonly key: string;
-  /** What it has signed: ca-index.ts. */
+  /** The index of what the CA has signed: ca-index.ts. */
   readonly index: string;
   /** The list of what it has revoked. */
   readonly crl: string;

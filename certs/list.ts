@@ -13,7 +13,7 @@ export interface CaRegister {
   /** The list of what it has revoked; absent where there is none. */
   readonly crl?: { readonly path: string; readonly number: number; readonly revoked: number; readonly until: string };
   readonly certificates: readonly (IndexEntry & { readonly state: "valid" | "expired" | "revoked" })[];
-  /** What is wrong with the index or the list, and what to do about it. */
+  /** Faults of the index or of the list, each with its remedy. */
   readonly faults: readonly string[];
 }
 

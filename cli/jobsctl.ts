@@ -1,7 +1,7 @@
 import manifest from "../package.json" with { type: "json" };
 import type { Command, Flag, Program } from "./line/program.ts";
 
-/** Of every command that can answer in the API's own messages. */
+/** The flag of every command that can answer in the API's own messages. */
 export const output: Flag = { name: "output", short: "o", value: "text|json", about: "json: the API's own messages" };
 const archived: Flag = { name: "with-archive", about: "remove copies of their output in the daemon's archive, too" };
 const force: Flag = { name: "force", about: "replace files that are there" };

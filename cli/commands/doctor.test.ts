@@ -22,7 +22,7 @@ function check(...flags: readonly string[]) {
   return launch("jobsd", ["--check", ...flags]).ended;
 }
 
-/** Without those of the client, and of the command line of `jobsd --check` itself. */
+/** The worker's findings, without the client's and those of the command line of `jobsd --check`. */
 function ofWorker({ findings }: Examined): string[] {
   return findings.flatMap(({ area, name, state }) =>
     ["client", "configuration"].includes(area) ? [] : [`${area} ${name} ${state}`],

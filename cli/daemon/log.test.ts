@@ -27,7 +27,7 @@ afterAll(async () => {
 
 interface OnTerminal {
   readonly pid: () => number;
-  /** What the terminal was told. */
+  /** The text that the terminal was sent. */
   readonly shown: () => string;
   /** Ends the daemon and resolves when its terminal is gone. */
   readonly end: () => Promise<void>;

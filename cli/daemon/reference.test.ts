@@ -69,7 +69,7 @@ it("docs/jobsd.toml is taken as it is, and with each key at work", async () => {
   expect(settingsWithoutTls(whole, "/opt/jobs")).toMatchObject({ maxCalls: 4096, worker: { maxJobs: 10_000 } });
 });
 
-/** What Served.renew takes beside the certificates, and the log's level. */
+/** The settings that Served.renew takes beside the certificates, and the log's level. */
 const OF_SERVER = ["auditLimits", "shutdownMs", "maxConnections", "maxCalls", "level"];
 
 it("a key that a reload takes changes nothing but what the worker and the server take while they run", async () => {

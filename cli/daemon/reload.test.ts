@@ -151,7 +151,7 @@ describe("SIGHUP", () => {
     }
     await writeFile(file, `${lines()}max-jobs = 6\n`);
     hangUp();
-    // What was wrong took no part with it: it would be "5 → 6".
+    // A reload that was refused left the setting as it was: else this would be "5 → 6".
     await tells({ msg: "configuration taken", "max-jobs": "not given → 6" });
   });
 

@@ -9,7 +9,7 @@ import { type Crls, crlsOf, listsChanged } from "./crl.ts";
 import { flags, settings, type Settings } from "./settings.ts";
 
 interface Running {
-  /** What the daemon was started with. */
+  /** The settings that the daemon was started with. */
   readonly given: Given;
   /** Reads what is given anew: the configuration file may have changed. */
   readonly read: () => Promise<Given>;
@@ -22,7 +22,7 @@ interface Running {
   readonly log: Logger;
 }
 
-/** What is taken while the daemon runs. Nothing is taken where anything is wrong, and the log has the reason. */
+/** Takes changes while the daemon runs. Where anything is wrong nothing is taken, and the log has the reason. */
 export interface Reload {
   /**
    * Takes the certificates' files and what of the configuration needs no restart, and opens the audit log anew. Resolves to
@@ -40,7 +40,7 @@ export function openReload({ given: first, read, root, started, crls: atFirst, s
 
   async function all(): Promise<void> {
     const next = await read();
-    // What needs a restart is checked as well, so that the restart does not fail.
+    // Settings that need a restart are checked as well, so that the restart does not fail.
     await settings(next, root);
     const mixed = mixedOf(given, next);
     const wanted = await settings(mixed, root);

@@ -23,7 +23,7 @@ export function watchFiles(
   function heard(): void {
     clearTimeout(quiet);
     quiet = setTimeout(() => {
-      // Before the files are read: what changes after that is heard of.
+      // Directories are followed before the files are read, so that no later change is missed.
       follow();
       changed();
     }, QUIET_MS).unref();

@@ -104,7 +104,7 @@ function contextHint(env: NodeJS.ProcessEnv): string {
   return `name a context in config.json, which is nowhere: ${place.nowhere}`;
 }
 
-/** What proves who calls, and the certificate of it that is the caller's own. */
+/** Credentials, and the one of their certificates that is the caller's own. */
 export interface OwnCredentials extends Credentials {
   readonly own: X509Certificate;
 }

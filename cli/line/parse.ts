@@ -3,7 +3,7 @@ import { SIGNALS } from "../../src/os/signals.ts";
 /** A command line that is wrong; the message says what would be right. */
 export class UsageError extends Error {
   override readonly name = "UsageError";
-  /** What else is wrong, a line each. */
+  /** Further faults, a line each. */
   readonly more: readonly string[];
 
   constructor(message: string, more: readonly string[] = []) {

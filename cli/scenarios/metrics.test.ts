@@ -169,7 +169,7 @@ it.each(["alerts.yaml", "alerts.test.yaml", "dashboard.json"])(
       const base = metric.replace(/_(bucket|sum|count)$/, "");
       if (!real.has(metric) && !real.get(base)) return [metric];
       const labels = [...selector.matchAll(/(\w+)(?==~?")/g)].map(([label]) => label);
-      // What Prometheus adds to each series of a target.
+      // Prometheus adds instance and job to each series of a target; le is a histogram's own.
       const known = (label: string): boolean => ["instance", "job", "le"].includes(label);
       return labels.flatMap((label) =>
         known(label) || new RegExp(`^${metric}\\{.*\\b${label}="`, "m").test(scraped) ? [] : [`${metric}{${label}}`],

@@ -21,7 +21,7 @@ import type {
 } from "../../proto/generated/jobs/v1/worker.ts";
 import type { TlsPem } from "../x509/pem.ts";
 
-/* What the library promises. No file that this one imports names a type of a package: the declarations stand alone. */
+/* The library's interface. No file that this one imports names a type of a package: the declarations stand alone. */
 
 /** Options of one call. */
 export interface CallOptions {
@@ -84,7 +84,7 @@ export interface Client extends Disposable {
   stream(request: StreamInput, options?: CallOptions): AsyncGenerator<StreamResponse, void, void>;
   update(request: UpdateInput, options?: CallOptions): Promise<UpdateResponse>;
   remove(request: RemoveInput, options?: CallOptions): Promise<RemoveResponse>;
-  /** What has been removed, some jobs at a time. Leaving the loop ends it. */
+  /** Yields the ids of removed jobs, some at a time. Leaving the loop ends the pruning. */
   prune(request: PruneInput, options?: CallOptions): AsyncGenerator<PruneResponse, void, void>;
   /** The newest message each time: a slow consumer skips those before it. Leaving the loop cancels. */
   stats(request: StatsInput, options?: CallOptions): AsyncGenerator<StatsResponse, void, void>;

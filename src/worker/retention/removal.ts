@@ -3,11 +3,10 @@ import { join } from "node:path";
 import { codeOf } from "../../os/errno.ts";
 import { removeArchived } from "../archive/move.ts";
 import type { Removed } from "../journal/removals.ts";
-import { removeLogFiles } from "../log/files.ts";
 import { JobError } from "../model/errors.ts";
 import { isFailing } from "../model/failure.ts";
 import { openRetryQueue } from "../system/retry-queue.ts";
-import { empty, type Parts } from "./remove.ts";
+import { empty, makeRoom, type Parts } from "./remove.ts";
 
 /*
  * Jobs that have ended are removed: first their records, which is on the disk before anything else goes, then their
@@ -110,10 +109,7 @@ async function begin({ journal, jobsDir }: Parts, ids: readonly string[], archiv
   }
   for (const id of ids) {
     if (journal.find(id)?.job.state !== "ended") continue;
-    const directory = join(jobsDir, id);
-    await empty(directory);
-    // Without its index nobody takes a log for an empty one.
-    removeLogFiles(directory);
+    await makeRoom(join(jobsDir, id));
   }
   try {
     return journal.removals.begin(ids, archived);

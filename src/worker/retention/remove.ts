@@ -32,10 +32,7 @@ export async function pruneLog(parts: Parts, id: string, why: PruneReason): Prom
     journal.logs.pruned(id, why, new Date());
   } catch (error) {
     if (!isFailing(error)) throw error;
-    // The journal has no room to say so: the log makes it. Without its index nobody takes it for an empty one.
-    const directory = join(jobsDir, id);
-    await empty(directory);
-    removeLogFiles(directory);
+    await makeRoom(join(jobsDir, id));
     leave(id);
     journal.logs.pruned(id, why, new Date());
   }
@@ -49,6 +46,12 @@ export async function removeLog({ journal, jobsDir }: Parts, id: string): Promis
   await empty(directory);
   await rm(directory, { recursive: true, force: true });
   journal.logs.removed(id);
+}
+
+/** Has a log make the room that the journal lacks. Its index goes first: nobody takes the rest for an empty log. */
+export async function makeRoom(directory: string): Promise<void> {
+  await empty(directory);
+  removeLogFiles(directory);
 }
 
 /** Frees the blocks of a log, whose files a slow client's reader may keep open. */
