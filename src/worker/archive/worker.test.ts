@@ -313,7 +313,7 @@ describe("an archive in a directory", () => {
 
 describe.each(servers)("an archive on $name", ({ name, checksums, start }) => {
   if (!start) {
-    test.skip(`${name} is built with Go, which is not here`, () => {});
+    test("keeps logs", unless(`${name} is built with Go, which is not here`), () => {});
     return;
   }
   let server: S3Server;
